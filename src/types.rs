@@ -1,0 +1,183 @@
+//! The nouns that every part shares: slot, database, replication id and offset, expiry, position.
+//!
+//! A number has a name: none of these has a `Default`, and none mixes with another.
+
+use crate::error::{Error, ErrorKind, Result};
+use std::fmt;
+
+/// How many hash slots a cluster has; standalone data is counted by the same slots.
+pub const SLOTS: usize = 16384;
+
+/// A cluster hash slot, 0 to 16383.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(u16);
+
+impl Slot {
+    /// The slot of a key: CRC-16/XMODEM of the hash tag if there is one, else of the whole key
+    /// (cluster specification, `keyHashSlot` in cluster.c).
+    pub fn of(key: &[u8]) -> Slot {
+        let mut hashed = key;
+        if let Some(open) = memchr::memchr(b'{', key) {
+            let rest = key.get(open + 1..).unwrap_or_default();
+            if let Some(close) = memchr::memchr(b'}', rest)
+                && close > 0
+            {
+                hashed = rest.get(..close).unwrap_or_default();
+            }
+        }
+        Slot(crc16(hashed) & 0x3fff)
+    }
+
+    pub fn new(n: u16) -> Option<Slot> {
+        (usize::from(n) < SLOTS).then_some(Slot(n))
+    }
+
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    pub fn all() -> impl Iterator<Item = Slot> {
+        (0..SLOTS as u16).map(Slot)
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+const CRC16: [u16; 256] = {
+    let mut table = [0u16; 256];
+    let mut i = 0;
+    while i < 256 {
+        let mut crc = (i as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
+            bit += 1;
+        }
+        table[i] = crc;
+        i += 1;
+    }
+    table
+};
+
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0u16, |crc, &b| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ b)])
+}
+
+/// A logical database number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DbIndex(pub u32);
+
+impl DbIndex {
+    pub const ZERO: DbIndex = DbIndex(0);
+}
+
+impl fmt::Display for DbIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// An absolute expiry: Unix time in milliseconds. Never a relative TTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExpireAt(pub i64);
+
+impl fmt::Display for ExpireAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A position in a replication stream: how many of its bytes lie before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplOffset(pub u64);
+
+impl ReplOffset {
+    #[must_use]
+    pub fn plus(self, bytes: u64) -> ReplOffset {
+        ReplOffset(self.0.saturating_add(bytes))
+    }
+
+    /// How many bytes `self` is ahead of `other`, 0 if it is not.
+    pub fn since(self, other: ReplOffset) -> u64 {
+        self.0.saturating_sub(other.0)
+    }
+}
+
+impl fmt::Display for ReplOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The 40 hexadecimal digits that name a replication history.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ReplId([u8; 40]);
+
+impl ReplId {
+    pub fn parse(text: &[u8]) -> Result<ReplId> {
+        match <[u8; 40]>::try_from(text) {
+            Ok(id) if id.iter().all(u8::is_ascii_hexdigit) => Ok(ReplId(id)),
+            _ => Err(Error::new(ErrorKind::Protocol, "the server sent a replication id that is not 40 hexadecimal digits")),
+        }
+    }
+
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for ReplId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for ReplId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One master of the source, in the order in which the topology named them when the run began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How far a source shard has been carried over: everything before it is done.
+///
+/// The database belongs to the position because a stream that continues does not select it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    /// Byte position in the snapshot file, at the start of a record, and the database selected there.
+    Snapshot { at: u64, db: DbIndex },
+    /// Offset in the replication stream, at the start of a command or transaction, and the database selected there.
+    Stream { at: ReplOffset, db: DbIndex },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        assert_eq!(Slot::of(b"foo").number(), 12182);
+        assert_eq!(Slot::of(b"{user1000}.following"), Slot::of(b"{user1000}.followers"));
+        assert_eq!(Slot::of(b"foo{}{bar}"), Slot(crc16(b"foo{}{bar}") & 0x3fff));
+        assert_eq!(Slot::of(b"foo{{bar}}zap"), Slot(crc16(b"{bar") & 0x3fff));
+        assert_eq!(Slot::of(b"").number(), 0);
+    }
+}
