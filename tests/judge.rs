@@ -4,7 +4,7 @@ use crate::support::cluster::Cluster;
 use crate::support::compare::{Rules, compare};
 use crate::support::dataset::{Fill, fill};
 use crate::support::need;
-use crate::support::server::{Server, Setup};
+use crate::support::server::{Server, Setup, find};
 use crate::support::side::Side;
 use crate::support::tls::Tls;
 use crate::support::traffic::{self, Mix, Options, wrong_counters};
@@ -15,21 +15,43 @@ fn side(server: &Server) -> Side {
 
 #[test]
 fn the_judge_finds_a_replica_equal_under_traffic() {
-    let Some([name]) = need(["any"]) else { return };
-    let source = Server::start(&name);
+    let all = [
+        "redis-6.0",
+        "redis-6.2",
+        "redis-7.0",
+        "redict-7.3",
+        "redis-8.0",
+        "valkey-8.0",
+    ];
+    let mut names: Vec<String> = all
+        .into_iter()
+        .chain(["valkey-8.1", "valkey-9.1"])
+        .filter_map(find)
+        .collect();
+    if names.is_empty() {
+        let Some([name]) = need(["any"]) else { return };
+        names.push(name);
+    }
+    names.iter().for_each(|name| replica_is_equal(name));
+}
+
+fn replica_is_equal(name: &str) {
+    println!("{name}");
+    let source = Server::start(name);
     fill(&mut side(&source), &Fill::new(5_000)).expect("the data set is written");
-    let replica = Setup::new(&name).replica_of(&source).start();
+    let replica = Setup::new(name).replica_of(&source).start();
     let options = Options {
         seconds: 3,
         ..Options::new(&source.url(), false)
     };
     let report = traffic::start(&options).expect("the traffic starts").wait();
     assert!(report.total() > 5_000, "{report:?}");
+    println!("{:?} {:?}", report.acknowledged, report.refused);
     assert!(report.broken.is_empty(), "{:?}", report.broken);
     assert_eq!(source.run("WAIT 1 5000").int(), Some(1));
     let found = compare(&mut side(&source), &mut side(&replica), &Rules::default())
         .expect("the judge reads");
-    assert!(found.equal() && found.keys_a > 4_000, "{found}");
+    assert!(found.equal() && found.keys_a > 4_000, "{name}: {found}");
     let wrong =
         wrong_counters(&mut side(&replica), &report.counters).expect("the counters are read");
     assert!(wrong.is_empty() && !report.counters.is_empty(), "{wrong:?}");

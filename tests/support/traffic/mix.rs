@@ -50,13 +50,25 @@ pub struct Write {
 
 /// Makes what the writes rely on: stream groups, the function library.
 pub fn prepare(side: &mut Side) -> io::Result<()> {
+    let createconsumer = side.knows("xautoclaim");
     for n in 0..STREAMS {
+        let key = name(n, "x");
         // The group is there already when traffic runs a second time.
         side.run(
             &Command::new("XGROUP CREATE")
-                .key(name(n, "x"))
+                .key(&key)
                 .args(["g", "0", "MKSTREAM"]),
         )?;
+        // A consumer that XAUTOCLAIM makes without claiming anything is not replicated (valkey 8.1): a native
+        // replica lacks it too. So that it proves nothing against a migration, all consumers exist from the start.
+        for consumer in ["c0", "c1", "c2"].iter().filter(|_| createconsumer) {
+            side.run(
+                &Command::new("XGROUP CREATECONSUMER")
+                    .key(&key)
+                    .arg("g")
+                    .arg(*consumer),
+            )?;
+        }
     }
     for node in side.nodes() {
         node.words("PING")?;
@@ -128,17 +140,23 @@ impl Generator {
         }
     }
 
+    /// The number in a key's name; half the time one of the few that are used much.
+    pub fn number(&mut self) -> u64 {
+        let hot = self.rng.chance(50);
+        self.rng.below(if hot { self.keys / 50 + 1 } else { self.keys })
+    }
+
     pub fn key(&mut self, kind: &str) -> String {
-        name(self.rng.below(self.keys), kind)
+        name(self.number(), kind)
     }
 
     /// Two keys: of one slot in a cluster, of any two slots elsewhere.
     pub fn two(&mut self, kind: &str, other: &str) -> (String, String) {
-        let n = self.rng.below(self.keys);
+        let n = self.number();
         let m = if self.cluster {
             n
         } else {
-            self.rng.below(self.keys)
+            self.number()
         };
         (name(n, kind), name(m, other))
     }
@@ -262,7 +280,7 @@ impl Generator {
                     .arg("x".repeat(word.len() * 5)),
             ),
             5 => one("RPOP", command("RPOP")),
-            6 => one("LPOP", command("LPOP").arg("2")),
+            6 => one("LPOP", command("LPOP")),
             7 => one("LREM", command("LREM").arg("1").arg("same")),
             8 => one(
                 "LINSERT",

@@ -6,7 +6,7 @@ use super::mix::{Generator, SCRIPT, SCRIPT_SHA, Write, name, one};
 impl Generator {
     /// Several keys in one transaction, script or function call.
     pub fn together(&mut self) -> Option<Write> {
-        let n = self.rng.below(self.keys);
+        let n = self.number();
         let (a, b) = (name(n, "n"), name(n, "set"));
         let word = self.word();
         let transaction = |kind, commands: Vec<Command>| {
@@ -77,7 +77,7 @@ impl Generator {
         let (sa, sb) = self.two("set", "set2");
         let (za, zb) = self.two("z", "zb");
         let (word, cluster) = (self.word(), self.cluster);
-        let n = self.rng.below(self.keys);
+        let n = self.number();
         // A further key: of the same slot in a cluster, of any slot elsewhere.
         let like = |key: &str, kind: &str| match key.rsplit_once(':') {
             Some((tag, _)) if cluster => format!("{tag}:{kind}"),
@@ -140,7 +140,7 @@ impl Generator {
                 one("PFMERGE", Command::new("PFMERGE").key(ha).key(hb))
             }
             13 => {
-                let n = self.rng.below(self.keys);
+                let n = self.number();
                 let (from, to) = (
                     name(n, "ints"),
                     if cluster {
