@@ -143,7 +143,8 @@ impl Generator {
     /// The number in a key's name; half the time one of the few that are used much.
     pub fn number(&mut self) -> u64 {
         let hot = self.rng.chance(50);
-        self.rng.below(if hot { self.keys / 50 + 1 } else { self.keys })
+        self.rng
+            .below(if hot { self.keys / 50 + 1 } else { self.keys })
     }
 
     pub fn key(&mut self, kind: &str) -> String {
@@ -153,11 +154,7 @@ impl Generator {
     /// Two keys: of one slot in a cluster, of any two slots elsewhere.
     pub fn two(&mut self, kind: &str, other: &str) -> (String, String) {
         let n = self.number();
-        let m = if self.cluster {
-            n
-        } else {
-            self.number()
-        };
+        let m = if self.cluster { n } else { self.number() };
         (name(n, kind), name(m, other))
     }
 
