@@ -210,6 +210,11 @@ tail -n 1 "$dir/traffic.log" | sed 's/^/   the writers stop:/'
 wait_for 60 "catching up" caught_up
 note "lag: 0 bytes"
 kill -INT "$migrate_pid"
+for _ in $(seq 300); do
+    kill -0 "$migrate_pid" 2>/dev/null || break
+    sleep 0.1
+done
+kill -0 "$migrate_pid" 2>/dev/null && fail "the migration does not heed Ctrl-C"
 code=0
 wait "$migrate_pid" || code=$?
 [ "$code" -eq 130 ] || { cat "$dir/migrate.log" >&2; fail "Ctrl-C ended the migration with $code, not with 130"; }
