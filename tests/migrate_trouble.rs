@@ -5,11 +5,18 @@ use crate::support::keyferry::{Outcome, Plan};
 use crate::support::server::{Server, Setup, free_port};
 use crate::support::story::{Endpoint, Story};
 use crate::support::wire::Command;
-use crate::support::{need, skip, tls::Tls};
+use crate::support::{need, skip, tls::Tls, wait_until};
 use serde_json::json;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
+/// What a source logs when it cuts a replica that does not keep up.
+const CUT: &str = "output buffer limits";
+/// The limits that cut a replica soon, and no large backlog that would raise them.
+const SMALL_BUFFER: [&str; 2] = [
+    "client-output-buffer-limit replica 32mb 16mb 10",
+    "repl-backlog-size 1mb",
+];
 
 #[test]
 fn a_source_that_is_down_ends_with_3() {
@@ -120,12 +127,7 @@ fn a_small_output_buffer_and_a_slow_target_do_not_cut_the_link() {
     let Some([name]) = need(["redis-7.0"]) else {
         return;
     };
-    let limit = [
-        "client-output-buffer-limit replica 32mb 16mb 10",
-        "repl-backlog-size 1mb",
-        "repl-timeout 60",
-    ];
-    let source = Endpoint::alone(Setup::new(&name).lines(&limit));
+    let source = Endpoint::alone(Setup::new(&name).lines(&SMALL_BUFFER));
     let story = Story::new(source, Endpoint::alone(Setup::new(&name)));
     story.fill(5_000);
     fill_volume(&mut story.source.nodes()[0].client(), 20_000, 1_000)
@@ -155,6 +157,26 @@ fn a_small_output_buffer_and_a_slow_target_do_not_cut_the_link() {
     );
     story.verify();
     story.judge();
+}
+
+/// The test above can fail: with the same limits, a replica that does not read is cut.
+#[test]
+fn a_replica_that_does_not_read_is_cut() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let source = Setup::new(&name)
+        .lines(&SMALL_BUFFER)
+        .diskless(true)
+        .start();
+    let mut replica = source.client();
+    replica.push(&Command::new("PSYNC ? -1"));
+    replica.flush().expect("the command is sent");
+    std::thread::sleep(Duration::from_millis(300));
+    fill_volume(&mut source.client(), 60_000, 1_000).expect("the volume is written");
+    wait_until("the source cuts the link", Duration::from_secs(20), || {
+        source.log().contains(CUT)
+    });
 }
 
 #[test]
