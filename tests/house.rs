@@ -288,6 +288,10 @@ fn length(path: &str, text: &str) -> Vec<String> {
 }
 
 fn unwraps(path: &str, text: &str) -> Vec<String> {
+    // A module's tests may lie in a file of their own.
+    if path.ends_with("/tests.rs") {
+        return Vec::new();
+    }
     let all: Vec<&str> = text.lines().collect();
     let bare =
         code(text).filter(|(_, line)| line.contains(".unwrap()") || line.contains(".expect("));
