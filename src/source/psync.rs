@@ -212,13 +212,8 @@ impl Link {
                 return Ok(None);
             }
             self.state.reconnects.fetch_add(1, Ordering::Relaxed);
-            match start(
-                &self.endpoint,
-                &self.address,
-                Some((replid, self.spool.stream_end())),
-            )
-            .await
-            {
+            let from = self.spool.replid().map(|id| (id, self.spool.stream_end()));
+            match start(&self.endpoint, &self.address, from).await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(e) if e.retry() == crate::error::Retry::Later => last = e,
                 Err(e) => return Err(e),
