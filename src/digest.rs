@@ -62,7 +62,14 @@ pub fn of_payload(dump: &[u8], now_ms: i64) -> Result<Option<KeyDigest>> {
     let p = payload::open(dump)?;
     let kind = value::kind(p.type_id, p.dialect)?;
     let mut state = State::new(kind, p.type_id, now_ms);
-    value::decode(p.type_id, p.dialect, u32::from(p.version), p.body, 0, &mut state)?;
+    value::decode(
+        p.type_id,
+        p.dialect,
+        u32::from(p.version),
+        p.body,
+        0,
+        &mut state,
+    )?;
     Ok((kind != ValueKind::Hash || state.count > 0).then(|| state.finish(kind)))
 }
 
@@ -83,11 +90,19 @@ struct State {
 
 impl State {
     fn new(kind: ValueKind, version: u8, now_ms: i64) -> State {
-        State { acc: mix(kind as u64 + 1), count: 0, version, now_ms }
+        State {
+            acc: mix(kind as u64 + 1),
+            count: 0,
+            version,
+            now_ms,
+        }
     }
 
     fn finish(&self, kind: ValueKind) -> KeyDigest {
-        KeyDigest { value: mix(self.acc ^ mix(self.count)), kind }
+        KeyDigest {
+            value: mix(self.acc ^ mix(self.count)),
+            kind,
+        }
     }
 
     /// For what has an order.
@@ -225,16 +240,27 @@ mod tests {
         };
         let set = digest(opcode::SET_LISTPACK, &packed);
         assert_eq!(set, digest(opcode::SET, &plain(&[b"abc", b"x", b"7"])));
-        assert_eq!(set, digest(opcode::SET, b"\x03\xc0\x07\x03abc\x01x"), "an integer-encoded member");
+        assert_eq!(
+            set,
+            digest(opcode::SET, b"\x03\xc0\x07\x03abc\x01x"),
+            "an integer-encoded member"
+        );
         assert_ne!(set, digest(opcode::SET, &plain(&[b"abc", b"x", b"8"])));
         let list = digest(opcode::LIST, &plain(&[b"a", b"b"]));
         assert_ne!(list, digest(opcode::LIST, &plain(&[b"b", b"a"])));
-        assert_ne!(list, digest(opcode::SET, &plain(&[b"a", b"b"])), "the type counts");
+        assert_ne!(
+            list,
+            digest(opcode::SET, &plain(&[b"a", b"b"])),
+            "the type counts"
+        );
     }
 
     #[test]
     fn two_values_swapped_between_two_keys_change_the_sum() {
-        let (a, b) = (of_body(0, Dialect::Redis, 11, b"\x01a").unwrap(), of_body(0, Dialect::Redis, 11, b"\x01b").unwrap());
+        let (a, b) = (
+            of_body(0, Dialect::Redis, 11, b"\x01a").unwrap(),
+            of_body(0, Dialect::Redis, 11, b"\x01b").unwrap(),
+        );
         let sum = |x: &KeyDigest, y: &KeyDigest| {
             let mut s = SlotSum::default();
             s.add(DbIndex::ZERO, b"k1", x, false);

@@ -230,18 +230,33 @@ impl Fence {
     /// The groups of a stream; none when the key is gone or no stream.
     pub async fn groups(&mut self, db: DbIndex, key: &[u8]) -> Result<Vec<GroupFact>> {
         if db != self.db {
-            self.conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+            self.conn
+                .call(&[b"SELECT", db.to_string().as_bytes()])
+                .await?;
             self.db = db;
         }
         let reply = self.conn.ask(&[b"XINFO", b"GROUPS", key]).await?;
-        let Reply::Array(items) = reply else { return Ok(Vec::new()) };
+        let Reply::Array(items) = reply else {
+            return Ok(Vec::new());
+        };
         let mut groups = Vec::with_capacity(items.len());
         for item in &items {
             let parts = item.array().ok_or_else(unforeseen)?;
-            let field = |name: &[u8]| parts.chunks_exact(2).find(|p| p.first().and_then(Reply::bytes) == Some(name)).and_then(|p| p.get(1));
+            let field = |name: &[u8]| {
+                parts
+                    .chunks_exact(2)
+                    .find(|p| p.first().and_then(Reply::bytes) == Some(name))
+                    .and_then(|p| p.get(1))
+            };
             groups.push(GroupFact {
-                name: field(b"name").and_then(Reply::bytes).ok_or_else(unforeseen)?.to_vec(),
-                last_id: field(b"last-delivered-id").and_then(Reply::bytes).ok_or_else(unforeseen)?.to_vec(),
+                name: field(b"name")
+                    .and_then(Reply::bytes)
+                    .ok_or_else(unforeseen)?
+                    .to_vec(),
+                last_id: field(b"last-delivered-id")
+                    .and_then(Reply::bytes)
+                    .ok_or_else(unforeseen)?
+                    .to_vec(),
                 entries_read: field(b"entries-read").and_then(Reply::int),
             });
         }

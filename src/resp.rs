@@ -366,6 +366,7 @@ fn skim_at(buf: &[u8], at: usize, depth: usize) -> Result<Option<(Outcome<'_>, u
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

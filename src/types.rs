@@ -176,6 +176,12 @@ pub enum Mark {
     Stream { at: ReplOffset, db: DbIndex },
 }
 
+/// A key in a message: printable, and not longer than a line.
+pub fn shown(key: &[u8]) -> String {
+    let text: String = key.escape_ascii().map(char::from).take(120).collect();
+    format!("\"{text}\"")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

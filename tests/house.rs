@@ -18,6 +18,7 @@ const FLOORS: [&[&str]; 5] = [
 const SIDEWAYS: &[(&str, &[&str])] = &[
     ("types", &["error"]),
     ("command", &["resp"]),
+    ("rdb", &["resp"]),
     ("digest", &["rdb"]),
     ("source", &["net", "task"]),
     ("target", &["net", "task"]),

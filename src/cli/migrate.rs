@@ -60,16 +60,30 @@ pub async fn run(args: Migrate, common: Common) -> Result<u8> {
 fn text(s: &Summary) -> String {
     let mut lines = vec![format!(
         "{}: {} keys and {} commands {}, {} keys healed, in {:.1} s ({} keys/s), peak memory {}",
-        if s.caught_up { "caught up" } else if s.interrupted { "interrupted, state is saved" } else { "done" },
+        if s.caught_up {
+            "caught up"
+        } else if s.interrupted {
+            "interrupted, state is saved"
+        } else {
+            "done"
+        },
         s.keys_written,
         s.commands_applied,
-        if s.dry_run { "would be written" } else { "written" },
+        if s.dry_run {
+            "would be written"
+        } else {
+            "written"
+        },
         s.healed_keys,
         s.elapsed_ms as f64 / 1000.0,
         s.keys_per_s,
         human_bytes(s.peak_rss_bytes),
     )];
-    lines.extend(s.skipped.iter().map(|(why, n)| format!("left out, {why}: {n}")));
+    lines.extend(
+        s.skipped
+            .iter()
+            .map(|(why, n)| format!("left out, {why}: {n}")),
+    );
     if let Some(census) = &s.census {
         lines.push(format!("what is there: {census}"));
     }

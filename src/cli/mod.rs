@@ -88,7 +88,11 @@ pub fn run() -> u8 {
         Ok(code) => code,
         Err(e) => {
             let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            let (red, plain) = if colour { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+            let (red, plain) = if colour {
+                ("\x1b[1;31m", "\x1b[0m")
+            } else {
+                ("", "")
+            };
             eprintln!("{red}error:{plain} {e}\n  hint: {}", e.remedy());
             e.exit_code()
         }
@@ -106,7 +110,12 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Rdb(args) => rdb::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "keyferry", &mut std::io::stdout());
+            clap_complete::generate(
+                shell,
+                &mut Cli::command(),
+                "keyferry",
+                &mut std::io::stdout(),
+            );
             Ok(0)
         }
     }
@@ -114,7 +123,11 @@ fn dispatch(cli: Cli) -> Result<u8> {
 
 fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
+        .worker_threads(
+            std::thread::available_parallelism()
+                .map_or(2, usize::from)
+                .clamp(2, 8),
+        )
         .enable_all()
         .build()
         .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
@@ -125,9 +138,21 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 fn log(common: &Common) -> Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(format!("keyferry={0}", common.log))
-        .map_err(|e| Error::new(ErrorKind::Usage, format!("--log {:?} is not a level", common.log)).cause(e))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if common.log_json { builder.json().init() } else { builder.with_target(false).init() }
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Usage,
+                format!("--log {:?} is not a level", common.log),
+            )
+            .cause(e)
+        })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if common.log_json {
+        builder.json().init()
+    } else {
+        builder.with_target(false).init()
+    }
     Ok(())
 }
 
@@ -140,9 +165,13 @@ fn load(path: &Path) -> Result<Job> {
         std::fs::read_to_string(path)
     };
     let text = text.map_err(|e| {
-        Error::new(ErrorKind::Plan, format!("read the plan {}", path.display())).cause(e).hint("write one with `keyferry plan new`")
+        Error::new(ErrorKind::Plan, format!("read the plan {}", path.display()))
+            .cause(e)
+            .hint("write one with `keyferry plan new`")
     })?;
-    let job = Plan::parse(&text).and_then(|plan| validate(&plan)).map_err(|e| e.context(format!("the plan {} is wrong", path.display())))?;
+    let job = Plan::parse(&text)
+        .and_then(|plan| validate(&plan))
+        .map_err(|e| e.context(format!("the plan {} is wrong", path.display())))?;
     for warning in &job.warnings {
         eprintln!("warning: {warning}");
     }
@@ -166,7 +195,10 @@ fn print(text: &str) -> Result<()> {
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    print(&serde_json::to_string(value).map_err(|e| Error::new(ErrorKind::Bug, "write the result as JSON").cause(e))?)
+    print(
+        &serde_json::to_string(value)
+            .map_err(|e| Error::new(ErrorKind::Bug, "write the result as JSON").cause(e))?,
+    )
 }
 
 /// "1.5 GB".
@@ -179,5 +211,9 @@ fn human_bytes(n: u64) -> String {
         unit += 1;
     }
     let name = units.get(unit).copied().unwrap_or_default();
-    if unit == 0 { format!("{n} {name}") } else { format!("{value:.1} {name}") }
+    if unit == 0 {
+        format!("{n} {name}")
+    } else {
+        format!("{value:.1} {name}")
+    }
 }

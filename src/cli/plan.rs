@@ -35,15 +35,29 @@ pub enum PlanCommand {
 
 pub fn run(command: PlanCommand) -> Result<u8> {
     match command {
-        PlanCommand::New { file, name, source, target, force } => new(file, &name, &source, &target, force)?,
+        PlanCommand::New {
+            file,
+            name,
+            source,
+            target,
+            force,
+        } => new(file, &name, &source, &target, force)?,
         PlanCommand::Validate { plan } => {
             let job = load(&plan)?;
             let from = match &job.source {
                 Source::Server { endpoint, .. } => endpoint.redacted_url(),
-                Source::Rdb { path: RdbPath::Stdin } => "a snapshot on standard input".into(),
-                Source::Rdb { path: RdbPath::File(path) } => format!("the snapshot {}", path.display()),
+                Source::Rdb {
+                    path: RdbPath::Stdin,
+                } => "a snapshot on standard input".into(),
+                Source::Rdb {
+                    path: RdbPath::File(path),
+                } => format!("the snapshot {}", path.display()),
             };
-            print(&format!("the plan is valid: {} moves {from} to {}", job.name, job.target.redacted_url()))?;
+            print(&format!(
+                "the plan is valid: {} moves {from} to {}",
+                job.name,
+                job.target.redacted_url()
+            ))?;
         }
         PlanCommand::Schema => print(&format!("{:#}", Plan::schema()))?,
     }
@@ -60,11 +74,25 @@ fn new(file: Option<PathBuf>, name: &str, source: &str, target: &str, force: boo
     });
     let text = format!("{plan:#}");
     Plan::parse(&text).and_then(|p| crate::plan::validate(&p))?;
-    let Some(path) = file else { return print(&text) };
+    let Some(path) = file else {
+        return print(&text);
+    };
     let mut options = std::fs::OpenOptions::new();
     options.write(true);
-    if force { options.create(true).truncate(true) } else { options.create_new(true) };
-    options.open(&path).and_then(|mut f| writeln!(f, "{text}")).map_err(|e| {
-        Error::new(ErrorKind::Usage, format!("write the plan {}", path.display())).cause(e).hint("choose another file, or use --force")
-    })
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    options
+        .open(&path)
+        .and_then(|mut f| writeln!(f, "{text}"))
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Usage,
+                format!("write the plan {}", path.display()),
+            )
+            .cause(e)
+            .hint("choose another file, or use --force")
+        })
 }

@@ -12,7 +12,11 @@ const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows the progress until it is aborted.
 pub async fn draw(progress: Arc<Progress>, plain: bool) {
-    if plain || !std::io::stderr().is_terminal() { lines(&progress).await } else { bars(&progress).await }
+    if plain || !std::io::stderr().is_terminal() {
+        lines(&progress).await
+    } else {
+        bars(&progress).await
+    }
 }
 
 /// Rates need two looks at the same numbers.
@@ -28,9 +32,21 @@ impl Rate {
         let now = Instant::now();
         if let Some((at, bytes, keys)) = self.last {
             let seconds = (now - at).as_secs_f64().max(0.001);
-            let smooth = |old: f64, new: f64| if old == 0.0 { new } else { 0.7 * old + 0.3 * new };
-            self.bytes_per_s = smooth(self.bytes_per_s, view.bytes_done.saturating_sub(bytes) as f64 / seconds);
-            self.keys_per_s = smooth(self.keys_per_s, (view.keys + view.commands).saturating_sub(keys) as f64 / seconds);
+            let smooth = |old: f64, new: f64| {
+                if old == 0.0 {
+                    new
+                } else {
+                    0.7 * old + 0.3 * new
+                }
+            };
+            self.bytes_per_s = smooth(
+                self.bytes_per_s,
+                view.bytes_done.saturating_sub(bytes) as f64 / seconds,
+            );
+            self.keys_per_s = smooth(
+                self.keys_per_s,
+                (view.keys + view.commands).saturating_sub(keys) as f64 / seconds,
+            );
         }
         self.last = Some((now, view.bytes_done, view.keys + view.commands));
     }
@@ -39,9 +55,22 @@ impl Rate {
         let mut text = match v.phase {
             "snapshot" => {
                 let left = v.bytes_total.saturating_sub(v.bytes_done) as f64;
-                let eta = if v.bytes_total > 0 && self.bytes_per_s > 1.0 { format!(", {:.0} s left", left / self.bytes_per_s) } else { String::new() };
-                let total = if v.bytes_total > 0 { human_bytes(v.bytes_total) } else { "?".into() };
-                format!("{} of {total}, {} keys, {:.0} keys/s{eta}", human_bytes(v.bytes_done), v.keys, self.keys_per_s)
+                let eta = if v.bytes_total > 0 && self.bytes_per_s > 1.0 {
+                    format!(", {:.0} s left", left / self.bytes_per_s)
+                } else {
+                    String::new()
+                };
+                let total = if v.bytes_total > 0 {
+                    human_bytes(v.bytes_total)
+                } else {
+                    "?".into()
+                };
+                format!(
+                    "{} of {total}, {} keys, {:.0} keys/s{eta}",
+                    human_bytes(v.bytes_done),
+                    v.keys,
+                    self.keys_per_s
+                )
             }
             "stream" => format!(
                 "{} commands, {:.0}/s, lag {} / {} ms",
@@ -75,8 +104,13 @@ async fn lines(progress: &Progress) {
 
 async fn bars(progress: &Progress) {
     let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(4));
-    let style = |template: &str| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let (load, follow) = (style("{prefix} {bar:24} {msg}"), style("{prefix} {spinner} {msg}"));
+    let style = |template: &str| {
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+    };
+    let (load, follow) = (
+        style("{prefix} {bar:24} {msg}"),
+        style("{prefix} {spinner} {msg}"),
+    );
     let mut drawn: Vec<(ProgressBar, Rate)> = Vec::new();
     loop {
         let views = progress.views();
@@ -85,7 +119,11 @@ async fn bars(progress: &Progress) {
         }
         for (view, (bar, rate)) in views.iter().zip(&mut drawn) {
             rate.look(view);
-            bar.set_style(if view.phase == "snapshot" { load.clone() } else { follow.clone() });
+            bar.set_style(if view.phase == "snapshot" {
+                load.clone()
+            } else {
+                follow.clone()
+            });
             bar.set_prefix(format!("{} {}", view.address, view.phase));
             bar.set_length(view.bytes_total.max(1));
             bar.set_position(view.bytes_done);

@@ -19,8 +19,15 @@ pub fn run(args: Report, common: &Common) -> Result<u8> {
     let job = load(&args.plan)?;
     let dir = state_dir(common, &job);
     let store = Store::open_existing(&dir)?.ok_or_else(|| {
-        Error::new(ErrorKind::State, format!("nothing is recorded for the plan {} in {}", job.name, dir.display()))
-            .hint("run `keyferry migrate PLAN` first, or name the right --work-dir")
+        Error::new(
+            ErrorKind::State,
+            format!(
+                "nothing is recorded for the plan {} in {}",
+                job.name,
+                dir.display()
+            ),
+        )
+        .hint("run `keyferry migrate PLAN` first, or name the right --work-dir")
     })?;
     let written = crate::report::write(&store, &args.out.unwrap_or_else(|| dir.join("report")))?;
     for path in written {

@@ -46,7 +46,13 @@ fn status(name: &str, store: &Store) -> Result<Value> {
         json!({"ended_at": at, "equal": equal, "slots_different": summary["slots_different"], "keys_source": summary["keys_source"],
                "keys_target": summary["keys_target"]})
     });
-    Ok(describe(name, &store.phase()?, &mode, &store.shards()?, last))
+    Ok(describe(
+        name,
+        &store.phase()?,
+        &mode,
+        &store.shards()?,
+        last,
+    ))
 }
 
 fn shard(s: &ShardState) -> Value {
@@ -62,7 +68,13 @@ fn shard(s: &ShardState) -> Value {
     })
 }
 
-fn describe(name: &str, phase: &str, mode: &str, shards: &[ShardState], last_verify: Value) -> Value {
+fn describe(
+    name: &str,
+    phase: &str,
+    mode: &str,
+    shards: &[ShardState],
+    last_verify: Value,
+) -> Value {
     let sum = |f: &dyn Fn(&ShardState) -> u64| shards.iter().map(f).sum::<u64>();
     let offset = |o: Option<crate::types::ReplOffset>| o.map_or(0, |o| o.0);
     json!({
@@ -89,14 +101,22 @@ fn text(status: &Value) -> String {
     let (snapshot, stream) = (&status["snapshot"], &status["stream"]);
     let age = unix_ms() - status["updated_at"].as_i64().unwrap_or(0);
     let mut lines = vec![
-        format!("{}: phase {}", status["plan"].as_str().unwrap_or(""), status["phase"].as_str().unwrap_or("")),
+        format!(
+            "{}: phase {}",
+            status["plan"].as_str().unwrap_or(""),
+            status["phase"].as_str().unwrap_or("")
+        ),
         format!(
             "snapshot: {} keys written of {} read, {} of {}{}",
             n(&snapshot["keys_written"]),
             n(&snapshot["keys_read"]),
             human_bytes(n(&snapshot["bytes_read"])),
             human_bytes(n(&snapshot["bytes_total"])),
-            if snapshot["done"] == true { ", done" } else { "" }
+            if snapshot["done"] == true {
+                ", done"
+            } else {
+                ""
+            }
         ),
         format!(
             "stream: {} commands applied, lag {} and {} ms",
@@ -106,7 +126,10 @@ fn text(status: &Value) -> String {
         ),
     ];
     if let Some(equal) = status["last_verify"]["equal"].as_bool() {
-        lines.push(format!("last verification: {}", if equal { "equal" } else { "NOT equal" }));
+        lines.push(format!(
+            "last verification: {}",
+            if equal { "equal" } else { "NOT equal" }
+        ));
     }
     if n(&status["updated_at"]) > 0 {
         lines.push(format!("as of {:.1} s ago", age as f64 / 1000.0));

@@ -18,7 +18,9 @@ pub struct Verify {
 
 pub async fn run(args: Verify, common: Common) -> Result<u8> {
     let job = load(&args.plan)?;
-    let options = Options { work_dir: state_dir(&common, &job) };
+    let options = Options {
+        work_dir: state_dir(&common, &job),
+    };
     let stop = Shutdown::default();
     stop.on_signals()?;
     let summary = verify::run(job, options, stop).await?;
@@ -49,7 +51,12 @@ fn text(s: &Summary) -> String {
         if count > 0 {
             lines.push(format!("{name}: {count}"));
         }
-        lines.extend(keys.iter().take(20).map(|k| format!("  {:?} (database {}, slot {}): {}", k.key, k.db, k.slot, k.reason)));
+        lines.extend(keys.iter().take(20).map(|k| {
+            format!(
+                "  {:?} (database {}, slot {}): {}",
+                k.key, k.db, k.slot, k.reason
+            )
+        }));
     }
     lines.join("\n")
 }

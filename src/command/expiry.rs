@@ -16,7 +16,8 @@ struct Place {
 }
 
 fn is(cmd: &Command<'_>, i: usize, word: &str) -> bool {
-    cmd.arg(i).is_some_and(|a| a.eq_ignore_ascii_case(word.as_bytes()))
+    cmd.arg(i)
+        .is_some_and(|a| a.eq_ignore_ascii_case(word.as_bytes()))
 }
 
 fn named(cmd: &Command<'_>, name: &str) -> bool {
@@ -24,13 +25,30 @@ fn named(cmd: &Command<'_>, name: &str) -> bool {
 }
 
 fn place(cmd: &Command<'_>) -> Option<Place> {
-    let fixed = |at, unit, relative| Some(Place { at, word: None, unit, relative });
+    let fixed = |at, unit, relative| {
+        Some(Place {
+            at,
+            word: None,
+            unit,
+            relative,
+        })
+    };
     let options = |from: usize| {
         (from..cmd.len().saturating_sub(1)).find_map(|i| {
-            let (unit, relative) = [("EX", 1000, true), ("PX", 1, true), ("EXAT", 1000, false), ("PXAT", 1, false)]
-                .into_iter()
-                .find_map(|(word, unit, relative)| is(cmd, i, word).then_some((unit, relative)))?;
-            Some(Place { at: i + 1, word: Some(i), unit, relative })
+            let (unit, relative) = [
+                ("EX", 1000, true),
+                ("PX", 1, true),
+                ("EXAT", 1000, false),
+                ("PXAT", 1, false),
+            ]
+            .into_iter()
+            .find_map(|(word, unit, relative)| is(cmd, i, word).then_some((unit, relative)))?;
+            Some(Place {
+                at: i + 1,
+                word: Some(i),
+                unit,
+                relative,
+            })
         })
     };
     let name = cmd.name().to_ascii_uppercase();
@@ -63,12 +81,18 @@ fn place(cmd: &Command<'_>) -> Option<Place> {
 fn rewrite(cmd: &Command<'_>, place: &Place, ms: i64, out: &mut Vec<u8>) {
     let text = ms.to_string();
     let arg = |i: usize| cmd.arg(i).unwrap_or_default();
-    let condition = |a: &[u8]| [b"NX", b"XX", b"GT", b"LT"].iter().any(|w| a.eq_ignore_ascii_case(*w));
+    let condition = |a: &[u8]| {
+        [b"NX", b"XX", b"GT", b"LT"]
+            .iter()
+            .any(|w| a.eq_ignore_ascii_case(*w))
+    };
     let mut args: Vec<&[u8]> = Vec::with_capacity(cmd.len() + 2);
     let name = cmd.name().to_ascii_uppercase();
     match name.as_slice() {
         b"SETEX" | b"PSETEX" => args.extend([b"SET", arg(1), arg(3), b"PXAT", text.as_bytes()]),
-        b"GETEX" | b"EXPIRE" | b"PEXPIRE" | b"EXPIREAT" | b"PEXPIREAT" => args.extend([b"PEXPIREAT", arg(1), text.as_bytes()]),
+        b"GETEX" | b"EXPIRE" | b"PEXPIRE" | b"EXPIREAT" | b"PEXPIREAT" => {
+            args.extend([b"PEXPIREAT", arg(1), text.as_bytes()])
+        }
         b"HEXPIRE" | b"HPEXPIRE" | b"HEXPIREAT" | b"HPEXPIREAT" => {
             args.extend([b"HPEXPIREAT", arg(1), text.as_bytes()]);
             let fields = cmd.find(3, b"FIELDS").unwrap_or(cmd.len());
@@ -101,9 +125,16 @@ fn rewrite(cmd: &Command<'_>, place: &Place, ms: i64, out: &mut Vec<u8>) {
 ///
 /// `arrived_ms` is when the command came from the source.
 pub fn make_absolute(cmd: &Command<'_>, arrived_ms: i64, out: &mut Vec<u8>) -> Result<bool> {
-    let Some(place) = place(cmd).filter(|p| p.relative) else { return Ok(false) };
+    let Some(place) = place(cmd).filter(|p| p.relative) else {
+        return Ok(false);
+    };
     let n = number(cmd, &place)?;
-    rewrite(cmd, &place, arrived_ms.saturating_add(n.saturating_mul(place.unit)), out);
+    rewrite(
+        cmd,
+        &place,
+        arrived_ms.saturating_add(n.saturating_mul(place.unit)),
+        out,
+    );
     Ok(true)
 }
 
@@ -121,32 +152,54 @@ pub struct Held {
 /// Appends the command with the expiry `hold_until_ms` when its own is before `not_before_ms`.
 ///
 /// Only absolute expiries are looked at.
-pub fn hold(cmd: &Command<'_>, not_before_ms: i64, hold_until_ms: i64, out: &mut Vec<u8>) -> Result<Option<Held>> {
-    let Some(place) = place(cmd).filter(|p| !p.relative) else { return Ok(None) };
+pub fn hold(
+    cmd: &Command<'_>,
+    not_before_ms: i64,
+    hold_until_ms: i64,
+    out: &mut Vec<u8>,
+) -> Result<Option<Held>> {
+    let Some(place) = place(cmd).filter(|p| !p.relative) else {
+        return Ok(None);
+    };
     let at = number(cmd, &place)?.saturating_mul(place.unit);
     // MSETEX has several keys, and its callers treat one.
     if at >= not_before_ms || named(cmd, "MSETEX") {
         return Ok(None);
     }
     rewrite(cmd, &place, hold_until_ms, out);
-    let fields = cmd.name().first().is_some_and(|b| b.eq_ignore_ascii_case(&b'H'));
-    Ok(Some(Held { key_index: 1, expire_at_ms: at, fields }))
+    let fields = cmd
+        .name()
+        .first()
+        .is_some_and(|b| b.eq_ignore_ascii_case(&b'H'));
+    Ok(Some(Held {
+        key_index: 1,
+        expire_at_ms: at,
+        fields,
+    }))
 }
 
 fn number(cmd: &Command<'_>, place: &Place) -> Result<i64> {
     cmd.number(place.at).ok_or_else(|| {
-        Error::new(ErrorKind::Protocol, format!("{} holds an expiry that is not a number", String::from_utf8_lossy(cmd.name())))
+        Error::new(
+            ErrorKind::Protocol,
+            format!(
+                "{} holds an expiry that is not a number",
+                String::from_utf8_lossy(cmd.name())
+            ),
+        )
     })
 }
 
 /// Whether the answer 0 to this command says that the key was not there.
 pub fn expects_key(name: &[u8]) -> bool {
     matches!(name.len(), 6..=9)
-        && ["PEXPIREAT", "PERSIST", "EXPIREAT", "PEXPIRE", "EXPIRE"].iter().any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+        && ["PEXPIREAT", "PERSIST", "EXPIREAT", "PEXPIRE", "EXPIRE"]
+            .iter()
+            .any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -155,9 +208,18 @@ mod tests {
         let (mut raw, mut args, mut out) = (Vec::new(), Vec::new(), Vec::new());
         resp::command(&mut raw, &words);
         resp::parse_command(&raw, &mut args).unwrap();
-        f(&Command { raw: &raw, args: &args }, &mut out);
+        f(
+            &Command {
+                raw: &raw,
+                args: &args,
+            },
+            &mut out,
+        );
         resp::parse_command(&out, &mut args).unwrap();
-        args.iter().map(|r| String::from_utf8_lossy(&out[r.clone()]).into_owned()).collect::<Vec<_>>().join(" ")
+        args.iter()
+            .map(|r| String::from_utf8_lossy(&out[r.clone()]).into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     #[test]
@@ -169,11 +231,20 @@ mod tests {
             ("EXPIRE k 10", "PEXPIREAT k 11000"),
             ("GETEX k PX 3", "PEXPIREAT k 1003"),
             ("RESTORE k 7 p REPLACE", "RESTORE k 1007 p REPLACE ABSTTL"),
-            ("HPEXPIRE h 5 NX FIELDS 2 a NX", "HPEXPIREAT h 1005 FIELDS 2 a NX"),
+            (
+                "HPEXPIRE h 5 NX FIELDS 2 a NX",
+                "HPEXPIREAT h 1005 FIELDS 2 a NX",
+            ),
             ("SET k v", ""),
             ("RESTORE k 0 p", ""),
         ] {
-            assert_eq!(run(line, |c, out| { make_absolute(c, 1000, out).unwrap(); }), expected, "{line}");
+            assert_eq!(
+                run(line, |c, out| {
+                    make_absolute(c, 1000, out).unwrap();
+                }),
+                expected,
+                "{line}"
+            );
         }
     }
 
@@ -183,10 +254,19 @@ mod tests {
             ("SET k v PXAT 500", "SET k v PXAT 9000"),
             ("SET k v PXAT 1500", ""),
             ("PEXPIREAT k 500 GT", "PEXPIREAT k 9000"),
-            ("HSETEX h PXAT 500 FIELDS 1 PXAT 7", "HSETEX h PXAT 9000 FIELDS 1 PXAT 7"),
+            (
+                "HSETEX h PXAT 500 FIELDS 1 PXAT 7",
+                "HSETEX h PXAT 9000 FIELDS 1 PXAT 7",
+            ),
             ("HSETEX h FIELDS 1 PXAT 7", ""),
         ] {
-            assert_eq!(run(line, |c, out| { hold(c, 1000, 9000, out).unwrap(); }), expected, "{line}");
+            assert_eq!(
+                run(line, |c, out| {
+                    hold(c, 1000, 9000, out).unwrap();
+                }),
+                expected,
+                "{line}"
+            );
         }
     }
 }

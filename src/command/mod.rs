@@ -102,8 +102,12 @@ pub struct Spec {
     keys: table::Keys,
 }
 
-static INDEX: LazyLock<HashMap<&'static [u8], &'static Spec>> =
-    LazyLock::new(|| table::SPECS.iter().map(|s| (s.name.as_bytes(), s)).collect());
+static INDEX: LazyLock<HashMap<&'static [u8], &'static Spec>> = LazyLock::new(|| {
+    table::SPECS
+        .iter()
+        .map(|s| (s.name.as_bytes(), s))
+        .collect()
+});
 
 /// Longest name in the table.
 const MAX_NAME: usize = 32;
@@ -128,9 +132,14 @@ impl Spec {
         out.clear();
         match table::find(&self.keys, cmd, out) {
             Some(()) => Ok(()),
-            None => {
-                Err(Error::new(ErrorKind::Protocol, format!("the keys of {} with {} arguments cannot be found", self.name, cmd.len())))
-            }
+            None => Err(Error::new(
+                ErrorKind::Protocol,
+                format!(
+                    "the keys of {} with {} arguments cannot be found",
+                    self.name,
+                    cmd.len()
+                ),
+            )),
         }
     }
 }
@@ -149,7 +158,7 @@ pub fn copy_db(cmd: &Command<'_>) -> Option<u32> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -159,10 +168,21 @@ mod tests {
         let (mut raw, mut args, mut out) = (Vec::new(), Vec::new(), Vec::new());
         crate::resp::command(&mut raw, &words);
         crate::resp::parse_command(&raw, &mut args).unwrap();
-        let cmd = Command { raw: &raw, args: &args };
+        let cmd = Command {
+            raw: &raw,
+            args: &args,
+        };
         lookup(cmd.name()).unwrap().keys(&cmd, &mut out).unwrap();
-        let shown: Vec<_> =
-            out.iter().map(|k| format!("{}{}", if k.access == Access::Write { 'w' } else { 'r' }, k.index)).collect();
+        let shown: Vec<_> = out
+            .iter()
+            .map(|k| {
+                format!(
+                    "{}{}",
+                    if k.access == Access::Write { 'w' } else { 'r' },
+                    k.index
+                )
+            })
+            .collect();
         shown.join(" ")
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Checked against the servers' own COMMAND GETKEYS in `tests/command_keys.rs`.
 
-use super::{Access, Command, Kind, KeyArg, Spec, SplitKind};
+use super::{Access, Command, KeyArg, Kind, Spec, SplitKind};
 use Access::{Read, Write};
 
 /// Where keys stand.
@@ -11,7 +11,11 @@ pub enum Keys {
     /// Runs of arguments: first, last (negative counts from the end), step.
     Runs(&'static [(usize, i64, usize, Access)]),
     /// A count at the first place, keys from the second on.
-    Counted { count: usize, first: usize, access: Access },
+    Counted {
+        count: usize,
+        first: usize,
+        access: Access,
+    },
     /// Destination at 1, a count at 2, sources from 3 on.
     Store,
     /// A count at 1, then pairs of key and value.
@@ -35,7 +39,12 @@ const PAIRS: Keys = Keys::Runs(&[(1, -1, 2, Write)]);
 const TRIPLES: Keys = Keys::Runs(&[(1, -1, 3, Write)]);
 
 const fn spec(name: &'static str, kind: Kind, keys: Keys) -> Spec {
-    Spec { name, kind, carries_expiry: false, keys }
+    Spec {
+        name,
+        kind,
+        carries_expiry: false,
+        keys,
+    }
 }
 
 const fn write(name: &'static str) -> Spec {
@@ -47,7 +56,12 @@ const fn keyed(name: &'static str, keys: Keys) -> Spec {
 }
 
 const fn timed(name: &'static str) -> Spec {
-    Spec { name, kind: Kind::Write, carries_expiry: true, keys: ONE }
+    Spec {
+        name,
+        kind: Kind::Write,
+        carries_expiry: true,
+        keys: ONE,
+    }
 }
 
 const fn read(name: &'static str) -> Spec {
@@ -60,70 +74,292 @@ const fn plain(name: &'static str, kind: Kind) -> Spec {
 
 pub static SPECS: &[Spec] = &[
     // strings
-    timed("SET"), timed("SETEX"), timed("PSETEX"), timed("GETEX"), timed("INCREX"),
-    write("SETNX"), write("GETSET"), write("GETDEL"), write("APPEND"), write("SETRANGE"), write("SETBIT"), write("BITFIELD"),
-    write("INCR"), write("INCRBY"), write("DECR"), write("DECRBY"), write("INCRBYFLOAT"), write("DELEX"), write("DELIFEQ"),
-    spec("MSET", Kind::Split(SplitKind::Pairs), PAIRS), spec("MSETNX", Kind::Split(SplitKind::Pairs), PAIRS),
-    Spec { name: "MSETEX", kind: Kind::Split(SplitKind::MsetEx), carries_expiry: true, keys: Keys::MsetEx },
+    timed("SET"),
+    timed("SETEX"),
+    timed("PSETEX"),
+    timed("GETEX"),
+    timed("INCREX"),
+    write("SETNX"),
+    write("GETSET"),
+    write("GETDEL"),
+    write("APPEND"),
+    write("SETRANGE"),
+    write("SETBIT"),
+    write("BITFIELD"),
+    write("INCR"),
+    write("INCRBY"),
+    write("DECR"),
+    write("DECRBY"),
+    write("INCRBYFLOAT"),
+    write("DELEX"),
+    write("DELIFEQ"),
+    spec("MSET", Kind::Split(SplitKind::Pairs), PAIRS),
+    spec("MSETNX", Kind::Split(SplitKind::Pairs), PAIRS),
+    Spec {
+        name: "MSETEX",
+        kind: Kind::Split(SplitKind::MsetEx),
+        carries_expiry: true,
+        keys: Keys::MsetEx,
+    },
     keyed("BITOP", Keys::Runs(&[(2, 2, 1, Write), (3, -1, 1, Read)])),
     // keys
-    spec("DEL", Kind::Split(SplitKind::Keys), ALL), spec("UNLINK", Kind::Split(SplitKind::Keys), ALL),
+    spec("DEL", Kind::Split(SplitKind::Keys), ALL),
+    spec("UNLINK", Kind::Split(SplitKind::Keys), ALL),
     spec("TOUCH", Kind::Read, ALL_READ),
-    timed("EXPIRE"), timed("PEXPIRE"), timed("EXPIREAT"), timed("PEXPIREAT"), write("PERSIST"),
-    keyed("RENAME", BOTH), keyed("RENAMENX", BOTH), keyed("COPY", Keys::Runs(&[(1, 1, 1, Read), (2, 2, 1, Write)])),
+    timed("EXPIRE"),
+    timed("PEXPIRE"),
+    timed("EXPIREAT"),
+    timed("PEXPIREAT"),
+    write("PERSIST"),
+    keyed("RENAME", BOTH),
+    keyed("RENAMENX", BOTH),
+    keyed("COPY", Keys::Runs(&[(1, 1, 1, Read), (2, 2, 1, Write)])),
     spec("MOVE", Kind::Move, ONE),
-    timed("RESTORE"), timed("RESTORE-ASKING"), keyed("MIGRATE", Keys::Migrate), keyed("SORT", Keys::Sort),
+    timed("RESTORE"),
+    timed("RESTORE-ASKING"),
+    keyed("MIGRATE", Keys::Migrate),
+    keyed("SORT", Keys::Sort),
     // lists
-    write("LPUSH"), write("RPUSH"), write("LPUSHX"), write("RPUSHX"), write("LPOP"), write("RPOP"), write("LSET"), write("LINSERT"),
-    write("LREM"), write("LTRIM"), keyed("LMOVE", BOTH), keyed("RPOPLPUSH", BOTH), keyed("BLMOVE", BOTH), keyed("BRPOPLPUSH", BOTH),
-    keyed("BLPOP", ALL_BUT_LAST), keyed("BRPOP", ALL_BUT_LAST),
-    keyed("LMPOP", Keys::Counted { count: 1, first: 2, access: Write }), keyed("BLMPOP", Keys::Counted { count: 2, first: 3, access: Write }),
+    write("LPUSH"),
+    write("RPUSH"),
+    write("LPUSHX"),
+    write("RPUSHX"),
+    write("LPOP"),
+    write("RPOP"),
+    write("LSET"),
+    write("LINSERT"),
+    write("LREM"),
+    write("LTRIM"),
+    keyed("LMOVE", BOTH),
+    keyed("RPOPLPUSH", BOTH),
+    keyed("BLMOVE", BOTH),
+    keyed("BRPOPLPUSH", BOTH),
+    keyed("BLPOP", ALL_BUT_LAST),
+    keyed("BRPOP", ALL_BUT_LAST),
+    keyed(
+        "LMPOP",
+        Keys::Counted {
+            count: 1,
+            first: 2,
+            access: Write,
+        },
+    ),
+    keyed(
+        "BLMPOP",
+        Keys::Counted {
+            count: 2,
+            first: 3,
+            access: Write,
+        },
+    ),
     // sets
-    write("SADD"), write("SREM"), write("SPOP"), keyed("SMOVE", BOTH),
-    keyed("SINTERSTORE", FROM_REST), keyed("SUNIONSTORE", FROM_REST), keyed("SDIFFSTORE", FROM_REST),
+    write("SADD"),
+    write("SREM"),
+    write("SPOP"),
+    keyed("SMOVE", BOTH),
+    keyed("SINTERSTORE", FROM_REST),
+    keyed("SUNIONSTORE", FROM_REST),
+    keyed("SDIFFSTORE", FROM_REST),
     // sorted sets
-    write("ZADD"), write("ZINCRBY"), write("ZREM"), write("ZPOPMIN"), write("ZPOPMAX"), write("ZREMRANGEBYRANK"),
-    write("ZREMRANGEBYSCORE"), write("ZREMRANGEBYLEX"), keyed("BZPOPMIN", ALL_BUT_LAST), keyed("BZPOPMAX", ALL_BUT_LAST),
-    keyed("ZMPOP", Keys::Counted { count: 1, first: 2, access: Write }), keyed("BZMPOP", Keys::Counted { count: 2, first: 3, access: Write }),
-    keyed("ZUNIONSTORE", Keys::Store), keyed("ZINTERSTORE", Keys::Store), keyed("ZDIFFSTORE", Keys::Store), keyed("ZRANGESTORE", FROM_SECOND),
-    write("GEOADD"), keyed("GEOSEARCHSTORE", FROM_SECOND), keyed("GEORADIUS", Keys::GeoRadius(6)), keyed("GEORADIUSBYMEMBER", Keys::GeoRadius(5)),
+    write("ZADD"),
+    write("ZINCRBY"),
+    write("ZREM"),
+    write("ZPOPMIN"),
+    write("ZPOPMAX"),
+    write("ZREMRANGEBYRANK"),
+    write("ZREMRANGEBYSCORE"),
+    write("ZREMRANGEBYLEX"),
+    keyed("BZPOPMIN", ALL_BUT_LAST),
+    keyed("BZPOPMAX", ALL_BUT_LAST),
+    keyed(
+        "ZMPOP",
+        Keys::Counted {
+            count: 1,
+            first: 2,
+            access: Write,
+        },
+    ),
+    keyed(
+        "BZMPOP",
+        Keys::Counted {
+            count: 2,
+            first: 3,
+            access: Write,
+        },
+    ),
+    keyed("ZUNIONSTORE", Keys::Store),
+    keyed("ZINTERSTORE", Keys::Store),
+    keyed("ZDIFFSTORE", Keys::Store),
+    keyed("ZRANGESTORE", FROM_SECOND),
+    write("GEOADD"),
+    keyed("GEOSEARCHSTORE", FROM_SECOND),
+    keyed("GEORADIUS", Keys::GeoRadius(6)),
+    keyed("GEORADIUSBYMEMBER", Keys::GeoRadius(5)),
     // hashes
-    write("HSET"), write("HMSET"), write("HSETNX"), write("HDEL"), write("HINCRBY"), write("HINCRBYFLOAT"), write("HGETDEL"),
-    timed("HSETEX"), timed("HGETEX"), timed("HEXPIRE"), timed("HPEXPIRE"), timed("HEXPIREAT"), timed("HPEXPIREAT"), write("HPERSIST"),
+    write("HSET"),
+    write("HMSET"),
+    write("HSETNX"),
+    write("HDEL"),
+    write("HINCRBY"),
+    write("HINCRBYFLOAT"),
+    write("HGETDEL"),
+    timed("HSETEX"),
+    timed("HGETEX"),
+    timed("HEXPIRE"),
+    timed("HPEXPIRE"),
+    timed("HEXPIREAT"),
+    timed("HPEXPIREAT"),
+    write("HPERSIST"),
     write("HSETC"),
     // streams
-    write("XADD"), write("XDEL"), write("XTRIM"), write("XSETID"), write("XACK"), write("XCLAIM"), write("XAUTOCLAIM"), write("XACKDEL"),
-    write("XDELEX"), write("XNACK"), write("XCFGSET"), keyed("XGROUP", SECOND), keyed("XREADGROUP", Keys::Streams), write("XIDMPRECORD"),
+    write("XADD"),
+    write("XDEL"),
+    write("XTRIM"),
+    write("XSETID"),
+    write("XACK"),
+    write("XCLAIM"),
+    write("XAUTOCLAIM"),
+    write("XACKDEL"),
+    write("XDELEX"),
+    write("XNACK"),
+    write("XCFGSET"),
+    keyed("XGROUP", SECOND),
+    keyed("XREADGROUP", Keys::Streams),
+    write("XIDMPRECORD"),
     // HyperLogLog: counting may rewrite the cached count
-    write("PFADD"), keyed("PFCOUNT", ALL), keyed("PFMERGE", FROM_REST), keyed("PFDEBUG", SECOND),
+    write("PFADD"),
+    keyed("PFCOUNT", ALL),
+    keyed("PFMERGE", FROM_REST),
+    keyed("PFDEBUG", SECOND),
     // vector sets, arrays, rate limiter
-    write("VADD"), write("VREM"), write("VSETATTR"),
-    write("ARSET"), write("ARMSET"), write("ARINSERT"), write("ARRING"), write("ARDEL"), write("ARDELRANGE"), write("ARSEEK"),
-    write("ARPOP"), write("ARSETRANGE"), write("ARTRIM"), write("GCRA"),
+    write("VADD"),
+    write("VREM"),
+    write("VSETATTR"),
+    write("ARSET"),
+    write("ARMSET"),
+    write("ARINSERT"),
+    write("ARRING"),
+    write("ARDEL"),
+    write("ARDELRANGE"),
+    write("ARSEEK"),
+    write("ARPOP"),
+    write("ARSETRANGE"),
+    write("ARTRIM"),
+    write("GCRA"),
     // modules
-    write("JSON.SET"), write("JSON.DEL"), write("JSON.FORGET"), write("JSON.NUMINCRBY"), write("JSON.NUMMULTBY"), write("JSON.NUMPOWBY"),
-    write("JSON.STRAPPEND"), write("JSON.ARRAPPEND"), write("JSON.ARRINSERT"), write("JSON.ARRPOP"), write("JSON.ARRTRIM"),
-    write("JSON.TOGGLE"), write("JSON.CLEAR"), write("JSON.MERGE"), keyed("JSON.MSET", TRIPLES),
-    write("BF.RESERVE"), write("BF.ADD"), write("BF.MADD"), write("BF.INSERT"), write("BF.LOADCHUNK"), write("BF.LOAD"),
-    write("CF.RESERVE"), write("CF.ADD"), write("CF.ADDNX"), write("CF.INSERT"), write("CF.INSERTNX"), write("CF.DEL"), write("CF.LOADCHUNK"),
-    write("CMS.INITBYDIM"), write("CMS.INITBYPROB"), write("CMS.INCRBY"), keyed("CMS.MERGE", Keys::Store),
-    write("TOPK.RESERVE"), write("TOPK.ADD"), write("TOPK.INCRBY"),
-    write("TDIGEST.CREATE"), write("TDIGEST.RESET"), write("TDIGEST.ADD"), keyed("TDIGEST.MERGE", Keys::Store),
-    write("TS.CREATE"), write("TS.ALTER"), write("TS.ADD"), keyed("TS.MADD", TRIPLES), write("TS.INCRBY"), write("TS.DECRBY"),
-    write("TS.DEL"), keyed("TS.CREATERULE", BOTH), keyed("TS.DELETERULE", BOTH),
+    write("JSON.SET"),
+    write("JSON.DEL"),
+    write("JSON.FORGET"),
+    write("JSON.NUMINCRBY"),
+    write("JSON.NUMMULTBY"),
+    write("JSON.NUMPOWBY"),
+    write("JSON.STRAPPEND"),
+    write("JSON.ARRAPPEND"),
+    write("JSON.ARRINSERT"),
+    write("JSON.ARRPOP"),
+    write("JSON.ARRTRIM"),
+    write("JSON.TOGGLE"),
+    write("JSON.CLEAR"),
+    write("JSON.MERGE"),
+    keyed("JSON.MSET", TRIPLES),
+    write("BF.RESERVE"),
+    write("BF.ADD"),
+    write("BF.MADD"),
+    write("BF.INSERT"),
+    write("BF.LOADCHUNK"),
+    write("BF.LOAD"),
+    write("CF.RESERVE"),
+    write("CF.ADD"),
+    write("CF.ADDNX"),
+    write("CF.INSERT"),
+    write("CF.INSERTNX"),
+    write("CF.DEL"),
+    write("CF.LOADCHUNK"),
+    write("CMS.INITBYDIM"),
+    write("CMS.INITBYPROB"),
+    write("CMS.INCRBY"),
+    keyed("CMS.MERGE", Keys::Store),
+    write("TOPK.RESERVE"),
+    write("TOPK.ADD"),
+    write("TOPK.INCRBY"),
+    write("TDIGEST.CREATE"),
+    write("TDIGEST.RESET"),
+    write("TDIGEST.ADD"),
+    keyed("TDIGEST.MERGE", Keys::Store),
+    write("TS.CREATE"),
+    write("TS.ALTER"),
+    write("TS.ADD"),
+    keyed("TS.MADD", TRIPLES),
+    write("TS.INCRBY"),
+    write("TS.DECRBY"),
+    write("TS.DEL"),
+    keyed("TS.CREATERULE", BOTH),
+    keyed("TS.DELETERULE", BOTH),
     // scripts as they were called
-    spec("EVAL", Kind::Eval, Keys::Counted { count: 2, first: 3, access: Write }),
-    spec("EVALSHA", Kind::Eval, Keys::Counted { count: 2, first: 3, access: Write }),
-    spec("FCALL", Kind::Eval, Keys::Counted { count: 2, first: 3, access: Write }),
+    spec(
+        "EVAL",
+        Kind::Eval,
+        Keys::Counted {
+            count: 2,
+            first: 3,
+            access: Write,
+        },
+    ),
+    spec(
+        "EVALSHA",
+        Kind::Eval,
+        Keys::Counted {
+            count: 2,
+            first: 3,
+            access: Write,
+        },
+    ),
+    spec(
+        "FCALL",
+        Kind::Eval,
+        Keys::Counted {
+            count: 2,
+            first: 3,
+            access: Write,
+        },
+    ),
     // not about keys
-    plain("MULTI", Kind::Multi), plain("EXEC", Kind::Exec), plain("DISCARD", Kind::Discard), plain("SELECT", Kind::Select),
-    plain("PING", Kind::Ping), plain("REPLCONF", Kind::Replconf), plain("FLUSHDB", Kind::FlushDb), plain("FLUSHALL", Kind::FlushAll),
-    plain("SWAPDB", Kind::SwapDb), plain("SCRIPT", Kind::Script), plain("FUNCTION", Kind::Function), plain("PUBLISH", Kind::Publish),
-    plain("SPUBLISH", Kind::Publish), plain("CLUSTER", Kind::Ignore), plain("OPINFO", Kind::Ignore), plain("COMMANDLOG", Kind::Ignore),
-    plain("TIMESERIES.REFRESHCLUSTER", Kind::Ignore), plain("DEBUG", Kind::Ignore), plain("WAIT", Kind::Ignore),
+    plain("MULTI", Kind::Multi),
+    plain("EXEC", Kind::Exec),
+    plain("DISCARD", Kind::Discard),
+    plain("SELECT", Kind::Select),
+    plain("PING", Kind::Ping),
+    plain("REPLCONF", Kind::Replconf),
+    plain("FLUSHDB", Kind::FlushDb),
+    plain("FLUSHALL", Kind::FlushAll),
+    plain("SWAPDB", Kind::SwapDb),
+    plain("SCRIPT", Kind::Script),
+    plain("FUNCTION", Kind::Function),
+    plain("PUBLISH", Kind::Publish),
+    plain("SPUBLISH", Kind::Publish),
+    plain("CLUSTER", Kind::Ignore),
+    plain("OPINFO", Kind::Ignore),
+    plain("COMMANDLOG", Kind::Ignore),
+    plain("TIMESERIES.REFRESHCLUSTER", Kind::Ignore),
+    plain("DEBUG", Kind::Ignore),
+    plain("WAIT", Kind::Ignore),
     // reads do not belong into a stream, but harm nothing
-    read("GET"), read("STRLEN"), read("EXISTS"), read("TYPE"), read("TTL"), read("PTTL"), read("HGET"), read("HGETALL"), read("LRANGE"),
-    read("SMEMBERS"), read("ZRANGE"), read("XRANGE"), read("BITCOUNT"), read("GETBIT"), read("GETRANGE"), read("DUMP"),
+    read("GET"),
+    read("STRLEN"),
+    read("EXISTS"),
+    read("TYPE"),
+    read("TTL"),
+    read("PTTL"),
+    read("HGET"),
+    read("HGETALL"),
+    read("LRANGE"),
+    read("SMEMBERS"),
+    read("ZRANGE"),
+    read("XRANGE"),
+    read("BITCOUNT"),
+    read("GETBIT"),
+    read("GETRANGE"),
+    read("DUMP"),
 ];
 
 /// Appends the keys of `cmd`; `None` when its shape does not fit.
@@ -133,14 +369,24 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
         Keys::None => {}
         Keys::Runs(runs) => {
             for (first, last, step, access) in *runs {
-                let last = if *last < 0 { cmd.len().checked_sub(last.unsigned_abs() as usize)? } else { *last as usize };
+                let last = if *last < 0 {
+                    cmd.len().checked_sub(last.unsigned_abs() as usize)?
+                } else {
+                    *last as usize
+                };
                 if last >= cmd.len() || *first >= cmd.len() {
                     return None;
                 }
-                (*first..=last).step_by(*step).for_each(|i| push(i, *access));
+                (*first..=last)
+                    .step_by(*step)
+                    .for_each(|i| push(i, *access));
             }
         }
-        Keys::Counted { count, first, access } => {
+        Keys::Counted {
+            count,
+            first,
+            access,
+        } => {
             for i in counted(cmd, *count, *first, 1)? {
                 push(i, *access);
             }
@@ -181,7 +427,9 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
             cmd.arg(1)?;
             push(1, Read);
             let store = (*options..cmd.len()).rev().find(|i| {
-                cmd.arg(*i).is_some_and(|a| a.eq_ignore_ascii_case(b"STORE") || a.eq_ignore_ascii_case(b"STOREDIST"))
+                cmd.arg(*i).is_some_and(|a| {
+                    a.eq_ignore_ascii_case(b"STORE") || a.eq_ignore_ascii_case(b"STOREDIST")
+                })
             });
             if let Some(i) = store.filter(|i| i + 1 < cmd.len()) {
                 push(i + 1, Write);
@@ -205,7 +453,12 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
 }
 
 /// The places of as many keys as the argument at `count` says.
-fn counted(cmd: &Command<'_>, count: usize, first: usize, step: usize) -> Option<impl Iterator<Item = usize>> {
+fn counted(
+    cmd: &Command<'_>,
+    count: usize,
+    first: usize,
+    step: usize,
+) -> Option<impl Iterator<Item = usize>> {
     let n = usize::try_from(cmd.number(count)?).ok()?;
     let last = first.checked_add(n.checked_mul(step)?)?;
     (last <= cmd.len()).then(|| (first..last).step_by(step))

@@ -23,7 +23,8 @@ impl Census {
         *self.ways.entry(way).or_default() += 1;
         if self.largest.len() < LARGEST || self.largest.last().is_some_and(|l| l.0 < bytes) {
             let at = self.largest.partition_point(|l| l.0 >= bytes);
-            self.largest.insert(at, (bytes, crate::migrate::shown(key), kind));
+            self.largest
+                .insert(at, (bytes, crate::types::shown(key), kind));
             self.largest.truncate(LARGEST);
         }
     }
@@ -35,7 +36,9 @@ impl Census {
         }
         let mine = std::mem::take(self);
         shared.store(|store| {
-            let mut all = store.json("census")?.unwrap_or_else(|| json!({"types": {}, "ways": {}, "largest": []}));
+            let mut all = store
+                .json("census")?
+                .unwrap_or_else(|| json!({"types": {}, "ways": {}, "largest": []}));
             for (kind, (keys, bytes)) in &mine.types {
                 let entry = &mut all["types"][*kind];
                 *entry = json!({
@@ -47,7 +50,11 @@ impl Census {
                 all["ways"][*way] = json!(all["ways"][*way].as_u64().unwrap_or(0) + n);
             }
             let mut largest: Vec<Value> = all["largest"].as_array().cloned().unwrap_or_default();
-            largest.extend(mine.largest.iter().map(|(bytes, key, kind)| json!({"bytes": bytes, "key": key, "type": kind})));
+            largest.extend(
+                mine.largest
+                    .iter()
+                    .map(|(bytes, key, kind)| json!({"bytes": bytes, "key": key, "type": kind})),
+            );
             largest.sort_by_key(|l| std::cmp::Reverse(l["bytes"].as_u64()));
             largest.truncate(LARGEST);
             all["largest"] = json!(largest);

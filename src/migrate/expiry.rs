@@ -32,14 +32,23 @@ pub struct Held {
 impl Held {
     pub fn open(dir: &Path) -> Held {
         let path = dir.join("held");
-        let count = u64::from(std::fs::metadata(&path).is_ok_and(|m| m.len() > 0) || dir.join("held.releasing").exists());
-        Held { path, file: None, pending: Vec::new(), count }
+        let count = u64::from(
+            std::fs::metadata(&path).is_ok_and(|m| m.len() > 0)
+                || dir.join("held.releasing").exists(),
+        );
+        Held {
+            path,
+            file: None,
+            pending: Vec::new(),
+            count,
+        }
     }
 
     /// Notes a key; [`Held::save`] writes it down.
     pub fn note(&mut self, db: DbIndex, key: &[u8]) {
         self.pending.extend_from_slice(&db.0.to_le_bytes());
-        self.pending.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.pending
+            .extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.pending.extend_from_slice(key);
         self.count += 1;
     }
@@ -53,11 +62,16 @@ impl Held {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path);
+                let file = OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .mode(0o600)
+                    .open(&self.path);
                 self.file.insert(file.context(ErrorKind::Disk, failed)?)
             }
         };
-        file.write_all(&self.pending).context(ErrorKind::Disk, failed)?;
+        file.write_all(&self.pending)
+            .context(ErrorKind::Disk, failed)?;
         self.pending.clear();
         Ok(())
     }
@@ -72,17 +86,26 @@ impl Held {
         if taken.exists() {
             // An earlier release was interrupted: what has come since is added to it.
             if let Ok(more) = std::fs::read(&self.path) {
-                let mut old = OpenOptions::new().append(true).open(&taken).context(ErrorKind::Disk, failed)?;
+                let mut old = OpenOptions::new()
+                    .append(true)
+                    .open(&taken)
+                    .context(ErrorKind::Disk, failed)?;
                 old.write_all(&more).context(ErrorKind::Disk, failed)?;
                 let _ = std::fs::remove_file(&self.path);
             }
         } else if self.path.exists() {
             std::fs::rename(&self.path, &taken).context(ErrorKind::Disk, failed)?;
         } else {
-            return Ok(Releasing { path: taken, reader: None });
+            return Ok(Releasing {
+                path: taken,
+                reader: None,
+            });
         }
         let reader = BufReader::new(File::open(&taken).context(ErrorKind::Disk, failed)?);
-        Ok(Releasing { path: taken, reader: Some(reader) })
+        Ok(Releasing {
+            path: taken,
+            reader: Some(reader),
+        })
     }
 }
 
@@ -96,7 +119,9 @@ impl Releasing {
     /// The next keys of one database, at most `most`; empty at the end.
     pub fn next(&mut self, most: usize) -> Result<Vec<(DbIndex, Vec<u8>)>> {
         let mut keys = Vec::new();
-        let Some(reader) = &mut self.reader else { return Ok(keys) };
+        let Some(reader) = &mut self.reader else {
+            return Ok(keys);
+        };
         while keys.len() < most {
             let mut head = [0u8; 8];
             match reader.read_exact(&mut head) {
@@ -116,7 +141,9 @@ impl Releasing {
 
     pub fn done(self) -> Result<()> {
         if self.reader.is_some() {
-            std::fs::remove_file(&self.path).context(ErrorKind::Disk, || format!("remove {}", self.path.display()))?;
+            std::fs::remove_file(&self.path).context(ErrorKind::Disk, || {
+                format!("remove {}", self.path.display())
+            })?;
         }
         Ok(())
     }
@@ -138,7 +165,10 @@ mod tests {
         assert_eq!(held.count, 1);
         held.note(DbIndex(0), b"b");
         let mut all = held.take().unwrap();
-        assert_eq!(all.next(10).unwrap(), [(DbIndex(3), b"a".to_vec()), (DbIndex(0), b"b".to_vec())]);
+        assert_eq!(
+            all.next(10).unwrap(),
+            [(DbIndex(3), b"a".to_vec()), (DbIndex(0), b"b".to_vec())]
+        );
         assert!(all.next(10).unwrap().is_empty());
         all.done().unwrap();
         assert_eq!(Held::open(dir.path()).count, 0);

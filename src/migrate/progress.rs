@@ -75,7 +75,11 @@ impl ShardProgress {
             commands: self.commands.load(Relaxed),
             lag_bytes: self.lag_bytes.load(Relaxed),
             lag_ms: self.lag_ms.load(Relaxed),
-            note: self.note.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            note: self
+                .note
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
         }
     }
 }
@@ -88,7 +92,12 @@ pub struct Progress {
 
 impl Progress {
     pub fn views(&self) -> Vec<ShardView> {
-        self.shards.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.view()).collect()
+        self.shards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|s| s.view())
+            .collect()
     }
 
     pub fn set_shards(&self, shards: Vec<Arc<ShardProgress>>) {

@@ -48,6 +48,8 @@ pub struct Shared {
     pub target_has_functions: bool,
     /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
     pub load_estimate_ms: i64,
+    /// The target's own keys (on_existing: skip), by [`fence_key`](super::fence_key) with the target's database.
+    pub existing: std::collections::HashSet<Vec<u8>>,
 }
 
 impl Shared {
@@ -208,11 +210,17 @@ impl Pump {
     }
 
     pub(super) fn now(&self) -> Mark {
-        Mark::Stream { at: self.at, db: self.db }
+        Mark::Stream {
+            at: self.at,
+            db: self.db,
+        }
     }
 
     pub(super) fn loading_mark(&self) -> Mark {
-        Mark::Snapshot { at: self.loading.0, db: self.loading.1 }
+        Mark::Snapshot {
+            at: self.loading.0,
+            db: self.loading.1,
+        }
     }
 
     /// Loads the snapshot from the saved mark on; `Some` when the run ends before it is loaded.
@@ -226,8 +234,19 @@ impl Pump {
                     Err(e) => return self.load_error(e),
                 }
             } else {
-                let dialect = if self.shard.snapshot_valkey { Dialect::Valkey } else { Dialect::Redis };
-                Snapshot::resume(tail, self.shard.snapshot_at, self.shard.snapshot_db, dialect, self.shard.snapshot_version, options)
+                let dialect = if self.shard.snapshot_valkey {
+                    Dialect::Valkey
+                } else {
+                    Dialect::Redis
+                };
+                Snapshot::resume(
+                    tail,
+                    self.shard.snapshot_at,
+                    self.shard.snapshot_db,
+                    dialect,
+                    self.shard.snapshot_version,
+                    options,
+                )
             };
             self.shard.snapshot_valkey = snapshot.dialect() == Dialect::Valkey;
             self.shard.snapshot_version = snapshot.version();
@@ -269,7 +288,9 @@ impl Pump {
             }
             self.shard.bytes_read = snapshot.position();
             drop(snapshot);
-            self.progress.bytes_done.store(self.shard.bytes_read, Relaxed);
+            self.progress
+                .bytes_done
+                .store(self.shard.bytes_read, Relaxed);
             if self.settle_all()? {
                 continue 'again;
             }
@@ -311,7 +332,9 @@ impl Pump {
             if self.pipe.troubled() {
                 self.resolve()?;
             }
-            while let Some(taken) = self.take_command(buf.get(used..).unwrap_or_default(), &mut args)? {
+            while let Some(taken) =
+                self.take_command(buf.get(used..).unwrap_or_default(), &mut args)?
+            {
                 used += taken;
                 if self.pipe.troubled() {
                     self.resolve()?;
@@ -346,12 +369,23 @@ impl Pump {
         let clean = self.fenced_to <= self.at && self.window_end <= self.at;
         self.save(clean && !superseded)?;
         self.finish_counts()?;
-        Ok(if superseded { Ended::Superseded } else { Ended::Stopped })
+        Ok(if superseded {
+            Ended::Superseded
+        } else {
+            Ended::Stopped
+        })
     }
 
     /// Routes the command (or whole transaction) at the start of `buf`; `None` when it is not all there.
-    fn take_command(&mut self, buf: &[u8], args: &mut Vec<std::ops::Range<usize>>) -> Result<Option<usize>> {
-        let Some(len) = resp::parse_command(buf, args).map_err(|e| self.in_stream(e, self.at))? else { return Ok(None) };
+    fn take_command(
+        &mut self,
+        buf: &[u8],
+        args: &mut Vec<std::ops::Range<usize>>,
+    ) -> Result<Option<usize>> {
+        let Some(len) = resp::parse_command(buf, args).map_err(|e| self.in_stream(e, self.at))?
+        else {
+            return Ok(None);
+        };
         let raw = buf.get(..len).unwrap_or_default();
         let cmd = Command { raw, args };
         if cmd.is_empty() {
@@ -362,7 +396,8 @@ impl Pump {
             return self.take_transaction(buf, len);
         }
         let end = self.at.plus(len as u64);
-        self.command(&cmd, end, self.now()).map_err(|e| self.in_stream(e, self.at))?;
+        self.command(&cmd, end, self.now())
+            .map_err(|e| self.in_stream(e, self.at))?;
         self.at = end;
         Ok(Some(len))
     }
@@ -373,8 +408,15 @@ impl Pump {
         let mut to = first;
         loop {
             let rest = buf.get(to..).unwrap_or_default();
-            let Some(len) = resp::parse_command(rest, &mut args).map_err(|e| self.in_stream(e, self.at))? else { return Ok(None) };
-            let name = args.first().and_then(|r| rest.get(r.clone())).unwrap_or_default();
+            let Some(len) =
+                resp::parse_command(rest, &mut args).map_err(|e| self.in_stream(e, self.at))?
+            else {
+                return Ok(None);
+            };
+            let name = args
+                .first()
+                .and_then(|r| rest.get(r.clone()))
+                .unwrap_or_default();
             to += len;
             if name.eq_ignore_ascii_case(b"EXEC") || name.eq_ignore_ascii_case(b"DISCARD") {
                 break;
@@ -398,7 +440,8 @@ impl Pump {
             let cmd = Command { raw, args: &args };
             if !cmd.is_empty() {
                 // The transaction took effect as one, so it is before a fence as a whole or not at all.
-                self.command(&cmd, begin.plus(whole.len() as u64), mark).map_err(|e| self.in_stream(e, begin))?;
+                self.command(&cmd, begin.plus(whole.len() as u64), mark)
+                    .map_err(|e| self.in_stream(e, begin))?;
             }
         }
         self.at = begin.plus(to as u64);
@@ -406,7 +449,10 @@ impl Pump {
     }
 
     fn in_stream(&self, e: Error, at: ReplOffset) -> Error {
-        e.context(format!("replicate from {} at offset {at}", self.shard.address))
+        e.context(format!(
+            "replicate from {} at offset {at}",
+            self.shard.address
+        ))
     }
 
     /// Now and then: marks to SQLite, numbers to the display, held expiries released.
@@ -421,7 +467,11 @@ impl Pump {
             let total = if complete { Some(len) } else { total };
             self.progress.bytes_total.store(total.unwrap_or(0), Relaxed);
         }
-        let applied = if loaded { self.applied() } else { self.shard.applied.unwrap_or(self.spool.stream_start()) };
+        let applied = if loaded {
+            self.applied()
+        } else {
+            self.shard.applied.unwrap_or(self.spool.stream_start())
+        };
         let lag_ms = self.spool.lag_ms(applied, unix_ms());
         let lag = self.spool.stream_end().since(applied);
         self.progress.lag_bytes.store(lag, Relaxed);
@@ -492,7 +542,10 @@ impl Pump {
         self.shard.stable = self.shard.applied;
         let end = self.spool.stream_end();
         self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
-        self.shard.lag_ms = self.shard.applied.map_or(0, |a| self.spool.lag_ms(a, unix_ms()));
+        self.shard.lag_ms = self
+            .shard
+            .applied
+            .map_or(0, |a| self.spool.lag_ms(a, unix_ms()));
         let (len, total, complete) = self.spool.snapshot();
         if !self.shard.snapshot_loaded {
             self.shard.snapshot_complete = complete;
@@ -507,14 +560,11 @@ impl Pump {
         self.last_commands = self.progress.commands.load(Relaxed);
         let shard = self.shard.clone();
         let counts = std::mem::take(&mut self.counts);
-        self.shared.store(|store| store.save_shards(std::slice::from_ref(&shard), &counts))
+        self.shared
+            .store(|store| store.save_shards(std::slice::from_ref(&shard), &counts))
     }
 
     fn finish_counts(&mut self) -> Result<()> {
-        let busy = self.pipe.busy_keys();
-        if busy > 0 {
-            self.shared.store(|s| s.add_count("existing", busy))?;
-        }
         self.sizes.save(&self.shared)
     }
 
@@ -524,7 +574,7 @@ impl Pump {
 
     /// An event that is worth a line once, and a number each time.
     pub(super) fn note(&mut self, code: &'static str, message: &str) {
-        let first = self.counts.get(code).is_none();
+        let first = !self.counts.contains_key(code);
         self.count(code);
         if first {
             self.shared.event("warning", code, message);

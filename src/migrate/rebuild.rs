@@ -77,7 +77,11 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
             self.count += 1;
         }
         self.items += 1;
-        if self.items >= CHUNK_ITEMS || self.args.len() >= CHUNK_BYTES { self.close() } else { Ok(()) }
+        if self.items >= CHUNK_ITEMS || self.args.len() >= CHUNK_BYTES {
+            self.close()
+        } else {
+            Ok(())
+        }
     }
 
     fn close(&mut self) -> Result<()> {
@@ -93,7 +97,14 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
         (self.count, self.items) = (0, 0);
         for (field, at) in std::mem::take(&mut self.expiries) {
             let key = self.key;
-            self.push(&[b"HPEXPIREAT", key, at.to_string().as_bytes(), b"FIELDS", b"1", &field]);
+            self.push(&[
+                b"HPEXPIREAT",
+                key,
+                at.to_string().as_bytes(),
+                b"FIELDS",
+                b"1",
+                &field,
+            ]);
         }
         self.sent()
     }
@@ -166,7 +177,15 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
         match (meta.entries_added, meta.max_deleted_id) {
             (Some(added), Some(deleted)) if seven => {
                 let (added, deleted) = (added.to_string(), deleted.to_string());
-                self.push(&[b"XSETID", key, last.as_bytes(), b"ENTRIESADDED", added.as_bytes(), b"MAXDELETEDID", deleted.as_bytes()]);
+                self.push(&[
+                    b"XSETID",
+                    key,
+                    last.as_bytes(),
+                    b"ENTRIESADDED",
+                    added.as_bytes(),
+                    b"MAXDELETEDID",
+                    deleted.as_bytes(),
+                ]);
             }
             _ => self.push(&[b"XSETID", key, last.as_bytes()]),
         }
@@ -175,22 +194,52 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
             match group.entries_read {
                 Some(read) if seven && read != u64::MAX => {
                     let read = read.to_string();
-                    self.push(&[b"XGROUP", b"CREATE", key, &group.name, id.as_bytes(), b"ENTRIESREAD", read.as_bytes()]);
+                    self.push(&[
+                        b"XGROUP",
+                        b"CREATE",
+                        key,
+                        &group.name,
+                        id.as_bytes(),
+                        b"ENTRIESREAD",
+                        read.as_bytes(),
+                    ]);
                 }
                 _ => self.push(&[b"XGROUP", b"CREATE", key, &group.name, id.as_bytes()]),
             }
             for consumer in &group.consumers {
                 if self.target.valkey || self.target.version >= (6, 2, 0) {
-                    self.push(&[b"XGROUP", b"CREATECONSUMER", key, &group.name, &consumer.name]);
+                    self.push(&[
+                        b"XGROUP",
+                        b"CREATECONSUMER",
+                        key,
+                        &group.name,
+                        &consumer.name,
+                    ]);
                 }
             }
             let owners = group.owners();
             for p in &group.pending {
-                let Some(owner) = owners.get(&p.id) else { continue };
-                let (entry, ms, n) = (p.id.to_string(), p.delivery_ms.to_string(), p.deliveries.to_string());
+                let Some(owner) = owners.get(&p.id) else {
+                    continue;
+                };
+                let (entry, ms, n) = (
+                    p.id.to_string(),
+                    p.delivery_ms.to_string(),
+                    p.deliveries.to_string(),
+                );
                 self.push(&[
-                    b"XCLAIM", key, &group.name, owner, b"0", entry.as_bytes(), b"TIME", ms.as_bytes(), b"RETRYCOUNT", n.as_bytes(),
-                    b"FORCE", b"JUSTID",
+                    b"XCLAIM",
+                    key,
+                    &group.name,
+                    owner,
+                    b"0",
+                    entry.as_bytes(),
+                    b"TIME",
+                    ms.as_bytes(),
+                    b"RETRYCOUNT",
+                    n.as_bytes(),
+                    b"FORCE",
+                    b"JUSTID",
                 ]);
                 self.sent()?;
             }

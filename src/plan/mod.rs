@@ -1,10 +1,12 @@
 //! The plan file: what a user writes, and its JSON Schema. What will be done with it is in [`validate`].
 
+mod glob;
+mod url;
 mod validate;
 
 pub use validate::{
-    Databases, Endpoint, Filter, Job, Limits, Mode, OnExisting, RdbPath, Redacted, Secret, Source, TlsOptions, Topology, VerifyOptions,
-    validate,
+    Databases, Endpoint, Filter, Job, Limits, Mode, OnExisting, RdbPath, Redacted, Secret, Source,
+    TlsOptions, Topology, VerifyOptions, validate,
 };
 
 use crate::error::{Error, ErrorKind, Result};
@@ -194,7 +196,10 @@ pub struct VerifySpec {
 
 impl Default for VerifySpec {
     fn default() -> Self {
-        VerifySpec { ttl_tolerance_ms: 1000, exclude: Vec::new() }
+        VerifySpec {
+            ttl_tolerance_ms: 1000,
+            exclude: Vec::new(),
+        }
     }
 }
 
@@ -208,7 +213,11 @@ pub struct CutoverSpec {
 
 impl Default for CutoverSpec {
     fn default() -> Self {
-        CutoverSpec { max_lag_ms: 500, max_pause_ms: 10_000, hooks: HooksSpec::default() }
+        CutoverSpec {
+            max_lag_ms: 500,
+            max_pause_ms: 10_000,
+            hooks: HooksSpec::default(),
+        }
     }
 }
 
@@ -232,7 +241,14 @@ pub struct LatencySpec {
 
 impl Default for LatencySpec {
     fn default() -> Self {
-        LatencySpec { workloads: vec!["observed".into()], rates: vec![1.0], blocks: 12, block_s: 60, connections: 50, allow_writes: false }
+        LatencySpec {
+            workloads: vec!["observed".into()],
+            rates: vec![1.0],
+            blocks: 12,
+            block_s: 60,
+            connections: 50,
+            allow_writes: false,
+        }
     }
 }
 
@@ -244,7 +260,12 @@ impl Plan {
             let path = e.path().to_string();
             describe(&path, &e.inner().to_string())
         })?;
-        json.end().map_err(|e| Error::new(ErrorKind::Plan, format!("the plan goes on after its end: {e}")))?;
+        json.end().map_err(|e| {
+            Error::new(
+                ErrorKind::Plan,
+                format!("the plan goes on after its end: {e}"),
+            )
+        })?;
         Ok(plan)
     }
 
@@ -257,7 +278,11 @@ impl Plan {
 /// Turns serde's words into ours: the path, what is wrong, the nearest key that exists.
 fn describe(path: &str, problem: &str) -> Error {
     let Some(rest) = problem.strip_prefix("unknown field `") else {
-        let place = if path == "." { "the plan".to_owned() } else { path.to_owned() };
+        let place = if path == "." {
+            "the plan".to_owned()
+        } else {
+            path.to_owned()
+        };
         return Error::new(ErrorKind::Plan, format!("{place}: {problem}"));
     };
     let (field, rest) = rest.split_once('`').unwrap_or((rest, ""));
@@ -270,11 +295,20 @@ fn describe(path: &str, problem: &str) -> Error {
     } else {
         format!("{path}.{field}")
     };
-    let at = rest.rsplit_once(" at line ").map_or(String::new(), |(_, at)| format!(" (line {at})"));
-    let error = Error::new(ErrorKind::Plan, format!("{full} is not a key of the plan{at}"));
-    let nearest = known.iter().min_by_key(|k| strsim::damerau_levenshtein(k, field));
+    let at = rest
+        .rsplit_once(" at line ")
+        .map_or(String::new(), |(_, at)| format!(" (line {at})"));
+    let error = Error::new(
+        ErrorKind::Plan,
+        format!("{full} is not a key of the plan{at}"),
+    );
+    let nearest = known
+        .iter()
+        .min_by_key(|k| strsim::damerau_levenshtein(k, field));
     match nearest {
-        Some(near) if strsim::damerau_levenshtein(near, field) <= 3 => error.hint(format!("did you mean \"{near}\"?")),
+        Some(near) if strsim::damerau_levenshtein(near, field) <= 3 => {
+            error.hint(format!("did you mean \"{near}\"?"))
+        }
         _ => error.hint(format!("the keys here are: {}", known.join(", "))),
     }
 }
@@ -286,7 +320,11 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_path_and_nearest_key() {
         let e = Plan::parse(r#"{"name":"a","source":{"url":"redis://a:1","pasword":"x"},"target":{"url":"redis://b:1"}}"#).unwrap_err();
-        assert!(e.to_string().starts_with("source.pasword is not a key of the plan"), "{e}");
+        assert!(
+            e.to_string()
+                .starts_with("source.pasword is not a key of the plan"),
+            "{e}"
+        );
         assert_eq!(e.remedy(), "did you mean \"password\"?");
         assert_eq!(e.exit_code(), 2);
         let e = Plan::parse(r#"{"nam":"a"}"#).unwrap_err();
@@ -300,7 +338,8 @@ mod tests {
         let mut seen = 0;
         for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/plans")).unwrap() {
             let path = entry.unwrap().path();
-            let plan = Plan::parse(&std::fs::read_to_string(&path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            let plan = Plan::parse(&std::fs::read_to_string(&path).unwrap())
+                .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             validate(&plan).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             seen += 1;
         }

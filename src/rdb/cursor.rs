@@ -15,7 +15,10 @@ pub trait Bytes {
 
 #[cold]
 pub fn corrupt(at: u64, what: &'static str, problem: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("byte {at}, reading {what}: {problem}"))
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("byte {at}, reading {what}: {problem}"),
+    )
 }
 
 /// A cursor over a slice.
@@ -45,12 +48,20 @@ impl<'a> Reader<'a> {
     }
 
     pub fn take(&mut self, n: usize, what: &'static str) -> Result<&'a [u8]> {
-        match self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end)) {
+        match self
+            .at
+            .checked_add(n)
+            .and_then(|end| self.bytes.get(self.at..end))
+        {
             Some(bytes) => {
                 self.at += n;
                 Ok(bytes)
             }
-            None => Err(corrupt(self.position(), what, format_args!("{n} bytes are needed, {} are left", self.remaining()))),
+            None => Err(corrupt(
+                self.position(),
+                what,
+                format_args!("{n} bytes are needed, {} are left", self.remaining()),
+            )),
         }
     }
 
@@ -79,7 +90,11 @@ impl<'a> Reader<'a> {
     pub fn finish(&self, what: &'static str) -> Result<()> {
         match self.remaining() {
             0 => Ok(()),
-            n => Err(corrupt(self.position(), what, format_args!("{n} bytes too many"))),
+            n => Err(corrupt(
+                self.position(),
+                what,
+                format_args!("{n} bytes too many"),
+            )),
         }
     }
 
@@ -96,7 +111,11 @@ impl Bytes for Slice<'_> {
         if to <= self.0.len() {
             return Ok(());
         }
-        Err(corrupt(self.1 + self.0.len() as u64, what, "the value ends too early"))
+        Err(corrupt(
+            self.1 + self.0.len() as u64,
+            what,
+            "the value ends too early",
+        ))
     }
 
     fn peek(&self) -> &[u8] {
@@ -124,7 +143,15 @@ pub struct Input<R> {
 impl<R: Read> Input<R> {
     pub fn new(reader: R, at: u64, checksum: bool) -> Input<R> {
         let crc = checksum.then(|| (crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Redis), 0));
-        Input { reader, buf: Vec::new(), start: 0, end: 0, base: at, crc, ended: false }
+        Input {
+            reader,
+            buf: Vec::new(),
+            start: 0,
+            end: 0,
+            base: at,
+            crc,
+            ended: false,
+        }
     }
 
     pub fn position(&self) -> u64 {
@@ -167,19 +194,31 @@ impl<R: Read> Input<R> {
         }
         while self.end < to {
             if self.ended {
-                return Err(corrupt(self.base + self.end as u64, what, "the file ends here"));
+                return Err(corrupt(
+                    self.base + self.end as u64,
+                    what,
+                    "the file ends here",
+                ));
             }
             if self.buf.len() - self.end < CHUNK / 4 {
                 // Grows with what has come, never with what a length claims.
                 let len = self.buf.len().max(CHUNK / 2) * 2;
-                self.buf.resize(len.min(self.end + 64 * CHUNK).max(self.end + CHUNK), 0);
+                self.buf
+                    .resize(len.min(self.end + 64 * CHUNK).max(self.end + CHUNK), 0);
             }
-            match self.reader.read(self.buf.get_mut(self.end..).unwrap_or_default()) {
+            match self
+                .reader
+                .read(self.buf.get_mut(self.end..).unwrap_or_default())
+            {
                 Ok(0) => self.ended = true,
                 Ok(n) => self.end += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) => {
-                    return Err(Error::new(ErrorKind::Disk, format!("byte {}, reading {what}", self.base + self.end as u64)).cause(e));
+                    return Err(Error::new(
+                        ErrorKind::Disk,
+                        format!("byte {}, reading {what}", self.base + self.end as u64),
+                    )
+                    .cause(e));
                 }
             }
         }
@@ -195,7 +234,11 @@ impl<R: Read> Input<R> {
 impl<R: Read> Bytes for Input<R> {
     #[inline]
     fn ensure(&mut self, to: usize, what: &'static str) -> Result<()> {
-        if to <= self.end - self.start { Ok(()) } else { self.fill(to, what) }
+        if to <= self.end - self.start {
+            Ok(())
+        } else {
+            self.fill(to, what)
+        }
     }
 
     #[inline]

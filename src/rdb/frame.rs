@@ -44,10 +44,18 @@ impl<'b, B: Bytes> Walk<'b, B> {
         }
         let position = self.bytes.base() + self.at as u64;
         let Some(size) = len_size(first) else {
-            return Err(corrupt(position, "a length", format_args!("0x{first:02x} begins no length")));
+            return Err(corrupt(
+                position,
+                "a length",
+                format_args!("0x{first:02x} begins no length"),
+            ));
         };
         self.bytes.ensure(self.at + size, "a length")?;
-        let bytes = self.bytes.peek().get(self.at..self.at + size).unwrap_or_default();
+        let bytes = self
+            .bytes
+            .peek()
+            .get(self.at..self.at + size)
+            .unwrap_or_default();
         let len = length_or_encoding(&mut Reader::new(bytes, position))?;
         self.at += size;
         Ok(len)
@@ -56,9 +64,11 @@ impl<'b, B: Bytes> Walk<'b, B> {
     pub fn length(&mut self, what: &'static str) -> Result<u64> {
         match self.length_or_encoding()? {
             Len::Plain(n) => Ok(n),
-            Len::Encoded(e) => {
-                Err(corrupt(self.bytes.base() + self.at as u64, what, format_args!("a string encoding ({e}) where a length must be")))
-            }
+            Len::Encoded(e) => Err(corrupt(
+                self.bytes.base() + self.at as u64,
+                what,
+                format_args!("a string encoding ({e}) where a length must be"),
+            )),
         }
     }
 
@@ -86,7 +96,11 @@ impl<'b, B: Bytes> Walk<'b, B> {
                 compressed
             }
             Len::Encoded(e) => {
-                return Err(corrupt(self.bytes.base() + self.at as u64, "a string", format_args!("the string encoding {e} is unknown")));
+                return Err(corrupt(
+                    self.bytes.base() + self.at as u64,
+                    "a string",
+                    format_args!("the string encoding {e} is unknown"),
+                ));
             }
         };
         Ok(self.skip(n))
@@ -255,7 +269,11 @@ impl<'b, B: Bytes> Walk<'b, B> {
                 }
                 other => {
                     let at = self.bytes.base() + self.at as u64;
-                    return Err(corrupt(at, "a module's value", format_args!("the opcode {other} is unknown")));
+                    return Err(corrupt(
+                        at,
+                        "a module's value",
+                        format_args!("the opcode {other} is unknown"),
+                    ));
                 }
             };
             if self.skip(n).is_err() {

@@ -10,7 +10,11 @@ pub enum Dialect {
 impl Dialect {
     /// The dialect of a payload or file version: Valkey begins at 80.
     pub fn of_version(version: u32) -> Dialect {
-        if version >= 80 { Dialect::Valkey } else { Dialect::Redis }
+        if version >= 80 {
+            Dialect::Valkey
+        } else {
+            Dialect::Redis
+        }
     }
 }
 

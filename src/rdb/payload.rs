@@ -4,6 +4,7 @@
 //! Sources: cluster.c createDumpPayload, verifyDumpPayload.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::rdb::cursor::Slice;
 use crate::rdb::cursor::{Reader, corrupt};
 use crate::rdb::encoding::listpack::Listpack;
 use crate::rdb::encoding::{put_length, put_string, string};
@@ -11,7 +12,6 @@ use crate::rdb::frame::Walk;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::stream::{self, StreamMeta};
 use crate::rdb::value::{self, ValueSink};
-use crate::rdb::cursor::Slice;
 use crate::types::ExpireAt;
 
 /// CRC-64 as Redis computes it ("123456789" gives e9c6d914c4b8d9ca).
@@ -32,7 +32,11 @@ impl Target {
     }
 
     fn field_expiry(&self) -> bool {
-        if self.valkey { self.at_least(9, 0) } else { self.at_least(7, 4) }
+        if self.valkey {
+            self.at_least(9, 0)
+        } else {
+            self.at_least(7, 4)
+        }
     }
 
     /// Whether RESTORE takes this type number.
@@ -45,7 +49,9 @@ impl Target {
             op::HASH_LISTPACK..=op::STREAM_2 => self.valkey || self.at_least(7, 0),
             op::SET_LISTPACK | op::STREAM_3 => self.valkey || self.at_least(7, 2),
             op::HASH_22 => self.valkey == (dialect == Dialect::Valkey) && self.field_expiry(),
-            op::HASH_LISTPACK_EX_PRE_GA..=op::HASH_LISTPACK_EX => !self.valkey && self.at_least(7, 4),
+            op::HASH_LISTPACK_EX_PRE_GA..=op::HASH_LISTPACK_EX => {
+                !self.valkey && self.at_least(7, 4)
+            }
             op::STREAM_4 => !self.valkey && self.at_least(8, 6),
             op::STREAM_5..=op::GCRA => !self.valkey && self.at_least(8, 8),
             _ => false,
@@ -103,7 +109,11 @@ pub fn open(bytes: &[u8]) -> Result<Payload<'_>> {
     let stored = u64::from_le_bytes(r.array(WHAT)?);
     let covered = bytes.get(..bytes.len() - 8).unwrap_or_default();
     if stored != 0 && stored != crc(covered) {
-        return Err(corrupt(rest.len() as u64 + 2, WHAT, "its checksum is wrong"));
+        return Err(corrupt(
+            rest.len() as u64 + 2,
+            WHAT,
+            "its checksum is wrong",
+        ));
     }
     let dialect = Dialect::of_version(u32::from(version));
     let mut meta: &[u8] = &[];
@@ -116,10 +126,20 @@ pub fn open(bytes: &[u8]) -> Result<Payload<'_>> {
             let _ = walk.module_opcodes()?;
         }
         let at = walk.at;
-        (meta, value) = rest.split_at_checked(at).ok_or_else(|| corrupt(0, WHAT, "its metadata is cut off"))?;
+        (meta, value) = rest
+            .split_at_checked(at)
+            .ok_or_else(|| corrupt(0, WHAT, "its metadata is cut off"))?;
     }
-    let (type_id, body) = value.split_first().ok_or_else(|| corrupt(0, WHAT, "it has no value"))?;
-    Ok(Payload { meta, type_id: *type_id, dialect, version, body })
+    let (type_id, body) = value
+        .split_first()
+        .ok_or_else(|| corrupt(0, WHAT, "it has no value"))?;
+    Ok(Payload {
+        meta,
+        type_id: *type_id,
+        dialect,
+        version,
+        body,
+    })
 }
 
 /// How a value gets to the target.
@@ -145,23 +165,36 @@ pub fn fit(type_id: u8, dialect: Dialect, version: u32, body: &[u8], target: &Ta
     let known = target.knows(type_id, dialect);
     match type_id {
         op::MODULE_PRE_GA | op::MODULE_2 => Fit::Module,
-        _ if body.len() > DISPUTED && is_disputed(type_id, dialect, version, body) => match type_id {
+        _ if body.len() > DISPUTED && is_disputed(type_id, dialect, version, body) => match type_id
+        {
             op::STREAM | op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5 => Fit::Rebuild,
             _ => Fit::Transcode,
         },
         _ if known => Fit::AsIs,
-        op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5 if target.knows(op::STREAM, Dialect::Redis) => Fit::Transcode,
-        op::STREAM..=op::STREAM if !known => Fit::Impossible("it is a stream, which the target's version does not have"),
+        op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5
+            if target.knows(op::STREAM, Dialect::Redis) =>
+        {
+            Fit::Transcode
+        }
+        op::STREAM..=op::STREAM if !known => {
+            Fit::Impossible("it is a stream, which the target's version does not have")
+        }
         op::ARRAY => Fit::Impossible("it is an array (Redis 8.8), which the target does not have"),
-        op::GCRA => Fit::Impossible("it is a rate limiter (Redis 8.8), which the target does not have"),
+        op::GCRA => {
+            Fit::Impossible("it is a rate limiter (Redis 8.8), which the target does not have")
+        }
         op::HASH_22 | op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX => {
             if target.field_expiry() || !has_field_expiry(type_id, dialect, version, body) {
                 Fit::Transcode
             } else {
-                Fit::Impossible("fields of this hash have an expiry, which the target's version does not have")
+                Fit::Impossible(
+                    "fields of this hash have an expiry, which the target's version does not have",
+                )
             }
         }
-        _ if value::kind(type_id, dialect).is_ok_and(|k| k != value::ValueKind::Stream) => Fit::Transcode,
+        _ if value::kind(type_id, dialect).is_ok_and(|k| k != value::ValueKind::Stream) => {
+            Fit::Transcode
+        }
         _ => Fit::Impossible("its type is not known to the target"),
     }
 }
@@ -182,13 +215,19 @@ fn has_field_expiry(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) ->
 fn is_disputed(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> bool {
     let _ = (dialect, version);
     let scan = |bytes: &[u8]| -> bool {
-        let Ok(mut lp) = Listpack::new(bytes, 0) else { return false };
+        let Ok(mut lp) = Listpack::new(bytes, 0) else {
+            return false;
+        };
         while let Ok(Some(_)) = lp.next() {}
         lp.disputed
     };
     let mut r = Reader::new(body, 0);
     let result: Result<bool> = (|| match type_id {
-        op::HASH_LISTPACK | op::ZSET_LISTPACK | op::SET_LISTPACK | op::HASH_LISTPACK_EX | op::HASH_LISTPACK_EX_PRE_GA => {
+        op::HASH_LISTPACK
+        | op::ZSET_LISTPACK
+        | op::SET_LISTPACK
+        | op::HASH_LISTPACK_EX
+        | op::HASH_LISTPACK_EX_PRE_GA => {
             if type_id == op::HASH_LISTPACK_EX {
                 r.i64("a value")?;
             }
@@ -219,23 +258,50 @@ fn is_disputed(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> bool
 }
 
 /// Appends the value in a form that `target` takes; returns its type number.
-pub fn transcode(type_id: u8, dialect: Dialect, version: u32, body: &[u8], target: &Target, out: &mut Vec<u8>) -> Result<u8> {
-    if matches!(type_id, op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5) {
+pub fn transcode(
+    type_id: u8,
+    dialect: Dialect,
+    version: u32,
+    body: &[u8],
+    target: &Target,
+    out: &mut Vec<u8>,
+) -> Result<u8> {
+    if matches!(
+        type_id,
+        op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5
+    ) {
         return older_stream(type_id, body, target, out);
     }
-    let mut plain = Plain { out: Vec::new(), count: 0, target: *target, with_expiry: false };
+    let mut plain = Plain {
+        out: Vec::new(),
+        count: 0,
+        target: *target,
+        with_expiry: false,
+    };
     if value::kind(type_id, dialect)? == value::ValueKind::Hash {
-        plain.with_expiry = target.field_expiry() && has_field_expiry(type_id, dialect, version, body);
+        plain.with_expiry =
+            target.field_expiry() && has_field_expiry(type_id, dialect, version, body);
     }
     value::decode(type_id, dialect, version, body, 0, &mut plain)?;
     let new = match value::kind(type_id, dialect)? {
         value::ValueKind::List => op::LIST,
         value::ValueKind::Set => op::SET,
-        value::ValueKind::Zset => if target.knows(op::ZSET_2, Dialect::Redis) { op::ZSET_2 } else { op::ZSET },
+        value::ValueKind::Zset => {
+            if target.knows(op::ZSET_2, Dialect::Redis) {
+                op::ZSET_2
+            } else {
+                op::ZSET
+            }
+        }
         value::ValueKind::Hash if plain.with_expiry && target.valkey => op::HASH_22,
         value::ValueKind::Hash if plain.with_expiry => op::HASH_METADATA,
         value::ValueKind::Hash => op::HASH,
-        other => return Err(Error::new(ErrorKind::Unsupported, format!("a {} cannot be converted", other.name()))),
+        other => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("a {} cannot be converted", other.name()),
+            ));
+        }
     };
     if new == op::HASH_METADATA {
         // Expiries count from 1, so that the stored number is the absolute one.
@@ -254,9 +320,14 @@ fn older_stream(type_id: u8, body: &[u8], target: &Target, out: &mut Vec<u8>) ->
         let _ = walk.string()?;
     }
     let at = walk.at;
-    let (nodes, tail) = body.split_at_checked(at).ok_or_else(|| corrupt(0, "a stream", "it ends inside its nodes"))?;
+    let (nodes, tail) = body
+        .split_at_checked(at)
+        .ok_or_else(|| corrupt(0, "a stream", "it ends inside its nodes"))?;
     let meta: StreamMeta = stream::meta(type_id, &mut Reader::new(tail, at as u64))?;
-    let new = [op::STREAM_3, op::STREAM_2, op::STREAM].into_iter().find(|t| target.knows(*t, Dialect::Redis)).unwrap_or(op::STREAM);
+    let new = [op::STREAM_3, op::STREAM_2, op::STREAM]
+        .into_iter()
+        .find(|t| target.knows(*t, Dialect::Redis))
+        .unwrap_or(op::STREAM);
     out.extend_from_slice(nodes);
     stream::put_meta(out, &meta, new);
     Ok(new)
@@ -302,14 +373,15 @@ impl ValueSink for Plain {
         self.list_item(field)?;
         put_string(&mut self.out, value);
         if self.with_expiry && self.target.valkey {
-            self.out.extend_from_slice(&expire.map_or(-1, |e| e.0).to_le_bytes());
+            self.out
+                .extend_from_slice(&expire.map_or(-1, |e| e.0).to_le_bytes());
         }
         Ok(())
     }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::*;
 
@@ -323,7 +395,10 @@ mod tests {
         let mut bytes = Vec::new();
         seal(&mut bytes, &[], op::STRING, b"\x03abc", 11);
         let payload = open(&bytes).unwrap();
-        assert_eq!((payload.type_id, payload.body, payload.version), (0, b"\x03abc".as_slice(), 11));
+        assert_eq!(
+            (payload.type_id, payload.body, payload.version),
+            (0, b"\x03abc".as_slice(), 11)
+        );
         for i in 0..bytes.len() {
             let mut broken = bytes.clone();
             broken[i] ^= 1;

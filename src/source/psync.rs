@@ -146,12 +146,7 @@ impl Link {
     /// Drains an open link until `stop`; reconnects with PSYNC when it is cut.
     ///
     /// With `start` a full sync, the snapshot is spooled first; else the stream goes on at the spool's end.
-    pub async fn follow(
-        &self,
-        mut conn: Conn,
-        start: Start,
-        stop: &Shutdown,
-    ) -> Result<Ended> {
+    pub async fn follow(&self, mut conn: Conn, start: Start, stop: &Shutdown) -> Result<Ended> {
         let mut writer = SpoolWriter::new(self.spool.clone());
         let mut full = matches!(start, Start::Full { .. });
         loop {
@@ -202,9 +197,7 @@ impl Link {
     }
 
     /// Tries again until the source answers, `patience` is over (the error) or a stop is asked for (`None`).
-    async fn reconnect(&self, mut last: Error,
-        stop: &Shutdown,
-    ) -> Result<Option<(Conn, Start)>> {
+    async fn reconnect(&self, mut last: Error, stop: &Shutdown) -> Result<Option<(Conn, Start)>> {
         let began = Instant::now();
         let mut backoff = net::Backoff::new();
         while began.elapsed() < self.patience {
@@ -345,6 +338,7 @@ impl Link {
     }
 }
 
+#[allow(clippy::large_enum_variant)] // one value for each link
 enum Framing {
     Sized {
         left: u64,

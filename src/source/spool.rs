@@ -122,12 +122,17 @@ impl Spool {
     }
 
     pub fn snapshot_path(&self) -> PathBuf {
-        self.state().file.clone().unwrap_or_else(|| self.dir.join(SNAPSHOT))
+        self.state()
+            .file
+            .clone()
+            .unwrap_or_else(|| self.dir.join(SNAPSHOT))
     }
 
     /// Takes a snapshot file of the user's for the snapshot.
     pub fn use_file(&self, path: &Path) -> Result<()> {
-        let meta = std::fs::metadata(path).context(ErrorKind::Disk, || format!("open the snapshot {}", path.display()))?;
+        let meta = std::fs::metadata(path).context(ErrorKind::Disk, || {
+            format!("open the snapshot {}", path.display())
+        })?;
         let mut state = self.state();
         state.file = Some(path.to_owned());
         state.snapshot_len = meta.len();

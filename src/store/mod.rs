@@ -3,51 +3,22 @@
 //! Write-ahead log, so that `status` and `report` read while `migrate` writes.
 //! Invariant: marks and counters of a checkpoint are written in one transaction.
 
+mod lock;
 mod schema;
+mod shard;
+
+pub use lock::Lock;
+pub use shard::ShardState;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// The right to change a plan's state: one process at a time, given back when it ends in whatever way.
-pub struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    pub fn acquire(dir: &Path) -> Result<Lock> {
-        let path = dir.join("lock");
-        let failed = || format!("lock {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .context(ErrorKind::Disk, failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let _ = file.read_to_string(&mut pid);
-                return Err(Error::new(ErrorKind::Locked, format!("another keyferry (pid {}) is working on this plan", pid.trim())));
-            }
-            Err(TryLockError::Error(e)) => return Err(e).context(ErrorKind::Disk, failed),
-        }
-        file.set_len(0).context(ErrorKind::Disk, failed)?;
-        file.rewind().context(ErrorKind::Disk, failed)?;
-        writeln!(file, "{}", std::process::id()).context(ErrorKind::Disk, failed)?;
-        Ok(Lock { _file: file })
-    }
-}
 
 /// What was asked for when the state was begun.
 #[derive(Debug, Clone)]
@@ -85,78 +56,6 @@ impl Phase {
             Phase::Switched => "switched",
             Phase::RolledBack => "rolled-back",
             Phase::Failed => "failed",
-        }
-    }
-}
-
-/// One source master's state.
-#[derive(Debug, Clone)]
-pub struct ShardState {
-    pub shard: ShardId,
-    pub address: String,
-    pub slots: String,
-    pub replid: Option<ReplId>,
-    /// The offset that FULLRESYNC named.
-    pub snapshot_offset: Option<ReplOffset>,
-    pub snapshot_complete: bool,
-    pub snapshot_len: u64,
-    pub snapshot_loaded: bool,
-    /// The mark inside the snapshot.
-    pub snapshot_at: u64,
-    pub snapshot_db: DbIndex,
-    pub snapshot_version: u32,
-    pub snapshot_valkey: bool,
-    /// Every write before it was acknowledged by the target.
-    pub applied: Option<ReplOffset>,
-    pub applied_db: DbIndex,
-    pub stable: Option<ReplOffset>,
-    pub source_offset: Option<ReplOffset>,
-    /// No key of the target is ahead of this.
-    pub fence_high: Option<ReplOffset>,
-    /// Nothing beyond `applied` has touched the target.
-    pub clean: bool,
-    /// After the snapshot, keys that the source no longer holds are to be removed.
-    pub reconcile: bool,
-    pub keys_read: u64,
-    pub keys_written: u64,
-    pub bytes_read: u64,
-    pub bytes_total: u64,
-    pub commands_applied: u64,
-    pub healed_keys: u64,
-    pub lag_ms: u64,
-    pub updated_at: i64,
-}
-
-impl ShardState {
-    pub fn new(shard: ShardId, address: String, slots: String) -> ShardState {
-        ShardState {
-            shard,
-            address,
-            slots,
-            replid: None,
-            snapshot_offset: None,
-            snapshot_complete: false,
-            snapshot_len: 0,
-            snapshot_loaded: false,
-            snapshot_at: 0,
-            snapshot_db: DbIndex::ZERO,
-            snapshot_version: 0,
-            snapshot_valkey: false,
-            applied: None,
-            applied_db: DbIndex::ZERO,
-            stable: None,
-            source_offset: None,
-            fence_high: None,
-            clean: false,
-            reconcile: false,
-            keys_read: 0,
-            keys_written: 0,
-            bytes_read: 0,
-            bytes_total: 0,
-            commands_applied: 0,
-            healed_keys: 0,
-            lag_ms: 0,
-            updated_at: 0,
         }
     }
 }
@@ -206,7 +105,9 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(dir)
-            .context(ErrorKind::Disk, || format!("create the folder {}", dir.display()))?;
+            .context(ErrorKind::Disk, || {
+                format!("create the folder {}", dir.display())
+            })?;
         let path = dir.join("state.sqlite");
         // SQLite would create it readable for all.
         OpenOptions::new()
@@ -222,10 +123,18 @@ impl Store {
             db.pragma_update(None, "journal_mode", "WAL")?;
             db.pragma_update(None, "synchronous", "NORMAL")
         })?;
-        match schema::migrate(&mut store.db).map_err(|e| failed(&store.path, "bring up to date", e))? {
+        match schema::migrate(&mut store.db)
+            .map_err(|e| failed(&store.path, "bring up to date", e))?
+        {
             Ok(()) => Ok(store),
-            Err(version) => Err(Error::new(ErrorKind::State, format!("{} is of version {version}, from a newer keyferry", store.path.display()))
-                .hint("use that keyferry, or another --work-dir")),
+            Err(version) => Err(Error::new(
+                ErrorKind::State,
+                format!(
+                    "{} is of version {version}, from a newer keyferry",
+                    store.path.display()
+                ),
+            )
+            .hint("use that keyferry, or another --work-dir")),
         }
     }
 
@@ -235,8 +144,10 @@ impl Store {
         if !path.exists() {
             return Ok(None);
         }
-        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE).map_err(|e| failed(&path, "open", e))?;
-        db.busy_timeout(Duration::from_secs(10)).map_err(|e| failed(&path, "open", e))?;
+        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+            .map_err(|e| failed(&path, "open", e))?;
+        db.busy_timeout(Duration::from_secs(10))
+            .map_err(|e| failed(&path, "open", e))?;
         Ok(Some(Store { db, path }))
     }
 
@@ -265,12 +176,23 @@ impl Store {
             } else {
                 "its databases or filter were others".to_owned()
             };
-            return Err(Error::new(ErrorKind::State, format!("the saved state belongs to another form of this plan: {what}")));
+            return Err(Error::new(
+                ErrorKind::State,
+                format!("the saved state belongs to another form of this plan: {what}"),
+            ));
         }
         self.run_sql(|db| {
             db.execute(
                 "INSERT INTO run VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
-                params![run.plan, run.fingerprint, run.redacted.to_string(), run.mode, run.source, run.target, run.started_ms],
+                params![
+                    run.plan,
+                    run.fingerprint,
+                    run.redacted.to_string(),
+                    run.mode,
+                    run.source,
+                    run.target,
+                    run.started_ms
+                ],
             )
         })?;
         Ok(())
@@ -278,24 +200,39 @@ impl Store {
 
     pub fn run(&self) -> Result<Option<Run>> {
         self.run_sql(|db| {
-            db.query_row("SELECT plan, fingerprint, redacted, mode, source, target, started_ms FROM run", [], |r| {
-                Ok(Run {
-                    plan: r.get(0)?,
-                    fingerprint: r.get(1)?,
-                    redacted: serde_json::from_str(&r.get::<_, String>(2)?).unwrap_or(Value::Null),
-                    mode: r.get(3)?,
-                    source: r.get(4)?,
-                    target: r.get(5)?,
-                    started_ms: r.get(6)?,
-                })
-            })
+            db.query_row(
+                "SELECT plan, fingerprint, redacted, mode, source, target, started_ms FROM run",
+                [],
+                |r| {
+                    Ok(Run {
+                        plan: r.get(0)?,
+                        fingerprint: r.get(1)?,
+                        redacted: serde_json::from_str(&r.get::<_, String>(2)?)
+                            .unwrap_or(Value::Null),
+                        mode: r.get(3)?,
+                        source: r.get(4)?,
+                        target: r.get(5)?,
+                        started_ms: r.get(6)?,
+                    })
+                },
+            )
             .optional()
         })
     }
 
     /// Forgets everything.
     pub fn wipe(&mut self) -> Result<()> {
-        let tables = ["run", "phase", "shard", "counter", "event", "document", "slot", "difference", "verify"];
+        let tables = [
+            "run",
+            "phase",
+            "shard",
+            "counter",
+            "event",
+            "document",
+            "slot",
+            "difference",
+            "verify",
+        ];
         let sql: String = tables.iter().map(|t| format!("DELETE FROM {t};")).collect();
         self.run_sql(|db| db.execute_batch(&format!("BEGIN; {sql} COMMIT;")))
     }
@@ -307,8 +244,14 @@ impl Store {
         }
         self.transaction(|store| {
             store.run_sql(|db| {
-                db.execute("UPDATE phase SET ended_ms = ? WHERE ended_ms IS NULL", [now_ms])?;
-                db.execute("INSERT INTO phase (name, started_ms) VALUES (?, ?)", params![phase.as_str(), now_ms])
+                db.execute(
+                    "UPDATE phase SET ended_ms = ? WHERE ended_ms IS NULL",
+                    [now_ms],
+                )?;
+                db.execute(
+                    "INSERT INTO phase (name, started_ms) VALUES (?, ?)",
+                    params![phase.as_str(), now_ms],
+                )
             })
         })?;
         Ok(())
@@ -316,16 +259,28 @@ impl Store {
 
     /// The present phase's name; "new" before the first.
     pub fn phase(&self) -> Result<String> {
-        let name = self.run_sql(|db| db.query_row("SELECT name FROM phase ORDER BY id DESC LIMIT 1", [], |r| r.get(0)).optional())?;
+        let name = self.run_sql(|db| {
+            db.query_row("SELECT name FROM phase ORDER BY id DESC LIMIT 1", [], |r| {
+                r.get(0)
+            })
+            .optional()
+        })?;
         Ok(name.unwrap_or_else(|| Phase::New.as_str().to_owned()))
     }
 
     /// Name, start and end of each phase.
     pub fn phase_history(&self) -> Result<Vec<(String, i64, Option<i64>)>> {
-        self.list("SELECT name, started_ms, ended_ms FROM phase ORDER BY id", |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))
+        self.list(
+            "SELECT name, started_ms, ended_ms FROM phase ORDER BY id",
+            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
+        )
     }
 
-    fn list<T>(&self, sql: &str, row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>) -> Result<Vec<T>> {
+    fn list<T>(
+        &self,
+        sql: &str,
+        row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
         self.run_sql(|db| db.prepare(sql)?.query_map([], row)?.collect())
     }
 
@@ -333,13 +288,16 @@ impl Store {
         let offset = |r: &Row<'_>, i: usize| -> rusqlite::Result<Option<ReplOffset>> {
             Ok(r.get::<_, Option<i64>>(i)?.map(|n| ReplOffset(n as u64)))
         };
-        let number = |r: &Row<'_>, i: usize| -> rusqlite::Result<u64> { Ok(r.get::<_, i64>(i)? as u64) };
+        let number =
+            |r: &Row<'_>, i: usize| -> rusqlite::Result<u64> { Ok(r.get::<_, i64>(i)? as u64) };
         self.list("SELECT * FROM shard ORDER BY shard", |r| {
             Ok(ShardState {
                 shard: ShardId(r.get(0)?),
                 address: r.get(1)?,
                 slots: r.get(2)?,
-                replid: r.get::<_, Option<String>>(3)?.and_then(|id| ReplId::parse(id.as_bytes()).ok()),
+                replid: r
+                    .get::<_, Option<String>>(3)?
+                    .and_then(|id| ReplId::parse(id.as_bytes()).ok()),
                 snapshot_offset: offset(r, 4)?,
                 snapshot_complete: r.get(5)?,
                 snapshot_len: number(r, 6)?,
@@ -368,7 +326,11 @@ impl Store {
     }
 
     /// Saves the shards' marks and adds to the counters, in one transaction.
-    pub fn save_shards(&mut self, shards: &[ShardState], counts: &BTreeMap<&'static str, u64>) -> Result<()> {
+    pub fn save_shards(
+        &mut self,
+        shards: &[ShardState],
+        counts: &BTreeMap<&'static str, u64>,
+    ) -> Result<()> {
         self.transaction(|store| {
             for s in shards {
                 store.run_sql(|db| {
@@ -413,38 +375,63 @@ impl Store {
 
     pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
         self.run_sql(|db| {
-            db.prepare_cached("INSERT INTO counter VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + ?2")?
-                .execute(params![name, signed(n)])
+            db.prepare_cached(
+                "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + ?2",
+            )?
+            .execute(params![name, signed(n)])
         })?;
         Ok(())
     }
 
     pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
-        let rows = self.list("SELECT name, n FROM counter", |r| Ok((r.get(0)?, r.get::<_, i64>(1)? as u64)))?;
+        let rows = self.list("SELECT name, n FROM counter", |r| {
+            Ok((r.get(0)?, r.get::<_, i64>(1)? as u64))
+        })?;
         Ok(rows.into_iter().collect())
     }
 
     pub fn event(&mut self, at_ms: i64, level: &str, code: &str, message: &str) -> Result<()> {
         self.run_sql(|db| {
-            db.execute("INSERT INTO event (at_ms, level, code, message) VALUES (?, ?, ?, ?)", params![at_ms, level, code, message])
+            db.execute(
+                "INSERT INTO event (at_ms, level, code, message) VALUES (?, ?, ?, ?)",
+                params![at_ms, level, code, message],
+            )
         })?;
         Ok(())
     }
 
     /// The newest events, oldest first.
     pub fn events(&self, most: u32) -> Result<Vec<Event>> {
-        let sql = format!("SELECT at_ms, level, code, message FROM (SELECT * FROM event ORDER BY id DESC LIMIT {most}) ORDER BY id");
-        self.list(&sql, |r| Ok(Event { at_ms: r.get(0)?, level: r.get(1)?, code: r.get(2)?, message: r.get(3)? }))
+        let sql = format!(
+            "SELECT at_ms, level, code, message FROM (SELECT * FROM event ORDER BY id DESC LIMIT {most}) ORDER BY id"
+        );
+        self.list(&sql, |r| {
+            Ok(Event {
+                at_ms: r.get(0)?,
+                level: r.get(1)?,
+                code: r.get(2)?,
+                message: r.get(3)?,
+            })
+        })
     }
 
     pub fn put_json(&mut self, name: &str, value: &Value) -> Result<()> {
-        self.run_sql(|db| db.execute("INSERT OR REPLACE INTO document VALUES (?, ?)", params![name, value.to_string()]))?;
+        self.run_sql(|db| {
+            db.execute(
+                "INSERT OR REPLACE INTO document VALUES (?, ?)",
+                params![name, value.to_string()],
+            )
+        })?;
         Ok(())
     }
 
     pub fn json(&self, name: &str) -> Result<Option<Value>> {
-        let text: Option<String> =
-            self.run_sql(|db| db.query_row("SELECT json FROM document WHERE name = ?", [name], |r| r.get(0)).optional())?;
+        let text: Option<String> = self.run_sql(|db| {
+            db.query_row("SELECT json FROM document WHERE name = ?", [name], |r| {
+                r.get(0)
+            })
+            .optional()
+        })?;
         Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
     }
 
@@ -452,7 +439,8 @@ impl Store {
     pub fn save_slot_sums(&mut self, rows: &[SlotRow], now_ms: i64) -> Result<()> {
         self.transaction(|store| {
             store.run_sql(|db| {
-                let mut statement = db.prepare_cached("INSERT OR REPLACE INTO slot VALUES (?, ?, ?, ?, ?, ?, ?)")?;
+                let mut statement =
+                    db.prepare_cached("INSERT OR REPLACE INTO slot VALUES (?, ?, ?, ?, ?, ?, ?)")?;
                 for r in rows {
                     statement.execute(params![
                         r.slot,
@@ -471,7 +459,9 @@ impl Store {
 
     /// How many slots are in each state.
     pub fn slot_states(&self) -> Result<BTreeMap<String, u64>> {
-        let rows = self.list("SELECT state, count(*) FROM slot GROUP BY state", |r| Ok((r.get(0)?, r.get::<_, i64>(1)? as u64)))?;
+        let rows = self.list("SELECT state, count(*) FROM slot GROUP BY state", |r| {
+            Ok((r.get(0)?, r.get::<_, i64>(1)? as u64))
+        })?;
         Ok(rows.into_iter().collect())
     }
 
@@ -479,7 +469,9 @@ impl Store {
         self.transaction(|store| {
             store.run_sql(|db| {
                 db.execute("DELETE FROM difference", [])?;
-                let mut statement = db.prepare_cached("INSERT INTO difference (db, key, slot, reason, detail) VALUES (?, ?, ?, ?, ?)")?;
+                let mut statement = db.prepare_cached(
+                    "INSERT INTO difference (db, key, slot, reason, detail) VALUES (?, ?, ?, ?, ?)",
+                )?;
                 for d in found {
                     statement.execute(params![d.db.0, d.key, d.slot, d.reason, d.detail])?;
                 }
@@ -489,12 +481,29 @@ impl Store {
     }
 
     pub fn differences(&self, most: u32) -> Result<Vec<Difference>> {
-        self.list(&format!("SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT {most}"), |r| {
-            Ok(Difference { db: DbIndex(r.get(0)?), key: r.get(1)?, slot: r.get(2)?, reason: r.get(3)?, detail: r.get(4)? })
-        })
+        self.list(
+            &format!(
+                "SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT {most}"
+            ),
+            |r| {
+                Ok(Difference {
+                    db: DbIndex(r.get(0)?),
+                    key: r.get(1)?,
+                    slot: r.get(2)?,
+                    reason: r.get(3)?,
+                    detail: r.get(4)?,
+                })
+            },
+        )
     }
 
-    pub fn save_verify(&mut self, summary: &Value, started_ms: i64, ended_ms: i64, equal: bool) -> Result<()> {
+    pub fn save_verify(
+        &mut self,
+        summary: &Value,
+        started_ms: i64,
+        ended_ms: i64,
+        equal: bool,
+    ) -> Result<()> {
         self.run_sql(|db| {
             db.execute(
                 "INSERT INTO verify (started_ms, ended_ms, equal, summary) VALUES (?, ?, ?, ?)",
@@ -507,16 +516,28 @@ impl Store {
     /// When the last verification ended, its answer and its summary.
     pub fn last_verify(&self) -> Result<Option<(i64, bool, Value)>> {
         self.run_sql(|db| {
-            db.query_row("SELECT ended_ms, equal, summary FROM verify ORDER BY id DESC LIMIT 1", [], |r| {
-                Ok((r.get(0)?, r.get(1)?, serde_json::from_str(&r.get::<_, String>(2)?).unwrap_or(Value::Null)))
-            })
+            db.query_row(
+                "SELECT ended_ms, equal, summary FROM verify ORDER BY id DESC LIMIT 1",
+                [],
+                |r| {
+                    Ok((
+                        r.get(0)?,
+                        r.get(1)?,
+                        serde_json::from_str(&r.get::<_, String>(2)?).unwrap_or(Value::Null),
+                    ))
+                },
+            )
             .optional()
         })
     }
 }
 
 fn failed(path: &Path, what: &str, e: rusqlite::Error) -> Error {
-    Error::new(ErrorKind::Disk, format!("{what} the state {}", path.display())).cause(e)
+    Error::new(
+        ErrorKind::Disk,
+        format!("{what} the state {}", path.display()),
+    )
+    .cause(e)
 }
 
 #[cfg(test)]
@@ -530,10 +551,17 @@ mod tests {
         let mut shard = ShardState::new(ShardId(2), "h:1".into(), "0-9".into());
         shard.applied = Some(ReplOffset(u64::MAX / 2));
         shard.replid = Some(ReplId::parse(&[b'a'; 40]).unwrap());
-        store.save_shards(&[shard.clone()], &BTreeMap::from([("skipped.filter", 3)])).unwrap();
-        store.save_shards(&[shard.clone()], &BTreeMap::from([("skipped.filter", 4)])).unwrap();
+        store
+            .save_shards(&[shard.clone()], &BTreeMap::from([("skipped.filter", 3)]))
+            .unwrap();
+        store
+            .save_shards(&[shard.clone()], &BTreeMap::from([("skipped.filter", 4)]))
+            .unwrap();
         let reader = Store::open_existing(dir.path()).unwrap().unwrap();
-        assert_eq!(format!("{:?}", reader.shards().unwrap()), format!("{:?}", [shard]));
+        assert_eq!(
+            format!("{:?}", reader.shards().unwrap()),
+            format!("{:?}", [shard])
+        );
         assert_eq!(reader.counts().unwrap()["skipped.filter"], 7);
         let run = |source: &str| Run {
             plan: "p".into(),
@@ -556,7 +584,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = Lock::acquire(dir.path()).unwrap();
         let e = Lock::acquire(dir.path()).err().unwrap();
-        assert!(e.to_string().contains(&format!("pid {}", std::process::id())), "{e}");
+        assert!(
+            e.to_string()
+                .contains(&format!("pid {}", std::process::id())),
+            "{e}"
+        );
         drop(first);
         Lock::acquire(dir.path()).unwrap();
     }

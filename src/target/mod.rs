@@ -62,7 +62,6 @@ pub struct Pipe {
     nodes: Vec<Node>,
     shared: Arc<Shared>,
     budget: usize,
-    skip_busy: bool,
     fixed_db: bool,
     dry_run: bool,
     /// Commands handed over so far.
@@ -75,8 +74,6 @@ pub struct Pipe {
 pub struct PipeOptions {
     /// Bytes that may be on their way at once.
     pub budget: usize,
-    /// A key that is there already is left alone (on_existing: skip).
-    pub skip_busy: bool,
     /// The target has one database only and is never sent SELECT.
     pub fixed_db: bool,
     /// Nothing is sent; everything counts as acknowledged at once.
@@ -97,7 +94,6 @@ impl Pipe {
             nodes: Vec::new(),
             shared: Arc::default(),
             budget: options.budget,
-            skip_busy: options.skip_busy,
             fixed_db: options.fixed_db,
             dry_run: options.dry_run,
             sent_commands: 0,
@@ -123,7 +119,6 @@ impl Pipe {
                         address.clone(),
                         self.shared.clone(),
                         acked.clone(),
-                        self.skip_busy,
                         self.fixed_db,
                     );
                     self.runtime.spawn(writer.run(inbox));
@@ -224,10 +219,6 @@ impl Pipe {
         self.shared.trouble.load(Ordering::Acquire)
     }
 
-    pub fn busy_keys(&self) -> u64 {
-        self.shared.busy_keys.load(Ordering::Relaxed)
-    }
-
     /// The lowest mark that is not yet acknowledged; `None` when everything is.
     pub fn oldest(&mut self) -> Option<Mark> {
         let mut oldest: Option<Mark> = None;
@@ -281,7 +272,7 @@ impl Pipe {
             if node.open.commands > 0 {
                 let db = node.open.db;
                 let batch = std::mem::replace(&mut node.open, empty_batch(&self.shared, db));
-                split_units(&batch, &mut |_, _| Some(Fate::Unsent), &mut units);
+                split_units(&batch, &mut |_| Some(Fate::Unsent), &mut units);
             }
             node.open_mark = None;
             node.outstanding.clear();
@@ -367,19 +358,19 @@ fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) 
             .map(|f| Fate::Refused(f.text.clone()))
     };
     for (batch, failures) in &trouble.failed {
-        split_units(batch, &mut |range, _| refused(failures, &range), units);
+        split_units(batch, &mut |range| refused(failures, &range), units);
     }
     for (batch, answered, failures) in &trouble.uncertain {
         split_units(
             batch,
-            &mut |range, _| {
+            &mut |range| {
                 refused(failures, &range).or((range.end > *answered).then_some(Fate::Uncertain))
             },
             units,
         );
     }
     for batch in &trouble.unsent {
-        split_units(batch, &mut |_, _| Some(Fate::Unsent), units);
+        split_units(batch, &mut |_| Some(Fate::Unsent), units);
     }
     if error.is_none() {
         *error = trouble.error;
@@ -389,7 +380,7 @@ fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) 
 /// Walks a batch by commands, a transaction being one, and collects those that `fate` names.
 fn split_units(
     batch: &Batch,
-    fate: &mut dyn FnMut(Range<u32>, &[u8]) -> Option<Fate>,
+    fate: &mut dyn FnMut(Range<u32>) -> Option<Fate>,
     units: &mut Vec<Unit>,
 ) {
     let mut args = Vec::new();
@@ -419,7 +410,7 @@ fn split_units(
             }
         }
         let bytes = batch.bytes.get(start..at).unwrap_or_default();
-        if let Some(fate) = fate(first..index, bytes) {
+        if let Some(fate) = fate(first..index) {
             units.push(Unit {
                 bytes: bytes.to_vec(),
                 commands: index - first,

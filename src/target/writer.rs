@@ -74,8 +74,6 @@ pub struct Shared {
     used: Mutex<usize>,
     freed: Condvar,
     spare: Mutex<Vec<Vec<u8>>>,
-    /// Errors of keys that were there already (on_existing: skip).
-    pub busy_keys: AtomicU64,
 }
 
 /// Buffers kept for reuse.
@@ -142,7 +140,6 @@ struct Flight {
     moved: Notify,
     acked: Arc<AtomicU64>,
     shared: Arc<Shared>,
-    skip_busy: bool,
 }
 
 #[derive(Default)]
@@ -201,15 +198,11 @@ impl Flight {
                     }
                 }
                 Outcome::Error(text) | Outcome::ErrorInside(_, text) => {
-                    if self.skip_busy && text.starts_with(b"BUSYKEY") {
-                        self.shared.busy_keys.fetch_add(1, Ordering::Relaxed);
-                    } else {
-                        let text = String::from_utf8_lossy(text).into_owned();
-                        failures.push(Failure {
-                            index: answered.saturating_sub(*selects),
-                            text,
-                        });
-                    }
+                    let text = String::from_utf8_lossy(text).into_owned();
+                    failures.push(Failure {
+                        index: answered.saturating_sub(*selects),
+                        text,
+                    });
                 }
             }
             *answered += 1;
@@ -278,7 +271,6 @@ impl Writer {
         address: String,
         shared: Arc<Shared>,
         acked: Arc<AtomicU64>,
-        skip_busy: bool,
         fixed_db: bool,
     ) -> Writer {
         let flight = Arc::new(Flight {
@@ -286,7 +278,6 @@ impl Writer {
             moved: Notify::new(),
             acked,
             shared,
-            skip_busy,
         });
         Writer {
             endpoint,

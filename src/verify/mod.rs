@@ -8,14 +8,13 @@ mod walk;
 
 use crate::digest::{self, SlotSum};
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::peak_rss;
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn};
 use crate::plan::{Endpoint, Job, Source};
 use crate::resp::Reply;
 use crate::source::{private_dir, unix_ms};
 use crate::store::{Difference, Lock, Phase, Run, SlotRow, Store};
-use crate::task::Shutdown;
+use crate::task::{Shutdown, peak_rss};
 use crate::types::{DbIndex, SLOTS, Slot};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -88,9 +87,15 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     private_dir(&verify_dir)?;
     // A migration may run meanwhile; only a second verification may not.
     let _lock = Lock::acquire(&verify_dir)?;
-    let Source::Server { endpoint: source, .. } = &job.source else {
-        return Err(Error::new(ErrorKind::Unsupported, "verification against a snapshot file is not built yet")
-            .hint("load the file into a server and verify against that"));
+    let Source::Server {
+        endpoint: source, ..
+    } = &job.source
+    else {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "verification against a snapshot file is not built yet",
+        )
+        .hint("load the file into a server and verify against that"));
     };
     let mut store = Store::open(&options.work_dir)?;
     store.begin_run(&Run {
@@ -116,7 +121,11 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
             source_sum: found.sums.0.get(i).map_or(0, |s| s.sum),
             target_keys: found.sums.1.get(i).map_or(0, |s| s.count),
             target_sum: found.sums.1.get(i).map_or(0, |s| s.sum),
-            state: if found.bad_slots.contains(&(i as u16)) { "different" } else { "equal" },
+            state: if found.bad_slots.contains(&(i as u16)) {
+                "different"
+            } else {
+                "equal"
+            },
         })
         .collect();
     store.save_slot_sums(&rows, unix_ms())?;
@@ -131,8 +140,14 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
 }
 
 async fn open_side(endpoint: &Endpoint, name: &str) -> Result<Place> {
-    let (layout, server) = server::layout(endpoint).await.map_err(|e| e.context(format!("look at the {name}")))?;
-    Ok(Place { endpoint: endpoint.clone(), layout, pexpiretime: server.has_pexpiretime() })
+    let (layout, server) = server::layout(endpoint)
+        .await
+        .map_err(|e| e.context(format!("look at the {name}")))?;
+    Ok(Place {
+        endpoint: endpoint.clone(),
+        layout,
+        pexpiretime: server.has_pexpiretime(),
+    })
 }
 
 /// One side: where it is and what it consists of.
@@ -163,7 +178,10 @@ impl Check<'_> {
             walk::sums(&self.source, Side::Source, self.job, self.stop),
             walk::sums(&self.target, Side::Target, self.job, self.stop),
         )?;
-        let unequal: Vec<u16> = (0..SLOTS).filter(|i| a.get(*i) != b.get(*i)).map(|i| i as u16).collect();
+        let unequal: Vec<u16> = (0..SLOTS)
+            .filter(|i| a.get(*i) != b.get(*i))
+            .map(|i| i as u16)
+            .collect();
         let count = |sums: &[SlotSum]| sums.iter().map(|s| s.count).sum::<u64>();
         let mut found = Found {
             keys: (count(&a), count(&b)),
@@ -220,7 +238,9 @@ impl Check<'_> {
                     Verdict::Missing => found.differences.push(difference("missing")),
                     Verdict::Extra => found.differences.push(difference("extra")),
                     Verdict::Different(reason) => found.differences.push(difference(reason)),
-                    Verdict::Unprovable => found.unprovable.push(difference("written while it was compared")),
+                    Verdict::Unprovable => found
+                        .unprovable
+                        .push(difference("written while it was compared")),
                 }
                 if !matches!(verdict, Verdict::Equal | Verdict::Unprovable) {
                     found.bad_slots.insert(slot);
@@ -241,27 +261,38 @@ impl Check<'_> {
         // A difference seen before must be seen again after the stream has had time to bring what is on its way.
         let mut seen: HashMap<usize, (Option<KeyFact>, Option<KeyFact>)> = HashMap::new();
         for attempt in 0..CONFIRM_TRIES {
-            let open: Vec<usize> = (0..keys.len()).filter(|i| verdicts.get(*i).is_some_and(Option::is_none)).collect();
+            let open: Vec<usize> = (0..keys.len())
+                .filter(|i| verdicts.get(*i).is_some_and(Option::is_none))
+                .collect();
             if open.is_empty() {
                 break;
             }
             if attempt > 0 {
                 tokio::time::sleep(Duration::from_millis(100 + 50 * u64::from(attempt))).await;
             }
-            let list: Vec<(DbIndex, &[u8])> =
-                open.iter().filter_map(|i| keys.get(*i)).map(|(db, k)| (*db, k.as_slice())).collect();
+            let list: Vec<(DbIndex, &[u8])> = open
+                .iter()
+                .filter_map(|i| keys.get(*i))
+                .map(|(db, k)| (*db, k.as_slice()))
+                .collect();
             let before = walk::read(&self.source, Side::Source, self.job, &list).await?;
             let there = walk::read(&self.target, Side::Target, self.job, &list).await?;
             let after = walk::read(&self.source, Side::Source, self.job, &list).await?;
             for (n, i) in open.iter().enumerate() {
-                let (Some(before), Some(there), Some(after)) = (before.get(n), there.get(n), after.get(n)) else { continue };
+                let (Some(before), Some(there), Some(after)) =
+                    (before.get(n), there.get(n), after.get(n))
+                else {
+                    continue;
+                };
                 let tolerance = self.job.verify.ttl_tolerance_ms;
                 let verdict = match (before, there) {
                     (None, None) => Some(Verdict::Equal),
                     (Some(a), Some(b)) if reason(a, b, tolerance).is_none() => Some(Verdict::Equal),
                     // The source moved on: look again.
                     _ if before != after => None,
-                    _ if seen.get(i) != Some(&(before.clone(), there.clone())) || attempt < 3 => None,
+                    _ if seen.get(i) != Some(&(before.clone(), there.clone())) || attempt < 3 => {
+                        None
+                    }
                     (Some(_), None) => Some(Verdict::Missing),
                     (None, Some(_)) => Some(Verdict::Extra),
                     (Some(a), Some(b)) => reason(a, b, tolerance).map(Verdict::Different),
@@ -272,7 +303,10 @@ impl Check<'_> {
                 }
             }
         }
-        Ok(verdicts.into_iter().map(|v| v.unwrap_or(Verdict::Unprovable)).collect())
+        Ok(verdicts
+            .into_iter()
+            .map(|v| v.unwrap_or(Verdict::Unprovable))
+            .collect())
     }
 }
 
@@ -305,7 +339,8 @@ impl Found {
         };
         let (missing, missing_count) = list(&|r| r == "missing", &self.differences);
         let (extra, extra_count) = list(&|r| r == "extra", &self.differences);
-        let (different, different_count) = list(&|r| r != "missing" && r != "extra", &self.differences);
+        let (different, different_count) =
+            list(&|r| r != "missing" && r != "extra", &self.differences);
         let (unprovable, unprovable_count) = list(&|_| true, &self.unprovable);
         let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         Summary {
@@ -338,7 +373,12 @@ impl Place {
     /// The master that serves a key.
     fn address_of(&self, key: &[u8]) -> &str {
         let slot = Slot::of(key);
-        let master = self.layout.masters.iter().find(|m| m.serves(slot)).or(self.layout.masters.first());
+        let master = self
+            .layout
+            .masters
+            .iter()
+            .find(|m| m.serves(slot))
+            .or(self.layout.masters.first());
         master.map_or("", |m| m.address.as_str())
     }
 }
@@ -350,11 +390,18 @@ async fn databases(conn: &mut Conn, cluster: bool) -> Result<Vec<DbIndex>> {
     }
     let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
     let text = reply.text().unwrap_or_default();
-    Ok(text.lines().filter_map(|l| l.strip_prefix("db")?.split_once(':')?.0.parse().ok()).map(DbIndex).collect())
+    Ok(text
+        .lines()
+        .filter_map(|l| l.strip_prefix("db")?.split_once(':')?.0.parse().ok())
+        .map(DbIndex)
+        .collect())
 }
 
 /// Groups keys by what `of` says, keeping each key's place.
-fn grouped<'k, G: Ord>(keys: &[(DbIndex, &'k [u8])], of: impl Fn(DbIndex, &[u8]) -> Option<G>) -> BTreeMap<G, Vec<(usize, &'k [u8])>> {
+fn grouped<'k, G: Ord>(
+    keys: &[(DbIndex, &'k [u8])],
+    of: impl Fn(DbIndex, &[u8]) -> Option<G>,
+) -> BTreeMap<G, Vec<(usize, &'k [u8])>> {
     let mut groups: BTreeMap<G, Vec<(usize, &[u8])>> = BTreeMap::new();
     for (i, (db, key)) in keys.iter().enumerate() {
         if let Some(group) = of(*db, key) {

@@ -36,16 +36,26 @@ pub async fn sums(place: &Place, side: Side, job: &Job, stop: &Shutdown) -> Resu
     let mut all = vec![SlotSum::default(); SLOTS];
     let walks = place.layout.masters.iter().map(|m| async move {
         let mut mine = vec![SlotSum::default(); SLOTS];
-        walk(place, &m.address, side, job, None, stop, &mut |(db, key), fact| {
-            if let Some(sum) = mine.get_mut(Slot::of(&key).index()) {
-                sum.add(db, &key, &fact.digest, fact.expire.is_some());
-            }
-        })
+        walk(
+            place,
+            &m.address,
+            side,
+            job,
+            None,
+            stop,
+            &mut |(db, key), fact| {
+                if let Some(sum) = mine.get_mut(Slot::of(&key).index()) {
+                    sum.add(db, &key, &fact.digest, fact.expire.is_some());
+                }
+            },
+        )
         .await?;
         Ok::<_, Error>(mine)
     });
     for mine in futures::future::try_join_all(walks).await? {
-        all.iter_mut().zip(mine).for_each(|(all, mine)| all.merge(mine));
+        all.iter_mut()
+            .zip(mine)
+            .for_each(|(all, mine)| all.merge(mine));
     }
     Ok(all)
 }
@@ -60,9 +70,17 @@ pub async fn facts(
 ) -> Result<HashMap<Name, KeyFact>> {
     let mut all = HashMap::new();
     for m in &place.layout.masters {
-        walk(place, &m.address, side, job, Some(slots), stop, &mut |name, fact| {
-            all.insert(name, fact);
-        })
+        walk(
+            place,
+            &m.address,
+            side,
+            job,
+            Some(slots),
+            stop,
+            &mut |name, fact| {
+                all.insert(name, fact);
+            },
+        )
         .await?;
     }
     Ok(all)
@@ -73,7 +91,10 @@ fn compared_db(side: Side, job: &Job, db: DbIndex) -> Option<DbIndex> {
     match side {
         Side::Source => job.databases.map(db),
         // Databases of the target that nothing is moved to are not ours.
-        Side::Target => (0..1024).map(DbIndex).any(|from| job.databases.map(from) == Some(db)).then_some(db),
+        Side::Target => (0..1024)
+            .map(DbIndex)
+            .any(|from| job.databases.map(from) == Some(db))
+            .then_some(db),
     }
 }
 
@@ -93,7 +114,9 @@ async fn walk(
 ) -> Result<()> {
     let mut conn = place.connect(address).await?;
     for db in databases(&mut conn, place.layout.cluster).await? {
-        let Some(name_db) = compared_db(side, job, db) else { continue };
+        let Some(name_db) = compared_db(side, job, db) else {
+            continue;
+        };
         if db != DbIndex::ZERO {
             conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
         }
@@ -101,18 +124,32 @@ async fn walk(
         loop {
             let reply = conn.call(&[b"SCAN", &cursor, b"COUNT", PAGE]).await?;
             let parts = reply.array().unwrap_or_default();
-            cursor = parts.first().and_then(Reply::bytes).unwrap_or(b"0").to_vec();
-            let keys: Vec<&[u8]> = (parts.get(1).and_then(Reply::array).unwrap_or_default().iter())
-                .filter_map(Reply::bytes)
-                .filter(|k| compared(job, k) && slots.is_none_or(|s| s.contains(&Slot::of(k).number())))
-                .collect();
-            for (key, fact) in keys.iter().zip(fetch(&mut conn, place.pexpiretime, &keys).await?) {
+            cursor = parts
+                .first()
+                .and_then(Reply::bytes)
+                .unwrap_or(b"0")
+                .to_vec();
+            let keys: Vec<&[u8]> = (parts
+                .get(1)
+                .and_then(Reply::array)
+                .unwrap_or_default()
+                .iter())
+            .filter_map(Reply::bytes)
+            .filter(|k| compared(job, k) && slots.is_none_or(|s| s.contains(&Slot::of(k).number())))
+            .collect();
+            for (key, fact) in keys
+                .iter()
+                .zip(fetch(&mut conn, place.pexpiretime, &keys).await?)
+            {
                 if let Some(fact) = fact.filter(|f| job.filter.accepts_type(f.digest.kind.name())) {
                     each((name_db, key.to_vec()), fact);
                 }
             }
             if stop.requested() {
-                return Err(Error::new(ErrorKind::Interrupted, "the verification was stopped"));
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "the verification was stopped",
+                ));
             }
             if cursor == b"0" {
                 break;
@@ -137,23 +174,45 @@ async fn fetch(conn: &mut Conn, pexpiretime: bool, keys: &[&[u8]]) -> Result<Vec
         facts.push(match dump {
             Reply::Nil => None,
             Reply::Bulk(bytes) => {
-                let digest = digest_of(&bytes).map_err(|e| e.context(format!("read the key {} of {}", crate::migrate::shown(key), conn.address())))?;
+                let digest = digest_of(&bytes).map_err(|e| {
+                    e.context(format!(
+                        "read the key {} of {}",
+                        crate::types::shown(key),
+                        conn.address()
+                    ))
+                })?;
                 digest.map(|digest| KeyFact { digest, expire })
             }
             Reply::Error(text) => return Err(refusal("DUMP", &text)),
-            _ => return Err(Error::new(ErrorKind::Protocol, format!("{} answered DUMP in a form that is not understood", conn.address()))),
+            _ => {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    format!(
+                        "{} answered DUMP in a form that is not understood",
+                        conn.address()
+                    ),
+                ));
+            }
         });
     }
     Ok(facts)
 }
 
 /// Reads given keys (named by the target's database) again.
-pub async fn read(place: &Place, side: Side, job: &Job, keys: &[(DbIndex, &[u8])]) -> Result<Vec<Option<KeyFact>>> {
+pub async fn read(
+    place: &Place,
+    side: Side,
+    job: &Job,
+    keys: &[(DbIndex, &[u8])],
+) -> Result<Vec<Option<KeyFact>>> {
     let mut facts = vec![None; keys.len()];
     let groups = grouped(keys, |db, key| {
         let dbs: Vec<DbIndex> = match side {
             Side::Target => vec![db],
-            Side::Source => (0..1024).map(DbIndex).filter(|from| job.databases.map(*from) == Some(db)).collect(),
+            Side::Source => (0..1024)
+                .map(DbIndex)
+                .filter(|from| job.databases.map(*from) == Some(db))
+                .collect(),
         };
         Some((place.address_of(key).to_owned(), dbs))
     });
@@ -167,7 +226,10 @@ pub async fn read(place: &Place, side: Side, job: &Job, keys: &[(DbIndex, &[u8])
                 // The server has fewer databases.
                 break;
             }
-            for ((i, _), fact) in members.iter().zip(fetch(&mut conn, place.pexpiretime, &names).await?) {
+            for ((i, _), fact) in members
+                .iter()
+                .zip(fetch(&mut conn, place.pexpiretime, &names).await?)
+            {
                 if let (Some(place), Some(fact)) = (facts.get_mut(*i), fact) {
                     *place = Some(fact);
                 }

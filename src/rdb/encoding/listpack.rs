@@ -47,10 +47,18 @@ impl<'a> Listpack<'a> {
         let mut r = Reader::new(bytes, at);
         let total = r.u32(WHAT)?;
         if total as usize != bytes.len() {
-            return Err(r.fail(WHAT, format_args!("it says {total} bytes and has {}", bytes.len())));
+            return Err(r.fail(
+                WHAT,
+                format_args!("it says {total} bytes and has {}", bytes.len()),
+            ));
         }
         let count = r.u16(WHAT)?;
-        Ok(Listpack { r, left: (count != u16::MAX).then_some(count), ended: false, disputed: false })
+        Ok(Listpack {
+            r,
+            left: (count != u16::MAX).then_some(count),
+            ended: false,
+            disputed: false,
+        })
     }
 
     /// The next element, `None` at the end.
@@ -71,7 +79,9 @@ impl<'a> Listpack<'a> {
             return Ok(None);
         }
         if let Some(left) = &mut self.left {
-            *left = left.checked_sub(1).ok_or_else(|| r.fail(WHAT, "it has more elements than it says"))?;
+            *left = left
+                .checked_sub(1)
+                .ok_or_else(|| r.fail(WHAT, "it has more elements than it says"))?;
         }
         let b = |n: u8| u64::from(n);
         let element = match first {
@@ -115,7 +125,8 @@ impl<'a> Listpack<'a> {
     /// The next element where there must be one.
     pub fn need(&mut self) -> Result<Packed<'a>> {
         let at = self.r.clone();
-        self.next()?.ok_or_else(|| at.fail(WHAT, "an element is missing"))
+        self.next()?
+            .ok_or_else(|| at.fail(WHAT, "an element is missing"))
     }
 }
 
@@ -137,7 +148,10 @@ pub struct Builder {
 
 impl Default for Builder {
     fn default() -> Self {
-        Builder { bytes: vec![0; 6], count: 0 }
+        Builder {
+            bytes: vec![0; 6],
+            count: 0,
+        }
     }
 }
 
@@ -157,7 +171,9 @@ impl Builder {
             Packed::Bytes(b) => {
                 match b.len() {
                     n @ 0..=63 => self.bytes.push(0x80 | n as u8),
-                    n @ 64..=4095 => self.bytes.extend_from_slice(&[0xe0 | (n >> 8) as u8, n as u8]),
+                    n @ 64..=4095 => self
+                        .bytes
+                        .extend_from_slice(&[0xe0 | (n >> 8) as u8, n as u8]),
                     n => {
                         self.bytes.push(0xf0);
                         self.bytes.extend_from_slice(&(n as u32).to_le_bytes());
@@ -179,7 +195,8 @@ impl Builder {
         let groups = back_length_size(size);
         for i in (0..groups).rev() {
             let seven = (size >> (7 * i)) as u8 & 0x7f;
-            self.bytes.push(if i + 1 == groups { seven } else { seven | 0x80 });
+            self.bytes
+                .push(if i + 1 == groups { seven } else { seven | 0x80 });
         }
         self.count += 1;
         true

@@ -10,7 +10,11 @@ const MAX_RATIO: u64 = 264;
 pub fn decompress(input: &[u8], plain: u64, at: u64) -> Result<Vec<u8>> {
     const WHAT: &str = "a compressed string";
     if plain > (input.len() as u64).saturating_mul(MAX_RATIO) {
-        return Err(corrupt(at, WHAT, format_args!("{} bytes cannot hold {plain}", input.len())));
+        return Err(corrupt(
+            at,
+            WHAT,
+            format_args!("{} bytes cannot hold {plain}", input.len()),
+        ));
     }
     let plain = plain as usize;
     let mut out: Vec<u8> = Vec::with_capacity(plain);
@@ -32,7 +36,10 @@ pub fn decompress(input: &[u8], plain: u64, at: u64) -> Result<Vec<u8>> {
             let low = *input.get(i).ok_or_else(|| short(i))?;
             i += 1;
             let back = (usize::from(control & 31) << 8 | usize::from(low)) + 1;
-            let from = out.len().checked_sub(back).ok_or_else(|| corrupt(at + i as u64, WHAT, "a reference before the start"))?;
+            let from = out
+                .len()
+                .checked_sub(back)
+                .ok_or_else(|| corrupt(at + i as u64, WHAT, "a reference before the start"))?;
             if out.len() + n > plain {
                 return Err(corrupt(at + i as u64, WHAT, "it is longer than it says"));
             }
@@ -50,7 +57,11 @@ pub fn decompress(input: &[u8], plain: u64, at: u64) -> Result<Vec<u8>> {
         }
     }
     if out.len() != plain {
-        return Err(corrupt(at + i as u64, WHAT, format_args!("{} bytes instead of {plain}", out.len())));
+        return Err(corrupt(
+            at + i as u64,
+            WHAT,
+            format_args!("{} bytes instead of {plain}", out.len()),
+        ));
     }
     Ok(out)
 }

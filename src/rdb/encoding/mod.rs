@@ -45,7 +45,10 @@ pub fn length_or_encoding(r: &mut Reader<'_>) -> Result<Len> {
 pub fn length(r: &mut Reader<'_>, what: &'static str) -> Result<u64> {
     match length_or_encoding(r)? {
         Len::Plain(n) => Ok(n),
-        Len::Encoded(e) => Err(r.fail(what, format_args!("a string encoding ({e}) where a length must be"))),
+        Len::Encoded(e) => Err(r.fail(
+            what,
+            format_args!("a string encoding ({e}) where a length must be"),
+        )),
     }
 }
 
@@ -53,7 +56,9 @@ pub fn length(r: &mut Reader<'_>, what: &'static str) -> Result<u64> {
 pub fn string<'a>(r: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, [u8]>> {
     let text = |n: i64| Cow::Owned(n.to_string().into_bytes());
     match length_or_encoding(r)? {
-        Len::Plain(n) => Ok(Cow::Borrowed(r.take(usize::try_from(n).unwrap_or(usize::MAX), what)?)),
+        Len::Plain(n) => Ok(Cow::Borrowed(
+            r.take(usize::try_from(n).unwrap_or(usize::MAX), what)?,
+        )),
         Len::Encoded(0) => Ok(text(i64::from(i8::from_le_bytes(r.array(what)?)))),
         Len::Encoded(1) => Ok(text(i64::from(i16::from_le_bytes(r.array(what)?)))),
         Len::Encoded(2) => Ok(text(i64::from(i32::from_le_bytes(r.array(what)?)))),
@@ -107,7 +112,11 @@ pub fn intset(bytes: &[u8], at: u64, mut each: impl FnMut(i64) -> Result<()>) ->
 }
 
 /// The fields and values of a zipmap (zipmap.c of Redis 2.4).
-pub fn zipmap(bytes: &[u8], at: u64, mut each: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+pub fn zipmap(
+    bytes: &[u8],
+    at: u64,
+    mut each: impl FnMut(&[u8], &[u8]) -> Result<()>,
+) -> Result<()> {
     const WHAT: &str = "a zipmap";
     let mut r = Reader::new(bytes, at);
     r.u8(WHAT)?;

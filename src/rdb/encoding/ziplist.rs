@@ -17,7 +17,10 @@ impl<'a> Ziplist<'a> {
         let mut r = Reader::new(bytes, at);
         let total = r.u32(WHAT)?;
         if total as usize != bytes.len() {
-            return Err(r.fail(WHAT, format_args!("it says {total} bytes and has {}", bytes.len())));
+            return Err(r.fail(
+                WHAT,
+                format_args!("it says {total} bytes and has {}", bytes.len()),
+            ));
         }
         r.u32(WHAT)?;
         r.u16(WHAT)?;
@@ -68,6 +71,7 @@ impl<'a> Ziplist<'a> {
     /// The next entry where there must be one.
     pub fn need(&mut self) -> Result<Packed<'a>> {
         let at = self.r.clone();
-        self.next()?.ok_or_else(|| at.fail(WHAT, "an entry is missing"))
+        self.next()?
+            .ok_or_else(|| at.fail(WHAT, "an entry is missing"))
     }
 }

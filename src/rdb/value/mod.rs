@@ -52,14 +52,25 @@ pub fn kind(type_id: u8, dialect: Dialect) -> Result<ValueKind> {
         op::LIST | op::LIST_ZIPLIST | op::LIST_QUICKLIST | op::LIST_QUICKLIST_2 => ValueKind::List,
         op::SET | op::SET_INTSET | op::SET_LISTPACK => ValueKind::Set,
         op::ZSET | op::ZSET_2 | op::ZSET_ZIPLIST | op::ZSET_LISTPACK => ValueKind::Zset,
-        op::HASH | op::HASH_ZIPMAP | op::HASH_ZIPLIST | op::HASH_LISTPACK | op::HASH_22 => ValueKind::Hash,
+        op::HASH | op::HASH_ZIPMAP | op::HASH_ZIPLIST | op::HASH_LISTPACK | op::HASH_22 => {
+            ValueKind::Hash
+        }
         op::STREAM | op::STREAM_2 | op::STREAM_3 => ValueKind::Stream,
         op::MODULE_PRE_GA | op::MODULE_2 => ValueKind::Module,
-        op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX if dialect == Dialect::Redis => ValueKind::Hash,
+        op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX
+            if dialect == Dialect::Redis =>
+        {
+            ValueKind::Hash
+        }
         op::STREAM_4 | op::STREAM_5 if dialect == Dialect::Redis => ValueKind::Stream,
         op::ARRAY if dialect == Dialect::Redis => ValueKind::Array,
         op::GCRA if dialect == Dialect::Redis => ValueKind::Gcra,
-        other => return Err(Error::new(ErrorKind::Unsupported, format!("the value type {other} ({dialect:?}) is not known"))),
+        other => {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("the value type {other} ({dialect:?}) is not known"),
+            ));
+        }
     })
 }
 
@@ -125,7 +136,14 @@ pub enum Layout {
 pub fn layout(type_id: u8, dialect: Dialect) -> Result<Layout> {
     Ok(match type_id {
         op::STRING => Layout::String,
-        op::LIST | op::SET | op::ZSET | op::HASH | op::ZSET_2 | op::LIST_QUICKLIST | op::LIST_QUICKLIST_2 | op::HASH_22 => Layout::Items,
+        op::LIST
+        | op::SET
+        | op::ZSET
+        | op::HASH
+        | op::ZSET_2
+        | op::LIST_QUICKLIST
+        | op::LIST_QUICKLIST_2
+        | op::HASH_22 => Layout::Items,
         op::HASH_METADATA => Layout::Items,
         _ => match kind(type_id, dialect)? {
             ValueKind::Stream => Layout::Stream,
@@ -146,12 +164,25 @@ pub struct Head {
 }
 
 pub fn head(type_id: u8, r: &mut Reader<'_>) -> Result<Head> {
-    let min_expire = if type_id == op::HASH_METADATA { r.i64("the hash's minimum expiry")? } else { 0 };
-    Ok(Head { items: length(r, "the number of items")?, min_expire })
+    let min_expire = if type_id == op::HASH_METADATA {
+        r.i64("the hash's minimum expiry")?
+    } else {
+        0
+    };
+    Ok(Head {
+        items: length(r, "the number of items")?,
+        min_expire,
+    })
 }
 
 /// One item of a value with layout [`Layout::Items`].
-pub fn item(type_id: u8, dialect: Dialect, head: &Head, r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
+pub fn item(
+    type_id: u8,
+    dialect: Dialect,
+    head: &Head,
+    r: &mut Reader<'_>,
+    sink: &mut impl ValueSink,
+) -> Result<()> {
     match type_id {
         op::LIST => sink.list_item(&string(r, "a list item")?),
         op::SET => sink.set_member(&string(r, "a set member")?),
@@ -192,7 +223,10 @@ pub fn item(type_id: u8, dialect: Dialect, head: &Head, r: &mut Reader<'_>, sink
                     }
                     Ok(())
                 }
-                other => Err(r.fail("a list node", format_args!("the container {other} is unknown"))),
+                other => Err(r.fail(
+                    "a list node",
+                    format_args!("the container {other} is unknown"),
+                )),
             }
         }
         op::HASH_22 if dialect == Dialect::Valkey => {
@@ -205,8 +239,16 @@ pub fn item(type_id: u8, dialect: Dialect, head: &Head, r: &mut Reader<'_>, sink
             let ttl = length(r, "a field's expiry")?;
             let field = string(r, "a hash field")?;
             let value = string(r, "a hash value")?;
-            let base = if type_id == op::HASH_METADATA { head.min_expire.wrapping_sub(1) } else { 0 };
-            sink.hash_field(&field, &value, (ttl != 0).then(|| ExpireAt(base.wrapping_add(ttl as i64))))
+            let base = if type_id == op::HASH_METADATA {
+                head.min_expire.wrapping_sub(1)
+            } else {
+                0
+            };
+            sink.hash_field(
+                &field,
+                &value,
+                (ttl != 0).then(|| ExpireAt(base.wrapping_add(ttl as i64))),
+            )
         }
         other => Err(r.fail("a value", format_args!("the type {other} has no items"))),
     }
@@ -232,7 +274,14 @@ fn score(text: &[u8]) -> Option<f64> {
 /// Decodes a whole value; leftovers are an error.
 ///
 /// `base` is the position of `body` in its file, for error messages.
-pub fn decode(type_id: u8, dialect: Dialect, version: u32, body: &[u8], base: u64, sink: &mut impl ValueSink) -> Result<()> {
+pub fn decode(
+    type_id: u8,
+    dialect: Dialect,
+    version: u32,
+    body: &[u8],
+    base: u64,
+    sink: &mut impl ValueSink,
+) -> Result<()> {
     let _ = version;
     let mut r = Reader::new(body, base);
     match layout(type_id, dialect)? {
@@ -270,39 +319,60 @@ pub fn packed(type_id: u8, bytes: &[u8], at: u64, sink: &mut impl ValueSink) -> 
     let (mut d, mut e) = ([0u8; 20], [0u8; 20]);
     let number = |p: Packed<'_>| match p {
         Packed::Int(n) => Ok(n as f64),
-        Packed::Bytes(b) => score(b).ok_or_else(|| Reader::new(b, at).fail("a score", "it is not a number")),
+        Packed::Bytes(b) => {
+            score(b).ok_or_else(|| Reader::new(b, at).fail("a score", "it is not a number"))
+        }
     };
     match type_id {
-        op::SET_INTSET => encoding::intset(bytes, at, |n| sink.set_member(crate::resp::decimal(n, &mut d))),
+        op::SET_INTSET => encoding::intset(bytes, at, |n| {
+            sink.set_member(crate::resp::decimal(n, &mut d))
+        }),
         op::HASH_ZIPMAP => encoding::zipmap(bytes, at, |f, v| sink.hash_field(f, v, None)),
         op::LIST_ZIPLIST | op::ZSET_ZIPLIST | op::HASH_ZIPLIST => {
             let mut zl = Ziplist::new(bytes, at)?;
             while let Some(first) = zl.next()? {
                 match type_id {
                     op::LIST_ZIPLIST => sink.list_item(first.text(&mut d))?,
-                    op::ZSET_ZIPLIST => sink.zset_member(first.text(&mut d), number(zl.need()?)?)?,
+                    op::ZSET_ZIPLIST => {
+                        sink.zset_member(first.text(&mut d), number(zl.need()?)?)?
+                    }
                     _ => sink.hash_field(first.text(&mut d), zl.need()?.text(&mut e), None)?,
                 }
             }
             Ok(())
         }
-        op::HASH_LISTPACK | op::ZSET_LISTPACK | op::SET_LISTPACK | op::HASH_LISTPACK_EX | op::HASH_LISTPACK_EX_PRE_GA => {
+        op::HASH_LISTPACK
+        | op::ZSET_LISTPACK
+        | op::SET_LISTPACK
+        | op::HASH_LISTPACK_EX
+        | op::HASH_LISTPACK_EX_PRE_GA => {
             let mut lp = Listpack::new(bytes, at)?;
             while let Some(first) = lp.next()? {
                 match type_id {
                     op::SET_LISTPACK => sink.set_member(first.text(&mut d))?,
-                    op::ZSET_LISTPACK => sink.zset_member(first.text(&mut d), number(lp.need()?)?)?,
-                    op::HASH_LISTPACK => sink.hash_field(first.text(&mut d), lp.need()?.text(&mut e), None)?,
+                    op::ZSET_LISTPACK => {
+                        sink.zset_member(first.text(&mut d), number(lp.need()?)?)?
+                    }
+                    op::HASH_LISTPACK => {
+                        sink.hash_field(first.text(&mut d), lp.need()?.text(&mut e), None)?
+                    }
                     _ => {
                         let value = lp.need()?;
                         let ttl = lp.need()?.int().unwrap_or(0);
-                        sink.hash_field(first.text(&mut d), value.text(&mut e), (ttl > 0).then_some(ExpireAt(ttl)))?;
+                        sink.hash_field(
+                            first.text(&mut d),
+                            value.text(&mut e),
+                            (ttl > 0).then_some(ExpireAt(ttl)),
+                        )?;
                     }
                 }
             }
             Ok(())
         }
-        other => Err(Reader::new(bytes, at).fail("a value", format_args!("the type {other} is not packed"))),
+        other => {
+            Err(Reader::new(bytes, at)
+                .fail("a value", format_args!("the type {other} is not packed")))
+        }
     }
 }
 
@@ -310,14 +380,21 @@ pub fn packed(type_id: u8, bytes: &[u8], at: u64, sink: &mut impl ValueSink) -> 
 fn array(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
     const WHAT: &str = "an array";
     let count = length(r, WHAT)?;
-    let cursor = if length(r, WHAT)? == 1 { Some(length(r, WHAT)?) } else { None };
+    let cursor = if length(r, WHAT)? == 1 {
+        Some(length(r, WHAT)?)
+    } else {
+        None
+    };
     sink.array_cursor(cursor)?;
     for _ in 0..count {
         let index = length(r, WHAT)?;
         match length(r, WHAT)? {
             0 | 3 => sink.array_element(index, &string(r, WHAT)?)?,
             1 => sink.array_element(index, r.i64(WHAT)?.to_string().as_bytes())?,
-            2 => sink.array_element(index, f64::from_le_bytes(r.array(WHAT)?).to_string().as_bytes())?,
+            2 => sink.array_element(
+                index,
+                f64::from_le_bytes(r.array(WHAT)?).to_string().as_bytes(),
+            )?,
             other => return Err(r.fail(WHAT, format_args!("the element tag {other} is unknown"))),
         }
     }
@@ -327,5 +404,11 @@ fn array(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
 /// The nine characters of a module type's name (module.c moduleTypeEncodeId).
 pub fn module_name(id: u64) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    (0..9).map(|i| ALPHABET.get((id >> (58 - 6 * i)) as usize & 63).map_or('?', |c| char::from(*c))).collect()
+    (0..9)
+        .map(|i| {
+            ALPHABET
+                .get((id >> (58 - 6 * i)) as usize & 63)
+                .map_or('?', |c| char::from(*c))
+        })
+        .collect()
 }

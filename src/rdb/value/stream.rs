@@ -61,18 +61,27 @@ pub struct Consumer {
 impl Group {
     /// The consumer that owns a pending entry.
     pub fn owners(&self) -> std::collections::HashMap<StreamId, &[u8]> {
-        self.consumers.iter().flat_map(|c| c.pending.iter().map(|id| (*id, c.name.as_slice()))).collect()
+        self.consumers
+            .iter()
+            .flat_map(|c| c.pending.iter().map(|id| (*id, c.name.as_slice())))
+            .collect()
     }
 }
 
 const WHAT: &str = "a stream";
 
 fn raw_id(r: &mut Reader<'_>) -> Result<StreamId> {
-    Ok(StreamId { ms: u64::from_be_bytes(r.array(WHAT)?), seq: u64::from_be_bytes(r.array(WHAT)?) })
+    Ok(StreamId {
+        ms: u64::from_be_bytes(r.array(WHAT)?),
+        seq: u64::from_be_bytes(r.array(WHAT)?),
+    })
 }
 
 fn id(r: &mut Reader<'_>) -> Result<StreamId> {
-    Ok(StreamId { ms: length(r, WHAT)?, seq: length(r, WHAT)? })
+    Ok(StreamId {
+        ms: length(r, WHAT)?,
+        seq: length(r, WHAT)?,
+    })
 }
 
 pub fn decode(type_id: u8, r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
@@ -93,7 +102,11 @@ pub fn node(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
     let bad = |what: &str| Reader::new(&[], at).fail("a stream node", what);
     let mut lp = Listpack::new(&bytes, at)?;
     let mut d = [0u8; 20];
-    let number = |lp: &mut Listpack<'_>| lp.need()?.int().ok_or_else(|| bad("text where a number must be"));
+    let number = |lp: &mut Listpack<'_>| {
+        lp.need()?
+            .int()
+            .ok_or_else(|| bad("text where a number must be"))
+    };
     let live = number(&mut lp)?;
     let deleted = number(&mut lp)?;
     let fields = number(&mut lp)?;
@@ -102,7 +115,10 @@ pub fn node(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
         names.push(lp.need()?.text(&mut d).to_vec());
     }
     number(&mut lp)?;
-    let entries = live.checked_add(deleted).filter(|n| *n >= 0).ok_or_else(|| bad("a wrong number of entries"))?;
+    let entries = live
+        .checked_add(deleted)
+        .filter(|n| *n >= 0)
+        .ok_or_else(|| bad("a wrong number of entries"))?;
     let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     for _ in 0..entries {
         let flags = number(&mut lp)?;
@@ -160,7 +176,11 @@ pub fn meta(type_id: u8, r: &mut Reader<'_>) -> Result<StreamMeta> {
             nacked: Vec::new(),
         };
         for _ in 0..length(r, WHAT)? {
-            group.pending.push(Pending { id: raw_id(r)?, delivery_ms: r.i64(WHAT)?, deliveries: length(r, WHAT)? });
+            group.pending.push(Pending {
+                id: raw_id(r)?,
+                delivery_ms: r.i64(WHAT)?,
+                deliveries: length(r, WHAT)?,
+            });
         }
         for _ in 0..length(r, WHAT)? {
             let mut consumer = Consumer {
@@ -231,7 +251,11 @@ pub fn put_meta(out: &mut Vec<u8>, meta: &StreamMeta, type_id: u8) {
         }
         // A pending entry without an owner cannot be loaded by a version that knows none.
         let owners = group.owners();
-        let pending: Vec<&Pending> = group.pending.iter().filter(|p| owners.contains_key(&p.id)).collect();
+        let pending: Vec<&Pending> = group
+            .pending
+            .iter()
+            .filter(|p| owners.contains_key(&p.id))
+            .collect();
         put_length(out, pending.len() as u64);
         for p in pending {
             put_raw(out, p.id);

@@ -1,0 +1,314 @@
+//! A key of the snapshot (or a healed one) onto the target: SET, RESTORE, transcoded, or rebuilt by commands.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::expiry::HOLD_MS;
+use crate::migrate::pump::Pump;
+use crate::migrate::rebuild::Rebuild;
+use crate::rdb::file::{Entry, Header, LargeEntry};
+use crate::rdb::opcode::{Dialect, STRING};
+use crate::rdb::payload::{self, Fit};
+use crate::rdb::value;
+use crate::resp;
+use crate::source::unix_ms;
+use crate::types::{DbIndex, ExpireAt, Mark, Slot, shown};
+use std::io::Read;
+use std::sync::atomic::Ordering::Relaxed;
+
+impl Pump {
+    /// One key of the snapshot.
+    pub(super) fn entry(
+        &mut self,
+        entry: &Entry<'_>,
+        dialect: Dialect,
+        version: u32,
+        mark: Mark,
+    ) -> Result<()> {
+        let h = &entry.header;
+        let Some(db) = self.admit(h, dialect)? else {
+            return Ok(());
+        };
+        let expire = self.held_expiry(h, mark);
+        let fit = payload::fit(h.type_id, dialect, version, entry.value, &self.format);
+        if self.shared.dry_run {
+            let way = match fit {
+                Fit::AsIs => "as_is",
+                Fit::Transcode => "transcoded",
+                Fit::Rebuild => "rebuilt",
+                Fit::Module => "module",
+                Fit::Impossible(_) => "impossible",
+            };
+            self.sizes.add(
+                value::kind(h.type_id, dialect)?.name(),
+                h.key,
+                entry.value.len() as u64,
+                way,
+            );
+        }
+        self.put(db, h, entry.value, dialect, version, fit, expire, mark)
+    }
+
+    /// Counts a key read and says which database of the target it goes to; `None` when the plan leaves it out.
+    fn admit(&mut self, h: &Header<'_>, dialect: Dialect) -> Result<Option<DbIndex>> {
+        self.shard.keys_read += 1;
+        self.progress.keys_read.store(self.shard.keys_read, Relaxed);
+        let job = &self.shared.job;
+        let Some(db) = job.databases.map(h.db) else {
+            self.count("skipped.database");
+            return Ok(None);
+        };
+        if self.is_existing(db, h.key) {
+            self.count("skipped.existing");
+            return Ok(None);
+        }
+        if !job.filter.is_empty() {
+            let wanted = job.filter.accepts(h.key)
+                && (!job.filter.has_types()
+                    || job
+                        .filter
+                        .accepts_type(value::kind(h.type_id, dialect)?.name()));
+            if !wanted {
+                self.count("skipped.filter");
+                return Ok(None);
+            }
+        }
+        Ok(Some(db))
+    }
+
+    /// The expiry to write: far off when the true one may come before the key's renewal does.
+    fn held_expiry(&mut self, h: &Header<'_>, mark: Mark) -> Option<ExpireAt> {
+        let expire = h.expire?;
+        if self.source.is_none() || !matches!(mark, Mark::Snapshot { .. }) {
+            return Some(expire);
+        }
+        let now = unix_ms();
+        if expire.0 < now + self.horizon_ms() {
+            self.held.note(h.db, h.key);
+            return Some(ExpireAt(now + HOLD_MS));
+        }
+        Some(expire)
+    }
+
+    /// How far ahead an expiry may lie and still come before we have caught up.
+    pub(super) fn horizon_ms(&self) -> i64 {
+        let elapsed = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.shared
+            .load_estimate_ms
+            .max(elapsed.saturating_mul(2))
+            .clamp(60_000, HOLD_MS / 2)
+    }
+
+    /// Writes a whole value by whichever way fits the target.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn put(
+        &mut self,
+        db: DbIndex,
+        h: &Header<'_>,
+        body: &[u8],
+        dialect: Dialect,
+        version: u32,
+        fit: Fit,
+        expire: Option<ExpireAt>,
+        mark: Mark,
+    ) -> Result<()> {
+        let node = self.pipe.node_of(Slot::of(h.key));
+        let footer = payload::footer_version(&self.format);
+        match fit {
+            Fit::AsIs => {
+                let batch = self.pipe.batch(node, db, mark)?;
+                let plain = (h.type_id == STRING
+                    && expire.is_none()
+                    && h.freq.is_none()
+                    && h.idle_s.is_none())
+                .then(|| plain_string(body))
+                .flatten();
+                match plain {
+                    Some(text) => resp::command(&mut batch.bytes, &[b"SET", h.key, text]),
+                    None => {
+                        let meta = if !self.format.valkey && self.format.version >= (8, 6, 0) {
+                            h.meta
+                        } else {
+                            &[]
+                        };
+                        restore(&mut batch.bytes, h, meta, h.type_id, body, footer, expire);
+                    }
+                }
+                self.pipe.added(node, 1);
+            }
+            Fit::Transcode => {
+                self.scratch.clear();
+                let type_id = payload::transcode(
+                    h.type_id,
+                    dialect,
+                    version,
+                    body,
+                    &self.format,
+                    &mut self.scratch,
+                )
+                .map_err(|e| e.context(format!("convert the key {}", shown(h.key))))?;
+                let batch = self.pipe.batch(node, db, mark)?;
+                restore(
+                    &mut batch.bytes,
+                    h,
+                    &[],
+                    type_id,
+                    &self.scratch,
+                    footer,
+                    expire,
+                );
+                self.pipe.added(node, 1);
+            }
+            Fit::Rebuild => {
+                let pipe = &mut self.pipe;
+                let mut out = Vec::new();
+                let mut rebuild = Rebuild::new(
+                    h.key,
+                    &self.format,
+                    &mut out,
+                    |bytes: &mut Vec<u8>, commands| {
+                        let batch = pipe.batch(node, db, mark)?;
+                        batch.bytes.extend_from_slice(bytes);
+                        bytes.clear();
+                        pipe.added(node, commands);
+                        Ok(())
+                    },
+                );
+                value::decode(h.type_id, dialect, version, body, h.value_at, &mut rebuild)
+                    .and_then(|()| rebuild.finish(expire))
+                    .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
+            }
+            Fit::Module => {
+                return Err(cannot_hold(
+                    h.key,
+                    "a value of a module, and keyferry cannot tell yet whether the target has that module",
+                ));
+            }
+            Fit::Impossible(why) if self.shared.dry_run => {
+                self.note(
+                    "impossible",
+                    &format!("the target cannot hold the key {}: {why}", shown(h.key)),
+                );
+                return Ok(());
+            }
+            Fit::Impossible(why) => return Err(cannot_hold(h.key, why)),
+        }
+        self.shard.keys_written += 1;
+        self.progress
+            .keys_written
+            .store(self.shard.keys_written, Relaxed);
+        Ok(())
+    }
+
+    /// One key whose value is too large for one command; true when it has to be begun again.
+    pub(super) fn large<R: Read>(&mut self, large: LargeEntry<'_, R>, mark: Mark) -> Result<bool> {
+        let (h, dialect) = (large.header(), large.dialect());
+        let kind = value::kind(h.type_id, dialect)?.name();
+        let Some(db) = self.admit(&h, dialect)? else {
+            return Ok(false);
+        };
+        let expire = self.held_expiry(&h, mark);
+        let key = h.key.to_vec();
+        if self.shared.dry_run {
+            self.sizes.add(kind, &key, 0, "rebuilt");
+        }
+        let node = self.pipe.node_of(Slot::of(&key));
+        self.in_large = true;
+        let pipe = &mut self.pipe;
+        let stop = &self.shared.stop;
+        let mut out = Vec::new();
+        let mut rebuild = Rebuild::new(
+            &key,
+            &self.format,
+            &mut out,
+            |bytes: &mut Vec<u8>, commands| {
+                if pipe.troubled() || stop.requested() {
+                    return Err(Error::new(
+                        ErrorKind::Interrupted,
+                        "the value is begun again",
+                    ));
+                }
+                let batch = pipe.batch(node, db, mark)?;
+                batch.bytes.extend_from_slice(bytes);
+                bytes.clear();
+                pipe.added(node, commands);
+                Ok(())
+            },
+        );
+        let done = large
+            .decode(&mut rebuild)
+            .and_then(|()| rebuild.finish(expire));
+        if let Err(e) = done {
+            if e.kind() != ErrorKind::Interrupted {
+                return Err(e.context(format!("rebuild the key {}", shown(&key))));
+            }
+            self.settle_all()?;
+            self.in_large = false;
+            return Ok(true);
+        }
+        self.shard.keys_written += 1;
+        self.progress
+            .keys_written
+            .store(self.shard.keys_written, Relaxed);
+        // Its parts must not be mixed with a second try, so they are all answered before anything follows.
+        let again = self.settle_all()?;
+        self.in_large = false;
+        Ok(again)
+    }
+}
+
+fn cannot_hold(key: &[u8], why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("the target cannot hold the key {}: {why}", shown(key)))
+        .hint("leave such keys out with filter.exclude in the plan, or choose a target that can hold them")
+}
+
+/// The bytes of a string that is stored plainly (not as an integer, not compressed).
+fn plain_string(body: &[u8]) -> Option<&[u8]> {
+    let (first, rest) = body.split_first()?;
+    match first >> 6 {
+        0 => Some(rest),
+        1 => rest.get(1..),
+        2 if *first == 0x80 => rest.get(4..),
+        2 => rest.get(8..),
+        _ => None,
+    }
+}
+
+/// Encodes RESTORE with the value's bytes as they lie in the snapshot and a footer of the target's version.
+#[allow(clippy::too_many_arguments)]
+fn restore(
+    out: &mut Vec<u8>,
+    h: &Header<'_>,
+    meta: &[u8],
+    type_id: u8,
+    body: &[u8],
+    footer: u16,
+    expire: Option<ExpireAt>,
+) {
+    let args = 4
+        + 1
+        + usize::from(expire.is_some())
+        + 2 * usize::from(h.freq.is_some() || h.idle_s.is_some());
+    resp::array(out, args);
+    resp::bulk(out, b"RESTORE");
+    resp::bulk(out, h.key);
+    resp::bulk_int(out, expire.map_or(0, |e| e.0.max(1)));
+    let mut digits = [0u8; 20];
+    out.push(b'$');
+    out.extend_from_slice(resp::decimal(
+        (meta.len() + 1 + body.len() + 10) as i64,
+        &mut digits,
+    ));
+    out.extend_from_slice(b"\r\n");
+    payload::seal(out, meta, type_id, body, footer);
+    out.extend_from_slice(b"\r\n");
+    resp::bulk(out, b"REPLACE");
+    if expire.is_some() {
+        resp::bulk(out, b"ABSTTL");
+    }
+    if let Some(freq) = h.freq {
+        resp::bulk(out, b"FREQ");
+        resp::bulk_int(out, i64::from(freq));
+    } else if let Some(idle) = h.idle_s {
+        resp::bulk(out, b"IDLETIME");
+        resp::bulk_int(out, i64::try_from(idle).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,239 @@
+//! One source shard from its state to its end: begin or go on, start the link and the pump, begin anew if need be.
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::migrate::PATIENCE;
+use crate::migrate::expiry::Held;
+use crate::migrate::progress::ShardProgress;
+use crate::migrate::pump::{Ended, Pump, Shared};
+use crate::net::server::Server;
+use crate::plan::{Endpoint, OnExisting, RdbPath, Source};
+use crate::source::psync::{self, Link, LinkState, Start};
+use crate::source::spool::{Spool, SpoolWriter};
+use crate::store::ShardState;
+use crate::target::topology::Topology;
+use crate::target::{Pipe, PipeOptions};
+use crate::types::{ReplId, ReplOffset};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+const DEFAULT_BUDGET: usize = 48 << 20;
+const DEFAULT_SPOOL: u64 = 1 << 40;
+
+/// What one source shard's link and pump need.
+pub struct Runner {
+    pub shared: Arc<Shared>,
+    pub topology: Topology,
+    pub target: Server,
+    pub dir: PathBuf,
+    pub shards: usize,
+    pub view: Arc<ShardProgress>,
+}
+
+impl Runner {
+    pub async fn run(&self, mut shard: ShardState) -> Result<()> {
+        loop {
+            let spool_limit =
+                self.shared.job.limits.spool_bytes.unwrap_or(DEFAULT_SPOOL) / self.shards as u64;
+            let spool = Spool::open(&self.dir, spool_limit)?;
+            let ended = match &self.shared.job.source {
+                Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
+                Source::Server { endpoint, .. } => {
+                    self.replica(&mut shard, spool, endpoint).await?
+                }
+            };
+            if ended != Ended::Superseded || self.shared.stop.requested() {
+                return Ok(());
+            }
+            // The next round asks for a full sync, over what the target already holds.
+            self.shared.event(
+                "warning",
+                "full_resync",
+                &format!(
+                    "{} no longer holds our offset: a new full sync begins",
+                    shard.address
+                ),
+            );
+            shard = (self.shared.store(|s| s.shards())?.into_iter())
+                .find(|s| s.shard == shard.shard)
+                .unwrap_or(shard);
+            shard.replid = None;
+            shard.applied = None;
+        }
+    }
+
+    /// A snapshot file: no link, no stream.
+    async fn file(
+        &self,
+        shard: &mut ShardState,
+        spool: Arc<Spool>,
+        path: &RdbPath,
+    ) -> Result<Ended> {
+        match path {
+            RdbPath::File(path) => spool.use_file(path)?,
+            RdbPath::Stdin if shard.snapshot_complete => spool.adopt_snapshot(),
+            RdbPath::Stdin => {
+                let mut writer = SpoolWriter::new(spool.clone());
+                tokio::task::spawn_blocking(move || copy_stdin(&mut writer))
+                    .await
+                    .map_err(|e| Error::new(ErrorKind::Bug, "read standard input").cause(e))??;
+            }
+        }
+        shard.snapshot_complete = true;
+        self.pump(shard.clone(), spool, None, ReplOffset(0)).await
+    }
+
+    async fn replica(
+        &self,
+        shard: &mut ShardState,
+        spool: Arc<Spool>,
+        endpoint: &Endpoint,
+    ) -> Result<Ended> {
+        let resume = self.resume_point(shard, &spool);
+        let (conn, start) = psync::start(endpoint, &shard.address, resume)
+            .await
+            .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;
+        let replid = match &start {
+            Start::Full { replid, offset } => {
+                let again = shard.keys_written > 0 || shard.reconcile;
+                let (address, slots) = (shard.address.clone(), shard.slots.clone());
+                *shard = ShardState::new(shard.shard, address, slots);
+                // Keys of the attempt before may be gone at the source by now.
+                shard.reconcile = again && self.shared.job.on_existing == OnExisting::Fail;
+                shard.replid = Some(*replid);
+                shard.snapshot_offset = Some(*offset);
+                shard.applied = Some(*offset);
+                spool.wipe()?;
+                spool.start_stream(*offset);
+                *replid
+            }
+            Start::Continue { replid } => {
+                let known = shard.replid.ok_or_else(|| {
+                    Error::new(ErrorKind::Bug, "+CONTINUE without having asked for it")
+                })?;
+                shard.replid = Some(replid.unwrap_or(known));
+                if shard.snapshot_complete && !shard.snapshot_loaded {
+                    spool.adopt_snapshot();
+                }
+                replid.unwrap_or(known)
+            }
+        };
+        let window_end = if shard.clean {
+            ReplOffset(0)
+        } else {
+            shard
+                .fence_high
+                .unwrap_or(ReplOffset(0))
+                .max(spool.stream_end())
+        };
+        let window_end = if shard.snapshot_loaded {
+            window_end
+        } else {
+            ReplOffset(0)
+        };
+        self.shared
+            .store(|s| s.save_shards(std::slice::from_ref(shard), &BTreeMap::new()))?;
+        spool.set_replid(replid);
+
+        let link = Link {
+            endpoint: endpoint.clone(),
+            address: shard.address.clone(),
+            spool: spool.clone(),
+            state: Arc::new(LinkState::default()),
+            patience: PATIENCE,
+        };
+        let stop = self.shared.stop.clone();
+        let follow = tokio::spawn(async move { link.follow(conn, start, &stop).await });
+        let pumped = self
+            .pump(
+                shard.clone(),
+                spool.clone(),
+                Some((endpoint.clone(), shard.address.clone())),
+                window_end,
+            )
+            .await;
+        if pumped.is_err() {
+            self.shared.stop.request();
+        }
+        let linked = follow
+            .await
+            .map_err(|e| Error::new(ErrorKind::Bug, "the replication link panicked").cause(e))?;
+        let ended = pumped?;
+        linked?;
+        Ok(ended)
+    }
+
+    /// The history and offset to go on from, if the spool and the state allow it.
+    fn resume_point(&self, shard: &ShardState, spool: &Spool) -> Option<(ReplId, ReplOffset)> {
+        let (replid, applied) = (shard.replid?, shard.applied?);
+        if !shard.snapshot_loaded {
+            let whole = shard.snapshot_complete
+                && std::fs::metadata(spool.snapshot_path())
+                    .is_ok_and(|m| m.len() == shard.snapshot_len);
+            if !whole {
+                return None;
+            }
+        }
+        let covered = spool.stream_start() <= applied && applied <= spool.stream_end();
+        if !covered || spool.stream_end() == ReplOffset(0) {
+            // No stream on disk yet, or it was removed: go on right at the mark.
+            spool.start_stream(applied);
+        }
+        Some((replid, spool.stream_end()))
+    }
+
+    async fn pump(
+        &self,
+        shard: ShardState,
+        spool: Arc<Spool>,
+        source: Option<(Endpoint, String)>,
+        window_end: ReplOffset,
+    ) -> Result<Ended> {
+        let shared = self.shared.clone();
+        let budget = shared.job.limits.memory_bytes.map_or(DEFAULT_BUDGET, |m| {
+            usize::try_from(m / 4).unwrap_or(DEFAULT_BUDGET)
+        });
+        let options = PipeOptions {
+            budget: (budget / self.shards).max(1 << 20),
+            fixed_db: self.topology.one_slot,
+            dry_run: shared.dry_run,
+        };
+        let (topology, view, format) = (
+            self.topology.clone(),
+            self.view.clone(),
+            self.target.payload_target(),
+        );
+        let held = Held::open(&self.dir);
+        view.keys_read.store(shard.keys_read, Relaxed);
+        view.keys_written.store(shard.keys_written, Relaxed);
+        let work = tokio::task::spawn_blocking(move || {
+            let pipe = Pipe::new(
+                shared.job.target.clone(),
+                topology,
+                shared.runtime.clone(),
+                options,
+            );
+            let mut pump = Pump::new(shared, shard, spool, pipe, view, source, format, held);
+            pump.set_window(window_end);
+            pump.run()
+        });
+        work.await
+            .map_err(|e| Error::new(ErrorKind::Bug, "the pump panicked").cause(e))?
+    }
+}
+
+fn copy_stdin(writer: &mut SpoolWriter) -> Result<()> {
+    use std::io::Read;
+    let mut buf = vec![0u8; 1 << 20];
+    let mut input = std::io::stdin().lock();
+    loop {
+        let n = input
+            .read(&mut buf)
+            .context(ErrorKind::Disk, || "read standard input".into())?;
+        if n == 0 {
+            return writer.finish_snapshot();
+        }
+        writer.append_snapshot(buf.get(..n).unwrap_or_default())?;
+    }
+}

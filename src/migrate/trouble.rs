@@ -1,0 +1,337 @@
+//! What the target could not do: collected, then sent again, asked of another node, or healed.
+//!
+//! One way for everything: settle, look at each unit's fate, go on. In the snapshot phase, what is uncertain means to
+//! read the snapshot again from its mark, as whole values may be written twice.
+
+use crate::command::{self, Access, Command};
+use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::migrate::fence_key;
+use crate::migrate::heal::Key;
+use crate::migrate::pump::Pump;
+use crate::net;
+use crate::resp::{self, Reply};
+use crate::target::writer::NOTHING_THERE;
+use crate::target::{Fate, Unit};
+use crate::types::{DbIndex, Mark, Slot, shown};
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+impl Pump {
+    /// Waits until everything sent is answered and all trouble resolved; true when the snapshot must be read again from its mark.
+    pub(super) fn settle_all(&mut self) -> Result<bool> {
+        loop {
+            self.pipe.flush();
+            if self.resolve()? {
+                return Ok(true);
+            }
+            if self.pipe.oldest().is_none() && !self.pipe.troubled() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Collects what the target could not do and does it again, by the way that fits each error.
+    ///
+    /// True when the snapshot must be read again from its saved mark, because it is not known what has run.
+    pub(super) fn resolve(&mut self) -> Result<bool> {
+        let (began, mut backoff) = (Instant::now(), net::Backoff::new());
+        let loading = !self.shard.snapshot_loaded;
+        loop {
+            let mark = self.pipe.oldest().unwrap_or_else(|| {
+                if loading {
+                    self.loading_mark()
+                } else {
+                    self.now()
+                }
+            });
+            let (units, error) = self.pipe.settle();
+            if units.is_empty() && error.is_none() {
+                self.progress.set_note("");
+                return Ok(false);
+            }
+            self.count("faults.target");
+            let why = match (
+                &error,
+                units.iter().find_map(|u| match &u.fate {
+                    Fate::Refused(text) => Some(text),
+                    _ => None,
+                }),
+            ) {
+                (Some(e), _) => e.to_string(),
+                (None, Some(text)) => format!("the target answered: {text}"),
+                (None, None) => "commands were not sent".into(),
+            };
+            if let Some(e) = fatal(&units, loading) {
+                return Err(e);
+            }
+            if let Some(e) = error.filter(|e| e.retry() == Retry::Never) {
+                return Err(e);
+            }
+            if began.elapsed() > self.shared.patience {
+                return Err(Error::new(
+                    ErrorKind::NotReady,
+                    format!(
+                        "the target was not usable for {} s: {why}",
+                        self.shared.patience.as_secs()
+                    ),
+                ));
+            }
+            if self.shared.stop.requested() {
+                // What has not been done stays before the mark: the next run does it.
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    format!("stopped while the target had trouble: {why}"),
+                ));
+            }
+            self.progress.set_note(format!("target: {why}"));
+            self.shared.event("warning", "target", &why);
+            if self.wants_wait(&units) {
+                std::thread::sleep(backoff.next());
+            }
+            if let Err(e) = self.pipe.refresh() {
+                tracing::warn!("the target's topology could not be read: {e}");
+                std::thread::sleep(backoff.next());
+            }
+            let uncertain = units.iter().any(|u| u.fate == Fate::Uncertain);
+            if loading && (uncertain || self.in_large) {
+                if let Mark::Snapshot { at, db } = mark {
+                    self.shard.snapshot_at = at;
+                    self.shard.snapshot_db = db;
+                }
+                return Ok(true);
+            }
+            self.redo(units, mark)?;
+            if !self.pipe.troubled() {
+                self.pipe.flush();
+                self.progress.set_note("");
+                return Ok(false);
+            }
+        }
+    }
+
+    fn wants_wait(&self, units: &[Unit]) -> bool {
+        units.iter().any(|u| match &u.fate {
+            Fate::Refused(text) => {
+                !text.starts_with("MOVED") && !text.starts_with("ASK") && text != NOTHING_THERE
+            }
+            Fate::Uncertain | Fate::Unsent => true,
+        })
+    }
+
+    /// Sends again what may be sent again; heals the keys of everything else, and of what touches those.
+    fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
+        let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
+        for unit in units {
+            let touched = self.keys_of(&unit)?;
+            let touches = touched
+                .iter()
+                .any(|(k, _)| healing.contains_key(&fence_key(k.0, &k.1)));
+            let again = match &unit.fate {
+                Fate::Unsent => true,
+                Fate::Uncertain => touched.is_empty(),
+                Fate::Refused(text) => is_temporary(text),
+            };
+            if again && !touches {
+                match unit.fate {
+                    Fate::Refused(ref text) if text.starts_with("ASK ") => self.ask(&unit, text)?,
+                    _ => self.resend(&unit, &touched, mark)?,
+                }
+                continue;
+            }
+            if let Fate::Refused(text) = &unit.fate {
+                if touched.is_empty() {
+                    // Functions and flushes: nothing to heal; FUNCTION DELETE of a library that is gone is no fault.
+                    self.note("refused", &format!("the target answered: {text}"));
+                    continue;
+                }
+                if text != NOTHING_THERE {
+                    self.count("healed.refused");
+                }
+            }
+            for (key, access) in touched {
+                if access == Access::Write {
+                    healing.insert(fence_key(key.0, &key.1), key);
+                }
+            }
+        }
+        if !healing.is_empty() {
+            let keys: Vec<Key> = healing.into_values().collect();
+            self.heal(&keys, mark)?;
+        }
+        Ok(())
+    }
+
+    /// The keys of a unit, in the source's databases.
+    fn keys_of(&self, unit: &Unit) -> Result<Vec<(Key, Access)>> {
+        let mut found = Vec::new();
+        let (mut args, mut keys) = (Vec::new(), Vec::new());
+        let mut rest = unit.bytes.as_slice();
+        let db = self.source_db(unit.db);
+        while let Some(len) = resp::parse_command(rest, &mut args)? {
+            let cmd = Command {
+                raw: rest.get(..len).unwrap_or_default(),
+                args: &args,
+            };
+            if let Some(spec) = command::lookup(cmd.name()) {
+                // FLUSHALL, FUNCTION, MULTI and EXEC have none.
+                if spec.keys(&cmd, &mut keys).is_ok() {
+                    for k in &keys {
+                        found.push((
+                            (db, cmd.arg(k.index).unwrap_or_default().to_vec()),
+                            k.access,
+                        ));
+                    }
+                }
+            }
+            rest = rest.get(len..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The source's database that goes to `target`.
+    fn source_db(&self, target: DbIndex) -> DbIndex {
+        (0..1024)
+            .map(DbIndex)
+            .find(|db| self.shared.job.databases.map(*db) == Some(target))
+            .unwrap_or(target)
+    }
+
+    fn resend(&mut self, unit: &Unit, keys: &[(Key, Access)], mark: Mark) -> Result<()> {
+        match keys.first() {
+            Some(((_, key), _)) => {
+                let node = self.pipe.node_of(Slot::of(key));
+                self.pipe
+                    .batch(node, unit.db, mark)?
+                    .bytes
+                    .extend_from_slice(&unit.bytes);
+                self.pipe.added(node, unit.commands);
+            }
+            None => {
+                for node in 0..self.pipe.node_count() {
+                    self.pipe
+                        .batch(node, unit.db, mark)?
+                        .bytes
+                        .extend_from_slice(&unit.bytes);
+                    self.pipe.added(node, unit.commands);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot on its way to another node: that node takes the command after ASKING.
+    fn ask(&mut self, unit: &Unit, text: &str) -> Result<()> {
+        let address = text.split(' ').nth(2).unwrap_or_default().to_owned();
+        let address = if address.starts_with(':') {
+            format!("{}{address}", self.pipe.endpoint().host)
+        } else {
+            address
+        };
+        let endpoint = self.pipe.endpoint().clone();
+        let mut backoff = net::Backoff::new();
+        for _ in 0..40 {
+            let answer: Result<Option<String>> = self.shared.runtime.block_on(async {
+                let mut conn = net::connect(&endpoint, &address).await?;
+                conn.push(&[b"ASKING"]);
+                conn.outgoing().extend_from_slice(&unit.bytes);
+                conn.flush().await?;
+                conn.reply().await?;
+                let mut error = None;
+                for _ in 0..unit.commands {
+                    if let (Reply::Error(text), None) = (conn.reply().await?, &error) {
+                        error = Some(text);
+                    }
+                }
+                Ok(error)
+            });
+            match answer {
+                Ok(None) => return Ok(()),
+                Ok(Some(text)) if text.starts_with("TRYAGAIN") => {
+                    std::thread::sleep(backoff.next())
+                }
+                // The migration of the slot has ended in between: the new topology knows.
+                _ => break,
+            }
+        }
+        let touched = self.keys_of(unit)?;
+        let mark = self.pipe.oldest().unwrap_or_else(|| self.now());
+        if self.shard.snapshot_loaded {
+            let keys: Vec<Key> = touched
+                .into_iter()
+                .filter(|(_, a)| *a == Access::Write)
+                .map(|(k, _)| k)
+                .collect();
+            self.heal(&keys, mark)
+        } else {
+            self.resend(unit, &touched, mark)
+        }
+    }
+}
+
+/// Errors that pass: the same command may be sent again.
+fn is_temporary(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or_default();
+    matches!(
+        word,
+        "MOVED"
+            | "ASK"
+            | "TRYAGAIN"
+            | "CLUSTERDOWN"
+            | "LOADING"
+            | "READONLY"
+            | "MASTERDOWN"
+            | "BUSY"
+            | "NOREPLICAS"
+            | "EXECABORT"
+    )
+}
+
+/// Errors that trying again does not mend.
+fn fatal(units: &[Unit], loading: bool) -> Option<Error> {
+    for unit in units {
+        let Fate::Refused(text) = &unit.fate else {
+            continue;
+        };
+        let command = name_of(unit);
+        if text.starts_with("OOM") {
+            return Some(Error::new(
+                ErrorKind::OutOfMemory,
+                format!("the target is full: it answered {command} with: {text}"),
+            ));
+        }
+        if text.starts_with("NOPERM") || text.starts_with("NOAUTH") {
+            return Some(net::refusal(&command, text).context("write to the target"));
+        }
+        // A value written whole, or a heal: there is no better way left to write it.
+        let last_resort = loading || command == "RESTORE";
+        if last_resort && !is_temporary(text) && text != NOTHING_THERE && command != "FUNCTION" {
+            let key = key_of(unit);
+            return Some(
+                net::refusal(&command, text)
+                    .context(format!("write the key {} to the target", shown(&key))),
+            );
+        }
+    }
+    None
+}
+
+fn name_of(unit: &Unit) -> String {
+    let mut args = Vec::new();
+    let _ = resp::parse_command(&unit.bytes, &mut args);
+    args.first()
+        .and_then(|r| unit.bytes.get(r.clone()))
+        .map(|n| String::from_utf8_lossy(n).to_uppercase())
+        .unwrap_or_default()
+}
+
+fn key_of(unit: &Unit) -> Vec<u8> {
+    let mut args = Vec::new();
+    let _ = resp::parse_command(&unit.bytes, &mut args);
+    args.get(1)
+        .and_then(|r| unit.bytes.get(r.clone()))
+        .unwrap_or_default()
+        .to_vec()
+}
