@@ -31,6 +31,9 @@ pub struct Job {
     pub redacted: serde_json::Value,
 }
 
+/// Where the data comes from.
+// There is one of these in a process, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone)]
 pub enum Source {
     Server { mode: Mode, endpoint: Endpoint },

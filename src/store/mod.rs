@@ -1,1 +1,611 @@
-//! (stub, being written)
+//! Everything that a restart, a report or an auditor needs, in one SQLite file per plan.
+//!
+//! Every SQL statement of the program is in this file and in `schema.rs`; `record.rs` holds the values, `lock.rs` keeps
+//! a second process away.
+//! Invariant: times come in as Unix milliseconds; no statement asks a clock, and no row holds a secret or a value.
+
+mod column;
+mod lock;
+mod record;
+mod schema;
+
+pub use lock::Lock;
+pub use record::{
+    Difference, Event, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotSum, VerifyRun,
+};
+
+use self::column::{big, document, int, offset, slot, unreadable};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const FILE: &str = "state.sqlite";
+/// How long a statement waits for another process's transaction.
+const BUSY: Duration = Duration::from_secs(10);
+const EVENTS_KEPT: u32 = 10_000;
+/// How many differences of one reason are kept; the true numbers are in the run's totals.
+pub const DIFFERENCES_KEPT: u64 = 10_000;
+
+/// An open state file.
+pub struct Store {
+    db: Connection,
+    path: PathBuf,
+}
+
+fn create_private_dir(dir: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .context(ErrorKind::Disk, || {
+            format!("create the folder {}", dir.display())
+        })
+}
+
+impl Store {
+    /// Opens or creates the state in a plan's folder.
+    pub fn open(dir: &Path) -> Result<Store> {
+        create_private_dir(dir)?;
+        let path = dir.join(FILE);
+        // Made here so that nobody else may ever read it; SQLite gives its side files the same mode.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)
+            .context(ErrorKind::Disk, || {
+                format!("open the state file {}", path.display())
+            })?;
+        let failed = |e| failure(&path, "open", e);
+        let mut db = Connection::open(&path).map_err(failed)?;
+        // FULL: a mark that was saved must not be older after a power cut than what it allowed to happen.
+        db.busy_timeout(BUSY)
+            .and_then(|()| db.pragma_update(None, "journal_mode", "WAL"))
+            .and_then(|()| db.pragma_update(None, "synchronous", "FULL"))
+            .and_then(|()| db.pragma_update(None, "secure_delete", "ON"))
+            .map_err(failed)?;
+        refuse_newer(&db, &path)?;
+        schema::migrate(&mut db).map_err(|e| failure(&path, "prepare", e))?;
+        Ok(Store { db, path })
+    }
+
+    /// Opens the state to look at it, also while another process writes; `None` when there is none yet.
+    pub fn open_readonly(dir: &Path) -> Result<Option<Store>> {
+        let path = dir.join(FILE);
+        match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => {
+                return Err(Error::new(
+                    ErrorKind::Disk,
+                    format!("open the state file {}", path.display()),
+                )
+                .cause(e));
+            }
+            Ok(_) => {}
+        }
+        let failed = |e| failure(&path, "open", e);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        db.busy_timeout(BUSY).map_err(failed)?;
+        refuse_newer(&db, &path)?;
+        match schema::version(&db).map_err(failed)? {
+            0 => Ok(None),
+            v if v < schema::VERSION => Err(Error::new(
+                ErrorKind::State,
+                format!("{} was written by an older keyferry", path.display()),
+            )
+            .hint("run migrate or verify once: it brings the state up to date")),
+            _ => Ok(Some(Store { db, path })),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn failed(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> Error + '_ {
+        move |e| failure(&self.path, doing, e)
+    }
+
+    /// Runs one transaction.
+    fn write<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&Transaction) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let result = self.db.transaction().and_then(|transaction| {
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        });
+        result.map_err(|e| failure(&self.path, doing, e))
+    }
+
+    fn rows<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnMut(&Row) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let all = || -> rusqlite::Result<Vec<T>> {
+            self.db
+                .prepare_cached(sql)?
+                .query_map(params, read)?
+                .collect()
+        };
+        all().map_err(self.failed(doing))
+    }
+
+    // The run.
+
+    /// Notes that a process works on this plan; refuses a plan that moves something else than the saved one.
+    pub fn begin_run(&mut self, run: &Run) -> Result<()> {
+        let saved = self.run()?;
+        if let Some(saved) = &saved {
+            let changed = changed_parts(&saved.run.fingerprint, &run.fingerprint);
+            if !changed.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::State,
+                    format!(
+                        "the plan has changed since this migration began: {} not what the saved state in {} is about",
+                        if let [one] = &changed[..] { format!("its {one} is") } else { format!("its {} are", changed.join(" and ")) },
+                        self.path.display()
+                    ),
+                )
+                .hint("go back to the plan it began with, or start over with --fresh, or give the plan another name"));
+            }
+        }
+        let created = saved.as_ref().map_or(run.started_ms, |s| s.created_ms);
+        let run_id = saved.map_or_else(|| new_run_id(run), |s| s.run_id);
+        self.write("save the run", |t| {
+            t.execute(
+                "INSERT OR REPLACE INTO run (only, run_id, plan, fingerprint, redacted, mode, source, target, version, created_ms, started_ms)
+                 VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                params![
+                    run_id, run.plan, run.fingerprint, run.redacted.to_string(), run.mode, run.source, run.target,
+                    env!("CARGO_PKG_VERSION"), created, run.started_ms
+                ],
+            )
+            .map(drop)
+        })
+    }
+
+    pub fn run(&self) -> Result<Option<SavedRun>> {
+        let sql = "SELECT run_id, version, created_ms, plan, fingerprint, redacted, mode, source, target, started_ms FROM run";
+        let read = |row: &Row| {
+            Ok(SavedRun {
+                run_id: row.get(0)?,
+                version: row.get(1)?,
+                created_ms: row.get(2)?,
+                run: Run {
+                    plan: row.get(3)?,
+                    fingerprint: row.get(4)?,
+                    redacted: document(row, 5)?,
+                    mode: row.get(6)?,
+                    source: row.get(7)?,
+                    target: row.get(8)?,
+                    started_ms: row.get(9)?,
+                },
+            })
+        };
+        self.db
+            .query_row(sql, [], read)
+            .optional()
+            .map_err(self.failed("read the run"))
+    }
+
+    /// Forgets everything: what `--fresh` does.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.write("empty", |t| {
+            schema::TABLES
+                .iter()
+                .try_for_each(|table| t.execute(&format!("DELETE FROM {table}"), []).map(drop))
+        })
+    }
+
+    // Phases.
+
+    /// Ends the current phase and begins another; does nothing when it is the same one.
+    pub fn enter_phase(&mut self, phase: Phase, now_ms: i64) -> Result<()> {
+        if self.phases()?.last().is_some_and(|p| p.phase == phase) {
+            return Ok(());
+        }
+        self.write("save the phase", |t| {
+            t.execute(
+                "UPDATE phase SET left_ms = ?1 WHERE left_ms IS NULL",
+                [now_ms],
+            )?;
+            t.execute(
+                "INSERT INTO phase (name, entered_ms) VALUES (?1, ?2)",
+                params![phase.name(), now_ms],
+            )
+            .map(drop)
+        })
+    }
+
+    pub fn phase(&self) -> Result<Phase> {
+        Ok(self.phases()?.last().map_or(Phase::New, |p| p.phase))
+    }
+
+    /// All phases in order; the last one is the current one.
+    pub fn phases(&self) -> Result<Vec<PhaseSpan>> {
+        self.rows(
+            "read the phases",
+            "SELECT name, entered_ms, left_ms FROM phase ORDER BY id",
+            [],
+            |row| {
+                let name: String = row.get(0)?;
+                let phase = Phase::parse(&name).ok_or_else(|| unreadable(0, "phase"))?;
+                Ok(PhaseSpan {
+                    phase,
+                    entered_ms: row.get(1)?,
+                    left_ms: row.get(2)?,
+                })
+            },
+        )
+    }
+
+    // Source shards.
+
+    pub fn shards(&self) -> Result<Vec<ShardState>> {
+        let sql = "SELECT shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
+            snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,
+            source_offset, fence_high, clean, keys_read, keys_written, bytes_read, bytes_total, commands_applied,
+            healed_keys, lag_ms, updated_at FROM shard ORDER BY shard";
+        self.rows("read the shards", sql, [], |row| {
+            let replid: Option<String> = row.get(3)?;
+            let replid = replid
+                .map(|r| ReplId::parse(r.as_bytes()).map_err(|_| unreadable(3, "replication id")))
+                .transpose()?;
+            Ok(ShardState {
+                shard: ShardId(row.get(0)?),
+                address: row.get(1)?,
+                slots: row.get(2)?,
+                replid,
+                snapshot_offset: offset(row, 4)?,
+                snapshot_at: big(row, 5)?,
+                snapshot_db: DbIndex(row.get(6)?),
+                snapshot_valkey: row.get(7)?,
+                snapshot_version: row.get(8)?,
+                snapshot_len: big(row, 9)?,
+                snapshot_complete: row.get(10)?,
+                snapshot_loaded: row.get(11)?,
+                reconcile: row.get(12)?,
+                applied: offset(row, 13)?,
+                applied_db: DbIndex(row.get(14)?),
+                stable: offset(row, 15)?,
+                source_offset: offset(row, 16)?,
+                fence_high: offset(row, 17)?,
+                clean: row.get(18)?,
+                keys_read: big(row, 19)?,
+                keys_written: big(row, 20)?,
+                bytes_read: big(row, 21)?,
+                bytes_total: big(row, 22)?,
+                commands_applied: big(row, 23)?,
+                healed_keys: big(row, 24)?,
+                lag_ms: big(row, 25)?,
+                updated_at: row.get(26)?,
+            })
+        })
+    }
+
+    /// Saves marks and counters of shards in one transaction.
+    pub fn save_shards(&mut self, shards: &[ShardState]) -> Result<()> {
+        self.write("save the marks", |t| {
+            let mut insert = t.prepare_cached(
+                "INSERT OR REPLACE INTO shard (shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
+                 snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,
+                 source_offset, fence_high, clean, keys_read, keys_written, bytes_read, bytes_total, commands_applied,
+                 healed_keys, lag_ms, updated_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
+                 ?24, ?25, ?26, ?27)",
+            )?;
+            let at = |o: Option<ReplOffset>| o.map(|o| int(o.0));
+            for s in shards {
+                insert.execute(params![
+                    s.shard.0, s.address, s.slots, s.replid.as_ref().map(ReplId::as_str), at(s.snapshot_offset),
+                    int(s.snapshot_at), s.snapshot_db.0, s.snapshot_valkey, s.snapshot_version, int(s.snapshot_len),
+                    s.snapshot_complete, s.snapshot_loaded, s.reconcile, at(s.applied), s.applied_db.0, at(s.stable),
+                    at(s.source_offset), at(s.fence_high), s.clean, int(s.keys_read), int(s.keys_written),
+                    int(s.bytes_read), int(s.bytes_total), int(s.commands_applied), int(s.healed_keys), int(s.lag_ms),
+                    s.updated_at
+                ])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The source goes on under another replication id, after a failover of its own.
+    pub fn set_replid(&mut self, shard: ShardId, replid: ReplId) -> Result<()> {
+        self.write("save the replication id", |t| {
+            t.execute(
+                "UPDATE shard SET replid = ?2 WHERE shard = ?1",
+                params![shard.0, replid.as_str()],
+            )
+            .map(drop)
+        })
+    }
+
+    pub fn remove_shards(&mut self) -> Result<()> {
+        self.write("forget the shards", |t| {
+            t.execute("DELETE FROM shard", []).map(drop)
+        })
+    }
+
+    // Counters, events, documents.
+
+    pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
+        self.write("save a counter", |t| {
+            t.execute(
+                "INSERT INTO count (name, n) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
+                params![name, int(n)],
+            )
+            .map(drop)
+        })
+    }
+
+    pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
+        let rows = self.rows(
+            "read the counters",
+            "SELECT name, n FROM count",
+            [],
+            |row| Ok((row.get(0)?, big(row, 1)?)),
+        )?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Levels are `info`, `warning` and `error`; the oldest events go when there are very many.
+    pub fn event(&mut self, at_ms: i64, level: &str, code: &str, message: &str) -> Result<()> {
+        self.write("save an event", |t| {
+            t.execute(
+                "INSERT INTO event (at_ms, level, code, message) VALUES (?1, ?2, ?3, ?4)",
+                params![at_ms, level, code, message],
+            )?;
+            t.execute(
+                "DELETE FROM event WHERE id <= ?1",
+                [t.last_insert_rowid() - i64::from(EVENTS_KEPT)],
+            )
+            .map(drop)
+        })
+    }
+
+    /// The last events, oldest first.
+    pub fn events(&self, limit: u32) -> Result<Vec<Event>> {
+        let sql = "SELECT at_ms, level, code, message FROM (SELECT * FROM event ORDER BY id DESC LIMIT ?1) ORDER BY id";
+        self.rows("read the events", sql, [limit], |row| {
+            Ok(Event {
+                at_ms: row.get(0)?,
+                level: row.get(1)?,
+                code: row.get(2)?,
+                message: row.get(3)?,
+            })
+        })
+    }
+
+    pub fn put_json(&mut self, name: &str, value: &Value) -> Result<()> {
+        self.write("save a document", |t| {
+            t.execute(
+                "INSERT OR REPLACE INTO document (name, value) VALUES (?1, ?2)",
+                params![name, value.to_string()],
+            )
+            .map(drop)
+        })
+    }
+
+    pub fn json(&self, name: &str) -> Result<Option<Value>> {
+        self.db
+            .query_row(
+                "SELECT value FROM document WHERE name = ?1",
+                [name],
+                |row| document(row, 0),
+            )
+            .optional()
+            .map_err(self.failed("read a document"))
+    }
+
+    // Verification.
+
+    /// Begins a verification; the differences of earlier ones are forgotten, their totals stay.
+    pub fn begin_verify(&mut self, started_ms: i64) -> Result<i64> {
+        self.write("begin a verification", |t| {
+            t.execute("DELETE FROM difference", [])?;
+            t.execute(
+                "INSERT INTO verify_run (started_ms) VALUES (?1)",
+                [started_ms],
+            )?;
+            Ok(t.last_insert_rowid())
+        })
+    }
+
+    pub fn end_verify(
+        &mut self,
+        id: i64,
+        ended_ms: i64,
+        equal: bool,
+        totals: &Value,
+    ) -> Result<()> {
+        self.write("end a verification", |t| {
+            t.execute(
+                "UPDATE verify_run SET ended_ms = ?2, equal = ?3, totals = ?4 WHERE id = ?1",
+                params![id, ended_ms, equal, totals.to_string()],
+            )
+            .map(drop)
+        })
+    }
+
+    /// All verifications that came to their end, oldest first.
+    pub fn verify_runs(&self) -> Result<Vec<VerifyRun>> {
+        let sql = "SELECT id, started_ms, ended_ms, equal, totals FROM verify_run WHERE ended_ms IS NOT NULL ORDER BY id";
+        self.rows("read the verifications", sql, [], |row| {
+            Ok(VerifyRun {
+                id: row.get(0)?,
+                started_ms: row.get(1)?,
+                ended_ms: row.get(2)?,
+                equal: row.get(3)?,
+                totals: document(row, 4)?,
+            })
+        })
+    }
+
+    pub fn last_verify(&self) -> Result<Option<VerifyRun>> {
+        Ok(self.verify_runs()?.pop())
+    }
+
+    /// Replaces the sums of all slots.
+    pub fn replace_slot_sums(&mut self, sums: &[SlotSum]) -> Result<()> {
+        self.write("save the slot sums", |t| {
+            t.execute("DELETE FROM slot_sum", [])?;
+            sums.iter().try_for_each(|s| put_slot_sum(t, s))
+        })
+    }
+
+    /// Replaces the sum of one slot.
+    pub fn put_slot_sum(&mut self, sum: &SlotSum) -> Result<()> {
+        self.write("save a slot sum", |t| put_slot_sum(t, sum))
+    }
+
+    pub fn slot_sums(&self) -> Result<Vec<SlotSum>> {
+        let sql = "SELECT slot, source_keys, source_sum, target_keys, target_sum, state, verified_at FROM slot_sum ORDER BY slot";
+        self.rows("read the slot sums", sql, [], |row| {
+            Ok(SlotSum {
+                slot: slot(row, 0)?,
+                source_keys: big(row, 1)?,
+                source_sum: big(row, 2)?,
+                target_keys: big(row, 3)?,
+                target_sum: big(row, 4)?,
+                state: row.get(5)?,
+                verified_at: row.get(6)?,
+            })
+        })
+    }
+
+    /// Adds differences; of one reason no more than [`DIFFERENCES_KEPT`] are kept.
+    pub fn add_differences(&mut self, verify_run: i64, differences: &[Difference]) -> Result<()> {
+        let mut kept = self.difference_counts(verify_run)?;
+        self.write("save the differences", |t| {
+            let mut insert = t.prepare_cached("INSERT INTO difference (verify_run, db, key, slot, reason, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
+            for d in differences {
+                let n = kept.entry(d.reason.clone()).or_default();
+                if *n < DIFFERENCES_KEPT {
+                    *n += 1;
+                    insert.execute(params![verify_run, d.db.0, d.key, d.slot.number(), d.reason, d.detail])?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The first differences of one reason, or of all.
+    pub fn differences(
+        &self,
+        verify_run: i64,
+        reason: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<Difference>> {
+        let sql = "SELECT db, key, slot, reason, detail FROM difference
+            WHERE verify_run = ?1 AND (?2 IS NULL OR reason = ?2) ORDER BY id LIMIT ?3";
+        self.rows(
+            "read the differences",
+            sql,
+            params![verify_run, reason, limit],
+            |row| {
+                Ok(Difference {
+                    db: DbIndex(row.get(0)?),
+                    key: row.get(1)?,
+                    slot: slot(row, 2)?,
+                    reason: row.get(3)?,
+                    detail: row.get(4)?,
+                })
+            },
+        )
+    }
+
+    /// How many differences of each reason are kept.
+    pub fn difference_counts(&self, verify_run: i64) -> Result<BTreeMap<String, u64>> {
+        let sql = "SELECT reason, count(*) FROM difference WHERE verify_run = ?1 GROUP BY reason";
+        let rows = self.rows("count the differences", sql, [verify_run], |row| {
+            Ok((row.get(0)?, big(row, 1)?))
+        })?;
+        Ok(rows.into_iter().collect())
+    }
+}
+
+fn put_slot_sum(t: &Transaction, s: &SlotSum) -> rusqlite::Result<()> {
+    t.prepare_cached(
+        "INSERT OR REPLACE INTO slot_sum (slot, source_keys, source_sum, target_keys, target_sum, state, verified_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?
+    .execute(params![s.slot.number(), int(s.source_keys), int(s.source_sum), int(s.target_keys), int(s.target_sum), s.state, s.verified_at])
+    .map(drop)
+}
+
+/// The names of the parts that differ between two fingerprints.
+fn changed_parts(saved: &str, now: &str) -> Vec<String> {
+    let parts = |f: &str| {
+        f.split(' ')
+            .filter_map(|p| p.split_once('='))
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let (saved_parts, now_parts) = (parts(saved), parts(now));
+    let mut changed: Vec<String> = ["source", "target", "databases", "filter"]
+        .into_iter()
+        .filter(|name| saved_parts.get(*name) != now_parts.get(*name))
+        .map(str::to_string)
+        .collect();
+    if changed.is_empty() && saved != now {
+        changed.push("fingerprint".into());
+    }
+    changed
+}
+
+fn new_run_id(run: &Run) -> String {
+    let text = format!(
+        "{} {} {} {}",
+        run.plan,
+        run.fingerprint,
+        run.started_ms,
+        std::process::id()
+    );
+    format!(
+        "{:016x}",
+        crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, text.as_bytes())
+    )
+}
+
+fn refuse_newer(db: &Connection, path: &Path) -> Result<()> {
+    let version = schema::version(db).map_err(|e| failure(path, "open", e))?;
+    if version <= schema::VERSION {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::State,
+        format!("{} was written by a newer keyferry", path.display()),
+    )
+    .hint("use that version, or another --work-dir"))
+}
+
+fn failure(path: &Path, doing: &str, e: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode as C;
+    let message = format!("{doing} in the state file {}", path.display());
+    match e.sqlite_error_code() {
+        Some(C::DatabaseCorrupt | C::NotADatabase | C::SchemaChanged | C::TypeMismatch) => {
+            Error::new(ErrorKind::State, message).hint("the state file is damaged: move its folder away and begin again, or use another --work-dir").cause(e)
+        }
+        Some(C::DatabaseBusy | C::DatabaseLocked) => {
+            Error::new(ErrorKind::Locked, message).hint("another program holds the file; close it and run the same command again").cause(e)
+        }
+        Some(_) => Error::new(ErrorKind::Disk, message).cause(e),
+        None => Error::new(ErrorKind::State, message).cause(e),
+    }
+}
+
+#[cfg(test)]
+mod tests;

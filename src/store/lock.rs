@@ -1,0 +1,105 @@
+//! One process per plan: an advisory lock on a file that names its holder.
+//!
+//! The kernel releases it when the process ends, however it ends; so a stale lock cannot exist.
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Held as long as a process works on a plan's folder.
+#[derive(Debug)]
+#[must_use = "the lock is released when it is dropped"]
+pub struct Lock {
+    /// The lock lives as long as this is open.
+    _file: File,
+}
+
+impl Lock {
+    /// Errors: `Locked` with the other process's id; `Disk` when the file cannot be made.
+    pub fn acquire(dir: &Path) -> Result<Lock> {
+        super::create_private_dir(dir)?;
+        let path = dir.join("lock");
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .context(ErrorKind::Disk, || {
+                format!("open the lock file {}", path.display())
+            })?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(held(&mut file, dir)),
+            Err(TryLockError::Error(e)) => {
+                return Err(
+                    Error::new(ErrorKind::Disk, format!("lock {}", path.display())).cause(e),
+                );
+            }
+        }
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .context(ErrorKind::Disk, || {
+                format!("write the lock file {}", path.display())
+            })?;
+        Ok(Lock { _file: file })
+    }
+
+    /// The process that holds the lock now, if one does.
+    pub fn holder(dir: &Path) -> Option<u32> {
+        let mut file = File::open(dir.join("lock")).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => pid(&mut file),
+            _ => None,
+        }
+    }
+}
+
+fn pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn held(file: &mut File, dir: &Path) -> Error {
+    let (who, stop) = match pid(file) {
+        Some(pid) => (format!("process {pid}"), format!("`kill -INT {pid}`")),
+        None => ("another process".into(), "Ctrl-C".into()),
+    };
+    Error::new(
+        ErrorKind::Locked,
+        format!("{who} already works on this plan, in {}", dir.display()),
+    )
+    .hint(format!(
+        "stop it first ({stop} saves its state), or use another --work-dir"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_with_the_pid_of_the_first_until_that_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::acquire(dir.path()).unwrap();
+        let refused = Lock::acquire(dir.path()).unwrap_err();
+        let me = std::process::id();
+        assert_eq!(
+            (refused.kind(), refused.exit_code()),
+            (ErrorKind::Locked, 3)
+        );
+        assert!(
+            refused.to_string().contains(&format!("process {me} ")),
+            "{refused}"
+        );
+        assert_eq!(Lock::holder(dir.path()), Some(me));
+        drop(first);
+        assert_eq!(Lock::holder(dir.path()), None);
+        let _again = Lock::acquire(dir.path()).unwrap();
+    }
+}
