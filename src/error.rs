@@ -70,22 +70,82 @@ impl ErrorKind {
         use Retry::{Later, Never};
         let (exit, retry, hint) = match self {
             K::Usage => (2, Never, "see --help"),
-            K::Plan => (2, Never, "correct the plan and check it with `keyferry plan validate PLAN`"),
-            K::Corrupt => (3, Never, "get the snapshot again; if it comes out the same, report a bug with the position"),
+            K::Plan => (
+                2,
+                Never,
+                "correct the plan and check it with `keyferry plan validate PLAN`",
+            ),
+            K::Corrupt => (
+                3,
+                Never,
+                "get the snapshot again; if it comes out the same, report a bug with the position",
+            ),
             K::Unsupported => (3, Never, "see docs/rdb.md for what is supported"),
-            K::Disk => (3, Never, "check the path, its permissions and the free space, then run the same command again"),
-            K::SpoolFull => (3, Never, "free disk space or raise limits.spool_bytes, then run the same command again"),
-            K::Connection => (3, Later, "check that the server is up and reachable at the plan's url, then run the same command again"),
-            K::Auth => (3, Never, "check username and password in the plan, then run the same command again"),
-            K::Tls => (3, Never, "check the url's scheme, tls.ca and tls.server_name in the plan"),
-            K::Protocol => (3, Never, "is the url that of a Redis or Valkey server? if so, report a bug"),
-            K::Refused => (3, Never, "give the user the right to run this command, or change the plan"),
-            K::OutOfMemory => (3, Never, "give the target more memory (maxmemory), then run the same command again"),
-            K::NotReady => (3, Later, "wait until the server is ready, then run the same command again"),
-            K::OffsetGone => (3, Later, "a new full sync is needed; enlarge the source's repl-backlog-size to avoid it"),
-            K::Locked => (3, Never, "stop the other process first, or use another --work-dir"),
-            K::State => (3, Never, "start over with --fresh, or use another --work-dir"),
-            K::TargetNotEmpty => (3, Never, "empty the target, or set on_existing to \"replace\" or \"skip\" in the plan"),
+            K::Disk => (
+                3,
+                Never,
+                "check the path, its permissions and the free space, then run the same command again",
+            ),
+            K::SpoolFull => (
+                3,
+                Never,
+                "free disk space or raise limits.spool_bytes, then run the same command again",
+            ),
+            K::Connection => (
+                3,
+                Later,
+                "check that the server is up and reachable at the plan's url, then run the same command again",
+            ),
+            K::Auth => (
+                3,
+                Never,
+                "check username and password in the plan, then run the same command again",
+            ),
+            K::Tls => (
+                3,
+                Never,
+                "check the url's scheme, tls.ca and tls.server_name in the plan",
+            ),
+            K::Protocol => (
+                3,
+                Never,
+                "is the url that of a Redis or Valkey server? if so, report a bug",
+            ),
+            K::Refused => (
+                3,
+                Never,
+                "give the user the right to run this command, or change the plan",
+            ),
+            K::OutOfMemory => (
+                3,
+                Never,
+                "give the target more memory (maxmemory), then run the same command again",
+            ),
+            K::NotReady => (
+                3,
+                Later,
+                "wait until the server is ready, then run the same command again",
+            ),
+            K::OffsetGone => (
+                3,
+                Later,
+                "a new full sync is needed; enlarge the source's repl-backlog-size to avoid it",
+            ),
+            K::Locked => (
+                3,
+                Never,
+                "stop the other process first, or use another --work-dir",
+            ),
+            K::State => (
+                3,
+                Never,
+                "start over with --fresh, or use another --work-dir",
+            ),
+            K::TargetNotEmpty => (
+                3,
+                Never,
+                "empty the target, or set on_existing to \"replace\" or \"skip\" in the plan",
+            ),
             K::Interrupted => (130, Never, "run the same command again to go on"),
             K::Bug => (3, Never, "this is a mistake in keyferry; please report it"),
         };
@@ -110,7 +170,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     #[cold]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error { inner: Box::new(Inner { kind, message: message.into(), hint: None, cause: None }) }
+        Error {
+            inner: Box::new(Inner {
+                kind,
+                message: message.into(),
+                hint: None,
+                cause: None,
+            }),
+        }
     }
 
     /// What the user can do about it; replaces the kind's general hint.
@@ -131,7 +198,14 @@ impl Error {
     pub fn context(self, message: impl Into<String>) -> Error {
         let kind = self.kind();
         let hint = self.inner.hint.clone();
-        Error { inner: Box::new(Inner { kind, message: message.into(), hint, cause: Some(Box::new(self)) }) }
+        Error {
+            inner: Box::new(Inner {
+                kind,
+                message: message.into(),
+                hint,
+                cause: Some(Box::new(self)),
+            }),
+        }
     }
 
     pub fn kind(&self) -> ErrorKind {
@@ -143,7 +217,10 @@ impl Error {
     }
 
     pub fn remedy(&self) -> &str {
-        self.inner.hint.as_deref().unwrap_or(self.inner.kind.meaning().hint)
+        self.inner
+            .hint
+            .as_deref()
+            .unwrap_or(self.inner.kind.meaning().hint)
     }
 
     pub fn retry(&self) -> Retry {
@@ -185,7 +262,10 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.inner.cause.as_deref().map(|c| c as &(dyn std::error::Error + 'static))
+        self.inner
+            .cause
+            .as_deref()
+            .map(|c| c as &(dyn std::error::Error + 'static))
     }
 }
 
@@ -213,9 +293,16 @@ mod tests {
 
     #[test]
     fn a_context_keeps_kind_and_hint_and_reads_as_one_line() {
-        let e = Error::new(ErrorKind::Auth, "the server refused the password").hint("look at SOURCE_PASSWORD");
+        let e = Error::new(ErrorKind::Auth, "the server refused the password")
+            .hint("look at SOURCE_PASSWORD");
         let e = e.context("connect to source 127.0.0.1:7000");
-        assert_eq!(e.to_string(), "connect to source 127.0.0.1:7000: the server refused the password");
-        assert_eq!((e.kind(), e.remedy(), e.exit_code()), (ErrorKind::Auth, "look at SOURCE_PASSWORD", 3));
+        assert_eq!(
+            e.to_string(),
+            "connect to source 127.0.0.1:7000: the server refused the password"
+        );
+        assert_eq!(
+            (e.kind(), e.remedy(), e.exit_code()),
+            (ErrorKind::Auth, "look at SOURCE_PASSWORD", 3)
+        );
     }
 }

@@ -1,1 +1,256 @@
-//! (stub, being written)
+//! The fence: a key's exact state together with the replication offset at which it was true.
+//!
+//! `MULTI · DUMP · PEXPIRETIME · ROLE · EXEC` runs as one on the source, so nothing can change in between.
+//! Whoever writes that state to the target may skip every streamed command on the key up to that offset.
+//! Invariant: the offset belongs to the very same EXEC as the state; it is never read before or after.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::server::{Server, offset_in_role};
+use crate::net::{Conn, connect, info_field, refusal};
+use crate::plan::Endpoint;
+use crate::resp::Reply;
+use crate::types::{DbIndex, ExpireAt, ReplOffset};
+
+/// How many keys share one EXEC on a standalone source; in a cluster each key has its own, as slots differ.
+const KEYS_PER_EXEC: usize = 32;
+
+/// A key as it was on the source at `offset`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyState {
+    /// The DUMP payload; `None` when the key does not exist.
+    pub payload: Option<Vec<u8>>,
+    pub expire: Option<ExpireAt>,
+    pub offset: ReplOffset,
+}
+
+/// A connection to one source master for fenced reads.
+pub struct Fence {
+    conn: Conn,
+    cluster: bool,
+    pexpiretime: bool,
+    role: bool,
+    db: DbIndex,
+}
+
+impl Fence {
+    /// Connects and finds out how this server tells expiry and offset.
+    pub async fn open(endpoint: &Endpoint, address: &str) -> Result<Fence> {
+        let mut conn = connect(endpoint, address).await?;
+        let server = Server::ask(&mut conn).await?;
+        let role = offset_in_role(&conn.ask(&[b"ROLE"]).await?).is_some();
+        Ok(Fence {
+            conn,
+            cluster: server.cluster,
+            pexpiretime: server.has_pexpiretime(),
+            role,
+            db: DbIndex::ZERO,
+        })
+    }
+
+    /// The states of `keys` in database `db`, in their order, each with the offset at which it was true.
+    ///
+    /// Errors: `Connection`; `NotReady` when the server answers MOVED or is failing over; `Refused`.
+    pub async fn read(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<KeyState>> {
+        if db != self.db {
+            self.conn
+                .call(&[b"SELECT", db.to_string().as_bytes()])
+                .await?;
+            self.db = db;
+        }
+        let chunks: Vec<&[&[u8]]> = keys
+            .chunks(if self.cluster { 1 } else { KEYS_PER_EXEC })
+            .collect();
+        for chunk in &chunks {
+            self.push(chunk);
+        }
+        self.conn.flush().await?;
+        let mut states = Vec::with_capacity(keys.len());
+        let mut failure = None;
+        for chunk in chunks {
+            match self.collect(chunk.len()).await {
+                Ok(found) => states.extend(found),
+                // The replies of the other chunks must still be read, or the next call would get them.
+                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
+                Err(e) => failure = Some(e),
+            }
+        }
+        match failure {
+            Some(e) => Err(e.context(format!(
+                "read keys with their replication offset from {}",
+                self.conn.address()
+            ))),
+            None => Ok(states),
+        }
+    }
+
+    fn push(&mut self, keys: &[&[u8]]) {
+        self.conn.push(&[b"MULTI"]);
+        for key in keys {
+            self.conn.push(&[b"DUMP", key]);
+            self.conn.push(&[
+                if self.pexpiretime {
+                    b"PEXPIRETIME"
+                } else {
+                    b"PTTL"
+                },
+                key,
+            ]);
+        }
+        if !self.pexpiretime {
+            self.conn.push(&[b"TIME"]);
+        }
+        match self.role {
+            true => self.conn.push(&[b"ROLE"]),
+            false => self.conn.push(&[b"INFO", b"replication"]),
+        }
+        self.conn.push(&[b"EXEC"]);
+    }
+
+    async fn collect(&mut self, keys: usize) -> Result<Vec<KeyState>> {
+        let queued = 1 + 2 * keys + usize::from(!self.pexpiretime) + 1;
+        let mut refused = None;
+        for _ in 0..queued {
+            if let (Reply::Error(text), None) = (self.conn.reply().await?, &refused) {
+                refused = Some(text);
+            }
+        }
+        let exec = self.conn.reply().await?;
+        if let Some(text) = refused {
+            return Err(refusal("DUMP in MULTI", &text));
+        }
+        let items = match &exec {
+            Reply::Array(items) => items,
+            Reply::Error(text) => return Err(refusal("EXEC", text)),
+            _ => return Err(unforeseen()),
+        };
+        let offset = self.offset(items.last().ok_or_else(unforeseen)?)?;
+        let now = if self.pexpiretime {
+            0
+        } else {
+            items
+                .get(2 * keys)
+                .and_then(time_ms)
+                .ok_or_else(unforeseen)?
+        };
+        let mut states = Vec::with_capacity(keys);
+        for pair in items
+            .get(..2 * keys)
+            .ok_or_else(unforeseen)?
+            .chunks_exact(2)
+        {
+            let [dump, expire] = pair else {
+                return Err(unforeseen());
+            };
+            let payload = match dump {
+                Reply::Bulk(bytes) => Some(bytes.clone()),
+                Reply::Nil => None,
+                Reply::Error(text) => return Err(refusal("DUMP", text)),
+                _ => return Err(unforeseen()),
+            };
+            let expire = match expire.int().ok_or_else(unforeseen)? {
+                n if n < 0 => None,
+                n => Some(ExpireAt(now + n)),
+            };
+            states.push(KeyState {
+                payload,
+                expire,
+                offset,
+            });
+        }
+        Ok(states)
+    }
+
+    fn offset(&self, reply: &Reply) -> Result<ReplOffset> {
+        if self.role {
+            return offset_in_role(reply).ok_or_else(unforeseen);
+        }
+        let info = reply.text().ok_or_else(unforeseen)?;
+        let field = if info_field(&info, "role") == Some("slave") {
+            "slave_repl_offset"
+        } else {
+            "master_repl_offset"
+        };
+        info_field(&info, field)
+            .and_then(|n| n.parse().ok())
+            .map(ReplOffset)
+            .ok_or_else(unforeseen)
+    }
+
+    /// For keys whose expiry alone is asked: Unix ms, `None` without expiry; the outer `None` when the key is gone.
+    pub async fn expiries(
+        &mut self,
+        db: DbIndex,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Option<ExpireAt>>>> {
+        if db != self.db {
+            self.conn
+                .call(&[b"SELECT", db.to_string().as_bytes()])
+                .await?;
+            self.db = db;
+        }
+        for key in keys {
+            self.conn.push(&[
+                if self.pexpiretime {
+                    b"PEXPIRETIME"
+                } else {
+                    b"PTTL"
+                },
+                key,
+            ]);
+        }
+        self.conn.push(&[b"TIME"]);
+        self.conn.flush().await?;
+        let mut found = Vec::with_capacity(keys.len());
+        for _ in keys {
+            match self.conn.reply().await? {
+                Reply::Int(n) => found.push(n),
+                Reply::Error(text) => return Err(refusal("PEXPIRETIME", &text)),
+                _ => return Err(unforeseen()),
+            }
+        }
+        let now = time_ms(&self.conn.reply().await?).ok_or_else(unforeseen)?;
+        Ok(found
+            .into_iter()
+            .map(|n| match n {
+                -2 => None,
+                n if n < 0 => Some(None),
+                n => Some(Some(ExpireAt(if self.pexpiretime { n } else { now + n }))),
+            })
+            .collect())
+    }
+
+    /// Which of `keys` exist.
+    pub async fn exist(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<bool>> {
+        if db != self.db {
+            self.conn
+                .call(&[b"SELECT", db.to_string().as_bytes()])
+                .await?;
+            self.db = db;
+        }
+        for key in keys {
+            self.conn.push(&[b"EXISTS", key]);
+        }
+        self.conn.flush().await?;
+        let mut found = Vec::with_capacity(keys.len());
+        for _ in keys {
+            match self.conn.reply().await? {
+                Reply::Int(n) => found.push(n > 0),
+                Reply::Error(text) => return Err(refusal("EXISTS", &text)),
+                _ => return Err(unforeseen()),
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn time_ms(reply: &Reply) -> Option<i64> {
+    let parts = reply.array()?;
+    Some(parts.first()?.int()? * 1000 + parts.get(1)?.int()? / 1000)
+}
+
+fn unforeseen() -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        "the source answered MULTI · DUMP · ROLE · EXEC in a form that is not understood",
+    )
+}

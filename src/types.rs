@@ -58,7 +58,11 @@ const CRC16: [u16; 256] = {
         let mut crc = (i as u16) << 8;
         let mut bit = 0;
         while bit < 8 {
-            crc = if crc & 0x8000 != 0 { (crc << 1) ^ 0x1021 } else { crc << 1 };
+            crc = if crc & 0x8000 != 0 {
+                (crc << 1) ^ 0x1021
+            } else {
+                crc << 1
+            };
             bit += 1;
         }
         table[i] = crc;
@@ -68,7 +72,9 @@ const CRC16: [u16; 256] = {
 };
 
 fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0u16, |crc, &b| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ b)])
+    bytes.iter().fold(0u16, |crc, &b| {
+        (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ b)]
+    })
 }
 
 /// A logical database number.
@@ -125,7 +131,10 @@ impl ReplId {
     pub fn parse(text: &[u8]) -> Result<ReplId> {
         match <[u8; 40]>::try_from(text) {
             Ok(id) if id.iter().all(u8::is_ascii_hexdigit) => Ok(ReplId(id)),
-            _ => Err(Error::new(ErrorKind::Protocol, "the server sent a replication id that is not 40 hexadecimal digits")),
+            _ => Err(Error::new(
+                ErrorKind::Protocol,
+                "the server sent a replication id that is not 40 hexadecimal digits",
+            )),
         }
     }
 
@@ -175,7 +184,10 @@ mod tests {
     fn slots_are_those_of_the_cluster_specification() {
         assert_eq!(crc16(b"123456789"), 0x31c3);
         assert_eq!(Slot::of(b"foo").number(), 12182);
-        assert_eq!(Slot::of(b"{user1000}.following"), Slot::of(b"{user1000}.followers"));
+        assert_eq!(
+            Slot::of(b"{user1000}.following"),
+            Slot::of(b"{user1000}.followers")
+        );
         assert_eq!(Slot::of(b"foo{}{bar}"), Slot(crc16(b"foo{}{bar}") & 0x3fff));
         assert_eq!(Slot::of(b"foo{{bar}}zap"), Slot(crc16(b"{bar") & 0x3fff));
         assert_eq!(Slot::of(b"").number(), 0);

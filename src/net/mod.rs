@@ -1,1 +1,347 @@
-//! (stub, being written)
+//! Connections: TCP, TLS and AUTH in one place, and a plain request-and-reply [`Conn`] on top.
+//!
+//! Invariant: every connection of the program is opened by [`connect`]; TLS verifies unless the plan says `insecure`.
+
+mod credentials;
+pub mod server;
+mod tls;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Endpoint;
+use crate::resp::{self, Reply};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// A server that answers nothing for this long is taken for gone.
+pub const REPLY_LIMIT: Duration = Duration::from_secs(60);
+const READ_CHUNK: usize = 64 * 1024;
+
+/// A byte stream to a server.
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Tls(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Stream::Tls(s) => Pin::new(s).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Stream::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Stream::Plain(_))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_flush(cx),
+            Stream::Tls(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
+
+/// Opens an authenticated connection to `endpoint`'s host, or to `address` (host:port) with the same credentials.
+///
+/// Errors: `Connection` (not reachable), `Tls`, `Auth`, `Protocol` (not a Redis server).
+pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
+    let mapped = endpoint
+        .address_map
+        .get(address)
+        .map_or(address, String::as_str);
+    let attempt = async {
+        let tcp = TcpStream::connect(mapped)
+            .await
+            .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))?;
+        tune(&tcp);
+        let stream = match &endpoint.tls {
+            None => Stream::Plain(tcp),
+            Some(options) => Stream::Tls(Box::new(
+                tls::wrap(tcp, options, mapped, &endpoint.host).await?,
+            )),
+        };
+        let mut conn = Conn {
+            stream,
+            read: Vec::with_capacity(READ_CHUNK),
+            at: 0,
+            write: Vec::new(),
+            address: mapped.to_owned(),
+        };
+        conn.authenticate(endpoint).await?;
+        Ok(conn)
+    };
+    tokio::time::timeout(CONNECT_LIMIT, attempt)
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Connection,
+                format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
+            ))
+        })
+        .map_err(|e| e.context(format!("connect to {mapped}")))
+}
+
+fn tune(tcp: &TcpStream) {
+    // Best effort: a platform without these options still works.
+    let _ = tcp.set_nodelay(true);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+}
+
+/// One connection: commands out, replies in, in order.
+pub struct Conn {
+    stream: Stream,
+    read: Vec<u8>,
+    at: usize,
+    write: Vec<u8>,
+    address: String,
+}
+
+impl Conn {
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    async fn authenticate(&mut self, endpoint: &Endpoint) -> Result<()> {
+        if let Some(secret) = &endpoint.password {
+            let password = credentials::resolve(secret).await?;
+            let reply = match &endpoint.username {
+                Some(user) => {
+                    self.ask(&[b"AUTH", user.as_bytes(), password.as_bytes()])
+                        .await?
+                }
+                None => self.ask(&[b"AUTH", password.as_bytes()]).await?,
+            };
+            if let Reply::Error(text) = reply {
+                // A server without a password refuses AUTH; that is the plan's mistake, but a harmless one.
+                if !text.contains("without any password configured")
+                    && !text.contains("no password is set")
+                {
+                    return Err(Error::new(
+                        ErrorKind::Auth,
+                        format!("the server refused AUTH: {text}"),
+                    ));
+                }
+            }
+        }
+        match self.ask(&[b"PING"]).await? {
+            Reply::Error(text) => Err(refusal("PING", &text)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Queues a command; [`Conn::flush`] sends it.
+    pub fn push(&mut self, args: &[&[u8]]) {
+        resp::command(&mut self.write, args);
+    }
+
+    /// The buffer that [`Conn::flush`] sends, for commands encoded elsewhere.
+    pub fn outgoing(&mut self) -> &mut Vec<u8> {
+        &mut self.write
+    }
+
+    pub async fn flush(&mut self) -> Result<()> {
+        let sent = self.stream.write_all(&self.write).await;
+        self.write.clear();
+        sent.map_err(|e| self.lost(e))?;
+        self.stream.flush().await.map_err(|e| self.lost(e))
+    }
+
+    fn lost(&self, e: std::io::Error) -> Error {
+        Error::new(
+            ErrorKind::Connection,
+            format!("the connection to {} was cut", self.address),
+        )
+        .cause(e)
+    }
+
+    /// Reads one reply, whatever it is.
+    pub async fn reply(&mut self) -> Result<Reply> {
+        loop {
+            let unread = self.read.get(self.at..).unwrap_or_default();
+            if let Some((reply, len)) = resp::parse_reply(unread)? {
+                self.at += len;
+                return Ok(reply);
+            }
+            self.fill().await?;
+        }
+    }
+
+    /// Reads more bytes; refuses the end of the stream.
+    async fn fill(&mut self) -> Result<()> {
+        if self.at > 0 {
+            self.read.drain(..self.at);
+            self.at = 0;
+        }
+        if self.read.capacity() > 4 * READ_CHUNK && self.read.is_empty() {
+            self.read = Vec::with_capacity(READ_CHUNK);
+        }
+        self.read.reserve(READ_CHUNK);
+        match tokio::time::timeout(REPLY_LIMIT, self.stream.read_buf(&mut self.read)).await {
+            Err(_) => Err(Error::new(
+                ErrorKind::Connection,
+                format!(
+                    "{} did not answer for {} s",
+                    self.address,
+                    REPLY_LIMIT.as_secs()
+                ),
+            )),
+            Ok(Err(e)) => Err(self.lost(e)),
+            Ok(Ok(0)) => Err(Error::new(
+                ErrorKind::Connection,
+                format!("{} closed the connection", self.address),
+            )),
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    /// Sends a command and returns its reply, an error reply included.
+    pub async fn ask(&mut self, args: &[&[u8]]) -> Result<Reply> {
+        self.push(args);
+        self.flush().await?;
+        self.reply().await
+    }
+
+    /// Sends a command; an error reply becomes an error that names the command.
+    pub async fn call(&mut self, args: &[&[u8]]) -> Result<Reply> {
+        match self.ask(args).await? {
+            Reply::Error(text) => {
+                let name = args
+                    .first()
+                    .map(|a| String::from_utf8_lossy(a).into_owned())
+                    .unwrap_or_default();
+                Err(refusal(&name, &text).context(format!("run {name} on {}", self.address)))
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    /// Gives the raw stream and the bytes already read from it, for a protocol of its own (replication, bulk writing).
+    pub fn into_parts(self) -> (Stream, Vec<u8>) {
+        let mut unread = self.read;
+        unread.drain(..self.at);
+        (self.stream, unread)
+    }
+
+    /// The raw stream for reading beside replies, as the replication handshake needs it.
+    pub async fn read_line(&mut self) -> Result<Vec<u8>> {
+        loop {
+            let unread = self.read.get(self.at..).unwrap_or_default();
+            if let Some(n) = memchr::memchr(b'\n', unread) {
+                let text = unread.get(..n).unwrap_or_default();
+                let text = text.strip_suffix(b"\r").unwrap_or(text).to_vec();
+                self.at += n + 1;
+                return Ok(text);
+            }
+            if unread.len() > READ_CHUNK {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    format!("{} sent a line without an end", self.address),
+                ));
+            }
+            self.fill().await?;
+        }
+    }
+}
+
+/// What an error reply means for us; the server's own words are kept (they name commands and users, not data).
+pub fn refusal(command: &str, text: &str) -> Error {
+    let word = text.split(' ').next().unwrap_or_default();
+    let kind = match word {
+        "NOAUTH" | "WRONGPASS" => ErrorKind::Auth,
+        "OOM" => ErrorKind::OutOfMemory,
+        "LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY"
+        | "NOREPLICAS" | "NOMASTERLINK" | "MOVED" | "ASK" | "UNBLOCKED" => ErrorKind::NotReady,
+        "NOPERM" => ErrorKind::Refused,
+        _ if text.contains("invalid password") => ErrorKind::Auth,
+        _ => ErrorKind::Refused,
+    };
+    // Values never appear in these lines, except in the "with args beginning with" of an unknown command.
+    let text = text.split(", with args").next().unwrap_or(text);
+    Error::new(kind, format!("the server answered {command} with: {text}"))
+}
+
+/// The `key:value` lines of an INFO reply.
+pub fn info_field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .map(str::trim_end)
+}
+
+/// Waiting times between attempts: they double from 50 ms to 5 s, with jitter so that links do not knock in step.
+pub struct Backoff {
+    next_ms: u64,
+    seed: u64,
+}
+
+impl Backoff {
+    pub fn new() -> Backoff {
+        use std::hash::{BuildHasher, Hasher};
+        Backoff {
+            next_ms: 50,
+            seed: std::collections::hash_map::RandomState::new()
+                .build_hasher()
+                .finish()
+                | 1,
+        }
+    }
+
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Duration {
+        let base = self.next_ms;
+        self.next_ms = (base * 2).min(5_000);
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        Duration::from_millis(base / 2 + self.seed % base)
+    }
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff::new()
+    }
+}

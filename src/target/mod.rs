@@ -1,1 +1,475 @@
-//! (stub, being written)
+//! The target as one pump sees it: commands in by slot, acknowledged marks out, trouble resolved in one place.
+//!
+//! [`Pipe`] keeps an open batch for each node and remembers the mark at which each batch began.
+//! Invariant: `applied()` is the lowest mark over all nodes; nothing is done before the target has replied.
+
+pub mod topology;
+pub mod writer;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Endpoint;
+use crate::resp;
+use crate::target::topology::Topology;
+use crate::target::writer::{Batch, Failure, Order, Shared, Trouble, Writer};
+use crate::types::{DbIndex, Mark, Slot};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+/// A batch is sent when it has this many bytes.
+const BATCH_BYTES: usize = 64 * 1024;
+const BATCH_COMMANDS: u32 = 4096;
+
+/// A command or a whole transaction that has to be dealt with.
+#[derive(Debug, Clone)]
+pub struct Unit {
+    pub bytes: Vec<u8>,
+    pub commands: u32,
+    pub db: DbIndex,
+    pub fate: Fate,
+}
+
+/// What is known of a [`Unit`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// The target answered with this error.
+    Refused(String),
+    /// The connection was lost before the answer: it ran, or it did not.
+    Uncertain,
+    /// It never left.
+    Unsent,
+}
+
+/// One node's side of the pipe.
+struct Node {
+    address: String,
+    orders: mpsc::UnboundedSender<Order>,
+    open: Batch,
+    open_mark: Option<Mark>,
+    next_seq: u64,
+    acked: Arc<AtomicU64>,
+    outstanding: VecDeque<(u64, Mark)>,
+}
+
+/// Commands to the target in slot order, with marks.
+pub struct Pipe {
+    endpoint: Endpoint,
+    runtime: Handle,
+    topology: Topology,
+    nodes: Vec<Node>,
+    shared: Arc<Shared>,
+    budget: usize,
+    skip_busy: bool,
+    fixed_db: bool,
+    dry_run: bool,
+    /// Commands handed over so far.
+    pub sent_commands: u64,
+    pub sent_bytes: u64,
+}
+
+/// What a pipe needs to know beside the topology.
+#[derive(Debug, Clone, Copy)]
+pub struct PipeOptions {
+    /// Bytes that may be on their way at once.
+    pub budget: usize,
+    /// A key that is there already is left alone (on_existing: skip).
+    pub skip_busy: bool,
+    /// The target has one database only and is never sent SELECT.
+    pub fixed_db: bool,
+    /// Nothing is sent; everything counts as acknowledged at once.
+    pub dry_run: bool,
+}
+
+impl Pipe {
+    pub fn new(
+        endpoint: Endpoint,
+        topology: Topology,
+        runtime: Handle,
+        options: PipeOptions,
+    ) -> Pipe {
+        let mut pipe = Pipe {
+            endpoint,
+            runtime,
+            topology,
+            nodes: Vec::new(),
+            shared: Arc::default(),
+            budget: options.budget,
+            skip_busy: options.skip_busy,
+            fixed_db: options.fixed_db,
+            dry_run: options.dry_run,
+            sent_commands: 0,
+            sent_bytes: 0,
+        };
+        pipe.connect_nodes();
+        pipe
+    }
+
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Opens a side for each node of the topology; only called when nothing is outstanding.
+    fn connect_nodes(&mut self) {
+        self.nodes = (self.topology.nodes.iter())
+            .map(|address| {
+                let (orders, inbox) = mpsc::unbounded_channel();
+                let acked = Arc::new(AtomicU64::new(0));
+                if !self.dry_run {
+                    let writer = Writer::new(
+                        self.endpoint.clone(),
+                        address.clone(),
+                        self.shared.clone(),
+                        acked.clone(),
+                        self.skip_busy,
+                        self.fixed_db,
+                    );
+                    self.runtime.spawn(writer.run(inbox));
+                }
+                Node {
+                    address: address.clone(),
+                    orders,
+                    open: empty_batch(&self.shared, DbIndex::ZERO),
+                    open_mark: None,
+                    next_seq: 1,
+                    acked,
+                    outstanding: VecDeque::new(),
+                }
+            })
+            .collect();
+    }
+
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn node_of(&self, slot: Slot) -> usize {
+        self.topology.node(slot)
+    }
+
+    /// The open batch of `node`, in database `db`, to encode commands into; then call [`Pipe::added`].
+    ///
+    /// `mark` is where the source stands before the commands; false from a call that must send says that trouble waits.
+    pub fn batch(&mut self, node: usize, db: DbIndex, mark: Mark) -> Result<&mut Batch> {
+        let switch = self
+            .nodes
+            .get(node)
+            .is_some_and(|n| n.open.db != db && n.open.commands > 0);
+        if switch {
+            self.send(node);
+        }
+        let node = self
+            .nodes
+            .get_mut(node)
+            .ok_or_else(|| Error::new(ErrorKind::Bug, "a slot leads to no node"))?;
+        node.open.db = db;
+        node.open_mark.get_or_insert(mark);
+        Ok(&mut node.open)
+    }
+
+    /// Says that `commands` were encoded into the open batch of `node`; a full batch is sent.
+    pub fn added(&mut self, node: usize, commands: u32) {
+        self.sent_commands += u64::from(commands);
+        let Some(n) = self.nodes.get_mut(node) else {
+            return;
+        };
+        n.open.commands += commands;
+        if n.open.bytes.len() >= BATCH_BYTES || n.open.commands >= BATCH_COMMANDS {
+            self.send(node);
+        }
+    }
+
+    fn send(&mut self, node: usize) {
+        let Some(n) = self.nodes.get_mut(node) else {
+            return;
+        };
+        let (Some(mark), true) = (n.open_mark, n.open.commands > 0) else {
+            return;
+        };
+        let len = n.open.bytes.len();
+        if self.dry_run {
+            self.sent_bytes += len as u64;
+            n.open.bytes.clear();
+            n.open.expect.clear();
+            n.open.commands = 0;
+            n.open_mark = None;
+            return;
+        }
+        if !self.shared.acquire(len, self.budget) {
+            // The batch stays open until the trouble has been resolved.
+            return;
+        }
+        self.sent_bytes += len as u64;
+        let next = empty_batch(&self.shared, n.open.db);
+        let mut batch = std::mem::replace(&mut n.open, next);
+        n.open_mark = None;
+        batch.seq = n.next_seq;
+        n.next_seq += 1;
+        n.outstanding.push_back((batch.seq, mark));
+        // The writer lives as long as the pipe; if its runtime is gone, so are we.
+        let _ = n.orders.send(Order::Send(batch));
+    }
+
+    /// Sends all open batches.
+    pub fn flush(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.send(node);
+        }
+    }
+
+    /// Whether something went wrong that [`Pipe::settle`] must collect before more is added.
+    pub fn troubled(&self) -> bool {
+        self.shared.trouble.load(Ordering::Acquire)
+    }
+
+    pub fn busy_keys(&self) -> u64 {
+        self.shared.busy_keys.load(Ordering::Relaxed)
+    }
+
+    /// The lowest mark that is not yet acknowledged; `None` when everything is.
+    pub fn oldest(&mut self) -> Option<Mark> {
+        let mut oldest: Option<Mark> = None;
+        for node in &mut self.nodes {
+            let acked = node.acked.load(Ordering::Acquire);
+            while node
+                .outstanding
+                .front()
+                .is_some_and(|(seq, _)| *seq <= acked)
+            {
+                node.outstanding.pop_front();
+            }
+            let front = node
+                .outstanding
+                .front()
+                .map(|(_, mark)| *mark)
+                .or(node.open_mark);
+            oldest = match (oldest, front) {
+                (Some(a), Some(b)) => Some(earlier(a, b)),
+                (a, b) => a.or(b),
+            };
+        }
+        oldest
+    }
+
+    /// Sends everything, waits until it is answered or lost, and returns what has to be dealt with, in order per slot.
+    ///
+    /// After it nothing is outstanding: what the units hold is the caller's to do again.
+    pub fn settle(&mut self) -> (Vec<Unit>, Option<Error>) {
+        if self.dry_run {
+            self.flush();
+            return (Vec::new(), None);
+        }
+        self.flush();
+        let mut waits = Vec::new();
+        for node in &self.nodes {
+            let (tell, told) = oneshot::channel();
+            let _ = node.orders.send(Order::Settle(tell));
+            waits.push(told);
+        }
+        let mut units = Vec::new();
+        let mut error = None;
+        for (node, told) in self.nodes.iter_mut().zip(waits) {
+            let trouble = self.runtime.block_on(told).unwrap_or_default();
+            let held: usize = trouble_bytes(&trouble);
+            if held > 0 {
+                self.shared.release(held);
+            }
+            units_of(trouble, &mut units, &mut error);
+            // What could not even be handed over.
+            if node.open.commands > 0 {
+                let db = node.open.db;
+                let batch = std::mem::replace(&mut node.open, empty_batch(&self.shared, db));
+                split_units(&batch, &mut |_, _| Some(Fate::Unsent), &mut units);
+            }
+            node.open_mark = None;
+            node.outstanding.clear();
+        }
+        self.shared.trouble.store(false, Ordering::Release);
+        (units, error)
+    }
+
+    /// Takes a new picture of the target; only when nothing is outstanding (after [`Pipe::settle`]).
+    pub fn refresh(&mut self) -> Result<()> {
+        let topology = self
+            .runtime
+            .block_on(self.topology.refresh(&self.endpoint))?;
+        if topology.nodes != self.topology.nodes {
+            tracing::info!("the target's masters are now {}", topology.nodes.join(", "));
+            self.topology = topology;
+            self.connect_nodes();
+        } else {
+            self.topology = topology;
+        }
+        Ok(())
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub fn address(&self, node: usize) -> &str {
+        self.nodes.get(node).map_or("", |n| &n.address)
+    }
+}
+
+fn earlier(a: Mark, b: Mark) -> Mark {
+    match (a, b) {
+        (Mark::Snapshot { at: x, .. }, Mark::Snapshot { at: y, .. }) => {
+            if x <= y {
+                a
+            } else {
+                b
+            }
+        }
+        (Mark::Stream { at: x, .. }, Mark::Stream { at: y, .. }) => {
+            if x <= y {
+                a
+            } else {
+                b
+            }
+        }
+        (Mark::Snapshot { .. }, Mark::Stream { .. }) => a,
+        (Mark::Stream { .. }, Mark::Snapshot { .. }) => b,
+    }
+}
+
+fn empty_batch(shared: &Shared, db: DbIndex) -> Batch {
+    Batch {
+        bytes: shared.buffer(),
+        commands: 0,
+        db,
+        seq: 0,
+        expect: Vec::new(),
+    }
+}
+
+fn trouble_bytes(trouble: &Trouble) -> usize {
+    trouble
+        .failed
+        .iter()
+        .map(|(b, _)| b.bytes.len())
+        .sum::<usize>()
+        + trouble
+            .uncertain
+            .iter()
+            .map(|(b, _, _)| b.bytes.len())
+            .sum::<usize>()
+        + trouble.unsent.iter().map(|b| b.bytes.len()).sum::<usize>()
+}
+
+fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) {
+    let refused = |failures: &[Failure], range: &Range<u32>| {
+        failures
+            .iter()
+            .find(|f| range.contains(&f.index))
+            .map(|f| Fate::Refused(f.text.clone()))
+    };
+    for (batch, failures) in &trouble.failed {
+        split_units(batch, &mut |range, _| refused(failures, &range), units);
+    }
+    for (batch, answered, failures) in &trouble.uncertain {
+        split_units(
+            batch,
+            &mut |range, _| {
+                refused(failures, &range).or((range.end > *answered).then_some(Fate::Uncertain))
+            },
+            units,
+        );
+    }
+    for batch in &trouble.unsent {
+        split_units(batch, &mut |_, _| Some(Fate::Unsent), units);
+    }
+    if error.is_none() {
+        *error = trouble.error;
+    }
+}
+
+/// Walks a batch by commands, a transaction being one, and collects those that `fate` names.
+fn split_units(
+    batch: &Batch,
+    fate: &mut dyn FnMut(Range<u32>, &[u8]) -> Option<Fate>,
+    units: &mut Vec<Unit>,
+) {
+    let mut args = Vec::new();
+    let (mut at, mut index) = (0usize, 0u32);
+    while index < batch.commands {
+        let (start, first) = (at, index);
+        let mut inside = false;
+        loop {
+            let rest = batch.bytes.get(at..).unwrap_or_default();
+            // We encoded these bytes ourselves, or parsed them before.
+            let Ok(Some(len)) = resp::parse_command(rest, &mut args) else {
+                return;
+            };
+            let name = args
+                .first()
+                .and_then(|r| rest.get(r.clone()))
+                .unwrap_or_default();
+            let (begins, ends) = (
+                name.eq_ignore_ascii_case(b"MULTI"),
+                name.eq_ignore_ascii_case(b"EXEC"),
+            );
+            at += len;
+            index += 1;
+            inside = (inside || begins) && !ends;
+            if !inside || index >= batch.commands {
+                break;
+            }
+        }
+        let bytes = batch.bytes.get(start..at).unwrap_or_default();
+        if let Some(fate) = fate(first..index, bytes) {
+            units.push(Unit {
+                bytes: bytes.to_vec(),
+                commands: index - first,
+                db: batch.db,
+                fate,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transaction_is_one_unit() {
+        let mut bytes = Vec::new();
+        for command in [
+            &[b"SET".as_slice(), b"a", b"1"][..],
+            &[b"MULTI"],
+            &[b"INCR", b"a"],
+            &[b"EXEC"],
+            &[b"DEL", b"b"],
+        ] {
+            resp::command(&mut bytes, command);
+        }
+        let batch = Batch {
+            bytes,
+            commands: 5,
+            db: DbIndex::ZERO,
+            seq: 1,
+            expect: Vec::new(),
+        };
+        let mut units = Vec::new();
+        let failures = [Failure {
+            index: 2,
+            text: "MOVED 1 h:1".into(),
+        }];
+        units_of(
+            Trouble {
+                failed: vec![(Arc::new(batch), failures.to_vec())],
+                ..Trouble::default()
+            },
+            &mut units,
+            &mut None,
+        );
+        assert_eq!(units.len(), 1);
+        assert_eq!(
+            (units[0].commands, &units[0].fate),
+            (3, &Fate::Refused("MOVED 1 h:1".into()))
+        );
+    }
+}

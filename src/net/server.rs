@@ -1,0 +1,305 @@
+//! What a server is: product, version, role, and the masters behind its address.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Conn, connect, info_field};
+use crate::plan::{Endpoint, Topology};
+use crate::resp::Reply;
+use crate::types::{ReplOffset, Slot};
+use std::ops::RangeInclusive;
+
+/// The products that differ in what they accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Product {
+    Redis,
+    Valkey,
+    /// A fork of Redis 7.2 with numbers of its own above that.
+    Redict,
+}
+
+/// A server's product and version as INFO tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    pub product: Product,
+    pub version: (u32, u32, u32),
+    pub cluster: bool,
+    pub replica: bool,
+    pub modules: bool,
+}
+
+impl Server {
+    pub async fn ask(conn: &mut Conn) -> Result<Server> {
+        let reply = conn.call(&[b"INFO", b"everything"]).await?;
+        let info = reply.text().unwrap_or_default();
+        Ok(Server::parse(&info))
+    }
+
+    fn parse(info: &str) -> Server {
+        let (product, version) = match (
+            info_field(info, "server_name"),
+            info_field(info, "valkey_version"),
+        ) {
+            (Some("valkey"), Some(v)) | (None, Some(v)) => (Product::Valkey, v),
+            (name, _) => {
+                let redict = name == Some("redict") || info_field(info, "redict_version").is_some();
+                let v = info_field(info, "redis_version").unwrap_or("0.0.0");
+                (
+                    if redict {
+                        Product::Redict
+                    } else {
+                        Product::Redis
+                    },
+                    v,
+                )
+            }
+        };
+        let mut numbers = version.split(['.', '-']).map(|n| n.parse().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        Server {
+            product,
+            version: (next(), next(), next()),
+            cluster: info_field(info, "cluster_enabled") == Some("1")
+                || info_field(info, "redis_mode") == Some("cluster"),
+            replica: info_field(info, "role") == Some("slave"),
+            modules: info.contains("\nmodule:"),
+        }
+    }
+
+    pub fn at_least(&self, major: u32, minor: u32) -> bool {
+        (self.version.0, self.version.1) >= (major, minor)
+    }
+
+    /// PEXPIRETIME exists (Redis 7.0; every Valkey and Redict).
+    pub fn has_pexpiretime(&self) -> bool {
+        self.product != Product::Redis || self.at_least(7, 0)
+    }
+
+    /// SET takes PXAT (Redis 6.2).
+    pub fn has_set_pxat(&self) -> bool {
+        self.product != Product::Redis || self.at_least(6, 2)
+    }
+
+    /// Libraries of functions (Redis 7.0).
+    pub fn has_functions(&self) -> bool {
+        self.has_pexpiretime()
+    }
+
+    /// Hash fields may expire (Redis 7.4, Valkey 9.0).
+    pub fn has_field_expiry(&self) -> bool {
+        match self.product {
+            Product::Redis => self.at_least(7, 4),
+            Product::Valkey => self.at_least(9, 0),
+            Product::Redict => false,
+        }
+    }
+
+    /// What decides which payloads it takes.
+    pub fn payload_target(&self) -> crate::rdb::payload::Target {
+        match self.product {
+            Product::Redict => crate::rdb::payload::Target {
+                valkey: false,
+                version: (7, 2, 4),
+            },
+            p => crate::rdb::payload::Target {
+                valkey: p == Product::Valkey,
+                version: self.version,
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = match self.product {
+            Product::Redis => "redis",
+            Product::Valkey => "valkey",
+            Product::Redict => "redict",
+        };
+        write!(
+            f,
+            "{name} {}.{}.{}",
+            self.version.0, self.version.1, self.version.2
+        )
+    }
+}
+
+/// One master and the slots it serves (all of them when there is no cluster).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Master {
+    /// host:port as the cluster announces it; [`connect`] maps it by the plan's `address_map`.
+    pub address: String,
+    pub slots: Vec<RangeInclusive<u16>>,
+    pub replicas: Vec<String>,
+}
+
+impl Master {
+    pub fn serves(&self, slot: Slot) -> bool {
+        self.slots.iter().any(|r| r.contains(&slot.number()))
+    }
+
+    /// "0-5460,6000-6001".
+    pub fn slots_text(&self) -> String {
+        let texts: Vec<String> = self
+            .slots
+            .iter()
+            .map(|r| {
+                if r.start() == r.end() {
+                    r.start().to_string()
+                } else {
+                    format!("{}-{}", r.start(), r.end())
+                }
+            })
+            .collect();
+        texts.join(",")
+    }
+}
+
+/// What stands behind an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// True for the cluster API: slots, MOVED, database 0 only.
+    pub cluster: bool,
+    /// In the order of their first slot.
+    pub masters: Vec<Master>,
+}
+
+/// Finds the masters of `endpoint`; asks nothing about clusters where the plan says there is none.
+pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
+    let address = endpoint.address();
+    let mut conn = connect(endpoint, &address).await?;
+    let server = Server::ask(&mut conn).await?;
+    let cluster = match endpoint.topology {
+        Topology::Cluster => true,
+        Topology::Standalone | Topology::Proxy => false,
+        Topology::Auto => server.cluster,
+    };
+    if !cluster {
+        let everything = Master {
+            address,
+            slots: vec![0..=16383],
+            replicas: Vec::new(),
+        };
+        return Ok((
+            Layout {
+                cluster: false,
+                masters: vec![everything],
+            },
+            server,
+        ));
+    }
+    let masters = masters(&mut conn, endpoint).await?;
+    Ok((
+        Layout {
+            cluster: true,
+            masters,
+        },
+        server,
+    ))
+}
+
+/// The cluster's masters as `conn`'s node sees them.
+pub async fn masters(conn: &mut Conn, endpoint: &Endpoint) -> Result<Vec<Master>> {
+    let reply = conn.call(&[b"CLUSTER", b"SLOTS"]).await?;
+    let bad = || {
+        Error::new(
+            ErrorKind::Protocol,
+            "CLUSTER SLOTS was answered in a form that is not understood",
+        )
+    };
+    let node = |item: &Reply| -> Option<String> {
+        let parts = item.array()?;
+        let port = parts.get(1)?.int()?;
+        // An empty or unknown host means: the one you are talking to.
+        let host = match parts.first()?.text() {
+            Some(host) if !host.is_empty() && host != "?" => host.into_owned(),
+            _ => endpoint.host.clone(),
+        };
+        Some(if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        })
+    };
+    let mut masters: Vec<Master> = Vec::new();
+    let mut ranges: Vec<_> = reply.array().ok_or_else(bad)?.iter().collect();
+    ranges.sort_by_key(|r| r.array().and_then(|p| p.first()).and_then(Reply::int));
+    for range in ranges {
+        let parts = range.array().ok_or_else(bad)?;
+        let number = |i: usize| {
+            parts
+                .get(i)
+                .and_then(Reply::int)
+                .and_then(|n| u16::try_from(n).ok())
+        };
+        let (Some(first), Some(last)) = (number(0), number(1)) else {
+            return Err(bad());
+        };
+        let address = parts.get(2).and_then(node).ok_or_else(bad)?;
+        let replicas: Vec<String> = parts.iter().skip(3).filter_map(node).collect();
+        match masters.iter_mut().find(|m| m.address == address) {
+            Some(master) => master.slots.push(first..=last),
+            None => masters.push(Master {
+                address,
+                slots: vec![first..=last],
+                replicas,
+            }),
+        }
+    }
+    Ok(masters)
+}
+
+/// A master's replication offset, from ROLE or, where that is refused, from INFO.
+pub async fn replication_offset(conn: &mut Conn) -> Result<ReplOffset> {
+    let reply = conn.ask(&[b"ROLE"]).await?;
+    if let Some(offset) = offset_in_role(&reply) {
+        return Ok(offset);
+    }
+    let reply = conn.call(&[b"INFO", b"replication"]).await?;
+    let info = reply.text().unwrap_or_default();
+    let field = if info_field(&info, "role") == Some("slave") {
+        "slave_repl_offset"
+    } else {
+        "master_repl_offset"
+    };
+    info_field(&info, field)
+        .and_then(|n| n.parse().ok())
+        .map(ReplOffset)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Protocol,
+                "neither ROLE nor INFO replication tells the replication offset",
+            )
+        })
+}
+
+/// The offset in a ROLE reply: a master's second element, a replica's fifth.
+pub fn offset_in_role(reply: &Reply) -> Option<ReplOffset> {
+    let parts = reply.array()?;
+    let at = if parts.first()?.text()? == "master" {
+        1
+    } else {
+        4
+    };
+    u64::try_from(parts.get(at)?.int()?).ok().map(ReplOffset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_told_apart() {
+        let valkey = Server::parse(
+            "# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\nrole:master\r\n",
+        );
+        assert_eq!(
+            (valkey.product, valkey.version),
+            (Product::Valkey, (8, 1, 1))
+        );
+        let redis = Server::parse("redis_version:8.0.2\r\ncluster_enabled:1\r\nrole:slave\r\n");
+        assert_eq!(
+            (redis.product, redis.version, redis.cluster, redis.replica),
+            (Product::Redis, (8, 0, 2), true, true)
+        );
+        assert!(redis.has_field_expiry() && !valkey.has_field_expiry());
+    }
+}

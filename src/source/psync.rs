@@ -1,0 +1,489 @@
+//! The replication link: handshake, PSYNC, snapshot and stream, drained into the spool at the socket's full speed.
+//!
+//! Invariant: this side never waits for the target; it stops reading only when the spool has reached its limit.
+//! Sources: replication.c (syncWithMaster, readSyncBulkPayload, syncCommand) of Redis and Valkey.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{self, Conn};
+use crate::plan::Endpoint;
+use crate::resp::{self, Reply};
+use crate::source::spool::{End, Spool, SpoolWriter};
+use crate::source::unix_ms;
+use crate::task::Shutdown;
+use crate::types::{ReplId, ReplOffset};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Valkey 9.1 chooses the snapshot's version by this; a lower one gets an old format that cannot hold field expiry.
+const ANNOUNCED_VERSION: &[u8] = b"255.255.255";
+const ACK_EVERY: Duration = Duration::from_secs(1);
+/// The source pings every 10 s; after this silence the link is taken for dead.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+const READ_BYTES: usize = 256 * 1024;
+const MARK_LEN: usize = 40;
+
+/// What the source answered to PSYNC.
+pub enum Start {
+    /// A snapshot follows; the stream begins at the offset.
+    Full { replid: ReplId, offset: ReplOffset },
+    /// The stream goes on where it was, perhaps under a new id.
+    Continue { replid: Option<ReplId> },
+}
+
+/// Sends the replica handshake and PSYNC.
+///
+/// `from` is the history and the offset that the next byte has (bytes before it); `None` asks for a full sync.
+/// Errors: `Refused` where the provider does not allow replication, `NotReady` while the server loads or fails over.
+pub async fn start(
+    endpoint: &Endpoint,
+    address: &str,
+    from: Option<(ReplId, ReplOffset)>,
+) -> Result<(Conn, Start)> {
+    let mut conn = net::connect(endpoint, address).await?;
+    for options in [
+        [b"REPLCONF".as_slice(), b"listening-port", b"0"].as_slice(),
+        &[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"],
+        &[b"REPLCONF", b"version", ANNOUNCED_VERSION],
+    ] {
+        // An option that the server does not know is no obstacle; a command that it refuses is.
+        if let Reply::Error(text) = conn.ask(options).await?
+            && (text.contains("unknown command")
+                || text.contains("isallowed")
+                || text.starts_with("NO"))
+        {
+            return Err(not_allowed("REPLCONF", &text));
+        }
+    }
+    let (id, offset) = match from {
+        Some((id, at)) => (id.to_string(), (at.0 + 1).to_string()),
+        None => ("?".into(), "-1".into()),
+    };
+    conn.push(&[b"PSYNC", id.as_bytes(), offset.as_bytes()]);
+    conn.flush().await?;
+    let line = loop {
+        // Bare newlines keep the link alive while a diskless sync waits for more replicas.
+        let line = conn.read_line().await?;
+        if !line.is_empty() {
+            break String::from_utf8_lossy(&line).into_owned();
+        }
+    };
+    let mut words = line.split_ascii_whitespace();
+    let start = match words.next().unwrap_or_default() {
+        "+FULLRESYNC" => {
+            let (id, offset) = (
+                words.next().unwrap_or_default(),
+                words.next().unwrap_or_default(),
+            );
+            let offset = offset.parse().map_err(|_| {
+                Error::new(
+                    ErrorKind::Protocol,
+                    format!("PSYNC was answered with {line:?}"),
+                )
+            })?;
+            Start::Full {
+                replid: ReplId::parse(id.as_bytes())?,
+                offset: ReplOffset(offset),
+            }
+        }
+        "+CONTINUE" => Start::Continue {
+            replid: words
+                .next()
+                .map(|id| ReplId::parse(id.as_bytes()))
+                .transpose()?,
+        },
+        word if word.starts_with('-') => {
+            let text = line.trim_start_matches('-');
+            return Err(match net::refusal("PSYNC", text) {
+                e if e.kind() == ErrorKind::NotReady => e,
+                _ => not_allowed("PSYNC", text),
+            });
+        }
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Protocol,
+                format!("PSYNC was answered with {line:?}"),
+            ));
+        }
+    };
+    Ok((conn, start))
+}
+
+fn not_allowed(command: &str, text: &str) -> Error {
+    net::refusal(command, text).hint(
+        "the source does not let this user replicate: allow PSYNC and REPLCONF for it (ACL: +psync +replconf), \
+         or set source.mode to \"scan\" or \"rdb\"",
+    )
+}
+
+/// What the link tells the rest of the program while it runs.
+#[derive(Default)]
+pub struct LinkState {
+    pub connected: AtomicBool,
+    pub reconnects: AtomicU64,
+    pub received: AtomicU64,
+}
+
+/// A link that fills one shard's spool.
+pub struct Link {
+    pub endpoint: Endpoint,
+    pub address: String,
+    pub spool: Arc<Spool>,
+    pub state: Arc<LinkState>,
+    /// How long the source may be away before the run gives up.
+    pub patience: Duration,
+}
+
+/// Why [`Link::follow`] returned.
+pub enum Ended {
+    Stopped,
+    /// The source answered a reconnect with a full sync: its backlog no longer held our offset.
+    FullResync,
+}
+
+/// Told what must be durable: a new id after a failover, or the snapshot being whole.
+pub trait Milestones: Send {
+    fn snapshot_complete(&mut self, len: u64) -> Result<()>;
+    fn replid(&mut self, replid: ReplId) -> Result<()>;
+}
+
+impl Link {
+    /// Drains an open link until `stop`; reconnects with PSYNC when it is cut.
+    ///
+    /// With `start` a full sync, the snapshot is spooled first; else the stream goes on at the spool's end.
+    pub async fn follow(
+        &self,
+        mut conn: Conn,
+        start: Start,
+        mut replid: ReplId,
+        milestones: &mut dyn Milestones,
+        stop: &Shutdown,
+    ) -> Result<Ended> {
+        let mut writer = SpoolWriter::new(self.spool.clone());
+        let mut full = matches!(start, Start::Full { .. });
+        loop {
+            self.state.connected.store(true, Ordering::Relaxed);
+            let result = self.drain(conn, full, &mut writer, milestones, stop).await;
+            self.state.connected.store(false, Ordering::Relaxed);
+            let lost = match result {
+                Ok(()) => {
+                    self.spool.end(End::Stopped);
+                    return Ok(Ended::Stopped);
+                }
+                Err(e) if e.kind() == ErrorKind::Connection => e,
+                Err(e) => {
+                    self.spool.end(End::Stopped);
+                    return Err(e);
+                }
+            };
+            if full && !self.spool.snapshot().2 {
+                // A snapshot that was cut off cannot be continued.
+                tracing::warn!(
+                    "the link to {} was cut while its snapshot was arriving: {lost}",
+                    self.address
+                );
+                self.spool.end(End::Superseded);
+                return Ok(Ended::FullResync);
+            }
+            full = false;
+            tracing::warn!("the link to the source was cut, reconnecting: {lost}");
+            match self.reconnect(replid, lost, stop).await? {
+                None => {
+                    self.spool.end(End::Stopped);
+                    return Ok(Ended::Stopped);
+                }
+                Some((_, Start::Full { .. })) => {
+                    self.spool.end(End::Superseded);
+                    return Ok(Ended::FullResync);
+                }
+                Some((next, Start::Continue { replid: new })) => {
+                    if let Some(new) = new.filter(|new| *new != replid) {
+                        tracing::info!("the source goes on under the replication id {new}");
+                        milestones.replid(new)?;
+                        replid = new;
+                    }
+                    conn = next;
+                    writer = SpoolWriter::new(self.spool.clone());
+                }
+            }
+        }
+    }
+
+    /// Tries again until the source answers, `patience` is over (the error) or a stop is asked for (`None`).
+    async fn reconnect(
+        &self,
+        replid: ReplId,
+        mut last: Error,
+        stop: &Shutdown,
+    ) -> Result<Option<(Conn, Start)>> {
+        let began = Instant::now();
+        let mut backoff = net::Backoff::new();
+        while began.elapsed() < self.patience {
+            if !stop.sleep(backoff.next()).await {
+                return Ok(None);
+            }
+            self.state.reconnects.fetch_add(1, Ordering::Relaxed);
+            match start(
+                &self.endpoint,
+                &self.address,
+                Some((replid, self.spool.stream_end())),
+            )
+            .await
+            {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(e) if e.retry() == crate::error::Retry::Later => last = e,
+                Err(e) => return Err(e),
+            }
+        }
+        Err(last.context(format!(
+            "the source {} stayed away for {} s",
+            self.address,
+            self.patience.as_secs()
+        )))
+    }
+
+    async fn drain(
+        &self,
+        conn: Conn,
+        full: bool,
+        writer: &mut SpoolWriter,
+        milestones: &mut dyn Milestones,
+        stop: &Shutdown,
+    ) -> Result<()> {
+        let mut conn = conn;
+        let mark = if full {
+            Some(self.snapshot_head(&mut conn).await?)
+        } else {
+            None
+        };
+        let (stream, unread) = conn.into_parts();
+        let (mut read, mut write) = tokio::io::split(stream);
+        let mut buf = unread;
+        buf.reserve(READ_BYTES);
+        if let Some(framing) = mark {
+            let mut rest = Receiver {
+                framing,
+                writer,
+                received: &self.state.received,
+            };
+            loop {
+                if rest.take(&mut buf)? {
+                    break;
+                }
+                tokio::select! {
+                    () = stop.wait() => return Ok(()),
+                    n = read_some(&mut read, &mut buf, &self.address) => n?,
+                };
+                self.wait_for_room(stop).await;
+            }
+            writer.finish_snapshot()?;
+            milestones.snapshot_complete(self.spool.snapshot().0)?;
+        }
+        // A diskless source sends nothing before the first ACK.
+        ack(&mut write, self.spool.stream_end(), &self.address).await?;
+        let mut next_ack = tokio::time::Instant::now() + ACK_EVERY;
+        loop {
+            if !buf.is_empty() {
+                self.state
+                    .received
+                    .fetch_add(buf.len() as u64, Ordering::Relaxed);
+                let asked = memchr::memmem::find(&buf, b"GETACK").is_some();
+                writer.append_stream(&buf, unix_ms())?;
+                buf.clear();
+                if asked {
+                    ack(&mut write, self.spool.stream_end(), &self.address).await?;
+                }
+            }
+            if buf.capacity() > 4 * READ_BYTES {
+                buf = Vec::with_capacity(READ_BYTES);
+            }
+            let full = self.spool.is_full();
+            tokio::select! {
+                () = stop.wait() => return Ok(()),
+                () = tokio::time::sleep_until(next_ack) => {
+                    ack(&mut write, self.spool.stream_end(), &self.address).await?;
+                    next_ack = tokio::time::Instant::now() + ACK_EVERY;
+                }
+                () = tokio::time::sleep(Duration::from_millis(20)), if full => {}
+                n = read_some(&mut read, &mut buf, &self.address), if !full => n?,
+            }
+        }
+    }
+
+    /// While the spool is full, nothing is read: the source's own output buffer is the last reserve.
+    async fn wait_for_room(&self, stop: &Shutdown) {
+        let mut said = false;
+        while self.spool.is_full() && !stop.requested() {
+            if !said {
+                tracing::warn!(
+                    "the spool has reached its limit of {} bytes; waiting for the target",
+                    self.spool.limit()
+                );
+                said = true;
+            }
+            stop.sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// `$<length>` or `$EOF:<mark>`, after any number of newlines.
+    async fn snapshot_head(&self, conn: &mut Conn) -> Result<Framing> {
+        let line = loop {
+            let line = conn.read_line().await?;
+            if !line.is_empty() {
+                break line;
+            }
+        };
+        let text = String::from_utf8_lossy(&line).into_owned();
+        if let Some(mark) = line.strip_prefix(b"$EOF:") {
+            let mark = <[u8; MARK_LEN]>::try_from(mark).map_err(|_| {
+                Error::new(
+                    ErrorKind::Protocol,
+                    format!("the snapshot's end mark is {} bytes long", mark.len()),
+                )
+            })?;
+            self.spool.set_snapshot_total(None);
+            return Ok(Framing::Mark {
+                mark,
+                finder: memchr::memmem::Finder::new(&mark).into_owned(),
+            });
+        }
+        match text.strip_prefix('$').and_then(|n| n.parse::<u64>().ok()) {
+            Some(left) => {
+                self.spool.set_snapshot_total(Some(left));
+                Ok(Framing::Sized { left })
+            }
+            None if text.starts_with('-') => {
+                Err(net::refusal("PSYNC", text.trim_start_matches('-')))
+            }
+            None => Err(Error::new(
+                ErrorKind::Protocol,
+                format!("a snapshot begins with {text:?}"),
+            )),
+        }
+    }
+}
+
+enum Framing {
+    Sized {
+        left: u64,
+    },
+    Mark {
+        mark: [u8; MARK_LEN],
+        finder: memchr::memmem::Finder<'static>,
+    },
+}
+
+struct Receiver<'a> {
+    framing: Framing,
+    writer: &'a mut SpoolWriter,
+    received: &'a AtomicU64,
+}
+
+impl Receiver<'_> {
+    /// Moves the snapshot's bytes from `buf` to the spool; true when it has ended (`buf` then holds stream).
+    fn take(&mut self, buf: &mut Vec<u8>) -> Result<bool> {
+        let (snapshot, skip, done) = match &mut self.framing {
+            Framing::Sized { left } => {
+                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
+                *left -= n as u64;
+                (n, 0, *left == 0)
+            }
+            Framing::Mark { mark, finder } => match finder.find(buf) {
+                Some(at) => (at, mark.len(), true),
+                // The mark may be cut by the end of what was read: keep that many bytes back.
+                None => (buf.len().saturating_sub(MARK_LEN - 1), 0, false),
+            },
+        };
+        if snapshot > 0 {
+            self.writer
+                .append_snapshot(buf.get(..snapshot).unwrap_or_default())?;
+            self.received.fetch_add(snapshot as u64, Ordering::Relaxed);
+        }
+        buf.drain(..snapshot + skip);
+        Ok(done)
+    }
+}
+
+async fn read_some(
+    read: &mut (impl tokio::io::AsyncRead + Unpin),
+    buf: &mut Vec<u8>,
+    address: &str,
+) -> Result<()> {
+    if buf.capacity() - buf.len() < READ_BYTES {
+        buf.reserve(READ_BYTES);
+    }
+    match tokio::time::timeout(SILENCE_LIMIT, read.read_buf(buf)).await {
+        Err(_) => Err(Error::new(ErrorKind::Connection, format!("{address} was silent for {} s", SILENCE_LIMIT.as_secs()))),
+        Ok(Err(e)) => Err(Error::new(ErrorKind::Connection, format!("the link to {address} was cut")).cause(e)),
+        Ok(Ok(0)) => Err(Error::new(ErrorKind::Connection, format!("{address} closed the link"))
+            .hint("if it closes at once each time, look into the source's log: its replica output buffer or a key it cannot send")),
+        Ok(Ok(_)) => Ok(()),
+    }
+}
+
+async fn ack(
+    write: &mut (impl tokio::io::AsyncWrite + Unpin),
+    at: ReplOffset,
+    address: &str,
+) -> Result<()> {
+    let mut out = Vec::with_capacity(64);
+    resp::command(&mut out, &[b"REPLCONF", b"ACK", at.to_string().as_bytes()]);
+    let sent = async {
+        write.write_all(&out).await?;
+        write.flush().await
+    };
+    match tokio::time::timeout(SILENCE_LIMIT, sent).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(Error::new(
+            ErrorKind::Connection,
+            format!("the link to {address} was cut"),
+        )
+        .cause(e)),
+        Err(_) => Err(Error::new(
+            ErrorKind::Connection,
+            format!("{address} takes no ACK"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The 40-byte end mark is found wherever the reads happen to cut it, and what follows it is stream.
+    #[test]
+    fn the_end_mark_may_be_cut_anywhere() {
+        let mark = *b"0123456789abcdef0123456789abcdef01234567";
+        let body = b"REDIS0011 some bytes 0123456789abcdef0123 and more\xff12345678".to_vec();
+        let wire = [body.as_slice(), &mark, b"*1\r\n$4\r\nPING\r\n"].concat();
+        for cut in 1..wire.len() {
+            let dir = tempfile::tempdir().unwrap();
+            let spool = Spool::open(dir.path(), 1 << 30).unwrap();
+            let mut writer = SpoolWriter::new(spool.clone());
+            let received = AtomicU64::new(0);
+            let framing = Framing::Mark {
+                mark,
+                finder: memchr::memmem::Finder::new(&mark).into_owned(),
+            };
+            let mut receiver = Receiver {
+                framing,
+                writer: &mut writer,
+                received: &received,
+            };
+            let mut buf = Vec::new();
+            let mut done = false;
+            for piece in wire.chunks(cut) {
+                buf.extend_from_slice(piece);
+                done = done || receiver.take(&mut buf).unwrap();
+            }
+            assert!(done, "cut {cut}");
+            assert_eq!(buf, b"*1\r\n$4\r\nPING\r\n", "cut {cut}");
+            assert_eq!(
+                std::fs::read(spool.snapshot_path()).unwrap(),
+                body,
+                "cut {cut}"
+            );
+        }
+    }
+}

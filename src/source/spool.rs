@@ -1,0 +1,541 @@
+//! The spool: what the source sends is appended here at full speed, and decoded from here at the target's pace.
+//!
+//! The source never waits for the target, so its replica output buffer does not overflow.
+//! A shard's folder holds `snapshot.rdb` and the stream as segments named by the offset of their first byte.
+//! Invariant: bytes are in the file before they are announced, so whatever was sent to the target can be read again.
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::types::ReplOffset;
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+const SEGMENT_BYTES: u64 = 64 << 20;
+const SNAPSHOT: &str = "snapshot.rdb";
+/// Arrival times are kept for pieces at least this far apart, and this many of them.
+const ARRIVAL_GRAIN_MS: i64 = 5;
+const ARRIVALS: usize = 1 << 16;
+
+/// Why no more bytes will come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The run is stopping; what is spooled may be read on or left for the next run.
+    Stopped,
+    /// The source has started a new full sync: the snapshot and stream spooled here do not go on.
+    Superseded,
+}
+
+#[derive(Debug)]
+struct State {
+    snapshot_len: u64,
+    snapshot_total: Option<u64>,
+    snapshot_complete: bool,
+    stream_start: ReplOffset,
+    stream_end: ReplOffset,
+    released: ReplOffset,
+    end: Option<End>,
+    arrivals: VecDeque<(ReplOffset, i64)>,
+}
+
+/// One source shard's spool, shared by the link that fills it and the pump that empties it.
+pub struct Spool {
+    dir: PathBuf,
+    limit: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Spool {
+    /// Opens the folder and whatever an earlier run left in it.
+    pub fn open(dir: &Path, limit: u64) -> Result<Arc<Spool>> {
+        crate::source::private_dir(dir)?;
+        let snapshot_len = std::fs::metadata(dir.join(SNAPSHOT)).map_or(0, |m| m.len());
+        let segments = segments(dir)?;
+        let start = segments.first().map_or(ReplOffset(0), |s| s.0);
+        let end = segments
+            .last()
+            .map_or(ReplOffset(0), |(at, len)| at.plus(*len));
+        Ok(Arc::new(Spool {
+            dir: dir.to_owned(),
+            limit,
+            state: Mutex::new(State {
+                snapshot_len,
+                snapshot_total: None,
+                snapshot_complete: false,
+                stream_start: start,
+                stream_end: end,
+                released: start,
+                end: None,
+                arrivals: VecDeque::new(),
+            }),
+            changed: Condvar::new(),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Forgets everything: a new full sync begins.
+    pub fn wipe(&self) -> Result<()> {
+        for name in std::iter::once(self.dir.join(SNAPSHOT))
+            .chain(segments(&self.dir)?.iter().map(|s| self.segment(s.0)))
+        {
+            match std::fs::remove_file(&name) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e)
+                        .context(ErrorKind::Disk, || format!("remove {}", name.display()));
+                }
+                _ => {}
+            }
+        }
+        let mut state = self.state();
+        *state = State {
+            snapshot_len: 0,
+            snapshot_total: None,
+            snapshot_complete: false,
+            stream_start: ReplOffset(0),
+            stream_end: ReplOffset(0),
+            released: ReplOffset(0),
+            end: None,
+            arrivals: VecDeque::new(),
+        };
+        Ok(())
+    }
+
+    fn segment(&self, start: ReplOffset) -> PathBuf {
+        self.dir.join(format!("stream-{:020}", start.0))
+    }
+
+    pub fn snapshot_path(&self) -> PathBuf {
+        self.dir.join(SNAPSHOT)
+    }
+
+    /// Says that the snapshot on disk, left by an earlier run, is whole.
+    pub fn adopt_snapshot(&self) {
+        self.state().snapshot_complete = true;
+    }
+
+    /// The stream begins (or goes on) at `at`; everything spooled before it is kept.
+    pub fn start_stream(&self, at: ReplOffset) {
+        let mut state = self.state();
+        state.stream_start = at;
+        state.stream_end = at;
+        state.released = at;
+    }
+
+    pub fn set_snapshot_total(&self, total: Option<u64>) {
+        self.state().snapshot_total = total;
+    }
+
+    /// Bytes of the snapshot spooled so far, its length if known, and whether it is whole.
+    pub fn snapshot(&self) -> (u64, Option<u64>, bool) {
+        let state = self.state();
+        (
+            state.snapshot_len,
+            state.snapshot_total,
+            state.snapshot_complete,
+        )
+    }
+
+    pub fn stream_end(&self) -> ReplOffset {
+        self.state().stream_end
+    }
+
+    pub fn stream_start(&self) -> ReplOffset {
+        self.state().stream_start
+    }
+
+    /// Bytes on disk now.
+    pub fn bytes(&self) -> u64 {
+        let state = self.state();
+        state.snapshot_len + state.stream_end.since(state.released)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.bytes() >= self.limit
+    }
+
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    pub fn end(&self, why: End) {
+        self.state().end = Some(why);
+        self.changed.notify_all();
+    }
+
+    /// The end that was announced, if any.
+    pub fn ended(&self) -> Option<End> {
+        self.state().end.clone()
+    }
+
+    /// How long ago the oldest byte after `applied` arrived, in ms; 0 when there is none.
+    pub fn lag_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
+        let mut state = self.state();
+        if applied >= state.stream_end {
+            return 0;
+        }
+        while state
+            .arrivals
+            .front()
+            .is_some_and(|(end, _)| *end <= applied)
+        {
+            state.arrivals.pop_front();
+        }
+        state
+            .arrivals
+            .front()
+            .map_or(0, |(_, at)| u64::try_from(now_ms - at).unwrap_or(0))
+    }
+
+    /// When the byte at `offset` arrived, as far as it is still known.
+    pub fn arrival_ms(&self, offset: ReplOffset) -> Option<i64> {
+        let state = self.state();
+        let i = state.arrivals.partition_point(|(end, _)| *end <= offset);
+        state.arrivals.get(i).map(|(_, at)| *at)
+    }
+
+    /// Removes what the target has: the snapshot once loaded, segments that lie wholly before `applied`.
+    pub fn release(&self, applied: ReplOffset) -> Result<()> {
+        for (start, len) in segments(&self.dir)? {
+            let end = start.plus(len);
+            if end > applied || len < SEGMENT_BYTES {
+                break;
+            }
+            let path = self.segment(start);
+            std::fs::remove_file(&path)
+                .context(ErrorKind::Disk, || format!("remove {}", path.display()))?;
+            self.state().released = end;
+        }
+        Ok(())
+    }
+
+    pub fn drop_snapshot(&self) -> Result<()> {
+        let path = self.snapshot_path();
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(ErrorKind::Disk, || format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+        self.state().snapshot_len = 0;
+        Ok(())
+    }
+}
+
+/// The stream segments in a folder, in order: first offset and length.
+fn segments(dir: &Path) -> Result<Vec<(ReplOffset, u64)>> {
+    let mut found = Vec::new();
+    let entries =
+        std::fs::read_dir(dir).context(ErrorKind::Disk, || format!("list {}", dir.display()))?;
+    for entry in entries {
+        let entry = entry.context(ErrorKind::Disk, || format!("list {}", dir.display()))?;
+        let name = entry.file_name();
+        if let Some(start) = name
+            .to_str()
+            .and_then(|n| n.strip_prefix("stream-"))
+            .and_then(|n| n.parse().ok())
+        {
+            found.push((ReplOffset(start), entry.metadata().map_or(0, |m| m.len())));
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn create(path: &Path, truncate: bool) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(truncate)
+        .append(!truncate)
+        .mode(0o600)
+        .open(path)
+        .context(ErrorKind::Disk, || format!("open {}", path.display()))
+}
+
+fn write(file: &mut File, bytes: &[u8], path: &Path) -> Result<()> {
+    file.write_all(bytes).context(ErrorKind::Disk, || {
+        format!("write to the spool {}", path.display())
+    })
+}
+
+/// Appends to a spool; there is one, in the source link.
+pub struct SpoolWriter {
+    spool: Arc<Spool>,
+    file: Option<(File, PathBuf, u64)>,
+}
+
+impl SpoolWriter {
+    pub fn new(spool: Arc<Spool>) -> SpoolWriter {
+        SpoolWriter { spool, file: None }
+    }
+
+    pub fn append_snapshot(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.file.is_none() {
+            let path = self.spool.snapshot_path();
+            self.file = Some((create(&path, true)?, path, 0));
+        }
+        if let Some((file, path, _)) = &mut self.file {
+            write(file, bytes, path)?;
+        }
+        self.spool.state().snapshot_len += bytes.len() as u64;
+        self.spool.changed.notify_all();
+        Ok(())
+    }
+
+    /// The snapshot is whole: it is forced to disk before anyone relies on it.
+    pub fn finish_snapshot(&mut self) -> Result<()> {
+        if let Some((file, path, _)) = self.file.take() {
+            file.sync_data().context(ErrorKind::Disk, || {
+                format!("force {} to disk", path.display())
+            })?;
+        }
+        self.spool.state().snapshot_complete = true;
+        self.spool.changed.notify_all();
+        Ok(())
+    }
+
+    pub fn append_stream(&mut self, bytes: &[u8], now_ms: i64) -> Result<()> {
+        let end = self.spool.stream_end();
+        if self
+            .file
+            .as_ref()
+            .is_none_or(|(_, _, len)| *len >= SEGMENT_BYTES)
+        {
+            // A segment is only ever started at the exact end of the one before.
+            let last = segments(&self.spool.dir)?
+                .last()
+                .copied()
+                .filter(|(at, len)| at.plus(*len) == end && *len < SEGMENT_BYTES);
+            let (start, len) = last.unwrap_or((end, 0));
+            let path = self.spool.segment(start);
+            self.file = Some((create(&path, false)?, path, len));
+        }
+        if let Some((file, path, len)) = &mut self.file {
+            write(file, bytes, path)?;
+            *len += bytes.len() as u64;
+        }
+        let mut state = self.spool.state();
+        state.stream_end = end.plus(bytes.len() as u64);
+        let stream_end = state.stream_end;
+        match state.arrivals.back_mut() {
+            Some((last, at)) if now_ms - *at < ARRIVAL_GRAIN_MS => *last = stream_end,
+            _ => {
+                if state.arrivals.len() == ARRIVALS {
+                    state.arrivals.pop_front();
+                }
+                state.arrivals.push_back((stream_end, now_ms));
+            }
+        }
+        drop(state);
+        self.spool.changed.notify_all();
+        Ok(())
+    }
+}
+
+/// Reads the snapshot while it is still arriving; blocks for more, ends at its end.
+pub struct SnapshotTail {
+    spool: Arc<Spool>,
+    file: Option<File>,
+    at: u64,
+}
+
+impl SnapshotTail {
+    pub fn new(spool: Arc<Spool>, at: u64) -> SnapshotTail {
+        SnapshotTail {
+            spool,
+            file: None,
+            at,
+        }
+    }
+}
+
+impl Read for SnapshotTail {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let mut state = self.spool.state();
+        while state.snapshot_len <= self.at {
+            if state.snapshot_complete {
+                return Ok(0);
+            }
+            if state.end.is_some() {
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+            state = self
+                .spool
+                .changed
+                .wait(state)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        if state.end.is_some() {
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
+        let there = state.snapshot_len - self.at;
+        drop(state);
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let mut file = File::open(self.spool.snapshot_path())?;
+                file.seek(SeekFrom::Start(self.at))?;
+                self.file.insert(file)
+            }
+        };
+        let want = buf.len().min(usize::try_from(there).unwrap_or(usize::MAX));
+        let n = file.read(buf.get_mut(..want).unwrap_or_default())?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Reads the stream from an offset on.
+pub struct StreamTail {
+    spool: Arc<Spool>,
+    file: Option<(File, ReplOffset)>,
+    at: ReplOffset,
+}
+
+impl StreamTail {
+    pub fn new(spool: Arc<Spool>, at: ReplOffset) -> StreamTail {
+        StreamTail {
+            spool,
+            file: None,
+            at,
+        }
+    }
+
+    /// Appends what is there to `buf`, at most `most` bytes; waits up to `patience` for the first byte.
+    ///
+    /// Returns the number of bytes appended; 0 says that none came in time.
+    pub fn read(&mut self, buf: &mut Vec<u8>, most: usize, patience: Duration) -> Result<usize> {
+        let mut state = self.spool.state();
+        if state.stream_end <= self.at && state.end.is_none() {
+            let (next, _) = self
+                .spool
+                .changed
+                .wait_timeout(state, patience)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = next;
+        }
+        let there = state.stream_end.since(self.at);
+        drop(state);
+        if there == 0 {
+            return Ok(0);
+        }
+        self.enter_segment()?;
+        let Some((file, _)) = &mut self.file else {
+            return Ok(0);
+        };
+        let want = most.min(usize::try_from(there).unwrap_or(usize::MAX));
+        let n = file
+            .take(want as u64)
+            .read_to_end(buf)
+            .context(ErrorKind::Disk, || {
+                format!("read the spool in {}", self.spool.dir.display())
+            })?;
+        self.at = self.at.plus(n as u64);
+        if n == 0 {
+            // The end of this segment: the next call opens the next one.
+            self.file = None;
+            return self.read(buf, most, patience);
+        }
+        Ok(n)
+    }
+
+    fn enter_segment(&mut self) -> Result<()> {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        let found = segments(&self.spool.dir)?
+            .into_iter()
+            .rev()
+            .find(|(start, _)| *start <= self.at);
+        let Some((start, len)) = found.filter(|(start, len)| start.plus(*len) > self.at) else {
+            return Err(Error::new(
+                ErrorKind::State,
+                format!(
+                    "the spool in {} does not hold offset {}",
+                    self.spool.dir.display(),
+                    self.at
+                ),
+            ));
+        };
+        let _ = len;
+        let path = self.spool.segment(start);
+        let mut file =
+            File::open(&path).context(ErrorKind::Disk, || format!("open {}", path.display()))?;
+        file.seek(SeekFrom::Start(self.at.since(start)))
+            .context(ErrorKind::Disk, || format!("read {}", path.display()))?;
+        self.file = Some((file, start));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_reads_back_over_segments_and_restarts() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 1 << 40).unwrap();
+        spool.start_stream(ReplOffset(1000));
+        let piece = vec![7u8; (SEGMENT_BYTES / 2 + 3) as usize];
+        let mut writer = SpoolWriter::new(spool.clone());
+        for _ in 0..3 {
+            writer.append_stream(&piece, 5).unwrap();
+        }
+        let total = 3 * piece.len() as u64;
+        let mut tail = StreamTail::new(spool.clone(), ReplOffset(1000));
+        let mut seen = 0;
+        while seen < total {
+            let mut buf = Vec::new();
+            seen += tail.read(&mut buf, 1 << 20, Duration::ZERO).unwrap() as u64;
+            assert!(buf.iter().all(|b| *b == 7));
+        }
+        spool.release(ReplOffset(1000 + total)).unwrap();
+        assert_eq!(
+            segments(dir.path()).unwrap().len(),
+            1,
+            "only the unfinished segment is left"
+        );
+        let again = Spool::open(dir.path(), 1 << 40).unwrap();
+        assert_eq!(again.stream_end(), ReplOffset(1000 + total));
+        SpoolWriter::new(again.clone())
+            .append_stream(b"xyz", 6)
+            .unwrap();
+        let mut buf = Vec::new();
+        StreamTail::new(again, ReplOffset(1000 + total))
+            .read(&mut buf, 10, Duration::ZERO)
+            .unwrap();
+        assert_eq!(buf, b"xyz");
+    }
+
+    #[test]
+    fn a_snapshot_is_read_while_it_arrives() {
+        let dir = tempfile::tempdir().unwrap();
+        let spool = Spool::open(dir.path(), 1 << 40).unwrap();
+        let reader = std::thread::spawn({
+            let spool = spool.clone();
+            move || {
+                let mut all = Vec::new();
+                SnapshotTail::new(spool, 0)
+                    .read_to_end(&mut all)
+                    .map(|_| all)
+            }
+        });
+        let mut writer = SpoolWriter::new(spool);
+        for piece in [b"REDIS".as_slice(), b"0011", b"..."] {
+            writer.append_snapshot(piece).unwrap();
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        writer.finish_snapshot().unwrap();
+        assert_eq!(reader.join().unwrap().unwrap(), b"REDIS0011...");
+    }
+}

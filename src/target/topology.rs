@@ -1,0 +1,87 @@
+//! Which node of the target serves a slot.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net;
+use crate::net::server::{Layout, Server};
+use crate::plan::Endpoint;
+use crate::types::{SLOTS, Slot};
+
+/// A picture of the target at one moment; replaced as a whole when the target says MOVED.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    pub cluster: bool,
+    /// True where one command must keep to one slot: a cluster, or a proxy in front of one.
+    pub one_slot: bool,
+    pub nodes: Vec<String>,
+    node_of: Vec<u16>,
+}
+
+impl Topology {
+    pub fn of(layout: &Layout, proxy: bool) -> Result<Topology> {
+        let mut node_of = vec![u16::MAX; SLOTS];
+        for (i, master) in layout.masters.iter().enumerate() {
+            for range in &master.slots {
+                for slot in range.clone() {
+                    if let Some(node) = node_of.get_mut(usize::from(slot)) {
+                        *node = i as u16;
+                    }
+                }
+            }
+        }
+        let missing = node_of.iter().filter(|n| **n == u16::MAX).count();
+        if missing > 0 {
+            return Err(Error::new(
+                ErrorKind::NotReady,
+                format!("{missing} of the target's 16384 slots have no master"),
+            ));
+        }
+        let nodes = layout.masters.iter().map(|m| m.address.clone()).collect();
+        Ok(Topology {
+            cluster: layout.cluster,
+            one_slot: layout.cluster || proxy,
+            nodes,
+            node_of,
+        })
+    }
+
+    pub fn node(&self, slot: Slot) -> usize {
+        self.node_of
+            .get(slot.index())
+            .copied()
+            .map_or(0, usize::from)
+    }
+
+    /// Asks the target anew, at the plan's address and then at the nodes already known.
+    pub async fn refresh(&self, endpoint: &Endpoint) -> Result<Topology> {
+        let proxy = self.one_slot && !self.cluster;
+        if !self.cluster {
+            return Ok(self.clone());
+        }
+        let mut last = None;
+        for address in std::iter::once(endpoint.address()).chain(self.nodes.iter().cloned()) {
+            let attempt = async {
+                let mut conn = net::connect(endpoint, &address).await?;
+                let masters = net::server::masters(&mut conn, endpoint).await?;
+                Topology::of(
+                    &Layout {
+                        cluster: true,
+                        masters,
+                    },
+                    proxy,
+                )
+            };
+            match attempt.await {
+                Ok(topology) => return Ok(topology),
+                Err(e) => last = Some(e),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(ErrorKind::NotReady, "the target has no nodes")))
+    }
+}
+
+/// The target's layout and product at the start of a run.
+pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
+    let (layout, server) = net::server::layout(endpoint).await?;
+    let proxy = endpoint.topology == crate::plan::Topology::Proxy;
+    Ok((Topology::of(&layout, proxy)?, server))
+}
