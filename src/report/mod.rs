@@ -1,1 +1,279 @@
-//! (stub, being written)
+//! What is known about one migration, as a page that a person can trust: the model.
+//!
+//! Everything comes from the state file; what that does not prove is said on the page.
+//! Invariant: no secret and no value of a user's key gets in; names of keys do.
+
+pub mod json;
+pub mod markdown;
+mod status;
+
+pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
+
+use crate::error::Result;
+use crate::plan::{Job, OnExisting};
+use crate::store::{Difference, Event, Lock, Phase, PhaseSpan, SavedRun, Store, VerifyRun};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// How many differences a report lists.
+const DIFFERENCES_LISTED: u32 = 1000;
+const EVENTS_LISTED: u32 = 500;
+
+/// Everything a report says.
+pub struct Report {
+    pub generated_ms: i64,
+    pub job: Job,
+    /// Absent when the plan never ran.
+    pub run: Option<SavedRun>,
+    pub status: Status,
+    pub phases: Vec<PhaseSpan>,
+    pub counts: BTreeMap<String, u64>,
+    pub events: Vec<Event>,
+    pub verify: Option<Verification>,
+    /// What a dry run of this plan counted, with the time of its last state.
+    pub dry_run: Option<DryRun>,
+    /// What this page must not be taken for; one sentence each.
+    pub unproven: Vec<String>,
+}
+
+/// The last verification that came to its end.
+pub struct Verification {
+    pub run: VerifyRun,
+    /// How many slots are in each state.
+    pub slot_states: BTreeMap<String, u64>,
+    /// Slots that are not equal: number, state, keys at the source, keys at the target.
+    pub slots_apart: Vec<(u16, String, u64, u64)>,
+    /// The first of them; the totals hold the true numbers.
+    pub differences: Vec<Difference>,
+}
+
+pub struct DryRun {
+    pub status: Status,
+    pub census: Option<Value>,
+}
+
+impl Report {
+    /// Reads the state in a plan's folder.
+    pub fn read(dir: &Path, job: &Job, now_ms: i64) -> Result<Report> {
+        let dry_dir = dir.join("dry-run");
+        let dry_run = match Store::open_readonly(&dry_dir)? {
+            Some(store) => Some(DryRun {
+                status: Status::of(&store, job, Lock::holder(&dry_dir))?,
+                census: store.json("census")?,
+            }),
+            None => None,
+        };
+        let mut report = Report {
+            generated_ms: now_ms,
+            job: job.clone(),
+            run: None,
+            status: Status::new(job),
+            phases: Vec::new(),
+            counts: BTreeMap::new(),
+            events: Vec::new(),
+            verify: None,
+            dry_run,
+            unproven: Vec::new(),
+        };
+        if let Some(store) = Store::open_readonly(dir)? {
+            report.run = store.run()?;
+            report.status = Status::of(&store, job, Lock::holder(dir))?;
+            report.phases = store.phases()?;
+            report.counts = store.counts()?;
+            report.events = store.events(EVENTS_LISTED)?;
+            report.verify = store
+                .last_verify()?
+                .map(|run| verification(&store, run))
+                .transpose()?;
+        }
+        report.unproven = unproven(&report);
+        Ok(report)
+    }
+
+    /// What the last start found on both sides, in words.
+    pub fn products(&self) -> Option<&str> {
+        self.events
+            .iter()
+            .rev()
+            .find(|e| e.code == "start")
+            .map(|e| e.message.as_str())
+    }
+}
+
+fn verification(store: &Store, run: VerifyRun) -> Result<Verification> {
+    let mut slot_states = BTreeMap::new();
+    let mut slots_apart = Vec::new();
+    for sum in store.slot_sums()? {
+        if sum.state != "equal" {
+            slots_apart.push((
+                sum.slot.number(),
+                sum.state.clone(),
+                sum.source_keys,
+                sum.target_keys,
+            ));
+        }
+        *slot_states.entry(sum.state).or_default() += 1;
+    }
+    let differences = store.differences(run.id, None, DIFFERENCES_LISTED)?;
+    Ok(Verification {
+        run,
+        slot_states,
+        slots_apart,
+        differences,
+    })
+}
+
+/// What the state does not prove; the order is that of weight.
+fn unproven(report: &Report) -> Vec<String> {
+    let mut list = Vec::new();
+    let status = &report.status;
+    if report.run.is_none() {
+        list.push("Nothing was moved: this plan never ran.".to_string());
+        return list;
+    }
+    if status.phase == Phase::Failed {
+        list.push(
+            "The last run failed; the events say why. What is on the target is not complete."
+                .into(),
+        );
+    }
+    if !status.snapshot.done {
+        list.push("The bulk load has not come to its end: keys are missing on the target.".into());
+    }
+    match &report.verify {
+        None => list.push(
+            "Source and target were never compared: nothing here proves that they are equal."
+                .into(),
+        ),
+        Some(verify) => {
+            let ended = instant(verify.run.ended_ms);
+            if !verify.run.equal {
+                list.push(format!(
+                    "The last comparison, ended {ended}, found differences."
+                ));
+            }
+            let unprovable = verify.run.totals["unprovable_count"].as_u64().unwrap_or(0);
+            if unprovable > 0 {
+                list.push(format!("{unprovable} keys changed faster than they could be compared; of them nothing is proven."));
+            }
+            if status.updated_at.is_some_and(|at| at > verify.run.ended_ms) && status.mode != "rdb"
+            {
+                list.push(format!("The comparison ended {ended}; the migration went on after that, and what was written since is not compared."));
+            } else if status.mode != "rdb" {
+                list.push(format!(
+                    "What clients wrote to the source after {ended} is not compared."
+                ));
+            }
+        }
+    }
+    let job = &report.job;
+    if !job.filter.is_empty() {
+        list.push(format!(
+            "The plan moves {}; other keys were neither moved nor compared.",
+            job.filter
+        ));
+    }
+    if !job.databases.is_identity() {
+        list.push(format!(
+            "The plan moves databases {}; others were neither moved nor compared.",
+            job.databases
+        ));
+    }
+    if !job.verify.exclude.is_empty() {
+        list.push("Keys that match verify.exclude were moved, but not compared.".into());
+    }
+    if job.on_existing == OnExisting::Skip {
+        list.push(
+            "Keys that the target held before were left as they were (on_existing \"skip\")."
+                .into(),
+        );
+    }
+    let skipped: u64 = status.skipped.values().sum();
+    if skipped > 0 {
+        list.push(format!(
+            "{skipped} items were left out; the counters say why."
+        ));
+    }
+    if job.verify.ttl_tolerance_ms > 0 {
+        list.push(format!(
+            "Expiries count as equal when they differ by no more than {} ms.",
+            job.verify.ttl_tolerance_ms
+        ));
+    }
+    list.push(
+        "Equal means equal by a 64-bit digest of each key and its slot, not byte by byte.".into(),
+    );
+    list
+}
+
+/// A Unix time as `2026-11-21 00:14:38 UTC`.
+pub fn instant(unix_ms: i64) -> String {
+    let seconds = unix_ms.div_euclid(1000);
+    let (days, in_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days to a civil date: Howard Hinnant, "chrono-compatible low-level date algorithms".
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        in_day / 3600,
+        in_day / 60 % 60,
+        in_day % 60
+    )
+}
+
+/// A duration as `850 ms`, `12.3 s`, `4 min 05 s` or `2 h 03 min`.
+pub fn duration(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        60_000..3_600_000 => format!("{} min {:02} s", ms / 60_000, ms / 1000 % 60),
+        _ => format!("{} h {:02} min", ms / 3_600_000, ms / 60_000 % 60),
+    }
+}
+
+/// A number of bytes as `512 B`, `1.5 KiB` and so on.
+pub fn bytes(n: u64) -> String {
+    let (mut unit, mut scaled) = ("B", n);
+    let mut tenth = 0;
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if scaled < 1024 {
+            break;
+        }
+        tenth = scaled % 1024 * 10 / 1024;
+        scaled /= 1024;
+        unit = next;
+    }
+    if unit == "B" {
+        format!("{n} B")
+    } else {
+        format!("{scaled}.{tenth} {unit}")
+    }
+}
+
+/// A number with its thousands apart: `1 234 567`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;
