@@ -1,1 +1,276 @@
-//! (stub, being written)
+//! The command line: what can be asked for, and how an answer or an error leaves the program.
+//!
+//! Each command is one file here; `progress.rs` is the only one that draws.
+//! Standard output carries results only; everything else goes to standard error.
+
+mod metrics;
+mod migrate;
+mod output;
+mod plan;
+mod progress;
+mod report;
+mod status;
+mod verify;
+// pub mod rdb; (with its line in `Command` and in `dispatch`)
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::plan::{Job, Plan, RdbPath, Source, validate};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::io::{IsTerminal, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+const OVERVIEW: &str = "\
+keyferry copies a live Redis or Valkey into another one, keeps following it, and proves per slot that both are equal.
+
+A migration is described by a plan, a JSON file. Its state lies in .keyferry/<plan name>/, so every command can be \
+stopped with Ctrl-C and started again: it goes on where it was.";
+
+const EXAMPLES: &str = "\
+Examples:
+  keyferry plan new --source redis://old:6379 --target redis://new:6379 move.json
+                                   write a plan to start from
+  keyferry plan validate move.json what would be done; nothing is touched
+  keyferry migrate move.json --dry-run
+                                   read and count everything, write nothing
+  keyferry migrate move.json       load, then follow until Ctrl-C
+  keyferry status move.json --watch
+                                   look at it from another terminal
+  keyferry verify move.json        compare both sides
+  keyferry report move.json        write down what is known
+
+Exit codes:
+  0    done; equal
+  1    the answer is no: differences were found
+  2    wrong usage or wrong plan; nothing was touched
+  3    it failed while running; state is saved, the same command goes on
+  130  interrupted; state is saved, the same command goes on";
+
+#[derive(Parser)]
+#[command(name = "keyferry", version, about = "Moves live Redis and Valkey data and proves that it arrived", long_about = OVERVIEW, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The flags of every command.
+#[derive(Args)]
+pub struct Common {
+    /// Where state is kept, a folder for each plan
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = ".keyferry",
+        env = "KEYFERRY_WORK_DIR",
+        help_heading = "Common options"
+    )]
+    work_dir: PathBuf,
+    /// What to log to standard error: error, warn, info, debug, trace
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        default_value = "warn",
+        env = "KEYFERRY_LOG",
+        help_heading = "Common options"
+    )]
+    log: String,
+    /// Log as JSON, one object per line
+    #[arg(long, global = true, help_heading = "Common options")]
+    log_json: bool,
+    /// Never draw; one plain line every few seconds instead
+    #[arg(long, global = true, help_heading = "Common options")]
+    no_progress: bool,
+    /// Serve Prometheus text at http://ADDR/metrics while a migration runs
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        help_heading = "Common options"
+    )]
+    metrics: Option<SocketAddr>,
+}
+
+impl Common {
+    /// The folder of a plan's state.
+    pub fn state_dir(&self, job: &Job) -> PathBuf {
+        self.work_dir.join(&job.name)
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Migrate(migrate::Arguments),
+    Status(status::Arguments),
+    Verify(verify::Arguments),
+    Report(report::Arguments),
+    /// Write a starting plan, check one, or print the JSON Schema of plans
+    #[command(subcommand)]
+    Plan(plan::PlanCommand),
+    /// Print the completion script of a shell
+    #[command(
+        after_help = "Example:\n  keyferry completions bash > /etc/bash_completion.d/keyferry"
+    )]
+    Completions {
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the program; the number is its exit code.
+pub fn run() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help goes to standard output and is no error; a closed pipe is not worth a word.
+            let _ = e.print();
+            return if e.use_stderr() { 2 } else { 0 };
+        }
+    };
+    match init_log(&cli.common).and_then(|()| dispatch(cli)) {
+        Ok(code) => code,
+        Err(e) => {
+            output::error(&e);
+            e.exit_code()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<u8> {
+    let common = &cli.common;
+    match cli.command {
+        Command::Migrate(arguments) => migrate::run(&arguments, common),
+        Command::Status(arguments) => status::run(&arguments, common),
+        Command::Verify(arguments) => verify::run(&arguments, common),
+        Command::Report(arguments) => report::run(&arguments, common),
+        Command::Plan(command) => plan::run(&command, common),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "keyferry", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
+        }
+    }
+}
+
+fn init_log(common: &Common) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&common.log).map_err(|e| {
+        Error::new(
+            ErrorKind::Usage,
+            format!("--log {:?} is not a level", common.log),
+        )
+        .cause(e)
+        .hint("use error, warn, info, debug or trace")
+    })?;
+    let color = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(progress::Aside::default)
+        .with_ansi(color)
+        .with_target(false);
+    let done = if common.log_json {
+        log.json().try_init()
+    } else {
+        log.try_init()
+    };
+    done.map_err(|e| Error::new(ErrorKind::Bug, "set up the log").cause(e))
+}
+
+/// Reads, parses and validates a plan; `-` is standard input.
+fn load(path: &Path) -> Result<Job> {
+    let from_stdin = path == Path::new("-");
+    let text = if from_stdin {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .map(|_| text)
+            .context(ErrorKind::Plan, || {
+                "read the plan from standard input".into()
+            })
+    } else {
+        std::fs::read_to_string(path).context(ErrorKind::Plan, || {
+            format!("read the plan {}", path.display())
+        })
+    };
+    let text = text.map_err(|e| {
+        e.hint("check the path; `keyferry plan new FILE` writes a plan to start from")
+    })?;
+    let job = Plan::parse(&text)
+        .and_then(|plan| validate(&plan))
+        .map_err(|e| e.context(format!("read the plan {}", path.display())))?;
+    if from_stdin
+        && matches!(
+            job.source,
+            Source::Rdb {
+                path: RdbPath::Stdin
+            }
+        )
+    {
+        return Err(Error::new(
+            ErrorKind::Plan,
+            "the plan and its snapshot cannot both come from standard input",
+        )
+        .hint("put the plan into a file"));
+    }
+    Ok(job)
+}
+
+/// As [`load`], and says on standard error what is remarkable about the plan.
+fn load_and_warn(path: &Path) -> Result<Job> {
+    let job = load(path)?;
+    for warning in &job.warnings {
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
+    Ok(job)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_of_the_contract_are_taken() {
+        for line in [
+            "keyferry migrate p.json --dry-run --until caught-up --fresh --json --work-dir x --log info --log-json --no-progress --metrics 127.0.0.1:0",
+            "keyferry --work-dir x status p.json --json --watch",
+            "keyferry verify - --json --repair",
+            "keyferry report p.json --out d",
+            "keyferry plan new",
+            "keyferry plan new f.json --name a --source redis://a --target redis://b --force",
+            "keyferry plan validate p.json",
+            "keyferry plan schema",
+            "keyferry completions zsh",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "keyferry",
+            "keyferry cutover p.json",
+            "keyferry migrate",
+            "keyferry migrate p --until forever",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_plan_that_is_not_there_is_a_wrong_plan_and_names_its_path() {
+        let e = load(Path::new("/nowhere/p.json")).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+        assert!(e.to_string().contains("/nowhere/p.json"));
+    }
+}

@@ -7,6 +7,7 @@
 mod glob;
 mod job;
 mod shape;
+mod starting;
 mod url;
 mod validate;
 

@@ -1,0 +1,130 @@
+//! `keyferry migrate`: runs the flow, draws it, and says how it ended.
+
+use super::progress::Painter;
+use super::{Common, load_and_warn, metrics, output, runtime};
+use crate::error::Result;
+use crate::migrate::progress::Progress;
+use crate::migrate::{self, Summary};
+use crate::plan::Job;
+use crate::report::{bytes, duration, grouped};
+use crate::task::{Shutdown, TaskGroup};
+use clap::{Args, ValueEnum};
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Load everything, then follow the source until Ctrl-C
+///
+/// Started again, it goes on where it was. The source is only read; the target is written.
+#[derive(Args)]
+#[command(after_help = "\
+Exit codes: 0 done or caught up, 2 wrong plan, 3 failed, 130 interrupted; after 3 and 130 the same command goes on.
+
+Examples:
+  keyferry migrate move.json                     until Ctrl-C
+  keyferry migrate move.json --until caught-up   until the target holds what the source holds
+  keyferry migrate move.json --dry-run           read and count everything, write nothing")]
+pub struct Arguments {
+    /// The plan; "-" is standard input
+    plan: PathBuf,
+    /// Read, decode, route and count everything, but write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// End by itself when the target has caught up with the source
+    #[arg(long, value_name = "WHEN")]
+    until: Option<Until>,
+    /// Forget the saved state and begin anew
+    #[arg(long)]
+    fresh: bool,
+    /// Answer with one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Until {
+    CaughtUp,
+}
+
+pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
+    let job = load_and_warn(&arguments.plan)?;
+    let options = migrate::Options {
+        dry_run: arguments.dry_run,
+        until_caught_up: matches!(arguments.until, Some(Until::CaughtUp)),
+        fresh: arguments.fresh,
+        work_dir: common.state_dir(&job),
+    };
+    let summary = runtime()?.block_on(follow(job, options, common))?;
+    if arguments.json {
+        output::json(&summary)?;
+    } else {
+        output::print(&text(&summary))?;
+    }
+    Ok(if summary.interrupted { 130 } else { 0 })
+}
+
+/// Runs the migration and shows its numbers four times a second.
+async fn follow(job: Job, options: migrate::Options, common: &Common) -> Result<Summary> {
+    let stop = Shutdown::default();
+    stop.on_signals()?;
+    let progress = Arc::new(Progress::default());
+    let mut side = TaskGroup::new();
+    if let Some(address) = common.metrics {
+        let listener = metrics::listen(address).await?;
+        side.spawn(metrics::serve(
+            listener,
+            progress.clone(),
+            side.stop.clone(),
+        ));
+    }
+    let mut painter = Painter::new(common.no_progress);
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let flow = migrate::run(job, options, progress.clone(), stop);
+    tokio::pin!(flow);
+    let result = loop {
+        tokio::select! {
+            result = &mut flow => break result,
+            _ = tick.tick() => painter.draw(&progress.views()),
+        }
+    };
+    painter.finish();
+    side.stop.request();
+    side.join().await?;
+    result
+}
+
+fn text(s: &Summary) -> String {
+    let end = match (s.interrupted, s.caught_up, s.dry_run) {
+        (true, _, _) => "stopped; state is saved, the same command goes on",
+        (false, _, true) => "the dry run is done; nothing was written",
+        (false, true, false) => "done; the target has caught up",
+        (false, false, false) => "ended; the target has not caught up",
+    };
+    let mut text = format!("{end}\n");
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<17} {value}");
+    };
+    line("keys written", grouped(s.keys_written));
+    line("commands applied", grouped(s.commands_applied));
+    if s.healed_keys > 0 {
+        line("keys healed", grouped(s.healed_keys));
+    }
+    for (reason, n) in &s.skipped {
+        line("left out", format!("{} ({reason})", grouped(*n)));
+    }
+    line(
+        "time",
+        format!(
+            "{} ({} keys/s)",
+            duration(s.elapsed_ms),
+            grouped(s.keys_per_s)
+        ),
+    );
+    line("peak memory", bytes(s.peak_rss_bytes));
+    if let Some(census) = &s.census {
+        let _ = writeln!(text, "census {census:#}");
+    }
+    text
+}
