@@ -155,12 +155,11 @@ fn dispatch(cli: Cli) -> Result<u8> {
 }
 
 fn init_log(common: &Common) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&common.log).map_err(|e| {
+    let filter = tracing_subscriber::EnvFilter::try_new(&common.log).map_err(|_| {
         Error::new(
             ErrorKind::Usage,
-            format!("--log {:?} is not a level", common.log),
+            format!("--log cannot be {:?}", common.log),
         )
-        .cause(e)
         .hint("use error, warn, info, debug or trace")
     })?;
     let color = std::io::stderr().is_terminal()
@@ -197,9 +196,14 @@ fn load(path: &Path) -> Result<Job> {
     let text = text.map_err(|e| {
         e.hint("check the path; `keyferry plan new FILE` writes a plan to start from")
     })?;
+    let place = if from_stdin {
+        "from standard input".to_string()
+    } else {
+        path.display().to_string()
+    };
     let job = Plan::parse(&text)
         .and_then(|plan| validate(&plan))
-        .map_err(|e| e.context(format!("read the plan {}", path.display())))?;
+        .map_err(|e| e.context(format!("read the plan {place}")))?;
     if from_stdin
         && matches!(
             job.source,

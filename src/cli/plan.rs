@@ -80,9 +80,13 @@ fn new(
     let stem = file.and_then(Path::file_stem).and_then(|s| s.to_str());
     let plan = Plan::starting(name.or(stem).unwrap_or("my-migration"), source, target)?;
     crate::plan::validate(&plan)?;
-    let text = serde_json::to_string_pretty(&plan)
-        .map_err(|e| Error::new(ErrorKind::Bug, "write the plan as JSON").cause(e))?
-        + "\n";
+    let as_json = |e| Error::new(ErrorKind::Bug, "write the plan as JSON").cause(e);
+    let mut value = serde_json::to_value(&plan).map_err(as_json)?;
+    if let Some(members) = value.as_object_mut() {
+        // Sections whose commands are not built yet would only raise hopes.
+        members.retain(|key, _| key != "cutover" && key != "latency");
+    }
+    let text = serde_json::to_string_pretty(&value).map_err(as_json)? + "\n";
     let Some(file) = file.filter(|f| *f != Path::new("-")) else {
         return output::print(&text);
     };

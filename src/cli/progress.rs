@@ -93,7 +93,7 @@ impl Painter {
         }
     }
 
-    /// Leaves the last state on the screen, or writes a last plain line.
+    /// Leaves the last state on the screen.
     pub fn finish(self) {
         for bar in &self.bars {
             bar.abandon();

@@ -17,7 +17,7 @@ pub fn render(report: &Report) -> String {
         instant(report.generated_ms),
         env!("CARGO_PKG_VERSION")
     ));
-    page.line(format_args!("{}", verdict(report)));
+    page.line(format_args!("\n{}", verdict(report)));
 
     page.heading("What is not proven");
     for sentence in &report.unproven {
