@@ -1,1 +1,9 @@
 //! The one integration binary.
+
+mod cli;
+mod house;
+mod judge;
+mod migrate_matrix;
+mod migrate_resume;
+mod migrate_trouble;
+mod support;

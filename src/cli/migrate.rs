@@ -1,7 +1,7 @@
 //! `keyferry migrate`: runs the flow, draws it, and says how it ended.
 
 use super::progress::Painter;
-use super::{Common, load_and_warn, metrics, output, runtime};
+use super::{Common, block_on, load_and_warn, metrics, output};
 use crate::error::Result;
 use crate::migrate::progress::Progress;
 use crate::migrate::{self, Summary};
@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         fresh: arguments.fresh,
         work_dir: common.state_dir(&job),
     };
-    let summary = runtime()?.block_on(follow(job, options, common))?;
+    let summary = block_on(follow(job, options, common))?;
     if arguments.json {
         output::json(&summary)?;
     } else {

@@ -8,10 +8,10 @@ mod migrate;
 mod output;
 mod plan;
 mod progress;
+pub mod rdb;
 mod report;
 mod status;
 mod verify;
-// pub mod rdb; (with its line in `Command` and in `dispatch`)
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, RdbPath, Source, validate};
@@ -19,6 +19,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::{IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const OVERVIEW: &str = "\
 keyferry copies a live Redis or Valkey into another one, keeps following it, and proves per slot that both are equal.
@@ -107,6 +108,9 @@ enum Command {
     Status(status::Arguments),
     Verify(verify::Arguments),
     Report(report::Arguments),
+    /// Look into a snapshot file ("-" is standard input)
+    #[command(subcommand)]
+    Rdb(rdb::RdbCommand),
     /// Write a starting plan, check one, or print the JSON Schema of plans
     #[command(subcommand)]
     Plan(plan::PlanCommand),
@@ -145,6 +149,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Status(arguments) => status::run(&arguments, common),
         Command::Verify(arguments) => verify::run(&arguments, common),
         Command::Report(arguments) => report::run(&arguments, common),
+        Command::Rdb(command) => rdb::run(command),
         Command::Plan(command) => plan::run(&command, common),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -155,13 +160,14 @@ fn dispatch(cli: Cli) -> Result<u8> {
 }
 
 fn init_log(common: &Common) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&common.log).map_err(|_| {
-        Error::new(
-            ErrorKind::Usage,
-            format!("--log cannot be {:?}", common.log),
-        )
-        .hint("use error, warn, info, debug or trace")
-    })?;
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("keyferry={}", common.log))
+        .map_err(|_| {
+            Error::new(
+                ErrorKind::Usage,
+                format!("--log cannot be {:?}", common.log),
+            )
+            .hint("use error, warn, info, debug or trace")
+        })?;
     let color = std::io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
     let log = tracing_subscriber::fmt()
@@ -230,11 +236,15 @@ fn load_and_warn(path: &Path) -> Result<Job> {
     Ok(job)
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs a flow to its end; what it left behind in other threads gets a second.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))
+        .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
 }
 
 #[cfg(test)]
@@ -251,7 +261,7 @@ mod tests {
         for line in [
             "keyferry migrate p.json --dry-run --until caught-up --fresh --json --work-dir x --log info --log-json --no-progress --metrics 127.0.0.1:0",
             "keyferry --work-dir x status p.json --json --watch",
-            "keyferry verify - --json --repair",
+            "keyferry verify - --json",
             "keyferry report p.json --out d",
             "keyferry plan new",
             "keyferry plan new f.json --name a --source redis://a --target redis://b --force",

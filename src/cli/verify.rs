@@ -1,6 +1,6 @@
 //! `keyferry verify`: compares both sides; the answer is the exit code.
 
-use super::{Common, load_and_warn, output, runtime};
+use super::{Common, block_on, load_and_warn, output};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{duration, grouped};
 use crate::task::Shutdown;
@@ -23,26 +23,21 @@ Exit codes: 0 equal, 1 differences were found, 3 the comparison failed.
 
 Examples:
   keyferry verify move.json
-  keyferry verify move.json --json | jq .missing_count
-  keyferry verify move.json --repair      write the source's state of each key that differs")]
+  keyferry verify move.json --json | jq .missing_count")]
 pub struct Arguments {
     /// The plan; "-" is standard input
     plan: PathBuf,
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
-    /// Write the source's state of each differing key to the target, then compare it again
-    #[arg(long)]
-    repair: bool,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load_and_warn(&arguments.plan)?;
     let options = verify::Options {
-        repair: arguments.repair,
         work_dir: common.state_dir(&job),
     };
-    let summary = runtime()?.block_on(async {
+    let summary = block_on(async {
         let stop = Shutdown::default();
         stop.on_signals()?;
         verify::run(job, options, stop).await

@@ -1,1 +1,199 @@
-//! (stub, being written)
+//! A command: its own bytes and its arguments' places; what it does and where its keys are is in [`table`].
+
+pub mod expiry;
+pub mod split;
+mod table;
+
+use crate::error::{Error, ErrorKind, Result};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+/// A command as it came: the RESP frame and its arguments' ranges in it; the first is the name.
+#[derive(Clone, Copy)]
+pub struct Command<'a> {
+    pub raw: &'a [u8],
+    pub args: &'a [Range<usize>],
+}
+
+impl<'a> Command<'a> {
+    pub fn arg(&self, i: usize) -> Option<&'a [u8]> {
+        self.raw.get(self.args.get(i)?.clone())
+    }
+
+    pub fn len(&self) -> usize {
+        self.args.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.args.is_empty()
+    }
+
+    pub fn name(&self) -> &'a [u8] {
+        self.arg(0).unwrap_or_default()
+    }
+
+    /// An argument as a number.
+    pub fn number(&self, i: usize) -> Option<i64> {
+        std::str::from_utf8(self.arg(i)?).ok()?.parse().ok()
+    }
+
+    /// Where the word stands (any case), from argument `from` on.
+    pub fn find(&self, from: usize, word: &[u8]) -> Option<usize> {
+        (from..self.len()).find(|i| self.arg(*i).is_some_and(|a| a.eq_ignore_ascii_case(word)))
+    }
+}
+
+/// What a command does to a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    /// Writes it, or reads and writes it.
+    Write,
+}
+
+/// A key among the arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyArg {
+    pub index: usize,
+    pub access: Access,
+}
+
+/// Commands that act on each of their keys by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SplitKind {
+    /// DEL, UNLINK, TOUCH.
+    Keys,
+    /// MSET, and MSETNX, which in a stream took effect.
+    Pairs,
+    MsetEx,
+}
+
+/// How the stream treats a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Write,
+    Split(SplitKind),
+    Multi,
+    Exec,
+    Discard,
+    Select,
+    Ping,
+    Replconf,
+    FlushDb,
+    FlushAll,
+    SwapDb,
+    Move,
+    Script,
+    Function,
+    Publish,
+    /// A script as it was called (Redis 4 and older replicate it so).
+    Eval,
+    Read,
+    Ignore,
+}
+
+/// A row of the table.
+pub struct Spec {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// One of its forms sets an expiry.
+    pub carries_expiry: bool,
+    keys: table::Keys,
+}
+
+static INDEX: LazyLock<HashMap<&'static [u8], &'static Spec>> =
+    LazyLock::new(|| table::SPECS.iter().map(|s| (s.name.as_bytes(), s)).collect());
+
+/// Longest name in the table.
+const MAX_NAME: usize = 32;
+
+/// The row of a command, whatever its case; `None` for one that is not known.
+pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
+    let mut upper = [0u8; MAX_NAME];
+    let upper = upper.get_mut(..name.len())?;
+    upper.copy_from_slice(name);
+    upper.make_ascii_uppercase();
+    INDEX.get(&*upper).copied()
+}
+
+/// The names of all known commands.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    table::SPECS.iter().map(|s| s.name)
+}
+
+impl Spec {
+    /// The keys in the order of the arguments; an error when the command's shape does not fit.
+    pub fn keys(&self, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Result<()> {
+        out.clear();
+        match table::find(&self.keys, cmd, out) {
+            Some(()) => Ok(()),
+            None => {
+                Err(Error::new(ErrorKind::Protocol, format!("the keys of {} with {} arguments cannot be found", self.name, cmd.len())))
+            }
+        }
+    }
+}
+
+/// The database that MOVE, or COPY with DB, writes to.
+pub fn copy_db(cmd: &Command<'_>) -> Option<u32> {
+    let name = cmd.name();
+    let at = if name.eq_ignore_ascii_case(b"MOVE") {
+        2
+    } else if name.eq_ignore_ascii_case(b"COPY") {
+        cmd.find(3, b"DB")? + 1
+    } else {
+        return None;
+    };
+    cmd.number(at).and_then(|n| u32::try_from(n).ok())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// Writes the positions as "w1 r2".
+    fn keys(line: &str) -> String {
+        let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        let (mut raw, mut args, mut out) = (Vec::new(), Vec::new(), Vec::new());
+        crate::resp::command(&mut raw, &words);
+        crate::resp::parse_command(&raw, &mut args).unwrap();
+        let cmd = Command { raw: &raw, args: &args };
+        lookup(cmd.name()).unwrap().keys(&cmd, &mut out).unwrap();
+        let shown: Vec<_> =
+            out.iter().map(|k| format!("{}{}", if k.access == Access::Write { 'w' } else { 'r' }, k.index)).collect();
+        shown.join(" ")
+    }
+
+    #[test]
+    fn keys_are_where_the_servers_say() {
+        for (line, expected) in [
+            ("set k v EX 10", "w1"),
+            ("MSET a 1 b 2", "w1 w3"),
+            ("MSETEX 2 a 1 b 2 EX 10", "w2 w4"),
+            ("DEL a b c", "w1 w2 w3"),
+            ("RENAME a b", "w1 w2"),
+            ("COPY a b DB 3", "r1 w2"),
+            ("SUNIONSTORE d a b", "w1 r2 r3"),
+            ("ZUNIONSTORE d 2 a b WEIGHTS 1 2", "w1 r3 r4"),
+            ("BITOP AND d a b", "w2 r3 r4"),
+            ("SORT l BY x GET y STORE d", "r1 w7"),
+            ("SORT l", "r1"),
+            ("GEORADIUS g 13 38 200 km STORE d", "r1 w7"),
+            ("GEOSEARCHSTORE d g FROMLONLAT 1 2 BYRADIUS 3 km", "w1 r2"),
+            ("XREADGROUP GROUP g c COUNT 1 STREAMS a b 0 0", "w7 w8"),
+            ("XGROUP CREATE x g 0 MKSTREAM", "w2"),
+            ("EVAL s 2 a b arg", "w3 w4"),
+            ("LMPOP 2 a b LEFT", "w2 w3"),
+            ("BLMPOP 0 1 a LEFT", "w3"),
+            ("PFMERGE d a b", "w1 r2 r3"),
+            ("SMOVE a b m", "w1 w2"),
+            ("BLPOP a b 0", "w1 w2"),
+            ("MIGRATE h 1 k 0 10", "w3"),
+            ("JSON.MSET a $ 1 b $ 2", "w1 w4"),
+        ] {
+            assert_eq!(keys(line), expected, "{line}");
+        }
+    }
+}

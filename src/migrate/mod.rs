@@ -1,1 +1,497 @@
-//! (stub, being written)
+//! The migration: bulk load, then follow the stream. The file to read first.
+//!
+//! [`run`] finds the source's masters, decides for each whether to begin or to go on, and starts a link (task) and a
+//! pump (thread) for it. Links hear the wish to stop first; pumps end with their spool.
+
+mod census;
+mod expiry;
+mod heal;
+pub mod progress;
+mod pump;
+pub mod rebuild;
+mod router;
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::migrate::expiry::Held;
+use crate::migrate::progress::{Progress, ShardProgress};
+use crate::migrate::pump::{Ended, Pump, Shared};
+use crate::net;
+use crate::net::server::{self, Layout, Master, Product, Server};
+use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
+use crate::source::psync::{self, Link, LinkState, Start};
+use crate::source::spool::{Spool, SpoolWriter};
+use crate::source::{private_dir, unix_ms};
+use crate::store::{Lock, Phase, Run, ShardState, Store};
+use crate::target::topology::{self, Topology};
+use crate::target::{Pipe, PipeOptions};
+use crate::task::{Shutdown, TaskGroup};
+use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+/// How long source or target may be away before a run gives up (state is saved, the next run goes on).
+const PATIENCE: Duration = Duration::from_secs(600);
+const DEFAULT_BUDGET: usize = 48 << 20;
+const DEFAULT_SPOOL: u64 = 1 << 40;
+
+/// How a migration is run, beside its plan.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub dry_run: bool,
+    pub until_caught_up: bool,
+    /// Forget the saved state and begin anew.
+    pub fresh: bool,
+    /// The plan's own folder.
+    pub work_dir: PathBuf,
+}
+
+/// The answer of `migrate --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub keys_written: u64,
+    pub commands_applied: u64,
+    pub healed_keys: u64,
+    pub skipped: BTreeMap<String, u64>,
+    pub elapsed_ms: u64,
+    pub keys_per_s: u64,
+    pub peak_rss_bytes: u64,
+    pub caught_up: bool,
+    pub dry_run: bool,
+    pub interrupted: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub census: Option<serde_json::Value>,
+}
+
+/// Key names for messages: printable, and not longer than a line.
+pub(crate) fn shown(key: &[u8]) -> String {
+    let text: String = key.escape_ascii().map(char::from).take(120).collect();
+    format!("\"{text}\"")
+}
+
+fn fence_key(db: DbIndex, key: &[u8]) -> Vec<u8> {
+    [&db.0.to_be_bytes(), key].concat()
+}
+
+fn split_fence_key(fence_key: &[u8]) -> (DbIndex, Vec<u8>) {
+    let (db, key) = fence_key.split_at(4.min(fence_key.len()));
+    (DbIndex(u32::from_be_bytes(db.try_into().unwrap_or_default())), key.to_vec())
+}
+
+/// Runs the migration of `job` until it is done, caught up (if asked), or stopped.
+///
+/// Errors leave the state saved; running again goes on. `Locked` when another process works on the plan.
+pub async fn run(job: Job, options: Options, progress: Arc<Progress>, stop: Shutdown) -> Result<Summary> {
+    let started = Instant::now();
+    let dir = if options.dry_run { options.work_dir.join("dry-run") } else { options.work_dir.clone() };
+    private_dir(&dir)?;
+    let _lock = Lock::acquire(&dir)?;
+    let mut store = Store::open(&dir)?;
+    if options.fresh {
+        store.wipe()?;
+        remove_spool(&dir)?;
+    }
+    let first_time = store.run()?.is_none();
+    store.begin_run(&Run {
+        plan: job.name.clone(),
+        fingerprint: job.fingerprint.clone(),
+        redacted: job.redacted.clone(),
+        mode: mode_name(&job.source).into(),
+        source: source_name(&job.source),
+        target: job.target.redacted_url(),
+        started_ms: unix_ms(),
+    })?;
+    let result = migrate(&job, &options, &dir, store, first_time, &progress, &stop).await;
+    let mut store = Store::open(&dir)?;
+    match &result {
+        Err(e) if e.kind() != ErrorKind::Interrupted => {
+            store.event(unix_ms(), "error", "failed", &e.to_string())?;
+            // A run that never began has not failed: nothing was touched.
+            if !store.shards()?.is_empty() {
+                store.enter_phase(Phase::Failed, unix_ms())?;
+            }
+        }
+        _ => {}
+    }
+    let caught_up = match result {
+        Ok(caught_up) => caught_up,
+        Err(e) if e.kind() == ErrorKind::Interrupted => false,
+        Err(e) => return Err(e),
+    };
+    summary(&store, started, caught_up, options.dry_run, stop.requested() && !(caught_up && options.until_caught_up))
+}
+
+fn summary(store: &Store, started: Instant, caught_up: bool, dry_run: bool, interrupted: bool) -> Result<Summary> {
+    let shards = store.shards()?;
+    let keys_written = shards.iter().map(|s| s.keys_written).sum();
+    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let skipped = (store.counts()?.into_iter()).filter_map(|(name, n)| Some((name.strip_prefix("skipped.")?.to_owned(), n)));
+    Ok(Summary {
+        keys_written,
+        commands_applied: shards.iter().map(|s| s.commands_applied).sum(),
+        healed_keys: shards.iter().map(|s| s.healed_keys).sum(),
+        skipped: skipped.collect(),
+        elapsed_ms,
+        keys_per_s: keys_written.saturating_mul(1000) / elapsed_ms.max(1),
+        peak_rss_bytes: peak_rss(),
+        caught_up,
+        dry_run,
+        interrupted,
+        census: store.json("census")?.filter(|_| dry_run),
+    })
+}
+
+fn mode_name(source: &Source) -> &'static str {
+    match source {
+        Source::Server { .. } => "replica",
+        Source::Rdb { .. } => "rdb",
+    }
+}
+
+fn source_name(source: &Source) -> String {
+    match source {
+        Source::Server { endpoint, .. } => endpoint.redacted_url(),
+        Source::Rdb { path: RdbPath::Stdin } => "-".into(),
+        Source::Rdb { path: RdbPath::File(path) } => path.display().to_string(),
+    }
+}
+
+fn remove_spool(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir.join("spool")) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).context(ErrorKind::Disk, || format!("remove {}", dir.join("spool").display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The most memory this process has had, from the kernel.
+pub fn peak_rss() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
+/// The source's masters and product; for a snapshot file there is one, which is the file.
+async fn find_source(job: &Job) -> Result<(Layout, Option<Server>)> {
+    match &job.source {
+        Source::Server { endpoint, mode } => {
+            if *mode == Mode::Scan {
+                return Err(Error::new(ErrorKind::Plan, "source.mode \"scan\" is not built yet").hint("use \"replica\" or \"rdb\""));
+            }
+            let (layout, server) = server::layout(endpoint).await.map_err(|e| e.context("look at the source"))?;
+            Ok((layout, Some(server)))
+        }
+        Source::Rdb { .. } => {
+            let master = Master { address: source_name(&job.source), slots: vec![0..=16383], replicas: Vec::new() };
+            Ok((Layout { cluster: false, masters: vec![master] }, None))
+        }
+    }
+}
+
+async fn migrate(
+    job: &Job,
+    options: &Options,
+    dir: &Path,
+    store: Store,
+    first_time: bool,
+    progress: &Progress,
+    stop: &Shutdown,
+) -> Result<bool> {
+    let (layout, source) = find_source(job).await?;
+    let (topology, target) = topology::discover(&job.target).await.map_err(|e| e.context("look at the target"))?;
+    fits_databases(job, &topology)?;
+    let saved = store.shards()?;
+    if saved.is_empty() && !options.dry_run && job.on_existing == OnExisting::Fail && (first_time || options.fresh) {
+        refuse_existing(&job.target, &topology).await?;
+    }
+    let estimate = match (&job.source, &source) {
+        (Source::Server { endpoint, .. }, Some(_)) => load_estimate_ms(endpoint).await,
+        _ => 0,
+    };
+    let shared = Arc::new(Shared {
+        job: job.clone(),
+        store: Mutex::new(store),
+        runtime: Handle::current(),
+        stop: stop.clone(),
+        dry_run: options.dry_run,
+        until_caught_up: options.until_caught_up,
+        patience: PATIENCE,
+        relative_ttls: source.as_ref().is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
+        source_cluster: layout.cluster,
+        target_has_functions: target.has_functions(),
+        load_estimate_ms: estimate,
+    });
+    shared.event("info", "start", &format!(
+        "from {} ({}) to {} ({target}, {} masters)",
+        source_name(&job.source),
+        source.as_ref().map_or("a file".into(), |s| format!("{s}, {} masters", layout.masters.len())),
+        job.target.redacted_url(),
+        topology.nodes.len(),
+    ));
+    let views: Vec<Arc<ShardProgress>> = (layout.masters.iter().enumerate())
+        .map(|(i, m)| Arc::new(ShardProgress::new(ShardId(i as u16), m.address.clone())))
+        .collect();
+    progress.set_shards(views.clone());
+    let phase = if !saved.is_empty() && saved.iter().all(|s| s.snapshot_loaded) { Phase::Stream } else { Phase::Snapshot };
+    shared.store(|s| s.enter_phase(phase, unix_ms()))?;
+
+    let mut group = TaskGroup::new();
+    let group_stop = group.stop.clone();
+    for (i, master) in layout.masters.iter().enumerate() {
+        let shard = match saved.iter().find(|s| s.address == master.address) {
+            Some(shard) => ShardState { slots: master.slots_text(), ..shard.clone() },
+            None if !saved.is_empty() => {
+                return Err(Error::new(ErrorKind::State, format!("the source's master {} was not there when this migration began", master.address)));
+            }
+            None => ShardState::new(ShardId(i as u16), master.address.clone(), master.slots_text()),
+        };
+        let view = views.get(i).cloned().ok_or_else(|| Error::new(ErrorKind::Bug, "a shard without progress"))?;
+        let runner = Runner {
+            shared: shared.clone(),
+            topology: topology.clone(),
+            target: target.clone(),
+            dir: dir.join("spool").join(format!("shard-{i}")),
+            shards: layout.masters.len(),
+            view,
+        };
+        let ends = group_stop.clone();
+        group.spawn(async move {
+            let result = runner.run(shard).await;
+            if result.is_err() {
+                ends.request();
+                runner.shared.stop.request();
+            }
+            result
+        });
+    }
+    let watch = watch_phases(shared.clone(), views.clone(), group_stop);
+    let joined = tokio::select! {
+        joined = group.join() => joined,
+        () = watch => group.join().await,
+    };
+    let rdb = source.is_none();
+    let caught_up = views.iter().all(|v| v.caught_up.load(Relaxed));
+    if joined.is_ok() && rdb && !stop.requested() {
+        return Ok(true);
+    }
+    joined.map(|()| caught_up)
+}
+
+/// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.
+async fn watch_phases(shared: Arc<Shared>, views: Vec<Arc<ShardProgress>>, ends: Shutdown) {
+    let mut streaming = false;
+    while !ends.requested() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if !streaming && views.iter().all(|v| v.view().phase == "stream") {
+            streaming = true;
+            if let Err(e) = shared.store(|s| s.enter_phase(Phase::Stream, unix_ms())) {
+                tracing::warn!("{e}");
+            }
+        }
+        if shared.until_caught_up && streaming && views.iter().all(|v| v.caught_up.load(Relaxed)) {
+            shared.stop.request();
+            return;
+        }
+    }
+}
+
+/// Databases that the target cannot hold are found before anything is written.
+fn fits_databases(job: &Job, topology: &Topology) -> Result<()> {
+    if !topology.one_slot {
+        return Ok(());
+    }
+    let beyond = (0..1024).map(DbIndex).filter_map(|db| job.databases.map(db)).any(|to| to != DbIndex::ZERO);
+    if beyond && !job.databases.is_identity() {
+        return Err(Error::new(ErrorKind::Plan, "databases.map leads to a database other than 0, but the target has only database 0")
+            .hint("map the databases to 0, or leave them out with databases.include"));
+    }
+    Ok(())
+}
+
+async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) -> Result<()> {
+    for address in &topology.nodes {
+        let mut conn = net::connect(endpoint, address).await?;
+        let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
+        let text = reply.text().unwrap_or_default();
+        if let Some(line) = text.lines().find(|l| l.starts_with("db")) {
+            return Err(Error::new(ErrorKind::TargetNotEmpty, format!("the target {address} holds keys already ({})", line.trim())));
+        }
+    }
+    Ok(())
+}
+
+/// A generous guess at how long the load takes, from the source's memory: expiries nearer than that are held.
+async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
+    let ask = async {
+        let mut conn = net::connect(endpoint, &endpoint.address()).await.ok()?;
+        let reply = conn.ask(&[b"INFO", b"memory"]).await.ok()?;
+        net::info_field(&reply.text()?, "used_memory")?.parse::<i64>().ok()
+    };
+    // 10 MB/s, and two minutes for the source's fork.
+    ask.await.unwrap_or(1 << 30) / 10_000 + 120_000
+}
+
+/// What one source shard's link and pump need.
+struct Runner {
+    shared: Arc<Shared>,
+    topology: Topology,
+    target: Server,
+    dir: PathBuf,
+    shards: usize,
+    view: Arc<ShardProgress>,
+}
+
+impl Runner {
+    async fn run(&self, mut shard: ShardState) -> Result<()> {
+        loop {
+            let spool_limit = self.shared.job.limits.spool_bytes.unwrap_or(DEFAULT_SPOOL) / self.shards as u64;
+            let spool = Spool::open(&self.dir, spool_limit)?;
+            let ended = match &self.shared.job.source {
+                Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
+                Source::Server { endpoint, .. } => self.replica(&mut shard, spool, endpoint).await?,
+            };
+            if ended != Ended::Superseded || self.shared.stop.requested() {
+                return Ok(());
+            }
+            // The next round asks for a full sync, over what the target already holds.
+            self.shared.event("warning", "full_resync", &format!("{} no longer holds our offset: a new full sync begins", shard.address));
+            shard = (self.shared.store(|s| s.shards())?.into_iter())
+                .find(|s| s.shard == shard.shard)
+                .unwrap_or(shard);
+            shard.replid = None;
+            shard.applied = None;
+        }
+    }
+
+    /// A snapshot file: no link, no stream.
+    async fn file(&self, shard: &mut ShardState, spool: Arc<Spool>, path: &RdbPath) -> Result<Ended> {
+        match path {
+            RdbPath::File(path) => spool.use_file(path)?,
+            RdbPath::Stdin if shard.snapshot_complete => spool.adopt_snapshot(),
+            RdbPath::Stdin => {
+                let mut writer = SpoolWriter::new(spool.clone());
+                tokio::task::spawn_blocking(move || copy_stdin(&mut writer))
+                    .await
+                    .map_err(|e| Error::new(ErrorKind::Bug, "read standard input").cause(e))??;
+            }
+        }
+        shard.snapshot_complete = true;
+        self.pump(shard.clone(), spool, None, ReplOffset(0)).await
+    }
+
+    async fn replica(&self, shard: &mut ShardState, spool: Arc<Spool>, endpoint: &Endpoint) -> Result<Ended> {
+        let resume = self.resume_point(shard, &spool);
+        let from = resume.map(|(id, at)| (id, at));
+        let (conn, start) = psync::start(endpoint, &shard.address, from)
+            .await
+            .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;
+        let replid = match &start {
+            Start::Full { replid, offset } => {
+                let again = shard.keys_written > 0 || shard.reconcile;
+                let (address, slots) = (shard.address.clone(), shard.slots.clone());
+                *shard = ShardState::new(shard.shard, address, slots);
+                // Keys of the attempt before may be gone at the source by now.
+                shard.reconcile = again && self.shared.job.on_existing == OnExisting::Fail;
+                shard.replid = Some(*replid);
+                shard.snapshot_offset = Some(*offset);
+                shard.applied = Some(*offset);
+                spool.wipe()?;
+                spool.start_stream(*offset);
+                *replid
+            }
+            Start::Continue { replid } => {
+                let known = shard.replid.ok_or_else(|| Error::new(ErrorKind::Bug, "+CONTINUE without having asked for it"))?;
+                shard.replid = Some(replid.unwrap_or(known));
+                if shard.snapshot_complete && !shard.snapshot_loaded {
+                    spool.adopt_snapshot();
+                }
+                replid.unwrap_or(known)
+            }
+        };
+        let window_end = if shard.clean { ReplOffset(0) } else { shard.fence_high.unwrap_or(ReplOffset(0)).max(spool.stream_end()) };
+        let window_end = if shard.snapshot_loaded { window_end } else { ReplOffset(0) };
+        self.shared.store(|s| s.save_shards(std::slice::from_ref(shard), &BTreeMap::new()))?;
+        spool.set_replid(replid);
+
+        let link = Link {
+            endpoint: endpoint.clone(),
+            address: shard.address.clone(),
+            spool: spool.clone(),
+            state: Arc::new(LinkState::default()),
+            patience: PATIENCE,
+        };
+        let stop = self.shared.stop.clone();
+        let follow = tokio::spawn(async move { link.follow(conn, start, &stop).await });
+        let pumped = self.pump(shard.clone(), spool.clone(), Some((endpoint.clone(), shard.address.clone())), window_end).await;
+        if pumped.is_err() {
+            self.shared.stop.request();
+        }
+        let linked = follow.await.map_err(|e| Error::new(ErrorKind::Bug, "the replication link panicked").cause(e))?;
+        let ended = pumped?;
+        linked?;
+        Ok(ended)
+    }
+
+    /// The history and offset to go on from, if the spool and the state allow it.
+    fn resume_point(&self, shard: &ShardState, spool: &Spool) -> Option<(ReplId, ReplOffset)> {
+        let (replid, applied) = (shard.replid?, shard.applied?);
+        if !shard.snapshot_loaded {
+            let whole = shard.snapshot_complete && std::fs::metadata(spool.snapshot_path()).is_ok_and(|m| m.len() == shard.snapshot_len);
+            if !whole {
+                return None;
+            }
+        }
+        let covered = spool.stream_start() <= applied && applied <= spool.stream_end();
+        if !covered || spool.stream_end() == ReplOffset(0) {
+            // No stream on disk yet, or it was removed: go on right at the mark.
+            spool.start_stream(applied);
+        }
+        Some((replid, spool.stream_end()))
+    }
+
+    async fn pump(
+        &self,
+        shard: ShardState,
+        spool: Arc<Spool>,
+        source: Option<(Endpoint, String)>,
+        window_end: ReplOffset,
+    ) -> Result<Ended> {
+        let shared = self.shared.clone();
+        let budget = shared.job.limits.memory_bytes.map_or(DEFAULT_BUDGET, |m| usize::try_from(m / 4).unwrap_or(DEFAULT_BUDGET));
+        let options = PipeOptions {
+            budget: (budget / self.shards).max(1 << 20),
+            skip_busy: shared.job.on_existing == OnExisting::Skip,
+            fixed_db: self.topology.one_slot,
+            dry_run: shared.dry_run,
+        };
+        let (topology, view, format) = (self.topology.clone(), self.view.clone(), self.target.payload_target());
+        let held = Held::open(&self.dir);
+        view.keys_read.store(shard.keys_read, Relaxed);
+        view.keys_written.store(shard.keys_written, Relaxed);
+        let work = tokio::task::spawn_blocking(move || {
+            let pipe = Pipe::new(shared.job.target.clone(), topology, shared.runtime.clone(), options);
+            let mut pump = Pump::new(shared, shard, spool, pipe, view, source, format, held);
+            pump.set_window(window_end);
+            pump.run()
+        });
+        work.await.map_err(|e| Error::new(ErrorKind::Bug, "the pump panicked").cause(e))?
+    }
+}
+
+fn copy_stdin(writer: &mut SpoolWriter) -> Result<()> {
+    use std::io::Read;
+    let mut buf = vec![0u8; 1 << 20];
+    let mut input = std::io::stdin().lock();
+    loop {
+        let n = input.read(&mut buf).context(ErrorKind::Disk, || "read standard input".into())?;
+        if n == 0 {
+            return writer.finish_snapshot();
+        }
+        writer.append_snapshot(buf.get(..n).unwrap_or_default())?;
+    }
+}

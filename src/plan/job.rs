@@ -301,7 +301,7 @@ impl Filter {
     }
 
     /// Whether types are restricted, so that a key's type must be known before it is moved.
-    pub fn selects_types(&self) -> bool {
+    pub fn has_types(&self) -> bool {
         !self.types.is_empty()
     }
 }
@@ -347,13 +347,7 @@ pub struct Limits {
 /// How both sides are compared.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {
-    pub ttl_tolerance_ms: u64,
-    pub exclude: Vec<Glob>,
-}
-
-impl VerifyOptions {
-    /// Whether a key is compared.
-    pub fn covers(&self, key: &[u8]) -> bool {
-        !self.exclude.iter().any(|g| g.matches(key))
-    }
+    pub ttl_tolerance_ms: i64,
+    /// Refuses the keys that are not compared.
+    pub exclude: Filter,
 }

@@ -1,1 +1,12 @@
-//! (stub, being written)
+//! RDB and DUMP: bytes in, values out; no I/O of its own, no clock.
+//!
+//! [`frame`] finds where a value ends without decoding it; [`value`] turns its bytes into elements for a sink;
+//! [`file`] is the loop over a snapshot; [`payload`] is the envelope of DUMP and RESTORE.
+
+pub mod cursor;
+pub mod encoding;
+pub mod file;
+pub mod frame;
+pub mod opcode;
+pub mod payload;
+pub mod value;

@@ -16,8 +16,7 @@ pub fn render(report: &Report) -> Value {
             "mode": r.run.mode,
             "source": r.run.source,
             "target": r.run.target,
-            "created_at": r.created_ms,
-            "started_at": r.run.started_ms,
+            "begun_at": r.run.started_ms,
             "found": report.products(),
         })),
         "status": report.status,
@@ -34,10 +33,7 @@ fn verification(v: &Verification) -> Value {
     let mut answer = status::verify_answer(&v.run);
     if let Some(into) = answer.as_object_mut() {
         into.insert("slot_states".into(), json!(v.slot_states));
-        let apart = v.slots_apart.iter().map(|(slot, state, source, target)| {
-            json!({"slot": slot, "state": state, "keys_source": source, "keys_target": target})
-        });
-        into.insert("slots_apart".into(), apart.collect());
+        into.insert("slots_apart".into(), json!(v.slots_apart));
         into.insert(
             "differences".into(),
             v.differences.iter().map(difference).collect(),
@@ -47,7 +43,7 @@ fn verification(v: &Verification) -> Value {
 }
 
 fn difference(d: &Difference) -> Value {
-    json!({"db": d.db.0, "key": byte_string(&d.key), "slot": d.slot.number(), "reason": d.reason, "detail": d.detail})
+    json!({"db": d.db.0, "key": byte_string(&d.key), "slot": d.slot, "reason": d.reason, "detail": d.detail})
 }
 
 /// A byte string is a JSON string when it is valid UTF-8, else `{"base64": "…"}`.

@@ -43,18 +43,13 @@ pub fn render(report: &Report) -> String {
         page.row(&["found at the last start", &text(found)]);
     }
     if let Some(run) = &report.run {
-        page.row(&["begun", &instant(run.created_ms)]);
         page.row(&[
-            "last started",
-            &format!(
-                "{} by keyferry {}, run {}",
-                instant(run.run.started_ms),
-                run.version,
-                run.run_id
-            ),
+            "begun",
+            &format!("{}, run {}", instant(run.run.started_ms), run.run_id),
         ]);
+        page.row(&["last worked on by", &format!("keyferry {}", run.version)]);
     }
-    page.row(&["phase", status.phase.name()]);
+    page.row(&["phase", status.phase.as_str()]);
     if let Some(pid) = status.pid {
         page.row(&[
             "running",
@@ -137,7 +132,7 @@ pub fn render(report: &Report) -> String {
             let until = p.left_ms.or(status.updated_at).unwrap_or(p.entered_ms);
             let took = duration(u64::try_from(until - p.entered_ms).unwrap_or(0));
             page.row(&[
-                p.phase.name(),
+                p.phase.as_str(),
                 &instant(p.entered_ms),
                 &p.left_ms.map_or("now".into(), instant),
                 &took,
@@ -193,7 +188,7 @@ fn verdict(report: &Report) -> String {
 }
 
 fn comparison(page: &mut Page, v: &Verification) {
-    let total = |key: &str| v.run.totals[key].as_u64();
+    let total = |key: &str| v.run.answer[key].as_u64();
     page.heading("Comparison");
     page.table(&["", ""]);
     page.row(&["result", if v.run.equal { "equal" } else { "not equal" }]);
@@ -219,12 +214,12 @@ fn comparison(page: &mut Page, v: &Verification) {
     if !v.slots_apart.is_empty() {
         page.heading("Slots that are not equal");
         page.table(&["slot", "state", "keys at the source", "keys at the target"]);
-        for (slot, state, source, target) in v.slots_apart.iter().take(ROWS) {
+        for s in v.slots_apart.iter().take(ROWS) {
             page.row(&[
-                &slot.to_string(),
-                &text(state),
-                &grouped(*source),
-                &grouped(*target),
+                &s.slot.to_string(),
+                &text(&s.state),
+                &grouped(s.keys_source),
+                &grouped(s.keys_target),
             ]);
         }
         page.more(v.slots_apart.len());

@@ -11,7 +11,9 @@ pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};
-use crate::store::{Difference, Event, Lock, Phase, PhaseSpan, SavedRun, Store, VerifyRun};
+use crate::store::{
+    Difference, Event, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store, VerifyRun,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,9 +44,8 @@ pub struct Verification {
     pub run: VerifyRun,
     /// How many slots are in each state.
     pub slot_states: BTreeMap<String, u64>,
-    /// Slots that are not equal: number, state, keys at the source, keys at the target.
-    pub slots_apart: Vec<(u16, String, u64, u64)>,
-    /// The first of them; the totals hold the true numbers.
+    pub slots_apart: Vec<SlotApart>,
+    /// The first of them; the answer holds the true numbers.
     pub differences: Vec<Difference>,
 }
 
@@ -102,25 +103,11 @@ impl Report {
 }
 
 fn verification(store: &Store, run: VerifyRun) -> Result<Verification> {
-    let mut slot_states = BTreeMap::new();
-    let mut slots_apart = Vec::new();
-    for sum in store.slot_sums()? {
-        if sum.state != "equal" {
-            slots_apart.push((
-                sum.slot.number(),
-                sum.state.clone(),
-                sum.source_keys,
-                sum.target_keys,
-            ));
-        }
-        *slot_states.entry(sum.state).or_default() += 1;
-    }
-    let differences = store.differences(run.id, None, DIFFERENCES_LISTED)?;
     Ok(Verification {
         run,
-        slot_states,
-        slots_apart,
-        differences,
+        slot_states: store.slot_states()?,
+        slots_apart: store.slots_apart()?,
+        differences: store.differences(DIFFERENCES_LISTED)?,
     })
 }
 
@@ -153,7 +140,7 @@ fn unproven(report: &Report) -> Vec<String> {
                     "The last comparison, ended {ended}, found differences."
                 ));
             }
-            let unprovable = verify.run.totals["unprovable_count"].as_u64().unwrap_or(0);
+            let unprovable = verify.run.answer["unprovable_count"].as_u64().unwrap_or(0);
             if unprovable > 0 {
                 list.push(format!("{unprovable} keys changed faster than they could be compared; of them nothing is proven."));
             }

@@ -170,7 +170,7 @@ impl ShardStatus {
 pub(super) fn verify_answer(run: &VerifyRun) -> Value {
     let mut answer =
         json!({"equal": run.equal, "started_at": run.started_ms, "ended_at": run.ended_ms});
-    if let (Some(into), Some(totals)) = (answer.as_object_mut(), run.totals.as_object()) {
+    if let (Some(into), Some(totals)) = (answer.as_object_mut(), run.answer.as_object()) {
         for (key, value) in totals.iter().filter(|(_, v)| !v.is_array()) {
             into.entry(key.clone()).or_insert_with(|| value.clone());
         }
@@ -227,7 +227,9 @@ mod tests {
             updated_at: 5 + i64::from(n),
             ..ShardState::new(ShardId(n), format!("h:{n}"), String::new())
         };
-        store.save_shards(&[shard(0), shard(1)]).unwrap();
+        store
+            .save_shards(&[shard(0), shard(1)], &BTreeMap::new())
+            .unwrap();
         store.add_count("skipped.filter", 3).unwrap();
         store.add_count("cross_slot", 3).unwrap();
         store.enter_phase(Phase::Snapshot, 1).unwrap();

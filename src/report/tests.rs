@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::plan::{Plan, validate};
-use crate::store::{Run, ShardState, SlotSum};
-use crate::types::{DbIndex, ReplOffset, ShardId, Slot};
+use crate::store::{Run, ShardState, SlotRow};
+use crate::types::{DbIndex, ReplOffset, ShardId};
 use serde_json::json;
 
 fn job() -> Job {
@@ -42,7 +42,7 @@ fn moved(dir: &Path) -> Store {
         updated_at: 70_000,
         ..ShardState::new(ShardId(0), "s:1".into(), String::new())
     };
-    store.save_shards(&[shard]).unwrap();
+    store.save_shards(&[shard], &BTreeMap::new()).unwrap();
     store
 }
 
@@ -77,15 +77,8 @@ fn a_move_that_was_never_compared_is_not_called_equal() {
 fn a_comparison_before_the_last_writes_is_said_to_be_that() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = moved(dir.path());
-    let id = store.begin_verify(62_000).unwrap();
-    store
-        .end_verify(
-            id,
-            65_000,
-            true,
-            &json!({"slots": 16384, "unprovable_count": 2}),
-        )
-        .unwrap();
+    let answer = json!({"slots": 16384, "unprovable_count": 2});
+    store.save_verify(&answer, 62_000, 65_000, true).unwrap();
     let report = Report::read(dir.path(), &job(), 80_000).unwrap();
     assert!(
         report
@@ -113,39 +106,25 @@ fn a_comparison_before_the_last_writes_is_said_to_be_that() {
 fn differences_are_listed_and_their_names_cannot_break_the_page() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = moved(dir.path());
-    let id = store.begin_verify(71_000).unwrap();
-    let key = b"a|b`c\xff\n".to_vec();
-    let slot = Slot::of(&key);
-    store
-        .add_differences(
-            id,
-            &[Difference {
-                db: DbIndex(3),
-                slot,
-                key,
-                reason: "missing".into(),
-                detail: "<b>|x".into(),
-            }],
-        )
-        .unwrap();
-    let sum = SlotSum {
-        slot,
+    let difference = Difference {
+        db: DbIndex(3),
+        slot: 5,
+        key: b"a|b`c\xff\n".to_vec(),
+        reason: "missing".into(),
+        detail: "<b>|x".into(),
+    };
+    store.replace_differences(&[difference]).unwrap();
+    let row = SlotRow {
+        slot: 5,
         source_keys: 1,
         source_sum: 5,
         target_keys: 0,
         target_sum: 0,
-        state: "different".into(),
-        verified_at: 1,
+        state: "different",
     };
-    store.replace_slot_sums(&[sum]).unwrap();
-    store
-        .end_verify(
-            id,
-            72_000,
-            false,
-            &json!({"missing_count": 1, "missing": [1, 2]}),
-        )
-        .unwrap();
+    store.save_slot_sums(&[row], 1).unwrap();
+    let answer = json!({"missing_count": 1, "missing": [1, 2]});
+    store.save_verify(&answer, 71_000, 72_000, false).unwrap();
     let report = Report::read(dir.path(), &job(), 80_000).unwrap();
     let page = markdown::render(&report);
     assert!(

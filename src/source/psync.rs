@@ -142,12 +142,6 @@ pub enum Ended {
     FullResync,
 }
 
-/// Told what must be durable: a new id after a failover, or the snapshot being whole.
-pub trait Milestones: Send {
-    fn snapshot_complete(&mut self, len: u64) -> Result<()>;
-    fn replid(&mut self, replid: ReplId) -> Result<()>;
-}
-
 impl Link {
     /// Drains an open link until `stop`; reconnects with PSYNC when it is cut.
     ///
@@ -156,15 +150,13 @@ impl Link {
         &self,
         mut conn: Conn,
         start: Start,
-        mut replid: ReplId,
-        milestones: &mut dyn Milestones,
         stop: &Shutdown,
     ) -> Result<Ended> {
         let mut writer = SpoolWriter::new(self.spool.clone());
         let mut full = matches!(start, Start::Full { .. });
         loop {
             self.state.connected.store(true, Ordering::Relaxed);
-            let result = self.drain(conn, full, &mut writer, milestones, stop).await;
+            let result = self.drain(conn, full, &mut writer, stop).await;
             self.state.connected.store(false, Ordering::Relaxed);
             let lost = match result {
                 Ok(()) => {
@@ -188,7 +180,7 @@ impl Link {
             }
             full = false;
             tracing::warn!("the link to the source was cut, reconnecting: {lost}");
-            match self.reconnect(replid, lost, stop).await? {
+            match self.reconnect(lost, stop).await? {
                 None => {
                     self.spool.end(End::Stopped);
                     return Ok(Ended::Stopped);
@@ -198,10 +190,9 @@ impl Link {
                     return Ok(Ended::FullResync);
                 }
                 Some((next, Start::Continue { replid: new })) => {
-                    if let Some(new) = new.filter(|new| *new != replid) {
+                    if let Some(new) = new.filter(|new| Some(*new) != self.spool.replid()) {
                         tracing::info!("the source goes on under the replication id {new}");
-                        milestones.replid(new)?;
-                        replid = new;
+                        self.spool.set_replid(new);
                     }
                     conn = next;
                     writer = SpoolWriter::new(self.spool.clone());
@@ -211,10 +202,7 @@ impl Link {
     }
 
     /// Tries again until the source answers, `patience` is over (the error) or a stop is asked for (`None`).
-    async fn reconnect(
-        &self,
-        replid: ReplId,
-        mut last: Error,
+    async fn reconnect(&self, mut last: Error,
         stop: &Shutdown,
     ) -> Result<Option<(Conn, Start)>> {
         let began = Instant::now();
@@ -224,13 +212,8 @@ impl Link {
                 return Ok(None);
             }
             self.state.reconnects.fetch_add(1, Ordering::Relaxed);
-            match start(
-                &self.endpoint,
-                &self.address,
-                Some((replid, self.spool.stream_end())),
-            )
-            .await
-            {
+            let from = self.spool.replid().map(|id| (id, self.spool.stream_end()));
+            match start(&self.endpoint, &self.address, from).await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(e) if e.retry() == crate::error::Retry::Later => last = e,
                 Err(e) => return Err(e),
@@ -248,7 +231,6 @@ impl Link {
         conn: Conn,
         full: bool,
         writer: &mut SpoolWriter,
-        milestones: &mut dyn Milestones,
         stop: &Shutdown,
     ) -> Result<()> {
         let mut conn = conn;
@@ -278,7 +260,6 @@ impl Link {
                 self.wait_for_room(stop).await;
             }
             writer.finish_snapshot()?;
-            milestones.snapshot_complete(self.spool.snapshot().0)?;
         }
         // A diskless source sends nothing before the first ACK.
         ack(&mut write, self.spool.stream_end(), &self.address).await?;

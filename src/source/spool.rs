@@ -5,7 +5,7 @@
 //! Invariant: bytes are in the file before they are announced, so whatever was sent to the target can be read again.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::types::ReplOffset;
+use crate::types::{ReplId, ReplOffset};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -39,6 +39,10 @@ struct State {
     released: ReplOffset,
     end: Option<End>,
     arrivals: VecDeque<(ReplOffset, i64)>,
+    /// The history that the spooled bytes belong to.
+    replid: Option<ReplId>,
+    /// A snapshot file of the user's, read where it lies.
+    file: Option<PathBuf>,
 }
 
 /// One source shard's spool, shared by the link that fills it and the pump that empties it.
@@ -71,6 +75,8 @@ impl Spool {
                 released: start,
                 end: None,
                 arrivals: VecDeque::new(),
+                replid: None,
+                file: None,
             }),
             changed: Condvar::new(),
         }))
@@ -105,6 +111,8 @@ impl Spool {
             released: ReplOffset(0),
             end: None,
             arrivals: VecDeque::new(),
+            replid: None,
+            file: None,
         };
         Ok(())
     }
@@ -114,7 +122,25 @@ impl Spool {
     }
 
     pub fn snapshot_path(&self) -> PathBuf {
-        self.dir.join(SNAPSHOT)
+        self.state().file.clone().unwrap_or_else(|| self.dir.join(SNAPSHOT))
+    }
+
+    /// Takes a snapshot file of the user's for the snapshot.
+    pub fn use_file(&self, path: &Path) -> Result<()> {
+        let meta = std::fs::metadata(path).context(ErrorKind::Disk, || format!("open the snapshot {}", path.display()))?;
+        let mut state = self.state();
+        state.file = Some(path.to_owned());
+        state.snapshot_len = meta.len();
+        state.snapshot_complete = true;
+        Ok(())
+    }
+
+    pub fn replid(&self) -> Option<ReplId> {
+        self.state().replid
+    }
+
+    pub fn set_replid(&self, replid: ReplId) {
+        self.state().replid = Some(replid);
     }
 
     /// Says that the snapshot on disk, left by an earlier run, is whole.
@@ -218,7 +244,7 @@ impl Spool {
     }
 
     pub fn drop_snapshot(&self) -> Result<()> {
-        let path = self.snapshot_path();
+        let path = self.dir.join(SNAPSHOT);
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(e).context(ErrorKind::Disk, || format!("remove {}", path.display()));

@@ -1,6 +1,6 @@
 //! Between SQLite's columns and the nouns.
 
-use crate::types::{ReplOffset, Slot};
+use crate::types::ReplOffset;
 use rusqlite::Row;
 use serde_json::Value;
 
@@ -17,10 +17,6 @@ pub(super) fn offset(row: &Row, column: usize) -> rusqlite::Result<Option<ReplOf
     Ok(row
         .get::<_, Option<i64>>(column)?
         .map(|n| ReplOffset(n.cast_unsigned())))
-}
-
-pub(super) fn slot(row: &Row, column: usize) -> rusqlite::Result<Slot> {
-    Slot::new(row.get(column)?).ok_or_else(|| unreadable(column, "slot"))
 }
 
 pub(super) fn document(row: &Row, column: usize) -> rusqlite::Result<Value> {

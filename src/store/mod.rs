@@ -11,13 +11,15 @@ mod schema;
 
 pub use lock::Lock;
 pub use record::{
-    Difference, Event, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotSum, VerifyRun,
+    Difference, Event, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow, VerifyRun,
 };
 
-use self::column::{big, document, int, offset, slot, unreadable};
+use self::column::{big, document, int, offset, unreadable};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
@@ -119,11 +121,14 @@ impl Store {
         doing: &str,
         work: impl FnOnce(&Transaction) -> rusqlite::Result<T>,
     ) -> Result<T> {
-        let result = self.db.transaction().and_then(|transaction| {
-            let value = work(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
-        });
+        let result = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                let value = work(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            });
         result.map_err(|e| failure(&self.path, doing, e))
     }
 
@@ -148,7 +153,7 @@ impl Store {
     /// Notes that a process works on this plan; refuses a plan that moves something else than the saved one.
     pub fn begin_run(&mut self, run: &Run) -> Result<()> {
         let saved = self.run()?;
-        if let Some(saved) = &saved {
+        if let Some(saved) = saved {
             let changed = changed_parts(&saved.run.fingerprint, &run.fingerprint);
             if !changed.is_empty() {
                 return Err(Error::new(
@@ -162,15 +167,22 @@ impl Store {
                 .hint("go back to the plan it began with, or start over with --fresh, or give the plan another name"));
             }
         }
-        let created = saved.as_ref().map_or(run.started_ms, |s| s.created_ms);
-        let run_id = saved.map_or_else(|| new_run_id(run), |s| s.run_id);
+        let run_id = new_run_id(run);
         self.write("save the run", |t| {
             t.execute(
-                "INSERT OR REPLACE INTO run (only, run_id, plan, fingerprint, redacted, mode, source, target, version, created_ms, started_ms)
-                 VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT INTO run (only, run_id, plan, fingerprint, redacted, mode, source, target, version, started_ms)
+                 VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (only) DO UPDATE SET redacted = excluded.redacted, version = excluded.version",
                 params![
-                    run_id, run.plan, run.fingerprint, run.redacted.to_string(), run.mode, run.source, run.target,
-                    env!("CARGO_PKG_VERSION"), created, run.started_ms
+                    run_id,
+                    run.plan,
+                    run.fingerprint,
+                    run.redacted.to_string(),
+                    run.mode,
+                    run.source,
+                    run.target,
+                    env!("CARGO_PKG_VERSION"),
+                    run.started_ms
                 ],
             )
             .map(drop)
@@ -178,20 +190,19 @@ impl Store {
     }
 
     pub fn run(&self) -> Result<Option<SavedRun>> {
-        let sql = "SELECT run_id, version, created_ms, plan, fingerprint, redacted, mode, source, target, started_ms FROM run";
+        let sql = "SELECT run_id, version, plan, fingerprint, redacted, mode, source, target, started_ms FROM run";
         let read = |row: &Row| {
             Ok(SavedRun {
                 run_id: row.get(0)?,
                 version: row.get(1)?,
-                created_ms: row.get(2)?,
                 run: Run {
-                    plan: row.get(3)?,
-                    fingerprint: row.get(4)?,
-                    redacted: document(row, 5)?,
-                    mode: row.get(6)?,
-                    source: row.get(7)?,
-                    target: row.get(8)?,
-                    started_ms: row.get(9)?,
+                    plan: row.get(2)?,
+                    fingerprint: row.get(3)?,
+                    redacted: document(row, 4)?,
+                    mode: row.get(5)?,
+                    source: row.get(6)?,
+                    target: row.get(7)?,
+                    started_ms: row.get(8)?,
                 },
             })
         };
@@ -224,7 +235,7 @@ impl Store {
             )?;
             t.execute(
                 "INSERT INTO phase (name, entered_ms) VALUES (?1, ?2)",
-                params![phase.name(), now_ms],
+                params![phase.as_str(), now_ms],
             )
             .map(drop)
         })
@@ -296,8 +307,12 @@ impl Store {
         })
     }
 
-    /// Saves marks and counters of shards in one transaction.
-    pub fn save_shards(&mut self, shards: &[ShardState]) -> Result<()> {
+    /// Saves marks of shards and adds to counters, in one transaction.
+    pub fn save_shards(
+        &mut self,
+        shards: &[ShardState],
+        counts: &BTreeMap<&'static str, u64>,
+    ) -> Result<()> {
         self.write("save the marks", |t| {
             let mut insert = t.prepare_cached(
                 "INSERT OR REPLACE INTO shard (shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
@@ -318,37 +333,14 @@ impl Store {
                     s.updated_at
                 ])?;
             }
-            Ok(())
-        })
-    }
-
-    /// The source goes on under another replication id, after a failover of its own.
-    pub fn set_replid(&mut self, shard: ShardId, replid: ReplId) -> Result<()> {
-        self.write("save the replication id", |t| {
-            t.execute(
-                "UPDATE shard SET replid = ?2 WHERE shard = ?1",
-                params![shard.0, replid.as_str()],
-            )
-            .map(drop)
-        })
-    }
-
-    pub fn remove_shards(&mut self) -> Result<()> {
-        self.write("forget the shards", |t| {
-            t.execute("DELETE FROM shard", []).map(drop)
+            counts.iter().try_for_each(|(name, n)| add_count(t, name, *n))
         })
     }
 
     // Counters, events, documents.
 
     pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
-        self.write("save a counter", |t| {
-            t.execute(
-                "INSERT INTO count (name, n) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
-                params![name, int(n)],
-            )
-            .map(drop)
-        })
+        self.write("save a counter", |t| add_count(t, name, n))
     }
 
     pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
@@ -412,137 +404,123 @@ impl Store {
 
     // Verification.
 
-    /// Begins a verification; the differences of earlier ones are forgotten, their totals stay.
-    pub fn begin_verify(&mut self, started_ms: i64) -> Result<i64> {
-        self.write("begin a verification", |t| {
-            t.execute("DELETE FROM difference", [])?;
-            t.execute(
-                "INSERT INTO verify_run (started_ms) VALUES (?1)",
-                [started_ms],
-            )?;
-            Ok(t.last_insert_rowid())
-        })
-    }
-
-    pub fn end_verify(
+    /// Notes a verification that has come to its end, with the answer of `verify --json`.
+    pub fn save_verify(
         &mut self,
-        id: i64,
+        answer: &Value,
+        started_ms: i64,
         ended_ms: i64,
         equal: bool,
-        totals: &Value,
     ) -> Result<()> {
-        self.write("end a verification", |t| {
+        self.write("save a verification", |t| {
             t.execute(
-                "UPDATE verify_run SET ended_ms = ?2, equal = ?3, totals = ?4 WHERE id = ?1",
-                params![id, ended_ms, equal, totals.to_string()],
+                "INSERT INTO verify_run (started_ms, ended_ms, equal, answer) VALUES (?1, ?2, ?3, ?4)",
+                params![started_ms, ended_ms, equal, answer.to_string()],
             )
             .map(drop)
         })
     }
 
-    /// All verifications that came to their end, oldest first.
-    pub fn verify_runs(&self) -> Result<Vec<VerifyRun>> {
-        let sql = "SELECT id, started_ms, ended_ms, equal, totals FROM verify_run WHERE ended_ms IS NOT NULL ORDER BY id";
-        self.rows("read the verifications", sql, [], |row| {
-            Ok(VerifyRun {
-                id: row.get(0)?,
-                started_ms: row.get(1)?,
-                ended_ms: row.get(2)?,
-                equal: row.get(3)?,
-                totals: document(row, 4)?,
-            })
-        })
-    }
-
     pub fn last_verify(&self) -> Result<Option<VerifyRun>> {
-        Ok(self.verify_runs()?.pop())
+        let sql =
+            "SELECT started_ms, ended_ms, equal, answer FROM verify_run ORDER BY id DESC LIMIT 1";
+        let read = |row: &Row| {
+            Ok(VerifyRun {
+                started_ms: row.get(0)?,
+                ended_ms: row.get(1)?,
+                equal: row.get(2)?,
+                answer: document(row, 3)?,
+            })
+        };
+        let found = self.db.query_row(sql, [], read).optional();
+        found.map_err(self.failed("read the verification"))
     }
 
     /// Replaces the sums of all slots.
-    pub fn replace_slot_sums(&mut self, sums: &[SlotSum]) -> Result<()> {
+    pub fn save_slot_sums(&mut self, rows: &[SlotRow], now_ms: i64) -> Result<()> {
         self.write("save the slot sums", |t| {
             t.execute("DELETE FROM slot_sum", [])?;
-            sums.iter().try_for_each(|s| put_slot_sum(t, s))
+            let mut insert = t.prepare_cached(
+                "INSERT INTO slot_sum (slot, source_keys, source_sum, target_keys, target_sum, state, verified_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?;
+            for r in rows {
+                insert.execute(params![
+                    r.slot,
+                    int(r.source_keys),
+                    int(r.source_sum),
+                    int(r.target_keys),
+                    int(r.target_sum),
+                    r.state,
+                    now_ms
+                ])?;
+            }
+            Ok(())
         })
     }
 
-    /// Replaces the sum of one slot.
-    pub fn put_slot_sum(&mut self, sum: &SlotSum) -> Result<()> {
-        self.write("save a slot sum", |t| put_slot_sum(t, sum))
+    /// How many slots are in each state.
+    pub fn slot_states(&self) -> Result<BTreeMap<String, u64>> {
+        let sql = "SELECT state, count(*) FROM slot_sum GROUP BY state";
+        let rows = self.rows("count the slots", sql, [], |row| {
+            Ok((row.get(0)?, big(row, 1)?))
+        })?;
+        Ok(rows.into_iter().collect())
     }
 
-    pub fn slot_sums(&self) -> Result<Vec<SlotSum>> {
-        let sql = "SELECT slot, source_keys, source_sum, target_keys, target_sum, state, verified_at FROM slot_sum ORDER BY slot";
+    /// The slots that are in any other state than `equal`.
+    pub fn slots_apart(&self) -> Result<Vec<SlotApart>> {
+        let sql = "SELECT slot, state, source_keys, target_keys FROM slot_sum WHERE state <> 'equal' ORDER BY slot";
         self.rows("read the slot sums", sql, [], |row| {
-            Ok(SlotSum {
-                slot: slot(row, 0)?,
-                source_keys: big(row, 1)?,
-                source_sum: big(row, 2)?,
-                target_keys: big(row, 3)?,
-                target_sum: big(row, 4)?,
-                state: row.get(5)?,
-                verified_at: row.get(6)?,
+            Ok(SlotApart {
+                slot: row.get(0)?,
+                state: row.get(1)?,
+                keys_source: big(row, 2)?,
+                keys_target: big(row, 3)?,
             })
         })
     }
 
-    /// Adds differences; of one reason no more than [`DIFFERENCES_KEPT`] are kept.
-    pub fn add_differences(&mut self, verify_run: i64, differences: &[Difference]) -> Result<()> {
-        let mut kept = self.difference_counts(verify_run)?;
+    /// Replaces the differences by those of the last verification; of one reason no more than
+    /// [`DIFFERENCES_KEPT`] are kept.
+    pub fn replace_differences(&mut self, found: &[Difference]) -> Result<()> {
+        let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
         self.write("save the differences", |t| {
-            let mut insert = t.prepare_cached("INSERT INTO difference (verify_run, db, key, slot, reason, detail) VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
-            for d in differences {
-                let n = kept.entry(d.reason.clone()).or_default();
+            t.execute("DELETE FROM difference", [])?;
+            let mut insert = t.prepare_cached(
+                "INSERT INTO difference (db, key, slot, reason, detail) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?;
+            for d in found {
+                let n = kept.entry(&d.reason).or_default();
                 if *n < DIFFERENCES_KEPT {
                     *n += 1;
-                    insert.execute(params![verify_run, d.db.0, d.key, d.slot.number(), d.reason, d.detail])?;
+                    insert.execute(params![d.db.0, d.key, d.slot, d.reason, d.detail])?;
                 }
             }
             Ok(())
         })
     }
 
-    /// The first differences of one reason, or of all.
-    pub fn differences(
-        &self,
-        verify_run: i64,
-        reason: Option<&str>,
-        limit: u32,
-    ) -> Result<Vec<Difference>> {
-        let sql = "SELECT db, key, slot, reason, detail FROM difference
-            WHERE verify_run = ?1 AND (?2 IS NULL OR reason = ?2) ORDER BY id LIMIT ?3";
-        self.rows(
-            "read the differences",
-            sql,
-            params![verify_run, reason, limit],
-            |row| {
-                Ok(Difference {
-                    db: DbIndex(row.get(0)?),
-                    key: row.get(1)?,
-                    slot: slot(row, 2)?,
-                    reason: row.get(3)?,
-                    detail: row.get(4)?,
-                })
-            },
-        )
-    }
-
-    /// How many differences of each reason are kept.
-    pub fn difference_counts(&self, verify_run: i64) -> Result<BTreeMap<String, u64>> {
-        let sql = "SELECT reason, count(*) FROM difference WHERE verify_run = ?1 GROUP BY reason";
-        let rows = self.rows("count the differences", sql, [verify_run], |row| {
-            Ok((row.get(0)?, big(row, 1)?))
-        })?;
-        Ok(rows.into_iter().collect())
+    /// The first differences of the last verification.
+    pub fn differences(&self, most: u32) -> Result<Vec<Difference>> {
+        let sql = "SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT ?1";
+        self.rows("read the differences", sql, [most], |row| {
+            Ok(Difference {
+                db: DbIndex(row.get(0)?),
+                key: row.get(1)?,
+                slot: row.get(2)?,
+                reason: row.get(3)?,
+                detail: row.get(4)?,
+            })
+        })
     }
 }
 
-fn put_slot_sum(t: &Transaction, s: &SlotSum) -> rusqlite::Result<()> {
+fn add_count(t: &Transaction, name: &str, n: u64) -> rusqlite::Result<()> {
     t.prepare_cached(
-        "INSERT OR REPLACE INTO slot_sum (slot, source_keys, source_sum, target_keys, target_sum, state, verified_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO count (name, n) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
     )?
-    .execute(params![s.slot.number(), int(s.source_keys), int(s.source_sum), int(s.target_keys), int(s.target_sum), s.state, s.verified_at])
+    .execute(params![name, int(n)])
     .map(drop)
 }
 

@@ -1,6 +1,6 @@
 //! What the state file holds, as values.
 
-use crate::types::{DbIndex, ReplId, ReplOffset, ShardId, Slot};
+use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt;
@@ -31,7 +31,7 @@ impl Phase {
         Phase::Failed,
     ];
 
-    pub fn name(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Phase::New => "new",
             Phase::Snapshot => "snapshot",
@@ -45,13 +45,19 @@ impl Phase {
     }
 
     pub fn parse(name: &str) -> Option<Phase> {
-        Phase::ALL.into_iter().find(|p| p.name() == name)
+        Phase::ALL.into_iter().find(|p| p.as_str() == name)
+    }
+}
+
+impl PartialEq<&str> for Phase {
+    fn eq(&self, name: &&str) -> bool {
+        self.as_str() == *name
     }
 }
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.as_str())
     }
 }
 
@@ -84,9 +90,6 @@ pub struct SavedRun {
     pub run_id: String,
     /// The keyferry that worked on it last.
     pub version: String,
-    /// When the first process began it.
-    pub created_ms: i64,
-    /// `started_ms` is when the last process began.
     pub run: Run,
 }
 
@@ -188,15 +191,23 @@ pub struct Event {
 
 /// A slot on both sides, as the last verification saw it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SlotSum {
-    pub slot: Slot,
+pub struct SlotRow {
+    pub slot: u16,
     pub source_keys: u64,
     pub source_sum: u64,
     pub target_keys: u64,
     pub target_sum: u64,
     /// `equal`, `different` or what else the verification says of it.
+    pub state: &'static str,
+}
+
+/// A slot that is not equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SlotApart {
+    pub slot: u16,
     pub state: String,
-    pub verified_at: i64,
+    pub keys_source: u64,
+    pub keys_target: u64,
 }
 
 /// A key that is not the same on both sides.
@@ -204,20 +215,18 @@ pub struct SlotSum {
 pub struct Difference {
     pub db: DbIndex,
     pub key: Vec<u8>,
-    pub slot: Slot,
+    pub slot: u16,
     /// `missing`, `extra`, `different`, `unprovable`.
     pub reason: String,
     pub detail: String,
 }
 
 /// A verification that came to its end.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VerifyRun {
-    #[serde(skip)]
-    pub id: i64,
     pub started_ms: i64,
     pub ended_ms: i64,
     pub equal: bool,
-    /// The answer of `verify --json`, without the lists of keys.
-    pub totals: Value,
+    /// The answer of `verify --json`.
+    pub answer: Value,
 }

@@ -9,7 +9,7 @@ const MIGRATIONS: [&str; 1] = ["
         only INTEGER PRIMARY KEY CHECK (only = 1),
         run_id TEXT NOT NULL, plan TEXT NOT NULL, fingerprint TEXT NOT NULL, redacted TEXT NOT NULL,
         mode TEXT NOT NULL, source TEXT NOT NULL, target TEXT NOT NULL, version TEXT NOT NULL,
-        created_ms INTEGER NOT NULL, started_ms INTEGER NOT NULL
+        started_ms INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE phase (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL, entered_ms INTEGER NOT NULL, left_ms INTEGER
@@ -35,13 +35,13 @@ const MIGRATIONS: [&str; 1] = ["
         verified_at INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE verify_run (
-        id INTEGER PRIMARY KEY, started_ms INTEGER NOT NULL, ended_ms INTEGER, equal INTEGER, totals TEXT
+        id INTEGER PRIMARY KEY, started_ms INTEGER NOT NULL, ended_ms INTEGER NOT NULL, equal INTEGER NOT NULL,
+        answer TEXT NOT NULL
     ) STRICT;
     CREATE TABLE difference (
-        id INTEGER PRIMARY KEY, verify_run INTEGER NOT NULL, db INTEGER NOT NULL, key BLOB NOT NULL,
+        id INTEGER PRIMARY KEY, db INTEGER NOT NULL, key BLOB NOT NULL,
         slot INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL
     ) STRICT;
-    CREATE INDEX difference_by_reason ON difference (verify_run, reason);
     CREATE TABLE document (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 "];
 

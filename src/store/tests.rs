@@ -1,7 +1,6 @@
 //! What is written comes back, what does not fit is refused.
 
 use super::*;
-use crate::types::Slot;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 
@@ -35,23 +34,19 @@ fn the_folder_and_its_files_are_private() {
 }
 
 #[test]
-fn a_run_goes_on_with_its_id_and_a_changed_plan_is_refused_by_part() {
+fn a_run_keeps_its_beginning_and_a_changed_plan_is_refused_by_part() {
     let (_dir, mut store) = store();
     assert!(store.run().unwrap().is_none());
     store.begin_run(&run()).unwrap();
     let first = store.run().unwrap().unwrap();
-    assert_eq!((&first.run, first.created_ms), (&run(), 1000));
-    store
-        .begin_run(&Run {
-            started_ms: 2000,
-            ..run()
-        })
-        .unwrap();
-    let second = store.run().unwrap().unwrap();
-    assert_eq!(
-        (second.run_id, second.created_ms, second.run.started_ms),
-        (first.run_id, 1000, 2000)
-    );
+    assert_eq!(first.run, run());
+    let again = Run {
+        started_ms: 2000,
+        mode: "x".into(),
+        ..run()
+    };
+    store.begin_run(&again).unwrap();
+    assert_eq!(store.run().unwrap().unwrap(), first);
 
     let refused = store
         .begin_run(&Run {
@@ -122,33 +117,30 @@ fn shards_come_back_as_they_were_saved_also_in_another_process() {
         lag_ms: 5,
         ..ShardState::new(ShardId(1), "h:2".into(), String::new())
     };
-    store.save_shards(&[two.clone(), one.clone()]).unwrap();
+    store
+        .save_shards(&[two.clone(), one.clone()], &BTreeMap::new())
+        .unwrap();
     let reader = Store::open_readonly(&dir.path().join("a/b"))
         .unwrap()
         .unwrap();
     assert_eq!(reader.shards().unwrap(), [one.clone(), two.clone()]);
-    let id = ReplId::parse(&[b'b'; 40]).unwrap();
-    store.set_replid(ShardId(0), id).unwrap();
-    one.replid = Some(id);
+    let two = ShardState {
+        keys_written: 4,
+        ..two
+    };
+    let counts = BTreeMap::from([("skipped.filter", 3)]);
     store
-        .save_shards(&[ShardState {
-            keys_written: 4,
-            ..two.clone()
-        }])
+        .save_shards(std::slice::from_ref(&two), &counts)
+        .unwrap();
+    store
+        .save_shards(std::slice::from_ref(&two), &counts)
         .unwrap();
     assert_eq!(
         reader.shards().unwrap(),
-        [
-            one,
-            ShardState {
-                keys_written: 4,
-                ..two
-            }
-        ],
+        [one, two],
         "a reader sees what a writer commits"
     );
-    store.remove_shards().unwrap();
-    assert!(store.shards().unwrap().is_empty());
+    assert_eq!(reader.counts().unwrap()["skipped.filter"], 6);
 }
 
 #[test]
@@ -201,75 +193,83 @@ fn the_last_events_come_oldest_first() {
 #[test]
 fn a_verification_keeps_its_slots_and_a_bounded_number_of_differences() {
     let (_dir, mut store) = store();
-    let id = store.begin_verify(10).unwrap();
-    assert_eq!(store.last_verify().unwrap(), None, "it has not ended");
-    let key = |n: u64| Difference {
+    assert_eq!(store.last_verify().unwrap(), None);
+    let difference = |n: u64, reason: &str| Difference {
         db: DbIndex(0),
         key: vec![0xff, n as u8],
-        slot: Slot::of(&[0xff, n as u8]),
-        reason: "missing".into(),
+        slot: 7,
+        reason: reason.into(),
         detail: String::new(),
     };
-    let many: Vec<Difference> = (0..DIFFERENCES_KEPT + 5).map(key).collect();
-    store.add_differences(id, &many).unwrap();
-    store
-        .add_differences(
-            id,
-            &[
-                Difference {
-                    reason: "extra".into(),
-                    ..key(1)
-                },
-                key(2),
-            ],
-        )
-        .unwrap();
-    let kept = store.difference_counts(id).unwrap();
-    assert_eq!(
-        kept,
-        BTreeMap::from([("missing".into(), DIFFERENCES_KEPT), ("extra".into(), 1)])
-    );
-    assert_eq!(
-        store.differences(id, Some("missing"), 2).unwrap(),
-        many[..2]
-    );
-    assert_eq!(
-        store.differences(id, None, u32::MAX).unwrap().len() as u64,
-        DIFFERENCES_KEPT + 1
-    );
-    store
-        .end_verify(
-            id,
-            20,
-            false,
-            &json!({"missing_count": DIFFERENCES_KEPT + 6}),
-        )
-        .unwrap();
-    let last = store.last_verify().unwrap().unwrap();
-    assert_eq!(
-        (last.id, last.started_ms, last.ended_ms, last.equal),
-        (id, 10, 20, false)
-    );
+    let mut found: Vec<Difference> = (0..DIFFERENCES_KEPT + 5)
+        .map(|n| difference(n, "missing"))
+        .collect();
+    found.push(difference(1, "extra"));
+    store.replace_differences(&found).unwrap();
+    assert_eq!(store.differences(2).unwrap(), found[..2]);
+    let kept = store.differences(u32::MAX).unwrap();
+    assert_eq!(kept.len() as u64, DIFFERENCES_KEPT + 1);
+    assert_eq!(kept.last(), found.last());
+    store.replace_differences(&[]).unwrap();
+    assert!(store.differences(1).unwrap().is_empty());
 
-    let sum = |n: u16, sum: u64| SlotSum {
-        slot: Slot::new(n).unwrap(),
-        source_keys: 1,
-        source_sum: sum,
-        target_keys: 2,
-        target_sum: u64::MAX,
-        state: "equal".into(),
-        verified_at: 3,
-    };
     store
-        .replace_slot_sums(&[sum(0, 1), sum(16383, u64::MAX)])
+        .save_verify(&json!({"missing_count": 1}), 10, 20, false)
         .unwrap();
-    store.put_slot_sum(&sum(0, 9)).unwrap();
+    store
+        .save_verify(&json!({"missing_count": 0}), 30, 40, true)
+        .unwrap();
+    let last = VerifyRun {
+        started_ms: 30,
+        ended_ms: 40,
+        equal: true,
+        answer: json!({"missing_count": 0}),
+    };
+    assert_eq!(store.last_verify().unwrap(), Some(last));
+
+    let row = |slot: u16, state: &'static str| SlotRow {
+        slot,
+        source_keys: 1,
+        source_sum: u64::MAX,
+        target_keys: 2,
+        target_sum: 5,
+        state,
+    };
+    store.save_slot_sums(&[row(1, "different")], 1).unwrap();
+    store
+        .save_slot_sums(&[row(0, "equal"), row(16383, "different")], 2)
+        .unwrap();
+    let states = BTreeMap::from([("equal".to_string(), 1), ("different".to_string(), 1)]);
+    assert_eq!(store.slot_states().unwrap(), states);
+    let apart = SlotApart {
+        slot: 16383,
+        state: "different".into(),
+        keys_source: 1,
+        keys_target: 2,
+    };
+    assert_eq!(store.slots_apart().unwrap(), [apart]);
+}
+
+#[test]
+fn two_processes_may_write_in_turn() {
+    let (dir, mut one) = store();
+    let mut two = Store::open(&dir.path().join("a/b")).unwrap();
+    for i in 0..20 {
+        one.event(i, "info", "one", "x").unwrap();
+        two.enter_phase(
+            if i % 2 == 0 {
+                Phase::Stream
+            } else {
+                Phase::Snapshot
+            },
+            i,
+        )
+        .unwrap();
+    }
     assert_eq!(
-        store.slot_sums().unwrap(),
-        [sum(0, 9), sum(16383, u64::MAX)]
+        (one.events(100).unwrap().len(), one.phases().unwrap().len()),
+        (20, 20)
     );
-    store.begin_verify(30).unwrap();
-    assert!(store.differences(id, None, 1).unwrap().is_empty());
 }
 
 #[test]

@@ -1,2 +1,260 @@
-//! Stub.
-fn main() {}
+//! Traffic, data sets and comparisons from the command line, for scripts and the demo.
+//!
+//!     traffic run --url redis://127.0.0.1:7000 --rate 3000 --seconds 10
+//!     traffic fill --url redis://127.0.0.1:7000 --keys 200000
+//!     traffic compare --a redis://127.0.0.1:7000 --b redis://127.0.0.1:7001 --b-cluster
+//!     traffic cluster redis://127.0.0.1:7001 redis://127.0.0.1:7002 redis://127.0.0.1:7003
+
+#![allow(dead_code)] // the modules are shared with the integration tests
+
+#[path = "../support/compare.rs"]
+mod compare;
+#[path = "../support/dataset.rs"]
+mod dataset;
+#[path = "../support/form.rs"]
+mod form;
+#[path = "../support/rng.rs"]
+mod rng;
+#[path = "../support/side.rs"]
+mod side;
+#[path = "../support/traffic/mod.rs"]
+mod traffic;
+#[path = "../support/wire.rs"]
+mod wire;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::json;
+use side::Side;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[derive(Parser)]
+#[command(about = "Live traffic, data sets and comparisons for keyferry's tests")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Task>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Write at a steady rate for a while (also without naming this command).
+    Run(RunArguments),
+    /// Fill in keys of every type and encoding.
+    Fill {
+        #[arg(long)]
+        url: String,
+        #[arg(long)]
+        cluster: bool,
+        #[arg(long, default_value_t = 10_000)]
+        keys: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        #[arg(long)]
+        no_field_expiry: bool,
+    },
+    /// Compare two sides through plain commands; exit code 1 when they differ.
+    Compare {
+        #[arg(long)]
+        a: String,
+        #[arg(long)]
+        a_cluster: bool,
+        #[arg(long)]
+        b: String,
+        #[arg(long)]
+        b_cluster: bool,
+        #[arg(long, default_value_t = 5)]
+        expiry_tolerance_ms: i64,
+    },
+    /// Form a cluster of empty nodes: every node a master with its share of the slots.
+    Cluster { urls: Vec<String> },
+}
+
+#[derive(Args)]
+struct RunArguments {
+    #[arg(long)]
+    url: Option<String>,
+    #[arg(long)]
+    cluster: bool,
+    /// Writes in a second.
+    #[arg(long, default_value_t = 3_000)]
+    rate: u64,
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    seconds: u64,
+    /// Stop after so many writes; 0 is no limit.
+    #[arg(long, default_value_t = 0)]
+    count: u64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[arg(long, default_value_t = 5_000)]
+    keys: u64,
+    #[arg(long, value_enum, default_value_t = MixName::Mixed)]
+    mix: MixName,
+    #[arg(long, default_value_t = 4)]
+    connections: u64,
+    #[arg(long)]
+    no_field_expiry: bool,
+    #[arg(long)]
+    report_json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MixName {
+    Mixed,
+    Counters,
+    Ttl,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        None => run(arguments.run),
+        Some(Task::Run(options)) => run(options),
+        Some(Task::Fill {
+            url,
+            cluster,
+            keys,
+            seed,
+            no_field_expiry,
+        }) => fill(&url, cluster, keys, seed, !no_field_expiry),
+        Some(Task::Compare {
+            a,
+            a_cluster,
+            b,
+            b_cluster,
+            expiry_tolerance_ms,
+        }) => compare(&a, a_cluster, &b, b_cluster, expiry_tolerance_ms),
+        Some(Task::Cluster { urls }) => form::form(&urls).map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("traffic: {error}");
+        ExitCode::from(3)
+    })
+}
+
+fn run(arguments: RunArguments) -> io::Result<ExitCode> {
+    let url = arguments
+        .url
+        .ok_or_else(|| io::Error::other("--url is needed"))?;
+    let options = traffic::Options {
+        url,
+        cluster: arguments.cluster,
+        rate: arguments.rate,
+        seconds: arguments.seconds,
+        count: arguments.count,
+        seed: arguments.seed,
+        keys: arguments.keys,
+        mix: match arguments.mix {
+            MixName::Mixed => traffic::Mix::Mixed,
+            MixName::Counters => traffic::Mix::Counters,
+            MixName::Ttl => traffic::Mix::Ttl,
+        },
+        connections: arguments.connections,
+        field_expiry: !arguments.no_field_expiry,
+    };
+    let under_way = traffic::start(&options)?;
+    stop_on_signal(under_way.stopper());
+    let report = under_way.wait();
+    if arguments.report_json {
+        println!(
+            "{}",
+            json!({
+                "total": report.total(),
+                "acknowledged": report.acknowledged,
+                "refused": report.refused,
+                "counters": report.counters,
+                "broken": report.broken,
+                "elapsed_ms": report.elapsed_ms,
+            })
+        );
+    } else {
+        for (kind, n) in &report.acknowledged {
+            println!("{n:8} {kind}");
+        }
+        for (kind, (n, text)) in &report.refused {
+            println!("{n:8} {kind} refused: {text}");
+        }
+        for text in &report.broken {
+            println!("a connection broke: {text}");
+        }
+        println!(
+            "{:8} writes acknowledged in {:.1} s",
+            report.total(),
+            report.elapsed_ms as f64 / 1000.0
+        );
+    }
+    Ok(if report.broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
+    })
+}
+
+/// SIGINT and SIGTERM end the traffic in order, so that the account is complete.
+fn stop_on_signal(stop: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let Ok(runtime) = runtime else { return };
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+                return;
+            };
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn fill(
+    url: &str,
+    cluster: bool,
+    keys: u64,
+    seed: u64,
+    field_expiry: bool,
+) -> io::Result<ExitCode> {
+    let mut side = Side::open(url, cluster)?;
+    let what = dataset::Fill {
+        seed,
+        field_expiry,
+        ..dataset::Fill::new(keys)
+    };
+    let started = std::time::Instant::now();
+    let written = dataset::fill(&mut side, &what)?;
+    println!(
+        "{written} keys written in {:.1} s",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn compare(
+    a: &str,
+    a_cluster: bool,
+    b: &str,
+    b_cluster: bool,
+    expiry_tolerance_ms: i64,
+) -> io::Result<ExitCode> {
+    let (mut a, mut b) = (Side::open(a, a_cluster)?, Side::open(b, b_cluster)?);
+    let rules = compare::Rules {
+        expiry_tolerance_ms,
+        ..compare::Rules::default()
+    };
+    let started = std::time::Instant::now();
+    let found = compare::compare(&mut a, &mut b, &rules)?;
+    print!("{found}");
+    println!("compared in {:.1} s", started.elapsed().as_secs_f64());
+    Ok(if found.equal() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
+}

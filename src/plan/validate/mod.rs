@@ -6,7 +6,7 @@ mod endpoint;
 
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
-use super::{Glob, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
+use super::{Glob, OnExisting, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,11 +32,16 @@ pub fn validate(plan: &Plan) -> Result<Job> {
     let filter = filter(plan)?;
     let limits = limits(plan)?;
     let verify = VerifyOptions {
-        ttl_tolerance_ms: plan.verify.ttl_tolerance_ms,
-        exclude: globs("verify.exclude", &plan.verify.exclude)?,
+        ttl_tolerance_ms: i64::try_from(plan.verify.ttl_tolerance_ms)
+            .map_err(|_| wrong("verify.ttl_tolerance_ms is larger than any expiry"))?,
+        exclude: Filter {
+            exclude: globs("verify.exclude", &plan.verify.exclude)?,
+            ..Filter::default()
+        },
     };
-    if i64::try_from(verify.ttl_tolerance_ms).is_err() {
-        return Err(wrong("verify.ttl_tolerance_ms is larger than any expiry"));
+    if plan.on_existing == OnExisting::Skip && source.endpoint().is_some() {
+        return Err(wrong("on_existing \"skip\" keeps the target's own values, which a live source would then write over")
+            .hint("use \"skip\" with source.mode \"rdb\", or \"replace\""));
     }
     check_cutover_and_latency(plan)?;
     let fingerprint = fingerprint(&source, &target, &databases, &filter);
@@ -86,7 +91,10 @@ fn source(plan: &Plan, warnings: &mut Vec<String>) -> Result<Source> {
     let mode = match typed.mode {
         SourceMode::Auto => Mode::Auto,
         SourceMode::Replica => Mode::Replica,
-        SourceMode::Scan => Mode::Scan,
+        SourceMode::Scan => {
+            return Err(wrong("source.mode \"scan\" is not built yet")
+                .hint("use \"replica\" where the source allows PSYNC, else \"rdb\""));
+        }
         SourceMode::Rdb => return rdb_source(plan),
     };
     if typed.path.is_some() {

@@ -206,6 +206,14 @@ fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
             "source.url names database 1, but",
         ),
         (
+            vec![("/on_existing", json!("skip"))],
+            "on_existing \"skip\" keeps",
+        ),
+        (
+            vec![("/source/mode", json!("scan"))],
+            "source.mode \"scan\" is not built",
+        ),
+        (
             vec![("/filter", json!({"include": ["a[b"]}))],
             "read filter.include[0]: the glob",
         ),
@@ -358,7 +366,7 @@ fn the_fingerprint_changes_with_what_is_moved_and_not_with_how() {
         base,
         of(&[
             ("/source/password", json!("p")),
-            ("/on_existing", json!("skip")),
+            ("/on_existing", json!("replace")),
             ("/limits", json!({"keys_per_s": 5}))
         ])
     );

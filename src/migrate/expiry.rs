@@ -1,0 +1,146 @@
+//! Held expiries: while the target catches up, a key must not expire there before its renewal arrives.
+//!
+//! Such a key gets a far expiry on the target and a line in a file; when the stream has caught up, each line's key
+//! gets the expiry that the source tells then, or is removed if the source has it no more.
+//! Invariant: the lines are in the file before the checkpoint passes the commands that hold the keys back;
+//! a crash before that makes the same commands come again.
+
+use crate::error::{Context, ErrorKind, Result};
+use crate::types::DbIndex;
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// How far ahead a held expiry is put; if keyferry never comes back, the keys still end.
+pub const HOLD_MS: i64 = 24 * 3600 * 1000;
+/// Lag above which expiries are held in the stream as well.
+pub const LAG_MS: u64 = 500;
+
+/// Set in a line's database number: the key is released by reading it whole.
+pub const HEAL_WHOLE: u32 = 1 << 31;
+
+/// The file of held keys.
+pub struct Held {
+    path: PathBuf,
+    file: Option<File>,
+    pending: Vec<u8>,
+    /// Lines in the file, as far as this process knows; 1 stands for "some" after a restart.
+    pub count: u64,
+}
+
+impl Held {
+    pub fn open(dir: &Path) -> Held {
+        let path = dir.join("held");
+        let count = u64::from(std::fs::metadata(&path).is_ok_and(|m| m.len() > 0) || dir.join("held.releasing").exists());
+        Held { path, file: None, pending: Vec::new(), count }
+    }
+
+    /// Notes a key; [`Held::save`] writes it down.
+    pub fn note(&mut self, db: DbIndex, key: &[u8]) {
+        self.pending.extend_from_slice(&db.0.to_le_bytes());
+        self.pending.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.pending.extend_from_slice(key);
+        self.count += 1;
+    }
+
+    /// Appends what was noted to the file.
+    pub fn save(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let failed = || format!("write the held expiries to {}", self.path.display());
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.path);
+                self.file.insert(file.context(ErrorKind::Disk, failed)?)
+            }
+        };
+        file.write_all(&self.pending).context(ErrorKind::Disk, failed)?;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Takes all lines away for releasing; new ones go to a new file.
+    pub fn take(&mut self) -> Result<Releasing> {
+        self.save()?;
+        self.file = None;
+        self.count = 0;
+        let taken = self.path.with_extension("releasing");
+        let failed = || format!("release the held expiries in {}", taken.display());
+        if taken.exists() {
+            // An earlier release was interrupted: what has come since is added to it.
+            if let Ok(more) = std::fs::read(&self.path) {
+                let mut old = OpenOptions::new().append(true).open(&taken).context(ErrorKind::Disk, failed)?;
+                old.write_all(&more).context(ErrorKind::Disk, failed)?;
+                let _ = std::fs::remove_file(&self.path);
+            }
+        } else if self.path.exists() {
+            std::fs::rename(&self.path, &taken).context(ErrorKind::Disk, failed)?;
+        } else {
+            return Ok(Releasing { path: taken, reader: None });
+        }
+        let reader = BufReader::new(File::open(&taken).context(ErrorKind::Disk, failed)?);
+        Ok(Releasing { path: taken, reader: Some(reader) })
+    }
+}
+
+/// Lines being released; the file goes when all of them are done.
+pub struct Releasing {
+    path: PathBuf,
+    reader: Option<BufReader<File>>,
+}
+
+impl Releasing {
+    /// The next keys of one database, at most `most`; empty at the end.
+    pub fn next(&mut self, most: usize) -> Result<Vec<(DbIndex, Vec<u8>)>> {
+        let mut keys = Vec::new();
+        let Some(reader) = &mut self.reader else { return Ok(keys) };
+        while keys.len() < most {
+            let mut head = [0u8; 8];
+            match reader.read_exact(&mut head) {
+                Ok(()) => {}
+                // A torn last line was never sent.
+                Err(_) => break,
+            }
+            let [a, b, c, d, e, f, g, h] = head;
+            let mut key = vec![0u8; u32::from_le_bytes([e, f, g, h]) as usize];
+            if reader.read_exact(&mut key).is_err() {
+                break;
+            }
+            keys.push((DbIndex(u32::from_le_bytes([a, b, c, d])), key));
+        }
+        Ok(keys)
+    }
+
+    pub fn done(self) -> Result<()> {
+        if self.reader.is_some() {
+            std::fs::remove_file(&self.path).context(ErrorKind::Disk, || format!("remove {}", self.path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_keys_survive_a_restart_and_an_interrupted_release() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut held = Held::open(dir.path());
+        assert_eq!(held.count, 0);
+        held.note(DbIndex(3), b"a");
+        held.save().unwrap();
+        drop(held.take().unwrap()); // interrupted: not done()
+        let mut held = Held::open(dir.path());
+        assert_eq!(held.count, 1);
+        held.note(DbIndex(0), b"b");
+        let mut all = held.take().unwrap();
+        assert_eq!(all.next(10).unwrap(), [(DbIndex(3), b"a".to_vec()), (DbIndex(0), b"b".to_vec())]);
+        assert!(all.next(10).unwrap().is_empty());
+        all.done().unwrap();
+        assert_eq!(Held::open(dir.path()).count, 0);
+    }
+}

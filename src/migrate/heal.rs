@@ -1,0 +1,508 @@
+//! Making keys exact by reading them: heal, the window after a crash, held expiries, trouble on the target, reconcile.
+//!
+//! Everything here reads a state from the source at a known offset and writes it behind what is already on its way.
+
+use crate::command::{self, Access, Command};
+use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::fence::{Fence, KeyState};
+use crate::migrate::expiry::HEAL_WHOLE;
+use crate::migrate::pump::Pump;
+use crate::migrate::{fence_key, shown};
+use crate::net;
+use crate::rdb::file::Header;
+use crate::rdb::payload;
+use crate::resp::{self, Reply};
+use crate::target::writer::NOTHING_THERE;
+use crate::target::{Fate, Unit};
+use crate::types::{DbIndex, Mark, ReplOffset, Slot};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+/// Keys read in one round trip to the source.
+const HEAL_CHUNK: usize = 64;
+/// Fence offsets are reserved this far ahead, so that not every heal writes to SQLite.
+const FENCE_RESERVE: u64 = 4 << 20;
+const RELEASE_CHUNK: usize = 512;
+
+type Key = (DbIndex, Vec<u8>);
+
+impl Pump {
+    /// Reads the true state of `keys` (in the source's databases) and writes it to the target.
+    ///
+    /// Afterwards every streamed command on them up to the offset of that state is skipped.
+    pub(super) fn heal(&mut self, keys: &[Key], mark: Mark) -> Result<()> {
+        if self.shared.dry_run {
+            self.shard.healed_keys += keys.len() as u64;
+            return Ok(());
+        }
+        let mut by_db: BTreeMap<DbIndex, Vec<&[u8]>> = BTreeMap::new();
+        for (db, key) in keys {
+            by_db.entry(*db).or_default().push(key);
+        }
+        for (db, mut list) in by_db {
+            list.sort_unstable();
+            list.dedup();
+            for chunk in list.chunks(HEAL_CHUNK) {
+                let states = self.fenced(|fence, runtime| runtime.block_on(fence.read(db, chunk)))?;
+                self.reserve(states.iter().map(|s| s.offset).max())?;
+                for (key, state) in chunk.iter().zip(&states) {
+                    self.write_state(db, key, state, mark)?;
+                    self.fenced.insert(fence_key(db, key), state.offset);
+                    self.fenced_to = self.fenced_to.max(state.offset);
+                    self.shard.healed_keys += 1;
+                    self.progress.healed.store(self.shard.healed_keys, Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Heals what the window after a crash has collected.
+    pub(super) fn heal_dirty(&mut self) -> Result<()> {
+        if self.dirty.is_empty() {
+            return Ok(());
+        }
+        let keys = std::mem::take(&mut self.dirty);
+        // The marks before these keys' commands must not pass before the keys are written.
+        let mark = Mark::Stream { at: self.shard.applied.unwrap_or(self.at), db: self.shard.applied_db };
+        self.heal(&keys, mark)
+    }
+
+    /// Makes durable how far ahead of the stream the target's keys may be, before they are.
+    fn reserve(&mut self, offset: Option<ReplOffset>) -> Result<()> {
+        let Some(offset) = offset else { return Ok(()) };
+        if self.shard.fence_high.is_none_or(|high| offset > high) {
+            self.shard.fence_high = Some(offset.plus(FENCE_RESERVE));
+            self.save(false)?;
+        }
+        Ok(())
+    }
+
+    fn write_state(&mut self, db: DbIndex, key: &[u8], state: &KeyState, mark: Mark) -> Result<()> {
+        let Some(target_db) = self.shared.job.databases.map(db) else { return Ok(()) };
+        let Some(dump) = &state.payload else { return self.remove(target_db, key, mark) };
+        let value = payload::open(dump).map_err(|e| e.context(format!("read the key {} from the source", shown(key))))?;
+        let kind = crate::rdb::value::kind(value.type_id, value.dialect)?;
+        if self.shared.job.filter.has_types() && !self.shared.job.filter.accepts_type(kind.name()) {
+            return self.remove(target_db, key, mark);
+        }
+        let version = u32::from(value.version);
+        let fit = payload::fit(value.type_id, value.dialect, version, value.body, &self.format);
+        let header = Header {
+            db,
+            key,
+            expire: state.expire,
+            idle_s: None,
+            freq: None,
+            meta: value.meta,
+            type_id: value.type_id,
+            at: 0,
+            value_at: 0,
+        };
+        self.put(target_db, &header, value.body, value.dialect, version, fit, state.expire, mark)?;
+        // It was counted as a key of the snapshot.
+        self.shard.keys_written -= 1;
+        Ok(())
+    }
+
+    fn remove(&mut self, db: DbIndex, key: &[u8], mark: Mark) -> Result<()> {
+        let node = self.pipe.node_of(Slot::of(key));
+        resp::command(&mut self.pipe.batch(node, db, mark)?.bytes, &[b"DEL", key]);
+        self.pipe.added(node, 1);
+        Ok(())
+    }
+
+    /// Runs a read on the source's fence connection; opens it anew when it was cut.
+    fn fenced<T>(&mut self, mut read: impl FnMut(&mut Fence, &tokio::runtime::Handle) -> Result<T>) -> Result<T> {
+        let Some((endpoint, address)) = &self.source else {
+            return Err(Error::new(ErrorKind::Unsupported, "a snapshot file cannot be asked for a key's later state"));
+        };
+        let runtime = self.shared.runtime.clone();
+        let (began, mut backoff) = (Instant::now(), net::Backoff::new());
+        loop {
+            let attempt = match &mut self.fence {
+                Some(fence) => read(fence, &runtime),
+                None => match runtime.block_on(Fence::open(endpoint, address)) {
+                    Ok(fence) => read(self.fence.insert(fence), &runtime),
+                    Err(e) => Err(e),
+                },
+            };
+            match attempt {
+                Ok(value) => return Ok(value),
+                Err(e) if e.retry() == Retry::Never || began.elapsed() > self.shared.patience => return Err(e),
+                Err(e) if self.shared.stop.requested() => {
+                    return Err(Error::new(ErrorKind::Interrupted, "stopped while reading keys from the source").cause(e));
+                }
+                Err(e) => {
+                    tracing::warn!("reading keys from the source failed, trying again: {e}");
+                    self.fence = None;
+                    std::thread::sleep(backoff.next());
+                }
+            }
+        }
+    }
+
+    /// Gives held keys the expiry that the source tells now.
+    pub(super) fn release_held(&mut self) -> Result<()> {
+        if self.shared.dry_run {
+            self.held.take()?.done()?;
+            return Ok(());
+        }
+        let mut releasing = self.held.take()?;
+        let mut released = 0u64;
+        loop {
+            let keys = releasing.next(RELEASE_CHUNK)?;
+            if keys.is_empty() {
+                break;
+            }
+            let mut rest = keys.as_slice();
+            while let Some((db, _)) = rest.first() {
+                let db = *db;
+                let n = rest.iter().take_while(|(d, _)| *d == db).count();
+                let (same, others) = rest.split_at(n);
+                rest = others;
+                if db.0 & HEAL_WHOLE != 0 {
+                    let db = DbIndex(db.0 & !HEAL_WHOLE);
+                    let whole: Vec<Key> = same.iter().map(|(_, k)| (db, k.clone())).collect();
+                    let mark = self.now();
+                    self.heal(&whole, mark)?;
+                    continue;
+                }
+                let names: Vec<&[u8]> = same.iter().map(|(_, k)| k.as_slice()).collect();
+                let expiries = self.fenced(|fence, runtime| runtime.block_on(fence.expiries(db, &names)))?;
+                let Some(target_db) = self.shared.job.databases.map(db) else { continue };
+                let mark = self.now();
+                for (key, expiry) in names.iter().zip(expiries) {
+                    released += 1;
+                    let node = self.pipe.node_of(Slot::of(key));
+                    let out = &mut self.pipe.batch(node, target_db, mark)?.bytes;
+                    match expiry {
+                        None => resp::command(out, &[b"DEL", key]),
+                        Some(None) => resp::command(out, &[b"PERSIST", key]),
+                        Some(Some(at)) => resp::command(out, &[b"PEXPIREAT", key, at.to_string().as_bytes()]),
+                    }
+                    self.pipe.added(node, 1);
+                }
+            }
+            if self.pipe.troubled() {
+                self.resolve()?;
+            }
+        }
+        self.settle_all()?;
+        releasing.done()?;
+        if released > 0 {
+            tracing::debug!("{released} held expiries released");
+        }
+        Ok(())
+    }
+
+    /// Waits until everything sent is answered and all trouble resolved; true when the snapshot must be read again from its mark.
+    pub(super) fn settle_all(&mut self) -> Result<bool> {
+        loop {
+            self.pipe.flush();
+            if self.resolve()? {
+                return Ok(true);
+            }
+            if self.pipe.oldest().is_none() && !self.pipe.troubled() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Collects what the target could not do and does it again, by the way that fits each error.
+    ///
+    /// True when the snapshot must be read again from its saved mark, because it is not known what has run.
+    pub(super) fn resolve(&mut self) -> Result<bool> {
+        let (began, mut backoff) = (Instant::now(), net::Backoff::new());
+        let loading = !self.shard.snapshot_loaded;
+        loop {
+            let mark = self.pipe.oldest().unwrap_or_else(|| if loading { self.loading_mark() } else { self.now() });
+            let (units, error) = self.pipe.settle();
+            if units.is_empty() && error.is_none() {
+                self.progress.set_note("");
+                return Ok(false);
+            }
+            self.count("faults.target");
+            let why = match (&error, units.iter().find_map(|u| match &u.fate { Fate::Refused(text) => Some(text), _ => None })) {
+                (Some(e), _) => e.to_string(),
+                (None, Some(text)) => format!("the target answered: {text}"),
+                (None, None) => "commands were not sent".into(),
+            };
+            if let Some(e) = fatal(&units, loading) {
+                return Err(e);
+            }
+            if let Some(e) = error.filter(|e| e.retry() == Retry::Never) {
+                return Err(e);
+            }
+            if began.elapsed() > self.shared.patience {
+                return Err(Error::new(ErrorKind::NotReady, format!("the target was not usable for {} s: {why}", self.shared.patience.as_secs())));
+            }
+            if self.shared.stop.requested() {
+                // What has not been done stays before the mark: the next run does it.
+                return Err(Error::new(ErrorKind::Interrupted, format!("stopped while the target had trouble: {why}")));
+            }
+            self.progress.set_note(format!("target: {why}"));
+            self.shared.event("warning", "target", &why);
+            if self.wants_wait(&units) {
+                std::thread::sleep(backoff.next());
+            }
+            if let Err(e) = self.pipe.refresh() {
+                tracing::warn!("the target's topology could not be read: {e}");
+                std::thread::sleep(backoff.next());
+            }
+            let uncertain = units.iter().any(|u| u.fate == Fate::Uncertain);
+            if loading && (uncertain || self.in_large) {
+                if let Mark::Snapshot { at, db } = mark {
+                    self.shard.snapshot_at = at;
+                    self.shard.snapshot_db = db;
+                }
+                return Ok(true);
+            }
+            self.redo(units, mark)?;
+            if !self.pipe.troubled() {
+                self.pipe.flush();
+                self.progress.set_note("");
+                return Ok(false);
+            }
+        }
+    }
+
+    fn wants_wait(&self, units: &[Unit]) -> bool {
+        units.iter().any(|u| match &u.fate {
+            Fate::Refused(text) => !text.starts_with("MOVED") && !text.starts_with("ASK") && text != NOTHING_THERE,
+            Fate::Uncertain | Fate::Unsent => true,
+        })
+    }
+
+    /// Sends again what may be sent again; heals the keys of everything else, and of what touches those.
+    fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
+        let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
+        for unit in units {
+            let touched = self.keys_of(&unit)?;
+            let touches = touched.iter().any(|(k, _)| healing.contains_key(&fence_key(k.0, &k.1)));
+            let again = match &unit.fate {
+                Fate::Unsent => true,
+                Fate::Uncertain => touched.is_empty(),
+                Fate::Refused(text) => is_temporary(text),
+            };
+            if again && !touches {
+                match unit.fate {
+                    Fate::Refused(ref text) if text.starts_with("ASK ") => self.ask(&unit, text)?,
+                    _ => self.resend(&unit, &touched, mark)?,
+                }
+                continue;
+            }
+            if let Fate::Refused(text) = &unit.fate {
+                if touched.is_empty() {
+                    // Functions and flushes: nothing to heal; FUNCTION DELETE of a library that is gone is no fault.
+                    self.note("refused", &format!("the target answered: {text}"));
+                    continue;
+                }
+                if text != NOTHING_THERE {
+                    self.count("healed.refused");
+                }
+            }
+            for (key, access) in touched {
+                if access == Access::Write {
+                    healing.insert(fence_key(key.0, &key.1), key);
+                }
+            }
+        }
+        if !healing.is_empty() {
+            let keys: Vec<Key> = healing.into_values().collect();
+            self.heal(&keys, mark)?;
+        }
+        Ok(())
+    }
+
+    /// The keys of a unit, in the source's databases.
+    fn keys_of(&self, unit: &Unit) -> Result<Vec<(Key, Access)>> {
+        let mut found = Vec::new();
+        let (mut args, mut keys) = (Vec::new(), Vec::new());
+        let mut rest = unit.bytes.as_slice();
+        let db = self.source_db(unit.db);
+        while let Some(len) = resp::parse_command(rest, &mut args)? {
+            let cmd = Command { raw: rest.get(..len).unwrap_or_default(), args: &args };
+            if let Some(spec) = command::lookup(cmd.name()) {
+                // FLUSHALL, FUNCTION, MULTI and EXEC have none.
+                if spec.keys(&cmd, &mut keys).is_ok() {
+                    for k in &keys {
+                        found.push(((db, cmd.arg(k.index).unwrap_or_default().to_vec()), k.access));
+                    }
+                }
+            }
+            rest = rest.get(len..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// The source's database that goes to `target`.
+    fn source_db(&self, target: DbIndex) -> DbIndex {
+        (0..1024).map(DbIndex).find(|db| self.shared.job.databases.map(*db) == Some(target)).unwrap_or(target)
+    }
+
+    fn resend(&mut self, unit: &Unit, keys: &[(Key, Access)], mark: Mark) -> Result<()> {
+        match keys.first() {
+            Some(((_, key), _)) => {
+                let node = self.pipe.node_of(Slot::of(key));
+                self.pipe.batch(node, unit.db, mark)?.bytes.extend_from_slice(&unit.bytes);
+                self.pipe.added(node, unit.commands);
+            }
+            None => {
+                for node in 0..self.pipe.node_count() {
+                    self.pipe.batch(node, unit.db, mark)?.bytes.extend_from_slice(&unit.bytes);
+                    self.pipe.added(node, unit.commands);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot on its way to another node: that node takes the command after ASKING.
+    fn ask(&mut self, unit: &Unit, text: &str) -> Result<()> {
+        let address = text.split(' ').nth(2).unwrap_or_default().to_owned();
+        let address = if address.starts_with(':') { format!("{}{address}", self.pipe.endpoint().host) } else { address };
+        let endpoint = self.pipe.endpoint().clone();
+        let mut backoff = net::Backoff::new();
+        for _ in 0..40 {
+            let answer: Result<Option<String>> = self.shared.runtime.block_on(async {
+                let mut conn = net::connect(&endpoint, &address).await?;
+                conn.push(&[b"ASKING"]);
+                conn.outgoing().extend_from_slice(&unit.bytes);
+                conn.flush().await?;
+                conn.reply().await?;
+                let mut error = None;
+                for _ in 0..unit.commands {
+                    if let (Reply::Error(text), None) = (conn.reply().await?, &error) {
+                        error = Some(text);
+                    }
+                }
+                Ok(error)
+            });
+            match answer {
+                Ok(None) => return Ok(()),
+                Ok(Some(text)) if text.starts_with("TRYAGAIN") => std::thread::sleep(backoff.next()),
+                // The migration of the slot has ended in between: the new topology knows.
+                _ => break,
+            }
+        }
+        let touched = self.keys_of(unit)?;
+        let mark = self.pipe.oldest().unwrap_or_else(|| self.now());
+        if self.shard.snapshot_loaded {
+            let keys: Vec<Key> = touched.into_iter().filter(|(_, a)| *a == Access::Write).map(|(k, _)| k).collect();
+            self.heal(&keys, mark)
+        } else {
+            self.resend(unit, &touched, mark)
+        }
+    }
+
+    /// Removes from the target what the source does not hold (any more), key by key and in bounded memory.
+    pub(super) fn reconcile(&mut self) -> Result<()> {
+        self.shared.event("info", "reconcile", "comparing the target's keys with the source's: what is gone there is removed");
+        self.settle_all()?;
+        for node in 0..self.pipe.node_count() {
+            let address = self.pipe.address(node).to_owned();
+            let endpoint = self.pipe.endpoint().clone();
+            let runtime = self.shared.runtime.clone();
+            let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
+            let mut seen_dbs = Vec::new();
+            for source_db in (0..1024).map(DbIndex) {
+                let Some(target_db) = self.shared.job.databases.map(source_db) else { continue };
+                if seen_dbs.contains(&target_db) {
+                    continue;
+                }
+                seen_dbs.push(target_db);
+                if target_db != DbIndex::ZERO
+                    && let Reply::Error(_) = runtime.block_on(conn.ask(&[b"SELECT", target_db.to_string().as_bytes()]))?
+                {
+                    break;
+                }
+                let mut cursor = b"0".to_vec();
+                loop {
+                    let reply = runtime.block_on(conn.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]))?;
+                    let parts = reply.array().unwrap_or_default();
+                    cursor = parts.first().and_then(Reply::bytes).unwrap_or(b"0").to_vec();
+                    let keys: Vec<&[u8]> = parts.get(1).and_then(Reply::array).unwrap_or_default().iter().filter_map(Reply::bytes).collect();
+                    let ours: Vec<&[u8]> = keys
+                        .into_iter()
+                        .filter(|k| self.shared.job.filter.accepts(k) && self.serves(k))
+                        .collect();
+                    let there = self.fenced(|fence, runtime| runtime.block_on(fence.exist(source_db, &ours)))?;
+                    let gone: Vec<Key> =
+                        ours.iter().zip(there).filter(|(_, there)| !there).map(|(k, _)| (source_db, k.to_vec())).collect();
+                    if !gone.is_empty() {
+                        *self.counts.entry("removed").or_default() += gone.len() as u64;
+                        let mark = self.now();
+                        self.heal(&gone, mark)?;
+                    }
+                    if self.shared.stop.requested() {
+                        return Err(Error::new(ErrorKind::Interrupted, "stopped while removing keys that the source no longer holds"));
+                    }
+                    if cursor == b"0" {
+                        break;
+                    }
+                }
+            }
+        }
+        self.settle_all()?;
+        Ok(())
+    }
+
+    /// Whether a key belongs to this source shard's slots.
+    fn serves(&self, key: &[u8]) -> bool {
+        if !self.shared.source_cluster {
+            return true;
+        }
+        let slot = Slot::of(key).number();
+        self.shard.slots.split(',').any(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            first.parse().is_ok_and(|f: u16| f <= slot) && last.parse().is_ok_and(|l: u16| slot <= l)
+        })
+    }
+}
+
+/// Errors that pass: the same command may be sent again.
+fn is_temporary(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or_default();
+    matches!(
+        word,
+        "MOVED" | "ASK" | "TRYAGAIN" | "CLUSTERDOWN" | "LOADING" | "READONLY" | "MASTERDOWN" | "BUSY" | "NOREPLICAS" | "EXECABORT"
+    )
+}
+
+/// Errors that trying again does not mend.
+fn fatal(units: &[Unit], loading: bool) -> Option<Error> {
+    for unit in units {
+        let Fate::Refused(text) = &unit.fate else { continue };
+        let command = name_of(unit);
+        if text.starts_with("OOM") {
+            return Some(Error::new(ErrorKind::OutOfMemory, format!("the target is full: it answered {command} with: {text}")));
+        }
+        if text.starts_with("NOPERM") || text.starts_with("NOAUTH") {
+            return Some(net::refusal(&command, text).context("write to the target"));
+        }
+        // A value written whole, or a heal: there is no better way left to write it.
+        let last_resort = loading || command == "RESTORE";
+        if last_resort && !is_temporary(text) && text != NOTHING_THERE && command != "FUNCTION" {
+            let key = key_of(unit);
+            return Some(net::refusal(&command, text).context(format!("write the key {} to the target", shown(&key))));
+        }
+    }
+    None
+}
+
+fn name_of(unit: &Unit) -> String {
+    let mut args = Vec::new();
+    let _ = resp::parse_command(&unit.bytes, &mut args);
+    args.first().and_then(|r| unit.bytes.get(r.clone())).map(|n| String::from_utf8_lossy(n).to_uppercase()).unwrap_or_default()
+}
+
+fn key_of(unit: &Unit) -> Vec<u8> {
+    let mut args = Vec::new();
+    let _ = resp::parse_command(&unit.bytes, &mut args);
+    args.get(1).and_then(|r| unit.bytes.get(r.clone())).unwrap_or_default().to_vec()
+}

@@ -1,0 +1,520 @@
+//! One source shard's pump: it reads the spool, routes to the target and follows the acknowledgements.
+//!
+//! A thread of its own, because decoding is work and the spool is files; the target's sockets are tasks.
+//! Read first: [`Pump::run`], then `load` (snapshot) and `follow` (stream).
+
+use crate::command::{self, Command};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fence::Fence;
+use crate::migrate::expiry::{Held, LAG_MS};
+use crate::migrate::progress::ShardProgress;
+use crate::plan::{Endpoint, Job};
+use crate::rdb::file::{Item, Options, Snapshot};
+use crate::rdb::opcode::Dialect;
+use crate::rdb::payload;
+use crate::resp;
+use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
+use crate::source::unix_ms;
+use crate::store::{ShardState, Store};
+use crate::target::Pipe;
+use crate::task::Shutdown;
+use crate::types::{DbIndex, Mark, ReplOffset};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+const READ_BYTES: usize = 1 << 20;
+const SAVE_EVERY: Duration = Duration::from_millis(1000);
+const TICK: Duration = Duration::from_millis(100);
+
+/// What all pumps of a run share.
+pub struct Shared {
+    pub job: Job,
+    pub store: Mutex<Store>,
+    pub runtime: Handle,
+    pub stop: Shutdown,
+    pub dry_run: bool,
+    pub until_caught_up: bool,
+    /// How long the target may be away before the run gives up.
+    pub patience: Duration,
+    /// The source sends relative TTLs in its stream (Redis before 7.0).
+    pub relative_ttls: bool,
+    /// More than one source master: a flush of one concerns its own slots only.
+    pub source_cluster: bool,
+    pub target_has_functions: bool,
+    /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
+    pub load_estimate_ms: i64,
+}
+
+impl Shared {
+    pub fn store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
+        work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn event(&self, level: &str, code: &str, message: &str) {
+        match level {
+            "error" => tracing::error!("{message}"),
+            "warning" => tracing::warn!("{message}"),
+            _ => tracing::info!("{message}"),
+        }
+        // An event that cannot be stored must not stop the run that it describes.
+        if let Err(e) = self.store(|s| s.event(unix_ms(), level, code, message)) {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+/// Why a pump ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// A stop was asked for; state is saved.
+    Stopped,
+    /// The snapshot file was all there was (mode rdb).
+    Finished,
+    /// The source began a new full sync.
+    Superseded,
+}
+
+pub struct Pump {
+    pub(super) shared: Arc<Shared>,
+    pub(super) shard: ShardState,
+    pub(super) spool: Arc<Spool>,
+    pub(super) pipe: Pipe,
+    pub(super) progress: Arc<ShardProgress>,
+    /// The source master, for fenced reads; `None` for a snapshot file.
+    pub(super) source: Option<(Endpoint, String)>,
+    pub(super) fence: Option<Fence>,
+    /// What the target takes.
+    pub(super) format: payload::Target,
+    /// Keys whose state on the target is already that of a later offset, by [`fence_key`].
+    pub(super) fenced: HashMap<Vec<u8>, ReplOffset>,
+    pub(super) fenced_to: ReplOffset,
+    /// Up to here the stream is read, not replayed: it may have run before a crash.
+    pub(super) window_end: ReplOffset,
+    /// Keys written inside that window, to be healed.
+    pub(super) dirty: Vec<(DbIndex, Vec<u8>)>,
+    pub(super) held: Held,
+    /// Expiries are being held back.
+    pub(super) holding: bool,
+    pub(super) keys: Vec<command::KeyArg>,
+    pub(super) scratch: Vec<u8>,
+    pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) sizes: crate::migrate::census::Census,
+    /// A large value is on its way in parts: trouble means to begin it again.
+    pub(super) in_large: bool,
+    pub(super) started: Instant,
+    /// Where the stream stands: everything before is routed.
+    pub(super) at: ReplOffset,
+    pub(super) db: DbIndex,
+    /// Where the snapshot stands: everything before is routed.
+    loading: (u64, DbIndex),
+    last_save: Instant,
+    last_tick: Instant,
+    last_commands: u64,
+}
+
+impl Pump {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        shared: Arc<Shared>,
+        shard: ShardState,
+        spool: Arc<Spool>,
+        pipe: Pipe,
+        progress: Arc<ShardProgress>,
+        source: Option<(Endpoint, String)>,
+        format: payload::Target,
+        held: Held,
+    ) -> Pump {
+        let (at, db) = (shard.applied.unwrap_or(ReplOffset(0)), shard.applied_db);
+        Pump {
+            shared,
+            spool,
+            pipe,
+            progress,
+            source,
+            fence: None,
+            format,
+            fenced: HashMap::new(),
+            fenced_to: ReplOffset(0),
+            window_end: ReplOffset(0),
+            dirty: Vec::new(),
+            held,
+            holding: true,
+            keys: Vec::new(),
+            scratch: Vec::new(),
+            counts: BTreeMap::new(),
+            sizes: crate::migrate::census::Census::default(),
+            in_large: false,
+            started: Instant::now(),
+            at,
+            db,
+            shard,
+            loading: (0, DbIndex::ZERO),
+            last_save: Instant::now(),
+            last_tick: Instant::now(),
+            last_commands: 0,
+        }
+    }
+
+    /// Up to `end`, commands may have reached the target before a crash: their keys are healed instead.
+    pub fn set_window(&mut self, end: ReplOffset) {
+        self.window_end = end;
+    }
+
+    pub fn run(&mut self) -> Result<Ended> {
+        let result = self.run_phases();
+        if let Err(e) = &result
+            && !matches!(e.kind(), ErrorKind::Interrupted)
+        {
+            // What is acknowledged is worth keeping whatever went wrong.
+            let _ = self.pipe.settle();
+            let _ = self.save(false);
+        }
+        result
+    }
+
+    fn run_phases(&mut self) -> Result<Ended> {
+        if !self.shard.snapshot_loaded {
+            self.progress.set_phase("snapshot");
+            if let Some(ended) = self.load()? {
+                return Ok(ended);
+            }
+            if self.shard.reconcile {
+                self.progress.set_phase("reconcile");
+                self.reconcile()?;
+                self.shard.reconcile = false;
+            }
+            self.shard.snapshot_loaded = true;
+            self.shard.applied = Some(self.at);
+            self.shard.applied_db = self.db;
+            self.save(false)?;
+            if self.source.is_none() {
+                self.finish_counts()?;
+                return Ok(Ended::Finished);
+            }
+            self.spool.drop_snapshot()?;
+        }
+        self.progress.set_phase("stream");
+        self.follow()
+    }
+
+    pub(super) fn now(&self) -> Mark {
+        Mark::Stream { at: self.at, db: self.db }
+    }
+
+    pub(super) fn loading_mark(&self) -> Mark {
+        Mark::Snapshot { at: self.loading.0, db: self.loading.1 }
+    }
+
+    /// Loads the snapshot from the saved mark on; `Some` when the run ends before it is loaded.
+    fn load(&mut self) -> Result<Option<Ended>> {
+        'again: loop {
+            let options = Options::default();
+            let tail = SnapshotTail::new(self.spool.clone(), self.shard.snapshot_at);
+            let mut snapshot = if self.shard.snapshot_at == 0 {
+                match Snapshot::open(tail, options) {
+                    Ok(snapshot) => snapshot,
+                    Err(e) => return self.load_error(e),
+                }
+            } else {
+                let dialect = if self.shard.snapshot_valkey { Dialect::Valkey } else { Dialect::Redis };
+                Snapshot::resume(tail, self.shard.snapshot_at, self.shard.snapshot_db, dialect, self.shard.snapshot_version, options)
+            };
+            self.shard.snapshot_valkey = snapshot.dialect() == Dialect::Valkey;
+            self.shard.snapshot_version = snapshot.version();
+            let (dialect, version) = (snapshot.dialect(), snapshot.version());
+            self.loading = (self.shard.snapshot_at, self.shard.snapshot_db);
+            let mut records: u32 = 0;
+            loop {
+                if self.pipe.troubled() && self.resolve()? {
+                    continue 'again;
+                }
+                records = records.wrapping_add(1);
+                if records.is_multiple_of(256) {
+                    if self.shared.stop.requested() {
+                        return self.stop_loading().map(Some);
+                    }
+                    self.progress.bytes_done.store(snapshot.position(), Relaxed);
+                    self.tick()?;
+                }
+                self.loading = (snapshot.position(), snapshot.db());
+                let mark = self.loading_mark();
+                let item = match snapshot.next() {
+                    Ok(item) => item,
+                    Err(e) => return self.load_error(e),
+                };
+                match item {
+                    Item::Entry(entry) => self.entry(&entry, dialect, version, mark)?,
+                    Item::Large(large) => {
+                        if self.large(large, mark)? {
+                            continue 'again;
+                        }
+                    }
+                    Item::Function(code) => self.function(code, mark)?,
+                    Item::FunctionPreGa { name, .. } => self.lost_function(name)?,
+                    Item::Aux { name, value } => self.aux(name, value),
+                    Item::ModuleAux { module } => self.note("module_aux", &format!("the snapshot holds data of the module {module} outside of keys; it is left out")),
+                    Item::Database(_) | Item::Resize { .. } | Item::SlotInfo { .. } | Item::SlotImport => {}
+                    Item::End => break,
+                }
+            }
+            self.shard.bytes_read = snapshot.position();
+            drop(snapshot);
+            self.progress.bytes_done.store(self.shard.bytes_read, Relaxed);
+            if self.settle_all()? {
+                continue 'again;
+            }
+            return Ok(None);
+        }
+    }
+
+    fn aux(&mut self, name: &[u8], value: &[u8]) {
+        // The database that the stream goes on in; without it a SELECT comes first.
+        if name == b"repl-stream-db"
+            && let Some(db) = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok())
+        {
+            self.db = DbIndex(db);
+        }
+    }
+
+    fn load_error(&mut self, e: Error) -> Result<Option<Ended>> {
+        match self.spool.ended() {
+            Some(End::Superseded) => Ok(Some(Ended::Superseded)),
+            Some(End::Stopped) => self.stop_loading().map(Some),
+            None => Err(e.context(format!("read the snapshot of {}", self.shard.address))),
+        }
+    }
+
+    fn stop_loading(&mut self) -> Result<Ended> {
+        let _ = self.settle_all()?;
+        self.save(false)?;
+        self.finish_counts()?;
+        Ok(Ended::Stopped)
+    }
+
+    /// Follows the stream until a stop.
+    fn follow(&mut self) -> Result<Ended> {
+        let mut tail = StreamTail::new(self.spool.clone(), self.at);
+        let mut buf: Vec<u8> = Vec::with_capacity(READ_BYTES);
+        let mut args = Vec::new();
+        let mut used = 0;
+        loop {
+            if self.pipe.troubled() {
+                self.resolve()?;
+            }
+            while let Some(taken) = self.take_command(buf.get(used..).unwrap_or_default(), &mut args)? {
+                used += taken;
+                if self.pipe.troubled() {
+                    self.resolve()?;
+                }
+                if self.last_tick.elapsed() >= TICK {
+                    self.tick()?;
+                }
+                if self.shared.stop.requested() {
+                    break;
+                }
+            }
+            buf.drain(..used);
+            used = 0;
+            if self.shared.stop.requested() || self.spool.ended().is_some() {
+                break;
+            }
+            // What has been routed must not wait for more to come.
+            if tail.read(&mut buf, READ_BYTES, Duration::ZERO)? == 0 {
+                self.heal_dirty()?;
+                self.pipe.flush();
+                tail.read(&mut buf, READ_BYTES, TICK)?;
+            }
+            self.tick()?;
+        }
+        self.heal_dirty()?;
+        let _ = self.settle_all()?;
+        let superseded = self.spool.ended() == Some(End::Superseded);
+        // Clean means: nothing beyond `applied` has touched the target.
+        let clean = self.fenced_to <= self.at && self.window_end <= self.at;
+        self.save(clean && !superseded)?;
+        self.finish_counts()?;
+        Ok(if superseded { Ended::Superseded } else { Ended::Stopped })
+    }
+
+    /// Routes the command (or whole transaction) at the start of `buf`; `None` when it is not all there.
+    fn take_command(&mut self, buf: &[u8], args: &mut Vec<std::ops::Range<usize>>) -> Result<Option<usize>> {
+        let Some(len) = resp::parse_command(buf, args).map_err(|e| self.in_stream(e, self.at))? else { return Ok(None) };
+        let raw = buf.get(..len).unwrap_or_default();
+        let cmd = Command { raw, args };
+        if cmd.is_empty() {
+            self.at = self.at.plus(len as u64);
+            return Ok(Some(len));
+        }
+        if cmd.name().eq_ignore_ascii_case(b"MULTI") {
+            return self.take_transaction(buf, len);
+        }
+        let end = self.at.plus(len as u64);
+        self.command(&cmd, end, self.now()).map_err(|e| self.in_stream(e, self.at))?;
+        self.at = end;
+        Ok(Some(len))
+    }
+
+    fn take_transaction(&mut self, buf: &[u8], first: usize) -> Result<Option<usize>> {
+        let mut args = Vec::new();
+        let mut ends = vec![first];
+        let mut to = first;
+        loop {
+            let rest = buf.get(to..).unwrap_or_default();
+            let Some(len) = resp::parse_command(rest, &mut args).map_err(|e| self.in_stream(e, self.at))? else { return Ok(None) };
+            let name = args.first().and_then(|r| rest.get(r.clone())).unwrap_or_default();
+            to += len;
+            if name.eq_ignore_ascii_case(b"EXEC") || name.eq_ignore_ascii_case(b"DISCARD") {
+                break;
+            }
+            ends.push(to);
+        }
+        let mark = self.now();
+        let whole = buf.get(..to).unwrap_or_default();
+        if self.transaction(whole, &ends, mark)? {
+            self.at = self.at.plus(to as u64);
+            return Ok(Some(to));
+        }
+        // Command by command; all carry the mark of the MULTI, as the stream cannot be continued inside.
+        let begin = self.at;
+        for pair in ends.windows(2) {
+            let [from, to] = pair else { continue };
+            let raw = whole.get(*from..*to).unwrap_or_default();
+            if resp::parse_command(raw, &mut args)?.is_none() {
+                continue;
+            }
+            let cmd = Command { raw, args: &args };
+            if !cmd.is_empty() {
+                // The transaction took effect as one, so it is before a fence as a whole or not at all.
+                self.command(&cmd, begin.plus(whole.len() as u64), mark).map_err(|e| self.in_stream(e, begin))?;
+            }
+        }
+        self.at = begin.plus(to as u64);
+        Ok(Some(to))
+    }
+
+    fn in_stream(&self, e: Error, at: ReplOffset) -> Error {
+        e.context(format!("replicate from {} at offset {at}", self.shard.address))
+    }
+
+    /// Now and then: marks to SQLite, numbers to the display, held expiries released.
+    pub(super) fn tick(&mut self) -> Result<()> {
+        if self.last_tick.elapsed() < TICK {
+            return Ok(());
+        }
+        self.last_tick = Instant::now();
+        let loaded = self.shard.snapshot_loaded;
+        let (len, total, complete) = self.spool.snapshot();
+        if !loaded {
+            let total = if complete { Some(len) } else { total };
+            self.progress.bytes_total.store(total.unwrap_or(0), Relaxed);
+        }
+        let applied = if loaded { self.applied() } else { self.shard.applied.unwrap_or(self.spool.stream_start()) };
+        let lag_ms = self.spool.lag_ms(applied, unix_ms());
+        let lag = self.spool.stream_end().since(applied);
+        self.progress.lag_bytes.store(lag, Relaxed);
+        self.progress.lag_ms.store(lag_ms, Relaxed);
+        if loaded {
+            if lag_ms < LAG_MS && self.window_end <= self.at {
+                if self.holding || self.held.count > 0 {
+                    self.release_held()?;
+                }
+                self.holding = self.held.count > 0;
+                self.progress.caught_up.store(!self.holding, Relaxed);
+            } else if lag_ms > 2 * LAG_MS {
+                self.holding = true;
+            }
+        }
+        if self.last_save.elapsed() >= SAVE_EVERY {
+            self.save(false)?;
+            if loaded {
+                let applied = self.applied();
+                self.spool.release(applied)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything before this offset is acknowledged.
+    fn applied(&mut self) -> ReplOffset {
+        match self.pipe.oldest() {
+            Some(Mark::Stream { at, .. }) => at,
+            _ if self.dirty.is_empty() => self.at,
+            _ => self.shard.applied.unwrap_or(self.at),
+        }
+    }
+
+    /// The checkpoint: the lowest mark over all target nodes, with the counters, in one transaction.
+    pub(super) fn save(&mut self, clean: bool) -> Result<()> {
+        self.last_save = Instant::now();
+        self.held.save()?;
+        let mark = self.pipe.oldest();
+        if self.shard.snapshot_loaded {
+            match mark {
+                Some(Mark::Stream { at, db }) => {
+                    self.shard.applied = Some(at);
+                    self.shard.applied_db = db;
+                }
+                // Keys that wait for healing are not done.
+                _ if self.dirty.is_empty() => {
+                    self.shard.applied = Some(self.at);
+                    self.shard.applied_db = self.db;
+                }
+                _ => {}
+            }
+        } else {
+            let (at, db) = match mark {
+                Some(Mark::Snapshot { at, db }) => (at, db),
+                _ => self.loading,
+            };
+            self.shard.snapshot_at = at;
+            self.shard.snapshot_db = db;
+        }
+        self.shard.clean = clean;
+        if let Some(replid) = self.spool.replid() {
+            self.shard.replid = Some(replid);
+        }
+        self.shard.stable = self.shard.applied;
+        let end = self.spool.stream_end();
+        self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
+        self.shard.lag_ms = self.shard.applied.map_or(0, |a| self.spool.lag_ms(a, unix_ms()));
+        let (len, total, complete) = self.spool.snapshot();
+        if !self.shard.snapshot_loaded {
+            self.shard.snapshot_complete = complete;
+            self.shard.snapshot_len = len;
+            self.shard.bytes_total = total.unwrap_or(if complete { len } else { 0 });
+            self.shard.bytes_read = self.progress.bytes_done.load(Relaxed);
+        } else {
+            self.shard.bytes_total = self.shard.bytes_total.max(self.shard.bytes_read);
+        }
+        self.shard.updated_at = unix_ms();
+        self.shard.commands_applied += self.progress.commands.load(Relaxed) - self.last_commands;
+        self.last_commands = self.progress.commands.load(Relaxed);
+        let shard = self.shard.clone();
+        let counts = std::mem::take(&mut self.counts);
+        self.shared.store(|store| store.save_shards(std::slice::from_ref(&shard), &counts))
+    }
+
+    fn finish_counts(&mut self) -> Result<()> {
+        let busy = self.pipe.busy_keys();
+        if busy > 0 {
+            self.shared.store(|s| s.add_count("existing", busy))?;
+        }
+        self.sizes.save(&self.shared)
+    }
+
+    pub(super) fn count(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_default() += 1;
+    }
+
+    /// An event that is worth a line once, and a number each time.
+    pub(super) fn note(&mut self, code: &'static str, message: &str) {
+        let first = self.counts.get(code).is_none();
+        self.count(code);
+        if first {
+            self.shared.event("warning", code, message);
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! A sink that writes a value as commands: for values too large for one command, or that RESTORE cannot carry.
+
+use crate::error::Result;
+use crate::rdb::payload::Target;
+use crate::rdb::value::ValueSink;
+use crate::rdb::value::stream::{StreamId, StreamMeta};
+use crate::resp;
+use crate::types::ExpireAt;
+
+const CHUNK_ITEMS: usize = 512;
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Commands that make the key anew: first DEL, then its elements in chunks, last its expiry.
+///
+/// Whenever enough has gathered, `flush` is called with the bytes and the number of commands in them and empties them.
+pub struct Rebuild<'a, F> {
+    key: &'a [u8],
+    target: &'a Target,
+    out: &'a mut Vec<u8>,
+    flush: F,
+    commands: u32,
+    verb: &'static [u8],
+    /// Arguments gathered for the next command, already encoded.
+    args: Vec<u8>,
+    count: usize,
+    items: usize,
+    expiries: Vec<(Vec<u8>, ExpireAt)>,
+    begun: bool,
+    entries: u64,
+}
+
+impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
+    pub fn new(key: &'a [u8], target: &'a Target, out: &'a mut Vec<u8>, flush: F) -> Self {
+        let mut rebuild = Rebuild {
+            key,
+            target,
+            out,
+            flush,
+            commands: 0,
+            verb: b"",
+            args: Vec::new(),
+            count: 0,
+            items: 0,
+            expiries: Vec::new(),
+            begun: false,
+            entries: 0,
+        };
+        rebuild.push(&[b"DEL", key]);
+        rebuild
+    }
+
+    fn push(&mut self, args: &[&[u8]]) {
+        resp::command(self.out, args);
+        self.commands += 1;
+    }
+
+    fn sent(&mut self) -> Result<()> {
+        if self.out.len() >= CHUNK_BYTES {
+            return self.hand_over();
+        }
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<()> {
+        let commands = std::mem::take(&mut self.commands);
+        if commands > 0 {
+            (self.flush)(self.out, commands)?;
+            self.out.clear();
+        }
+        Ok(())
+    }
+
+    fn element(&mut self, verb: &'static [u8], args: &[&[u8]]) -> Result<()> {
+        self.verb = verb;
+        for arg in args {
+            resp::bulk(&mut self.args, arg);
+            self.count += 1;
+        }
+        self.items += 1;
+        if self.items >= CHUNK_ITEMS || self.args.len() >= CHUNK_BYTES { self.close() } else { Ok(()) }
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if self.items == 0 {
+            return Ok(());
+        }
+        resp::array(self.out, self.count + 2);
+        resp::bulk(self.out, self.verb);
+        resp::bulk(self.out, self.key);
+        self.out.extend_from_slice(&self.args);
+        self.commands += 1;
+        self.args.clear();
+        (self.count, self.items) = (0, 0);
+        for (field, at) in std::mem::take(&mut self.expiries) {
+            let key = self.key;
+            self.push(&[b"HPEXPIREAT", key, at.to_string().as_bytes(), b"FIELDS", b"1", &field]);
+        }
+        self.sent()
+    }
+
+    /// The last elements and the key's expiry.
+    pub fn finish(mut self, expire: Option<ExpireAt>) -> Result<()> {
+        self.close()?;
+        if let Some(at) = expire {
+            let key = self.key;
+            self.push(&[b"PEXPIREAT", key, at.to_string().as_bytes()]);
+        }
+        self.hand_over()
+    }
+}
+
+impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
+    fn string(&mut self, value: &[u8]) -> Result<()> {
+        let key = self.key;
+        self.push(&[b"SET", key, value]);
+        self.sent()
+    }
+
+    fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
+        let key = self.key;
+        let verb: &[u8] = if self.begun { b"APPEND" } else { b"SET" };
+        if !last || !self.begun {
+            self.push(&[verb, key, part]);
+        }
+        self.begun = true;
+        self.sent()
+    }
+
+    fn list_item(&mut self, item: &[u8]) -> Result<()> {
+        self.element(b"RPUSH", &[item])
+    }
+
+    fn set_member(&mut self, member: &[u8]) -> Result<()> {
+        self.element(b"SADD", &[member])
+    }
+
+    fn zset_member(&mut self, member: &[u8], score: f64) -> Result<()> {
+        self.element(b"ZADD", &[score_text(score).as_bytes(), member])
+    }
+
+    fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
+        if let Some(at) = expire {
+            self.expiries.push((field.to_vec(), at));
+        }
+        self.element(b"HSET", &[field, value])
+    }
+
+    fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        let id = id.to_string();
+        let mut args: Vec<&[u8]> = vec![b"XADD", self.key, id.as_bytes()];
+        args.extend(fields.iter().flat_map(|(f, v)| [f.as_slice(), v]));
+        resp::command(self.out, &args);
+        self.commands += 1;
+        self.entries += 1;
+        self.sent()
+    }
+
+    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
+        let key = self.key;
+        let seven = self.target.valkey || self.target.version >= (7, 0, 0);
+        if self.entries == 0 {
+            // An empty stream: an entry that is trimmed away at once makes it exist.
+            self.push(&[b"XADD", key, b"MAXLEN", b"0", b"0-1", b"x", b"x"]);
+        }
+        let last = meta.last_id.to_string();
+        match (meta.entries_added, meta.max_deleted_id) {
+            (Some(added), Some(deleted)) if seven => {
+                let (added, deleted) = (added.to_string(), deleted.to_string());
+                self.push(&[b"XSETID", key, last.as_bytes(), b"ENTRIESADDED", added.as_bytes(), b"MAXDELETEDID", deleted.as_bytes()]);
+            }
+            _ => self.push(&[b"XSETID", key, last.as_bytes()]),
+        }
+        for group in &meta.groups {
+            let id = group.last_id.to_string();
+            match group.entries_read {
+                Some(read) if seven && read != u64::MAX => {
+                    let read = read.to_string();
+                    self.push(&[b"XGROUP", b"CREATE", key, &group.name, id.as_bytes(), b"ENTRIESREAD", read.as_bytes()]);
+                }
+                _ => self.push(&[b"XGROUP", b"CREATE", key, &group.name, id.as_bytes()]),
+            }
+            for consumer in &group.consumers {
+                if self.target.valkey || self.target.version >= (6, 2, 0) {
+                    self.push(&[b"XGROUP", b"CREATECONSUMER", key, &group.name, &consumer.name]);
+                }
+            }
+            let owners = group.owners();
+            for p in &group.pending {
+                let Some(owner) = owners.get(&p.id) else { continue };
+                let (entry, ms, n) = (p.id.to_string(), p.delivery_ms.to_string(), p.deliveries.to_string());
+                self.push(&[
+                    b"XCLAIM", key, &group.name, owner, b"0", entry.as_bytes(), b"TIME", ms.as_bytes(), b"RETRYCOUNT", n.as_bytes(),
+                    b"FORCE", b"JUSTID",
+                ]);
+                self.sent()?;
+            }
+        }
+        self.sent()
+    }
+}
+
+/// The shortest decimal that reads back to the same double.
+pub fn score_text(score: f64) -> String {
+    if score == f64::INFINITY {
+        "inf".into()
+    } else if score == f64::NEG_INFINITY {
+        "-inf".into()
+    } else {
+        score.to_string()
+    }
+}

@@ -1,0 +1,542 @@
+//! What becomes of each key and each command: forwarded as it is, split by slot, or made exact by healing its keys.
+
+use crate::command::{self, Access, Command, Kind, Spec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
+use crate::migrate::pump::Pump;
+use crate::migrate::{fence_key, rebuild::Rebuild, shown};
+use crate::plan::OnExisting;
+use crate::rdb::file::{Entry, Header, LargeEntry};
+use crate::rdb::opcode::Dialect;
+use crate::rdb::payload::{self, Fit};
+use crate::rdb::value;
+use crate::resp;
+use crate::source::unix_ms;
+use crate::types::{DbIndex, ExpireAt, Mark, ReplOffset, Slot};
+use std::io::Read;
+use std::sync::atomic::Ordering::Relaxed;
+
+const STRING: u8 = 0;
+
+impl Pump {
+    /// One key of the snapshot.
+    pub(super) fn entry(&mut self, entry: &Entry<'_>, dialect: Dialect, version: u32, mark: Mark) -> Result<()> {
+        let h = &entry.header;
+        let Some(db) = self.admit(h, dialect)? else { return Ok(()) };
+        let expire = self.held_expiry(h, mark);
+        let fit = payload::fit(h.type_id, dialect, version, entry.value, &self.format);
+        if self.shared.dry_run {
+            let way = match fit {
+                Fit::AsIs => "as_is",
+                Fit::Transcode => "transcoded",
+                Fit::Rebuild => "rebuilt",
+                Fit::Module => "module",
+                Fit::Impossible(_) => "impossible",
+            };
+            self.sizes.add(value::kind(h.type_id, dialect)?.name(), h.key, entry.value.len() as u64, way);
+        }
+        self.put(db, h, entry.value, dialect, version, fit, expire, mark)
+    }
+
+    /// Counts a key read and says which database of the target it goes to; `None` when the plan leaves it out.
+    fn admit(&mut self, h: &Header<'_>, dialect: Dialect) -> Result<Option<DbIndex>> {
+        self.shard.keys_read += 1;
+        self.progress.keys_read.store(self.shard.keys_read, Relaxed);
+        let job = &self.shared.job;
+        let Some(db) = job.databases.map(h.db) else {
+            self.count("skipped.database");
+            return Ok(None);
+        };
+        if !job.filter.is_empty() {
+            let wanted = job.filter.accepts(h.key)
+                && (!job.filter.has_types() || job.filter.accepts_type(value::kind(h.type_id, dialect)?.name()));
+            if !wanted {
+                self.count("skipped.filter");
+                return Ok(None);
+            }
+        }
+        Ok(Some(db))
+    }
+
+    /// The expiry to write: far off when the true one may come before the key's renewal does.
+    fn held_expiry(&mut self, h: &Header<'_>, mark: Mark) -> Option<ExpireAt> {
+        let expire = h.expire?;
+        if self.source.is_none() || !matches!(mark, Mark::Snapshot { .. }) {
+            return Some(expire);
+        }
+        let now = unix_ms();
+        if expire.0 < now + self.horizon_ms() {
+            self.held.note(h.db, h.key);
+            return Some(ExpireAt(now + HOLD_MS));
+        }
+        Some(expire)
+    }
+
+    /// How far ahead an expiry may lie and still come before we have caught up.
+    fn horizon_ms(&self) -> i64 {
+        let elapsed = i64::try_from(self.started.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.shared.load_estimate_ms.max(elapsed.saturating_mul(2)).clamp(60_000, HOLD_MS / 2)
+    }
+
+    /// Writes a whole value by whichever way fits the target.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn put(
+        &mut self,
+        db: DbIndex,
+        h: &Header<'_>,
+        body: &[u8],
+        dialect: Dialect,
+        version: u32,
+        fit: Fit,
+        expire: Option<ExpireAt>,
+        mark: Mark,
+    ) -> Result<()> {
+        let node = self.pipe.node_of(Slot::of(h.key));
+        let skip_existing = self.shared.job.on_existing == OnExisting::Skip;
+        let footer = payload::footer_version(&self.format);
+        match fit {
+            Fit::AsIs => {
+                let batch = self.pipe.batch(node, db, mark)?;
+                let plain = (h.type_id == STRING && expire.is_none() && h.freq.is_none() && h.idle_s.is_none() && !skip_existing)
+                    .then(|| plain_string(body))
+                    .flatten();
+                match plain {
+                    Some(text) => resp::command(&mut batch.bytes, &[b"SET", h.key, text]),
+                    None => {
+                        let meta = if !self.format.valkey && self.format.version >= (8, 6, 0) { h.meta } else { &[] };
+                        restore(&mut batch.bytes, h, meta, h.type_id, body, footer, expire, skip_existing);
+                    }
+                }
+                self.pipe.added(node, 1);
+            }
+            Fit::Transcode => {
+                self.scratch.clear();
+                let type_id = payload::transcode(h.type_id, dialect, version, body, &self.format, &mut self.scratch)
+                    .map_err(|e| e.context(format!("convert the key {}", shown(h.key))))?;
+                let batch = self.pipe.batch(node, db, mark)?;
+                restore(&mut batch.bytes, h, &[], type_id, &self.scratch, footer, expire, skip_existing);
+                self.pipe.added(node, 1);
+            }
+            Fit::Rebuild => {
+                let pipe = &mut self.pipe;
+                let mut out = Vec::new();
+                let mut rebuild = Rebuild::new(h.key, &self.format, &mut out, |bytes: &mut Vec<u8>, commands| {
+                    let batch = pipe.batch(node, db, mark)?;
+                    batch.bytes.extend_from_slice(bytes);
+                    bytes.clear();
+                    pipe.added(node, commands);
+                    Ok(())
+                });
+                value::decode(h.type_id, dialect, version, body, h.value_at, &mut rebuild)
+                    .and_then(|()| rebuild.finish(expire))
+                    .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
+            }
+            Fit::Module => {
+                return Err(cannot_hold(h.key, "a value of a module, and keyferry cannot tell yet whether the target has that module"));
+            }
+            Fit::Impossible(why) if self.shared.dry_run => {
+                self.note("impossible", &format!("the target cannot hold the key {}: {why}", shown(h.key)));
+                return Ok(());
+            }
+            Fit::Impossible(why) => return Err(cannot_hold(h.key, why)),
+        }
+        self.shard.keys_written += 1;
+        self.progress.keys_written.store(self.shard.keys_written, Relaxed);
+        Ok(())
+    }
+
+    /// One key whose value is too large for one command; true when it has to be begun again.
+    pub(super) fn large<R: Read>(&mut self, large: LargeEntry<'_, R>, mark: Mark) -> Result<bool> {
+        let (h, dialect) = (large.header(), large.dialect());
+        let kind = value::kind(h.type_id, dialect)?.name();
+        let Some(db) = self.admit(&h, dialect)? else { return Ok(false) };
+        let expire = self.held_expiry(&h, mark);
+        let key = h.key.to_vec();
+        if self.shared.dry_run {
+            self.sizes.add(kind, &key, 0, "rebuilt");
+        }
+        let node = self.pipe.node_of(Slot::of(&key));
+        self.in_large = true;
+        let pipe = &mut self.pipe;
+        let stop = &self.shared.stop;
+        let mut out = Vec::new();
+        let mut rebuild = Rebuild::new(&key, &self.format, &mut out, |bytes: &mut Vec<u8>, commands| {
+            if pipe.troubled() || stop.requested() {
+                return Err(Error::new(ErrorKind::Interrupted, "the value is begun again"));
+            }
+            let batch = pipe.batch(node, db, mark)?;
+            batch.bytes.extend_from_slice(bytes);
+            bytes.clear();
+            pipe.added(node, commands);
+            Ok(())
+        });
+        let done = large.decode(&mut rebuild).and_then(|()| rebuild.finish(expire));
+        if let Err(e) = done {
+            if e.kind() != ErrorKind::Interrupted {
+                return Err(e.context(format!("rebuild the key {}", shown(&key))));
+            }
+            self.settle_all()?;
+            self.in_large = false;
+            return Ok(true);
+        }
+        self.shard.keys_written += 1;
+        self.progress.keys_written.store(self.shard.keys_written, Relaxed);
+        // Its parts must not be mixed with a second try, so they are all answered before anything follows.
+        let again = self.settle_all()?;
+        self.in_large = false;
+        Ok(again)
+    }
+
+    /// A library of functions goes to every node.
+    pub(super) fn function(&mut self, code: &[u8], mark: Mark) -> Result<()> {
+        if !self.shared.target_has_functions {
+            self.note("skipped.function", "the target has no functions: the source's function libraries are left out");
+            return Ok(());
+        }
+        let mut command = Vec::new();
+        resp::command(&mut command, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
+        self.broadcast(&command, mark)
+    }
+
+    pub(super) fn lost_function(&mut self, name: &[u8]) -> Result<()> {
+        let name = shown(name);
+        self.note("skipped.function", &format!("the function library {name} has the format of a Redis 7.0 release candidate and is left out"));
+        Ok(())
+    }
+
+    fn broadcast(&mut self, command: &[u8], mark: Mark) -> Result<()> {
+        for node in 0..self.pipe.node_count() {
+            self.pipe.batch(node, DbIndex::ZERO, mark)?.bytes.extend_from_slice(command);
+            self.pipe.added(node, 1);
+        }
+        Ok(())
+    }
+
+    /// Sends a transaction as one when it keeps to one slot and needs nothing special; false: treat its commands one by one.
+    pub(super) fn transaction(&mut self, whole: &[u8], ends: &[usize], mark: Mark) -> Result<bool> {
+        let end = self.at.plus(whole.len() as u64);
+        let special = end <= self.window_end
+            || !self.fenced.is_empty()
+            || self.holding
+            || self.shared.relative_ttls
+            || !self.shared.job.filter.is_empty();
+        if special {
+            return Ok(false);
+        }
+        let Some(db) = self.shared.job.databases.map(self.db) else { return Ok(false) };
+        let mut slot = None;
+        let mut args = Vec::new();
+        let mut keys = std::mem::take(&mut self.keys);
+        for pair in ends.windows(2) {
+            let [from, to] = pair else { continue };
+            let raw = whole.get(*from..*to).unwrap_or_default();
+            resp::parse_command(raw, &mut args)?;
+            let cmd = Command { raw, args: &args };
+            let spec = known(&cmd)?;
+            if !matches!(spec.kind, Kind::Write | Kind::Split(_)) || command::copy_db(&cmd).is_some() {
+                self.keys = keys;
+                return Ok(false);
+            }
+            spec.keys(&cmd, &mut keys)?;
+            for key in &keys {
+                let this = Slot::of(cmd.arg(key.index).unwrap_or_default());
+                if self.pipe.topology().one_slot && slot.is_some_and(|s| s != this) {
+                    self.keys = keys;
+                    self.count("transactions_split");
+                    return Ok(false);
+                }
+                slot = Some(this);
+            }
+        }
+        self.keys = keys;
+        let Some(slot) = slot else { return Ok(false) };
+        let node = self.pipe.node_of(slot);
+        let batch = self.pipe.batch(node, db, mark)?;
+        batch.bytes.extend_from_slice(whole);
+        // MULTI, the commands, EXEC.
+        let commands = ends.len() as u32 + 1;
+        self.pipe.added(node, commands);
+        self.progress.commands.fetch_add(u64::from(commands) - 2, Relaxed);
+        Ok(true)
+    }
+
+    /// One command of the stream; `end` is the offset after it.
+    pub(super) fn command(&mut self, cmd: &Command<'_>, end: ReplOffset, mark: Mark) -> Result<()> {
+        let spec = known(cmd)?;
+        match spec.kind {
+            Kind::Ping | Kind::Replconf | Kind::Read | Kind::Ignore | Kind::Multi | Kind::Exec | Kind::Discard => Ok(()),
+            Kind::Select => {
+                let db = cmd.arg(1).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
+                self.db = DbIndex(db.ok_or_else(|| Error::new(ErrorKind::Protocol, "the stream holds a SELECT without a number"))?);
+                Ok(())
+            }
+            Kind::Publish => {
+                // Subscribers of the target are not the source's: they are served from the cutover on.
+                self.count("skipped.publish");
+                Ok(())
+            }
+            Kind::Function => self.stream_function(cmd, mark),
+            Kind::Script => match cmd.arg(1) {
+                Some(sub) if sub.eq_ignore_ascii_case(b"LOAD") => self.broadcast(cmd.raw, mark),
+                _ => Ok(()),
+            },
+            Kind::FlushDb | Kind::FlushAll => self.flush_command(cmd, spec.kind == Kind::FlushAll, end, mark),
+            Kind::SwapDb => Err(Error::new(ErrorKind::Unsupported, "the source ran SWAPDB, which exchanges whole databases under the migration")
+                .hint("start over with --fresh once the databases are as they shall stay")),
+            Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
+                self.progress.commands.fetch_add(1, Relaxed);
+                self.write_command(cmd, spec, end, mark)
+            }
+        }
+    }
+
+    fn stream_function(&mut self, cmd: &Command<'_>, mark: Mark) -> Result<()> {
+        if !self.shared.target_has_functions {
+            self.note("skipped.function", "the target has no functions: the source's function libraries are left out");
+            return Ok(());
+        }
+        let sub = cmd.arg(1).unwrap_or_default();
+        let mut out = Vec::new();
+        if sub.eq_ignore_ascii_case(b"LOAD") {
+            // With REPLACE it may run twice.
+            let code = cmd.arg(cmd.len() - 1).unwrap_or_default();
+            resp::command(&mut out, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
+        } else if sub.eq_ignore_ascii_case(b"RESTORE") {
+            resp::command(&mut out, &[b"FUNCTION", b"RESTORE", cmd.arg(2).unwrap_or_default(), b"REPLACE"]);
+        } else {
+            out.extend_from_slice(cmd.raw);
+        }
+        self.broadcast(&out, mark)
+    }
+
+    fn flush_command(&mut self, cmd: &Command<'_>, all: bool, end: ReplOffset, mark: Mark) -> Result<()> {
+        self.shared.event("warning", "flush", &format!("the source ran {} at offset {end}", String::from_utf8_lossy(cmd.name())));
+        self.heal_dirty()?;
+        let simple = !self.shared.source_cluster
+            && self.shared.job.databases.is_identity()
+            && self.shared.job.filter.is_empty()
+            && self.shared.job.on_existing == OnExisting::Fail;
+        if simple {
+            let mut out = Vec::new();
+            resp::command(&mut out, &[if all { b"FLUSHALL".as_slice() } else { b"FLUSHDB" }]);
+            for node in 0..self.pipe.node_count() {
+                self.pipe.batch(node, self.db, mark)?.bytes.extend_from_slice(&out);
+                self.pipe.added(node, 1);
+            }
+            // States that were read later than the flush have just been wiped: write them once more.
+            let again: Vec<_> = self.fenced.keys().map(|k| crate::migrate::split_fence_key(k)).collect();
+            self.heal(&again, mark)
+        } else {
+            // Only what is ours may go: every key of the target is compared with the source.
+            self.reconcile()
+        }
+    }
+
+    fn write_command(&mut self, cmd: &Command<'_>, spec: &'static Spec, end: ReplOffset, mark: Mark) -> Result<()> {
+        let mut keys = std::mem::take(&mut self.keys);
+        let routed = spec.keys(cmd, &mut keys).and_then(|()| self.route(cmd, spec, &keys, end, mark));
+        self.keys = keys;
+        routed
+    }
+
+    fn route(&mut self, cmd: &Command<'_>, spec: &'static Spec, keys: &[command::KeyArg], end: ReplOffset, mark: Mark) -> Result<()> {
+        let source_db = self.db;
+        let job = &self.shared.job;
+        let other_db = command::copy_db(cmd);
+        let target_db = match (job.databases.map(source_db), other_db) {
+            (None, None) => {
+                self.count("skipped.database");
+                return Ok(());
+            }
+            (db, _) => db,
+        };
+        let key = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
+        if keys.is_empty() {
+            return match spec.kind {
+                Kind::Eval => Err(Error::new(ErrorKind::Unsupported, format!("the source replicates {} without keys: what it writes cannot be known", spec.name))
+                    .hint("a source of Redis 4 or older sends scripts as they are: stop writers that use keyless scripts, then start over with --fresh")),
+                _ => Err(Error::new(ErrorKind::Protocol, format!("{} without a key", spec.name))),
+            };
+        }
+        if !job.filter.is_empty() {
+            let wanted = keys.iter().filter(|k| job.filter.accepts(key(k))).count();
+            if wanted == 0 {
+                self.count("skipped.filter");
+                return Ok(());
+            }
+            if wanted < keys.len() || job.filter.has_types() {
+                let written = self.written(cmd, keys, |k| self.shared.job.filter.accepts(k));
+                return self.heal(&written, mark);
+            }
+        }
+        if end <= self.window_end {
+            let written = self.written(cmd, keys, |_| true);
+            for (db, k) in written.into_iter().chain(moved_to(cmd, other_db, keys)) {
+                if !self.is_fenced(db, &k, end) {
+                    self.dirty.push((db, k));
+                }
+            }
+            return if self.dirty.len() >= 512 { self.heal_dirty() } else { Ok(()) };
+        }
+        self.heal_dirty()?;
+        if let Some(other) = other_db {
+            let mut both = self.written(cmd, keys, |_| true);
+            both.extend(moved_to(cmd, Some(other), keys));
+            self.count("cross_database");
+            return self.heal(&both, mark);
+        }
+        if !self.fenced.is_empty() {
+            if end > self.fenced_to {
+                self.fenced.clear();
+            } else if keys.iter().any(|k| self.is_fenced(source_db, key(k), end)) {
+                // What is already there is left; what is not is read, as the command cannot run on a mixed state.
+                let mut rest = self.written(cmd, keys, |_| true);
+                rest.retain(|(db, k)| !self.is_fenced(*db, k, end));
+                return if rest.is_empty() { Ok(()) } else { self.heal(&rest, mark) };
+            }
+        }
+        let Some(target_db) = target_db else { return Ok(()) };
+        let slot = keys.first().map_or(Slot::of(b""), |k| Slot::of(key(k)));
+        let together = !self.pipe.topology().one_slot || keys.iter().all(|k| Slot::of(key(k)) == slot);
+        if together {
+            return self.forward(cmd, spec, slot, target_db, mark);
+        }
+        self.count("cross_slot");
+        if let Kind::Split(kind) = spec.kind {
+            let mut failed = None;
+            command::split::by_slot(cmd, kind, Slot::of, |slot, part, _| {
+                let mut args = Vec::new();
+                let one = resp::parse_command(part, &mut args)
+                    .and_then(|_| self.forward(&Command { raw: part, args: &args }, spec, slot, target_db, mark));
+                if let (Err(e), None) = (one, &failed) {
+                    failed = Some(e);
+                }
+            })?;
+            return failed.map_or(Ok(()), Err);
+        }
+        let written = self.written(cmd, keys, |_| true);
+        self.heal(&written, mark)
+    }
+
+    fn written(&self, cmd: &Command<'_>, keys: &[command::KeyArg], accept: impl Fn(&[u8]) -> bool) -> Vec<(DbIndex, Vec<u8>)> {
+        keys.iter()
+            .filter(|k| k.access == Access::Write)
+            .filter_map(|k| cmd.arg(k.index))
+            .filter(|k| accept(k))
+            .map(|k| (self.db, k.to_vec()))
+            .collect()
+    }
+
+    pub(super) fn is_fenced(&self, db: DbIndex, key: &[u8], end: ReplOffset) -> bool {
+        !self.fenced.is_empty() && self.fenced.get(&fence_key(db, key)).is_some_and(|f| end <= *f)
+    }
+
+    /// Appends a command that keeps to one slot, its expiry made absolute and held back where need be.
+    fn forward(&mut self, cmd: &Command<'_>, spec: &'static Spec, slot: Slot, db: DbIndex, mark: Mark) -> Result<()> {
+        let node = self.pipe.node_of(slot);
+        let mut raw = cmd.raw;
+        let (mut absolute, mut held) = (Vec::new(), Vec::new());
+        if spec.carries_expiry && (self.shared.relative_ttls || self.holding) {
+            let now = unix_ms();
+            let mut args = Vec::new();
+            if self.shared.relative_ttls {
+                let arrived = self.spool.arrival_ms(self.at).unwrap_or(now);
+                if command::expiry::make_absolute(cmd, arrived, &mut absolute)? {
+                    raw = &absolute;
+                }
+            }
+            if self.holding {
+                resp::parse_command(raw, &mut args)?;
+                let cmd = Command { raw, args: &args };
+                if let Some(was) = command::expiry::hold(&cmd, now + self.horizon_ms(), now + HOLD_MS, &mut held)? {
+                    let key = cmd.arg(was.key_index).unwrap_or_default().to_vec();
+                    // Fields are released by healing the whole key.
+                    let db = if was.fields { DbIndex(self.db.0 | HEAL_WHOLE) } else { self.db };
+                    self.held.note(db, &key);
+                    raw = &held;
+                }
+            }
+        }
+        let batch = self.pipe.batch(node, db, mark)?;
+        if command::expiry::expects_key(cmd.name()) {
+            batch.expect.push(batch.commands);
+        }
+        if raw.first() == Some(&b'*') {
+            batch.bytes.extend_from_slice(raw);
+        } else {
+            // An inline command of a very old source.
+            let words: Vec<&[u8]> = (0..cmd.len()).filter_map(|i| cmd.arg(i)).collect();
+            resp::command(&mut batch.bytes, &words);
+        }
+        self.pipe.added(node, 1);
+        Ok(())
+    }
+}
+
+/// The key that COPY … DB or MOVE writes in another database.
+fn moved_to(cmd: &Command<'_>, db: Option<u32>, keys: &[command::KeyArg]) -> Option<(DbIndex, Vec<u8>)> {
+    let last = keys.last()?;
+    Some((DbIndex(db?), cmd.arg(last.index)?.to_vec()))
+}
+
+fn known(cmd: &Command<'_>) -> Result<&'static Spec> {
+    command::lookup(cmd.name()).ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, format!("the stream holds the command {}, which keyferry does not know", shown(cmd.name())))
+            .hint("report it; until it is known, stop its writers and start over with --fresh")
+    })
+}
+
+pub(super) fn cannot_hold(key: &[u8], why: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, format!("the target cannot hold the key {}: {why}", shown(key)))
+        .hint("leave such keys out with filter.exclude in the plan, or choose a target that can hold them")
+}
+
+/// The bytes of a string that is stored plainly (not as an integer, not compressed).
+fn plain_string(body: &[u8]) -> Option<&[u8]> {
+    let (first, rest) = body.split_first()?;
+    match first >> 6 {
+        0 => Some(rest),
+        1 => rest.get(1..),
+        2 if *first == 0x80 => rest.get(4..),
+        2 => rest.get(8..),
+        _ => None,
+    }
+}
+
+/// Encodes RESTORE with the value's bytes as they lie in the snapshot and a footer of the target's version.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn restore(
+    out: &mut Vec<u8>,
+    h: &Header<'_>,
+    meta: &[u8],
+    type_id: u8,
+    body: &[u8],
+    footer: u16,
+    expire: Option<ExpireAt>,
+    keep_existing: bool,
+) {
+    let args = 4 + usize::from(!keep_existing) + usize::from(expire.is_some()) + 2 * usize::from(h.freq.is_some() || h.idle_s.is_some());
+    resp::array(out, args);
+    resp::bulk(out, b"RESTORE");
+    resp::bulk(out, h.key);
+    resp::bulk_int(out, expire.map_or(0, |e| e.0.max(1)));
+    let mut digits = [0u8; 20];
+    out.push(b'$');
+    out.extend_from_slice(resp::decimal((meta.len() + 1 + body.len() + 10) as i64, &mut digits));
+    out.extend_from_slice(b"\r\n");
+    payload::seal(out, meta, type_id, body, footer);
+    out.extend_from_slice(b"\r\n");
+    if !keep_existing {
+        resp::bulk(out, b"REPLACE");
+    }
+    if expire.is_some() {
+        resp::bulk(out, b"ABSTTL");
+    }
+    if let Some(freq) = h.freq {
+        resp::bulk(out, b"FREQ");
+        resp::bulk_int(out, i64::from(freq));
+    } else if let Some(idle) = h.idle_s {
+        resp::bulk(out, b"IDLETIME");
+        resp::bulk_int(out, i64::try_from(idle).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,569 @@
+//! The loop over a snapshot file: magic, opcodes, keys, checksum (rdb.c rdbLoadRioWithLoadingCtx).
+//!
+//! Values come framed, their bytes untouched; one that is larger than the limit comes as [`LargeEntry`] in pieces.
+//! Invariant: [`Snapshot::position`] is always the start of a record, so reading can begin there again.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
+use crate::rdb::encoding::{self, Len};
+use crate::rdb::frame::Walk;
+use crate::rdb::opcode::{self as op, Dialect};
+use crate::rdb::value::{self, Layout, ValueSink, module_name};
+use crate::types::{DbIndex, ExpireAt};
+use std::io::Read;
+
+/// How a snapshot is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// A value whose bytes are more than this comes in pieces.
+    pub whole_value_limit: usize,
+    pub ignore_checksum: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { whole_value_limit: 8 << 20, ignore_checksum: false }
+    }
+}
+
+/// A record of the file.
+pub enum Item<'a, R: Read> {
+    Aux { name: &'a [u8], value: &'a [u8] },
+    Database(DbIndex),
+    Resize { keys: u64, expires: u64 },
+    SlotInfo { slot: u64, keys: u64, expires: u64 },
+    SlotImport,
+    /// A library's source.
+    Function(&'a [u8]),
+    FunctionPreGa { name: &'a [u8], code: &'a [u8] },
+    ModuleAux { module: String },
+    Entry(Entry<'a>),
+    Large(LargeEntry<'a, R>),
+    End,
+}
+
+/// What stands before a value.
+#[derive(Debug, Clone, Copy)]
+pub struct Header<'a> {
+    pub db: DbIndex,
+    pub key: &'a [u8],
+    pub expire: Option<ExpireAt>,
+    pub idle_s: Option<u64>,
+    pub freq: Option<u8>,
+    /// Key metadata (Redis 8.6), opcode included; empty where there is none.
+    pub meta: &'a [u8],
+    pub type_id: u8,
+    /// Where the record begins in the file.
+    pub at: u64,
+    /// Where the value begins in the file.
+    pub value_at: u64,
+}
+
+/// A key with its framed value.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    pub header: Header<'a>,
+    pub value: &'a [u8],
+}
+
+/// A key whose value is read piece by piece; left unread, the next record skips it.
+pub struct LargeEntry<'a, R: Read> {
+    snapshot: &'a mut Snapshot<R>,
+    type_id: u8,
+    attributes: Attributes,
+    value_at: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Attributes {
+    expire: Option<ExpireAt>,
+    idle_s: Option<u64>,
+    freq: Option<u8>,
+}
+
+/// A snapshot being read.
+pub struct Snapshot<R> {
+    input: Input<R>,
+    options: Options,
+    dialect: Dialect,
+    version: u32,
+    db: DbIndex,
+    key: Vec<u8>,
+    text: Vec<u8>,
+    meta: Vec<u8>,
+    record_at: u64,
+    /// Bytes lent by the last item, to be consumed before the next.
+    lent: usize,
+    /// A large value that may not have been read.
+    unread: Option<u8>,
+    checksum: bool,
+}
+
+const WHAT_MAGIC: &str = "the magic";
+
+impl<R: Read> Snapshot<R> {
+    /// Reads the magic and version.
+    pub fn open(reader: R, options: Options) -> Result<Self> {
+        let mut input = Input::new(reader, 0, !options.ignore_checksum);
+        input.ensure(9, WHAT_MAGIC)?;
+        let magic = input.peek().get(..9).unwrap_or_default().to_vec();
+        let number = |from: usize| -> Option<u32> { std::str::from_utf8(magic.get(from..)?).ok()?.parse().ok() };
+        let (dialect, version) = if magic.starts_with(b"VALKEY") {
+            (Dialect::Valkey, number(6))
+        } else if magic.starts_with(b"REDIS") {
+            (Dialect::Redis, number(5))
+        } else {
+            return Err(corrupt(0, WHAT_MAGIC, "this is not an RDB file"));
+        };
+        let version = version.ok_or_else(|| corrupt(5, WHAT_MAGIC, "the version is not a number"))?;
+        let known = match dialect {
+            Dialect::Redis => (1..=14).contains(&version),
+            Dialect::Valkey => version == 80,
+        };
+        if !known {
+            return Err(Error::new(ErrorKind::Unsupported, format!("the snapshot has the RDB version {version} ({dialect:?}), which is not known yet")));
+        }
+        input.consume(9);
+        Ok(Snapshot::from_input(input, DbIndex::ZERO, dialect, version, options, version >= 5 && !options.ignore_checksum))
+    }
+
+    /// Goes on at a position that [`Snapshot::position`] told; the checksum cannot be verified then.
+    pub fn resume(reader: R, at: u64, db: DbIndex, dialect: Dialect, version: u32, options: Options) -> Self {
+        Snapshot::from_input(Input::new(reader, at, false), db, dialect, version, options, false)
+    }
+
+    fn from_input(input: Input<R>, db: DbIndex, dialect: Dialect, version: u32, options: Options, checksum: bool) -> Self {
+        let record_at = input.position();
+        Snapshot {
+            input,
+            options,
+            dialect,
+            version,
+            db,
+            key: Vec::new(),
+            text: Vec::new(),
+            meta: Vec::new(),
+            record_at,
+            lent: 0,
+            unread: None,
+            checksum,
+        }
+    }
+
+    /// Where the next record begins (for a large value not yet read: where its own does).
+    pub fn position(&self) -> u64 {
+        if self.unread.is_some() { self.record_at } else { self.input.position() + self.lent as u64 }
+    }
+
+    pub fn db(&self) -> DbIndex {
+        self.db
+    }
+
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// The next record; after [`Item::End`] there is none.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Item<'_, R>> {
+        self.input.consume(std::mem::take(&mut self.lent));
+        if let Some(type_id) = self.unread.take() {
+            self.pieces(type_id, &mut Nothing)?;
+        }
+        self.record_at = self.input.position();
+        self.meta.clear();
+        let mut attributes = Attributes::default();
+        loop {
+            self.input.ensure(1, "a type or opcode")?;
+            let opcode = self.input.peek().first().copied().unwrap_or_default();
+            match opcode {
+                op::EXPIRETIME_MS => {
+                    attributes.expire = Some(ExpireAt(i64::from_le_bytes(self.fixed("an expiry")?)));
+                }
+                op::EXPIRETIME => {
+                    attributes.expire = Some(ExpireAt(i64::from(i32::from_le_bytes(self.fixed("an expiry")?)) * 1000));
+                }
+                op::FREQ => {
+                    let [freq] = self.fixed("an access frequency")?;
+                    attributes.freq = Some(freq);
+                }
+                op::IDLE => {
+                    self.input.consume(1);
+                    attributes.idle_s = Some(self.length("an idle time")?);
+                }
+                op::KEY_META if self.dialect == Dialect::Redis && self.version >= 13 => self.key_meta()?,
+                op::AUX => {
+                    self.input.consume(1);
+                    self.string_into_key("an AUX name")?;
+                    self.string_into_text("an AUX value")?;
+                    return Ok(Item::Aux { name: &self.key, value: &self.text });
+                }
+                op::SELECTDB => {
+                    self.input.consume(1);
+                    let db = self.length("a database number")?;
+                    let db = u32::try_from(db).map_err(|_| corrupt(self.input.position(), "a database number", db))?;
+                    self.db = DbIndex(db);
+                    return Ok(Item::Database(self.db));
+                }
+                op::RESIZEDB => {
+                    self.input.consume(1);
+                    return Ok(Item::Resize { keys: self.length("a size hint")?, expires: self.length("a size hint")? });
+                }
+                op::SLOT_INFO => {
+                    self.input.consume(1);
+                    const WHAT: &str = "slot info";
+                    return Ok(Item::SlotInfo { slot: self.length(WHAT)?, keys: self.length(WHAT)?, expires: self.length(WHAT)? });
+                }
+                op::KEY_META if self.dialect == Dialect::Valkey => {
+                    self.input.consume(1);
+                    self.string_into_key("a slot import")?;
+                    for _ in 0..self.length("a slot import")? {
+                        self.length("a slot import")?;
+                        self.length("a slot import")?;
+                    }
+                    return Ok(Item::SlotImport);
+                }
+                op::FUNCTION2 => {
+                    self.input.consume(1);
+                    self.string_into_text("a function library")?;
+                    return Ok(Item::Function(&self.text));
+                }
+                op::FUNCTION_PRE_GA => {
+                    self.input.consume(1);
+                    self.string_into_key("a function's name")?;
+                    self.string_into_text("a function's engine")?;
+                    if self.length("a function's description")? == 1 {
+                        self.string_into_text("a function's description")?;
+                    }
+                    self.string_into_text("a function's code")?;
+                    return Ok(Item::FunctionPreGa { name: &self.key, code: &self.text });
+                }
+                op::MODULE_AUX => {
+                    self.input.consume(1);
+                    let id = self.length("a module's id")?;
+                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                    let _ = walk.module_opcodes()?;
+                    walk.there("a module's data")?;
+                    let n = walk.at;
+                    self.input.consume(n);
+                    return Ok(Item::ModuleAux { module: module_name(id) });
+                }
+                op::EOF => {
+                    self.input.consume(1);
+                    self.end()?;
+                    return Ok(Item::End);
+                }
+                type_id => return self.entry(type_id, attributes),
+            }
+        }
+    }
+
+    fn entry(&mut self, type_id: u8, attributes: Attributes) -> Result<Item<'_, R>> {
+        let at = self.input.position();
+        // Names an unknown type before anything else is read.
+        value::layout(type_id, self.dialect).map_err(|e| e.context(format!("byte {at}, reading a type")))?;
+        let mut walk = Walk::new(&mut self.input, 1, usize::MAX);
+        let head = walk.length_or_encoding()?;
+        let text_at = walk.at;
+        walk.at = 1;
+        let _ = walk.string()?;
+        walk.there("a key")?;
+        let key_end = walk.at;
+        // A plain key is lent as it lies; an integer or compressed one is decoded.
+        let plain = matches!(head, Len::Plain(_));
+        if !plain {
+            let bytes = self.input.peek().get(1..key_end).unwrap_or_default();
+            let key = encoding::string(&mut Reader::new(bytes, at + 1), "a key")?.into_owned();
+            self.key = key;
+        }
+        let limit = key_end.saturating_add(self.options.whole_value_limit);
+        let mut walk = Walk::new(&mut self.input, key_end, limit);
+        if walk.value(type_id, self.dialect)?.is_err() {
+            if plain {
+                let key = self.input.peek().get(text_at..key_end).unwrap_or_default();
+                self.key.clear();
+                self.key.extend_from_slice(key);
+            }
+            self.input.consume(key_end);
+            self.unread = Some(type_id);
+            let value_at = self.input.position();
+            return Ok(Item::Large(LargeEntry { type_id, attributes, value_at, snapshot: self }));
+        }
+        let end = walk.at;
+        walk.there("a value")?;
+        self.lent = end;
+        let bytes = self.input.peek();
+        let key = if plain { bytes.get(text_at..key_end).unwrap_or_default() } else { &self.key };
+        let header = Header {
+            db: self.db,
+            key,
+            expire: attributes.expire,
+            idle_s: attributes.idle_s,
+            freq: attributes.freq,
+            meta: &self.meta,
+            type_id,
+            at: self.record_at,
+            value_at: at + key_end as u64,
+        };
+        Ok(Item::Entry(Entry { header, value: bytes.get(key_end..end).unwrap_or_default() }))
+    }
+
+    /// An opcode byte and `N` bytes behind it.
+    fn fixed<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
+        self.input.ensure(1 + N, what)?;
+        let bytes = self.input.peek().get(1..=N).and_then(|b| b.try_into().ok());
+        self.input.consume(1 + N);
+        bytes.ok_or_else(|| corrupt(self.input.position(), what, "too short"))
+    }
+
+    fn length(&mut self, what: &'static str) -> Result<u64> {
+        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+        let n = walk.length(what)?;
+        let used = walk.at;
+        self.input.consume(used);
+        Ok(n)
+    }
+
+    fn string(&mut self, what: &'static str, into: fn(&mut Self) -> &mut Vec<u8>) -> Result<()> {
+        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+        let _ = walk.string()?;
+        walk.there(what)?;
+        let used = walk.at;
+        let at = self.input.position();
+        let bytes = self.input.peek().get(..used).unwrap_or_default();
+        let text = encoding::string(&mut Reader::new(bytes, at), what)?.into_owned();
+        *into(self) = text;
+        self.input.consume(used);
+        Ok(())
+    }
+
+    fn string_into_key(&mut self, what: &'static str) -> Result<()> {
+        self.string(what, |s| &mut s.key)
+    }
+
+    fn string_into_text(&mut self, what: &'static str) -> Result<()> {
+        self.string(what, |s| &mut s.text)
+    }
+
+    fn key_meta(&mut self) -> Result<()> {
+        let mut walk = Walk::new(&mut self.input, 1, usize::MAX);
+        for _ in 0..walk.length("key metadata")? {
+            walk.at = walk.at.saturating_add(4);
+            let _ = walk.module_opcodes()?;
+        }
+        walk.there("key metadata")?;
+        let n = walk.at;
+        self.meta.extend_from_slice(self.input.peek().get(..n).unwrap_or_default());
+        self.input.consume(n);
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.version < 5 {
+            return Ok(());
+        }
+        let computed = self.input.checksum();
+        self.input.ensure(8, "the checksum")?;
+        let stored = self.input.peek().get(..8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let at = self.input.position();
+        self.input.consume(8);
+        match computed {
+            // Zero means that the writer was told not to compute one.
+            Some(computed) if self.checksum && stored != 0 && computed != stored => {
+                Err(corrupt(at, "the checksum", format_args!("the file says {stored:016x}, its bytes give {computed:016x}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the value at the cursor item by item.
+    fn pieces(&mut self, type_id: u8, sink: &mut impl ValueSink) -> Result<()> {
+        match value::layout(type_id, self.dialect)? {
+            Layout::Items => {
+                self.input.ensure(1, "a value")?;
+                let mut walk = Walk::new(&mut self.input, if type_id == op::HASH_METADATA { 8 } else { 0 }, usize::MAX);
+                walk.length("the number of items")?;
+                let n = walk.at;
+                let at = self.input.position();
+                let bytes = self.input.peek().get(..n).unwrap_or_default();
+                let head = value::head(type_id, &mut Reader::new(bytes, at))?;
+                self.input.consume(n);
+                for _ in 0..head.items {
+                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                    let _ = walk.item(type_id, self.dialect)?;
+                    walk.there("an item")?;
+                    let n = walk.at;
+                    let at = self.input.position();
+                    let bytes = self.input.peek().get(..n).unwrap_or_default();
+                    value::item(type_id, self.dialect, &head, &mut Reader::new(bytes, at), sink)?;
+                    self.input.consume(n);
+                }
+                Ok(())
+            }
+            Layout::String => self.string_pieces(sink),
+            Layout::Stream => {
+                for _ in 0..self.length("the number of stream nodes")? {
+                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                    let _ = walk.string()?;
+                    let _ = walk.string()?;
+                    walk.there("a stream node")?;
+                    let n = walk.at;
+                    let at = self.input.position();
+                    let bytes = self.input.peek().get(..n).unwrap_or_default();
+                    value::stream::node(&mut Reader::new(bytes, at), sink)?;
+                    self.input.consume(n);
+                }
+                // What follows is as large as the pending lists are.
+                let bytes = self.tail_of_stream(type_id)?;
+                let meta = value::stream::meta(type_id, &mut Reader::new(&bytes, self.input.position()))?;
+                sink.stream_meta(&meta)
+            }
+            _ => {
+                let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                let _ = walk.value(type_id, self.dialect)?;
+                walk.there("a value")?;
+                let n = walk.at;
+                let at = self.input.position();
+                let bytes = self.input.peek().get(..n).unwrap_or_default();
+                value::decode(type_id, self.dialect, self.version, bytes, at, sink)?;
+                self.input.consume(n);
+                Ok(())
+            }
+        }
+    }
+
+    fn tail_of_stream(&mut self, type_id: u8) -> Result<Vec<u8>> {
+        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+        let _ = walk.stream_meta(type_id)?;
+        walk.there("a stream")?;
+        let n = walk.at;
+        let bytes = self.input.peek().get(..n).unwrap_or_default().to_vec();
+        self.input.consume(n);
+        Ok(bytes)
+    }
+
+    fn string_pieces(&mut self, sink: &mut impl ValueSink) -> Result<()> {
+        const PIECE: usize = 1 << 20;
+        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+        let head = walk.length_or_encoding()?;
+        let Len::Plain(mut left) = head else {
+            // Compressed: it has to be held to be decompressed.
+            self.string_into_text("a string")?;
+            for piece in self.text.chunks(PIECE) {
+                sink.string_part(piece, false)?;
+            }
+            return sink.string_part(&[], true);
+        };
+        let n = walk.at;
+        self.input.consume(n);
+        while left > 0 {
+            let n = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            self.input.ensure(n, "a string")?;
+            sink.string_part(self.input.peek().get(..n).unwrap_or_default(), false)?;
+            self.input.consume(n);
+            left -= n as u64;
+        }
+        sink.string_part(&[], true)
+    }
+}
+
+impl<R: Read> LargeEntry<'_, R> {
+    pub fn header(&self) -> Header<'_> {
+        Header {
+            db: self.snapshot.db,
+            key: &self.snapshot.key,
+            expire: self.attributes.expire,
+            idle_s: self.attributes.idle_s,
+            freq: self.attributes.freq,
+            meta: &self.snapshot.meta,
+            type_id: self.type_id,
+            at: self.snapshot.record_at,
+            value_at: self.value_at,
+        }
+    }
+
+    pub fn dialect(&self) -> Dialect {
+        self.snapshot.dialect
+    }
+
+    /// Reads the value into `sink` in bounded memory.
+    ///
+    /// After an error the snapshot is in the middle of the value: open it again at its position.
+    pub fn decode(self, sink: &mut impl ValueSink) -> Result<()> {
+        self.snapshot.pieces(self.type_id, sink)?;
+        self.snapshot.unread = None;
+        Ok(())
+    }
+}
+
+struct Nothing;
+impl ValueSink for Nothing {}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn drain(bytes: &[u8]) -> Result<usize> {
+        let mut snapshot = Snapshot::open(bytes, Options::default())?;
+        let mut keys = 0;
+        loop {
+            match snapshot.next()? {
+                Item::End => return Ok(keys),
+                Item::Entry(e) => {
+                    keys += 1;
+                    let (h, v) = (e.header, e.value.to_vec());
+                    let _ = value::decode(h.type_id, Dialect::Redis, 11, &v, 0, &mut Nothing);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_and_no_flip_panics() {
+        for name in ["redis-7.4-cluster", "valkey-9.1-cluster", "redis-8.6-lfu"] {
+            let path = format!("{}/tests/fixtures/rdb/{name}.rdb", env!("CARGO_MANIFEST_DIR"));
+            let bytes = std::fs::read(path).unwrap();
+            assert!(drain(&bytes).unwrap() > 0);
+            for cut in (0..bytes.len()).step_by(7) {
+                assert!(drain(&bytes[..cut]).is_err(), "{name} cut at {cut}");
+            }
+            for i in (0..bytes.len()).step_by(5) {
+                let mut broken = bytes.clone();
+                broken[i] ^= 0x41;
+                assert!(drain(&broken).is_err(), "{name} with byte {i} changed");
+            }
+        }
+    }
+
+    #[test]
+    fn a_resumed_snapshot_yields_the_rest() {
+        let bytes = std::fs::read(format!("{}/tests/fixtures/rdb/redis-8.8-all.rdb", env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let options = Options { whole_value_limit: 4000, ..Options::default() };
+        let mut snapshot = Snapshot::open(bytes.as_slice(), options).unwrap();
+        let mut marks = Vec::new();
+        loop {
+            let mark = (snapshot.position(), snapshot.db());
+            match snapshot.next().unwrap() {
+                Item::End => break,
+                Item::Entry(e) => marks.push((mark, e.header.key.to_vec())),
+                Item::Large(l) => marks.push((mark, l.header().key.to_vec())),
+                _ => {}
+            }
+        }
+        assert!(marks.len() > 100);
+        for ((at, db), key) in marks {
+            let mut rest = Snapshot::resume(&bytes[at as usize..], at, db, Dialect::Redis, 14, Options::default());
+            match rest.next().unwrap() {
+                Item::Entry(e) => assert_eq!((e.header.key, e.header.db), (key.as_slice(), db)),
+                Item::Database(_) => {}
+                _ => panic!("not a key at {at}"),
+            }
+        }
+    }
+}

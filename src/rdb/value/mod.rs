@@ -1,0 +1,331 @@
+//! THE dispatch: every type number to its decoder, every element to a sink (rdb.c rdbLoadObject).
+//!
+//! A value is a head and items ([`head`], [`item`]), a packed string, a stream, or a module's opcodes.
+//! A new consumer is a new [`ValueSink`], never a second parser.
+
+pub mod stream;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::rdb::cursor::Reader;
+use crate::rdb::encoding::listpack::{Listpack, Packed};
+use crate::rdb::encoding::ziplist::Ziplist;
+use crate::rdb::encoding::{self, length, string};
+use crate::rdb::opcode::{self as op, Dialect};
+use crate::types::ExpireAt;
+use stream::{StreamId, StreamMeta};
+
+/// What a key holds, whatever its encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ValueKind {
+    String,
+    List,
+    Set,
+    Zset,
+    Hash,
+    Stream,
+    Array,
+    Gcra,
+    Module,
+}
+
+impl ValueKind {
+    /// The name that TYPE answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            ValueKind::String => "string",
+            ValueKind::List => "list",
+            ValueKind::Set => "set",
+            ValueKind::Zset => "zset",
+            ValueKind::Hash => "hash",
+            ValueKind::Stream => "stream",
+            ValueKind::Array => "array",
+            ValueKind::Gcra => "gcra",
+            ValueKind::Module => "module",
+        }
+    }
+}
+
+/// The kind behind a type number; an unknown number is an error that names it.
+pub fn kind(type_id: u8, dialect: Dialect) -> Result<ValueKind> {
+    Ok(match type_id {
+        op::STRING => ValueKind::String,
+        op::LIST | op::LIST_ZIPLIST | op::LIST_QUICKLIST | op::LIST_QUICKLIST_2 => ValueKind::List,
+        op::SET | op::SET_INTSET | op::SET_LISTPACK => ValueKind::Set,
+        op::ZSET | op::ZSET_2 | op::ZSET_ZIPLIST | op::ZSET_LISTPACK => ValueKind::Zset,
+        op::HASH | op::HASH_ZIPMAP | op::HASH_ZIPLIST | op::HASH_LISTPACK | op::HASH_22 => ValueKind::Hash,
+        op::STREAM | op::STREAM_2 | op::STREAM_3 => ValueKind::Stream,
+        op::MODULE_PRE_GA | op::MODULE_2 => ValueKind::Module,
+        op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX if dialect == Dialect::Redis => ValueKind::Hash,
+        op::STREAM_4 | op::STREAM_5 if dialect == Dialect::Redis => ValueKind::Stream,
+        op::ARRAY if dialect == Dialect::Redis => ValueKind::Array,
+        op::GCRA if dialect == Dialect::Redis => ValueKind::Gcra,
+        other => return Err(Error::new(ErrorKind::Unsupported, format!("the value type {other} ({dialect:?}) is not known"))),
+    })
+}
+
+/// Takes a value's elements in the order of its bytes; every method does nothing unless overridden.
+#[allow(unused_variables)]
+pub trait ValueSink {
+    fn string(&mut self, value: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// A piece of a string too large to be held; after the last piece comes an empty one with `last`.
+    fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
+        Ok(())
+    }
+    fn list_item(&mut self, item: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn set_member(&mut self, member: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn zset_member(&mut self, member: &[u8], score: f64) -> Result<()> {
+        Ok(())
+    }
+    fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
+        Ok(())
+    }
+    fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        Ok(())
+    }
+    /// Everything of a stream but its entries; comes last.
+    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
+        Ok(())
+    }
+    /// The array's cursor (Redis 8.8) comes before its elements.
+    fn array_cursor(&mut self, next: Option<u64>) -> Result<()> {
+        Ok(())
+    }
+    fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn number(&mut self, n: u64) -> Result<()> {
+        Ok(())
+    }
+    fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// How a type's bytes are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// One string that is the value.
+    String,
+    /// One string that is a packed encoding (after an 8-byte minimum expiry for type 25).
+    Packed,
+    /// A count, then items.
+    Items,
+    Stream,
+    Array,
+    Number,
+    Module,
+}
+
+pub fn layout(type_id: u8, dialect: Dialect) -> Result<Layout> {
+    Ok(match type_id {
+        op::STRING => Layout::String,
+        op::LIST | op::SET | op::ZSET | op::HASH | op::ZSET_2 | op::LIST_QUICKLIST | op::LIST_QUICKLIST_2 | op::HASH_22 => Layout::Items,
+        op::HASH_METADATA => Layout::Items,
+        _ => match kind(type_id, dialect)? {
+            ValueKind::Stream => Layout::Stream,
+            ValueKind::Array => Layout::Array,
+            ValueKind::Gcra => Layout::Number,
+            ValueKind::Module => Layout::Module,
+            _ => Layout::Packed,
+        },
+    })
+}
+
+/// What stands before a value's items.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    pub items: u64,
+    /// Type 24 counts its fields' expiries from here.
+    pub min_expire: i64,
+}
+
+pub fn head(type_id: u8, r: &mut Reader<'_>) -> Result<Head> {
+    let min_expire = if type_id == op::HASH_METADATA { r.i64("the hash's minimum expiry")? } else { 0 };
+    Ok(Head { items: length(r, "the number of items")?, min_expire })
+}
+
+/// One item of a value with layout [`Layout::Items`].
+pub fn item(type_id: u8, dialect: Dialect, head: &Head, r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
+    match type_id {
+        op::LIST => sink.list_item(&string(r, "a list item")?),
+        op::SET => sink.set_member(&string(r, "a set member")?),
+        op::ZSET => {
+            let member = string(r, "a sorted set member")?;
+            let score = text_score(r)?;
+            sink.zset_member(&member, score)
+        }
+        op::ZSET_2 => {
+            let member = string(r, "a sorted set member")?;
+            sink.zset_member(&member, f64::from_le_bytes(r.array("a score")?))
+        }
+        op::HASH => {
+            let field = string(r, "a hash field")?;
+            sink.hash_field(&field, &string(r, "a hash value")?, None)
+        }
+        op::LIST_QUICKLIST => {
+            let at = r.position();
+            let node = string(r, "a list node")?;
+            let mut zl = Ziplist::new(&node, at)?;
+            let mut digits = [0; 20];
+            while let Some(e) = zl.next()? {
+                sink.list_item(e.text(&mut digits))?;
+            }
+            Ok(())
+        }
+        op::LIST_QUICKLIST_2 => {
+            let container = length(r, "a list node's container")?;
+            let at = r.position();
+            let node = string(r, "a list node")?;
+            match container {
+                1 => sink.list_item(&node),
+                2 => {
+                    let mut lp = Listpack::new(&node, at)?;
+                    let mut digits = [0; 20];
+                    while let Some(e) = lp.next()? {
+                        sink.list_item(e.text(&mut digits))?;
+                    }
+                    Ok(())
+                }
+                other => Err(r.fail("a list node", format_args!("the container {other} is unknown"))),
+            }
+        }
+        op::HASH_22 if dialect == Dialect::Valkey => {
+            let field = string(r, "a hash field")?;
+            let value = string(r, "a hash value")?;
+            let expire = r.i64("a field's expiry")?;
+            sink.hash_field(&field, &value, (expire >= 0).then_some(ExpireAt(expire)))
+        }
+        op::HASH_22 | op::HASH_METADATA => {
+            let ttl = length(r, "a field's expiry")?;
+            let field = string(r, "a hash field")?;
+            let value = string(r, "a hash value")?;
+            let base = if type_id == op::HASH_METADATA { head.min_expire.wrapping_sub(1) } else { 0 };
+            sink.hash_field(&field, &value, (ttl != 0).then(|| ExpireAt(base.wrapping_add(ttl as i64))))
+        }
+        other => Err(r.fail("a value", format_args!("the type {other} has no items"))),
+    }
+}
+
+/// Old sorted sets hold scores as text (rdb.c rdbLoadDoubleValue).
+fn text_score(r: &mut Reader<'_>) -> Result<f64> {
+    match r.u8("a score")? {
+        253 => Ok(f64::NAN),
+        254 => Ok(f64::INFINITY),
+        255 => Ok(f64::NEG_INFINITY),
+        n => {
+            let text = r.take(usize::from(n), "a score")?;
+            score(text).ok_or_else(|| r.fail("a score", "it is not a number"))
+        }
+    }
+}
+
+fn score(text: &[u8]) -> Option<f64> {
+    std::str::from_utf8(text).ok()?.trim().parse().ok()
+}
+
+/// Decodes a whole value; leftovers are an error.
+///
+/// `base` is the position of `body` in its file, for error messages.
+pub fn decode(type_id: u8, dialect: Dialect, version: u32, body: &[u8], base: u64, sink: &mut impl ValueSink) -> Result<()> {
+    let _ = version;
+    let mut r = Reader::new(body, base);
+    match layout(type_id, dialect)? {
+        Layout::String => sink.string(&string(&mut r, "a string")?)?,
+        Layout::Items => {
+            let head = head(type_id, &mut r)?;
+            for _ in 0..head.items {
+                item(type_id, dialect, &head, &mut r, sink)?;
+            }
+        }
+        Layout::Packed => {
+            if type_id == op::HASH_LISTPACK_EX {
+                r.i64("the hash's minimum expiry")?;
+            }
+            let at = r.position();
+            packed(type_id, &string(&mut r, "a packed value")?, at, sink)?;
+        }
+        Layout::Stream => stream::decode(type_id, &mut r, sink)?,
+        Layout::Array => array(&mut r, sink)?,
+        Layout::Number => {
+            let n = length(&mut r, "a number")?;
+            sink.number(n)?;
+        }
+        Layout::Module => {
+            let id = length(&mut r, "a module's id")?;
+            sink.module(&module_name(id), (id & 0x3ff) as u16, body)?;
+            return Ok(());
+        }
+    }
+    r.finish("a value")
+}
+
+/// A value that is one packed string.
+pub fn packed(type_id: u8, bytes: &[u8], at: u64, sink: &mut impl ValueSink) -> Result<()> {
+    let (mut d, mut e) = ([0u8; 20], [0u8; 20]);
+    let number = |p: Packed<'_>| match p {
+        Packed::Int(n) => Ok(n as f64),
+        Packed::Bytes(b) => score(b).ok_or_else(|| Reader::new(b, at).fail("a score", "it is not a number")),
+    };
+    match type_id {
+        op::SET_INTSET => encoding::intset(bytes, at, |n| sink.set_member(crate::resp::decimal(n, &mut d))),
+        op::HASH_ZIPMAP => encoding::zipmap(bytes, at, |f, v| sink.hash_field(f, v, None)),
+        op::LIST_ZIPLIST | op::ZSET_ZIPLIST | op::HASH_ZIPLIST => {
+            let mut zl = Ziplist::new(bytes, at)?;
+            while let Some(first) = zl.next()? {
+                match type_id {
+                    op::LIST_ZIPLIST => sink.list_item(first.text(&mut d))?,
+                    op::ZSET_ZIPLIST => sink.zset_member(first.text(&mut d), number(zl.need()?)?)?,
+                    _ => sink.hash_field(first.text(&mut d), zl.need()?.text(&mut e), None)?,
+                }
+            }
+            Ok(())
+        }
+        op::HASH_LISTPACK | op::ZSET_LISTPACK | op::SET_LISTPACK | op::HASH_LISTPACK_EX | op::HASH_LISTPACK_EX_PRE_GA => {
+            let mut lp = Listpack::new(bytes, at)?;
+            while let Some(first) = lp.next()? {
+                match type_id {
+                    op::SET_LISTPACK => sink.set_member(first.text(&mut d))?,
+                    op::ZSET_LISTPACK => sink.zset_member(first.text(&mut d), number(lp.need()?)?)?,
+                    op::HASH_LISTPACK => sink.hash_field(first.text(&mut d), lp.need()?.text(&mut e), None)?,
+                    _ => {
+                        let value = lp.need()?;
+                        let ttl = lp.need()?.int().unwrap_or(0);
+                        sink.hash_field(first.text(&mut d), value.text(&mut e), (ttl > 0).then_some(ExpireAt(ttl)))?;
+                    }
+                }
+            }
+            Ok(())
+        }
+        other => Err(Reader::new(bytes, at).fail("a value", format_args!("the type {other} is not packed"))),
+    }
+}
+
+/// Redis 8.8 arrays (rdb.c rdbSaveArrayElement).
+fn array(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
+    const WHAT: &str = "an array";
+    let count = length(r, WHAT)?;
+    let cursor = if length(r, WHAT)? == 1 { Some(length(r, WHAT)?) } else { None };
+    sink.array_cursor(cursor)?;
+    for _ in 0..count {
+        let index = length(r, WHAT)?;
+        match length(r, WHAT)? {
+            0 | 3 => sink.array_element(index, &string(r, WHAT)?)?,
+            1 => sink.array_element(index, r.i64(WHAT)?.to_string().as_bytes())?,
+            2 => sink.array_element(index, f64::from_le_bytes(r.array(WHAT)?).to_string().as_bytes())?,
+            other => return Err(r.fail(WHAT, format_args!("the element tag {other} is unknown"))),
+        }
+    }
+    Ok(())
+}
+
+/// The nine characters of a module type's name (module.c moduleTypeEncodeId).
+pub fn module_name(id: u64) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    (0..9).map(|i| ALPHABET.get((id >> (58 - 6 * i)) as usize & 63).map_or('?', |c| char::from(*c))).collect()
+}

@@ -1,0 +1,178 @@
+//! Reading one side: SCAN each master, DUMP and expiry pipelined, digests by slot or by key.
+
+use super::{Place, databases, digest_of, expiry_of, grouped};
+use crate::digest::{KeyDigest, SlotSum};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Conn, refusal};
+use crate::plan::Job;
+use crate::resp::Reply;
+use crate::source::unix_ms;
+use crate::task::Shutdown;
+use crate::types::{DbIndex, ExpireAt, SLOTS, Slot};
+use std::collections::{BTreeSet, HashMap};
+
+/// Keys asked for in one SCAN and read in one round trip.
+const PAGE: &[u8] = b"500";
+
+/// Which side is read: it decides how databases and filters apply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Target,
+}
+
+/// What is compared of a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyFact {
+    pub digest: KeyDigest,
+    pub expire: Option<ExpireAt>,
+}
+
+/// A key's name on both sides: the target's database.
+type Name = (DbIndex, Vec<u8>);
+
+/// The sums of all slots of a side.
+pub async fn sums(place: &Place, side: Side, job: &Job, stop: &Shutdown) -> Result<Vec<SlotSum>> {
+    let mut all = vec![SlotSum::default(); SLOTS];
+    let walks = place.layout.masters.iter().map(|m| async move {
+        let mut mine = vec![SlotSum::default(); SLOTS];
+        walk(place, &m.address, side, job, None, stop, &mut |(db, key), fact| {
+            if let Some(sum) = mine.get_mut(Slot::of(&key).index()) {
+                sum.add(db, &key, &fact.digest, fact.expire.is_some());
+            }
+        })
+        .await?;
+        Ok::<_, Error>(mine)
+    });
+    for mine in futures::future::try_join_all(walks).await? {
+        all.iter_mut().zip(mine).for_each(|(all, mine)| all.merge(mine));
+    }
+    Ok(all)
+}
+
+/// The keys of some slots with their facts.
+pub async fn facts(
+    place: &Place,
+    side: Side,
+    job: &Job,
+    slots: &BTreeSet<u16>,
+    stop: &Shutdown,
+) -> Result<HashMap<Name, KeyFact>> {
+    let mut all = HashMap::new();
+    for m in &place.layout.masters {
+        walk(place, &m.address, side, job, Some(slots), stop, &mut |name, fact| {
+            all.insert(name, fact);
+        })
+        .await?;
+    }
+    Ok(all)
+}
+
+/// The database of the target under which a key of `side` is compared; `None` when the plan leaves it out.
+fn compared_db(side: Side, job: &Job, db: DbIndex) -> Option<DbIndex> {
+    match side {
+        Side::Source => job.databases.map(db),
+        // Databases of the target that nothing is moved to are not ours.
+        Side::Target => (0..1024).map(DbIndex).any(|from| job.databases.map(from) == Some(db)).then_some(db),
+    }
+}
+
+fn compared(job: &Job, key: &[u8]) -> bool {
+    job.filter.accepts(key) && job.verify.exclude.accepts(key)
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn walk(
+    place: &Place,
+    address: &str,
+    side: Side,
+    job: &Job,
+    slots: Option<&BTreeSet<u16>>,
+    stop: &Shutdown,
+    each: &mut (dyn FnMut(Name, KeyFact) + Send),
+) -> Result<()> {
+    let mut conn = place.connect(address).await?;
+    for db in databases(&mut conn, place.layout.cluster).await? {
+        let Some(name_db) = compared_db(side, job, db) else { continue };
+        if db != DbIndex::ZERO {
+            conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        }
+        let mut cursor = b"0".to_vec();
+        loop {
+            let reply = conn.call(&[b"SCAN", &cursor, b"COUNT", PAGE]).await?;
+            let parts = reply.array().unwrap_or_default();
+            cursor = parts.first().and_then(Reply::bytes).unwrap_or(b"0").to_vec();
+            let keys: Vec<&[u8]> = (parts.get(1).and_then(Reply::array).unwrap_or_default().iter())
+                .filter_map(Reply::bytes)
+                .filter(|k| compared(job, k) && slots.is_none_or(|s| s.contains(&Slot::of(k).number())))
+                .collect();
+            for (key, fact) in keys.iter().zip(fetch(&mut conn, place.pexpiretime, &keys).await?) {
+                if let Some(fact) = fact.filter(|f| job.filter.accepts_type(f.digest.kind.name())) {
+                    each((name_db, key.to_vec()), fact);
+                }
+            }
+            if stop.requested() {
+                return Err(Error::new(ErrorKind::Interrupted, "the verification was stopped"));
+            }
+            if cursor == b"0" {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The facts of keys of the selected database; `None` for one that is gone.
+async fn fetch(conn: &mut Conn, pexpiretime: bool, keys: &[&[u8]]) -> Result<Vec<Option<KeyFact>>> {
+    for key in keys {
+        conn.push(&[b"DUMP", key]);
+        conn.push(&[if pexpiretime { b"PEXPIRETIME" } else { b"PTTL" }, key]);
+    }
+    conn.flush().await?;
+    let mut facts = Vec::with_capacity(keys.len());
+    for key in keys {
+        let dump = conn.reply().await?;
+        let now = if pexpiretime { 0 } else { unix_ms() };
+        let expire = expiry_of(&conn.reply().await?, now).map(ExpireAt);
+        facts.push(match dump {
+            Reply::Nil => None,
+            Reply::Bulk(bytes) => {
+                let digest = digest_of(&bytes).map_err(|e| e.context(format!("read the key {} of {}", crate::migrate::shown(key), conn.address())))?;
+                Some(KeyFact { digest, expire })
+            }
+            Reply::Error(text) => return Err(refusal("DUMP", &text)),
+            _ => return Err(Error::new(ErrorKind::Protocol, format!("{} answered DUMP in a form that is not understood", conn.address()))),
+        });
+    }
+    Ok(facts)
+}
+
+/// Reads given keys (named by the target's database) again.
+pub async fn read(place: &Place, side: Side, job: &Job, keys: &[(DbIndex, &[u8])]) -> Result<Vec<Option<KeyFact>>> {
+    let mut facts = vec![None; keys.len()];
+    let groups = grouped(keys, |db, key| {
+        let dbs: Vec<DbIndex> = match side {
+            Side::Target => vec![db],
+            Side::Source => (0..1024).map(DbIndex).filter(|from| job.databases.map(*from) == Some(db)).collect(),
+        };
+        Some((place.address_of(key).to_owned(), dbs))
+    });
+    for ((address, dbs), members) in groups {
+        let mut conn = place.connect(&address).await?;
+        let names: Vec<&[u8]> = members.iter().map(|(_, k)| *k).collect();
+        for db in dbs {
+            if db != DbIndex::ZERO
+                && let Reply::Error(_) = conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await?
+            {
+                // The server has fewer databases.
+                break;
+            }
+            for ((i, _), fact) in members.iter().zip(fetch(&mut conn, place.pexpiretime, &names).await?) {
+                if let (Some(place), Some(fact)) = (facts.get_mut(*i), fact) {
+                    *place = Some(fact);
+                }
+            }
+        }
+    }
+    Ok(facts)
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Runs every check and test: servers, format, lints, tests. Needs Rust; downloads what else it can use.
+#
+#   ./test.sh [FILTER]           only the tests whose name contains FILTER (format and lints are checked all the same)
+#   KEYFERRY_FULL=1 ./test.sh    the large sizes: every pair of the matrix with 200,000 keys (an hour)
+#   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: the number of processors, at most 4)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+started=$SECONDS
+log=$(mktemp)
+KEYFERRY_SKIPPED=$(mktemp)
+export KEYFERRY_SKIPPED
+trap 'rm -f "$log" "$KEYFERRY_SKIPPED"' EXIT
+
+say() { printf '\n== %s\n' "$*"; }
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "cargo is not here: install Rust first (https://rustup.rs)" >&2
+    exit 2
+fi
+
+say "servers"
+tests/servers.sh
+servers=${KEYFERRY_SERVERS:-.servers}
+if [ -s "$servers/MISSING" ]; then
+    sed 's/^/SKIPPED: the server /' "$servers/MISSING" >>"$KEYFERRY_SKIPPED"
+fi
+
+say "format"
+if cargo fmt --version >/dev/null 2>&1; then
+    cargo fmt --check
+else
+    echo "SKIPPED: format: rustfmt is not here (rustup component add rustfmt)" | tee -a "$KEYFERRY_SKIPPED"
+fi
+
+say "lints"
+if cargo clippy --version >/dev/null 2>&1; then
+    cargo clippy --all-targets -- -D warnings
+else
+    echo "SKIPPED: lints: clippy is not here (rustup component add clippy)" | tee -a "$KEYFERRY_SKIPPED"
+fi
+
+say "tests"
+threads=${KEYFERRY_TEST_THREADS:-$(nproc 2>/dev/null || echo 2)}
+if [ "$threads" -gt 4 ] && [ -z "${KEYFERRY_TEST_THREADS:-}" ]; then threads=4; fi
+code=0
+cargo test --no-fail-fast -- --test-threads "$threads" "$@" 2>&1 | tee "$log" || code=$?
+
+say "skipped"
+if [ -s "$KEYFERRY_SKIPPED" ]; then sort -u "$KEYFERRY_SKIPPED"; else echo "nothing"; fi
+
+say "result after $((SECONDS - started)) s"
+if [ "$code" -ne 0 ]; then
+    sed -n 's/^test \(.*\) \.\.\. FAILED$/FAILED: \1/p' "$log"
+fi
+# One line for all test programs together.
+awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"
+exit "$code"

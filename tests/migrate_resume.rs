@@ -1,0 +1,132 @@
+//! Stopped and started again, a migration goes on where it was: nothing lost, nothing twice, no full resync.
+
+use crate::support::need;
+use crate::support::server::Setup;
+use crate::support::story::{Endpoint, Story};
+use crate::support::traffic::{self, Mix, Options};
+use std::time::Duration;
+
+fn story(name: &str) -> Story {
+    Story::new(
+        Endpoint::alone(Setup::new(name)),
+        Endpoint::cluster(Setup::new(name)),
+    )
+}
+
+#[test]
+fn after_ctrl_c_it_continues_without_a_full_resync() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = story(&name);
+    story.fill(5_000);
+    let traffic = story.traffic();
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_secs(2));
+        running.interrupt();
+        running.wait(Duration::from_secs(30)).exits(130);
+        // What is written now has to come out of the source's backlog.
+        std::thread::sleep(Duration::from_secs(1));
+        running = story.migrate();
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let report = traffic.stop();
+    story.catch_up_and_stop(running);
+    assert_eq!(story.source.info("stats", "sync_full"), 1);
+    assert!(story.source.info("stats", "sync_partial_ok") >= 2);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+}
+
+#[test]
+fn after_a_kill_counters_are_exact() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = story(&name);
+    story.fill(2_000);
+    let (mixed, counters) = (story.traffic_options(), story.traffic_options());
+    let mixed = traffic::start(&Options {
+        rate: 1_000,
+        ..mixed
+    })
+    .expect("the traffic starts");
+    let counters = Options {
+        mix: Mix::Counters,
+        rate: 2_000,
+        seed: 2,
+        ..counters
+    };
+    let counters = traffic::start(&counters).expect("the traffic starts");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(1_700));
+        running.signal("KILL");
+        running.wait(Duration::from_secs(10)).exits(-1);
+        running = story.migrate();
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    let (mut report, more) = (mixed.stop(), counters.stop());
+    for (key, sum) in more.counters {
+        *report.counters.entry(key).or_default() += sum;
+    }
+    report.broken.extend(more.broken);
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+}
+
+#[test]
+fn killed_during_the_load_it_starts_again_by_itself() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = story(&name);
+    story.fill(30_000);
+    let running = story.migrate();
+    std::thread::sleep(Duration::from_millis(400));
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
+    story.judge();
+}
+
+#[test]
+fn a_cut_link_is_joined_again() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = story(&name);
+    story.fill(2_000);
+    let traffic = story.traffic();
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(700));
+        story.source.nodes()[0].run("CLIENT KILL TYPE replica");
+    }
+    let report = traffic.stop();
+    story.catch_up_and_stop(running);
+    assert_eq!(story.source.info("stats", "sync_full"), 1);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+}
+
+#[test]
+fn a_second_process_on_the_same_plan_is_refused_with_the_pid_of_the_first() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(500);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    let pid = running.pid().to_string();
+    story.plan.run("migrate --json").exits(3).says(&[&pid]);
+    assert!(
+        running.ended().is_none(),
+        "the first one went on: {}",
+        running.stderr_now()
+    );
+    story.catch_up_and_stop(running);
+}

@@ -1,0 +1,341 @@
+//! Starts real servers of a named version on free ports of 127.0.0.1, and always stops them.
+//!
+//! A server dies with its `Server` value, also when the test panics; and with the test's thread,
+//! also when the whole test process is killed (`setpriv --pdeathsig`, where there is one).
+
+use super::tls::Tls;
+use super::wire::Client;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// Names in the order in which "any" takes them.
+const ANY: [&str; 10] = [
+    "path",
+    "local",
+    "valkey-8.1",
+    "redis-8.0",
+    "valkey-9.1",
+    "redis-7.0",
+    "valkey-8.0",
+    "redict-7.3",
+    "redis-6.2",
+    "redis-6.0",
+];
+
+/// Where `tests/servers.sh` puts the servers.
+pub fn servers_dir() -> PathBuf {
+    match std::env::var_os("KEYFERRY_SERVERS") {
+        Some(dir) => PathBuf::from(dir),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers"),
+    }
+}
+
+/// The name under which a wanted server is to be had here.
+pub fn find(wanted: &str) -> Option<String> {
+    let there = |name: &str| program(name).is_some();
+    if wanted != "any" {
+        return there(wanted).then(|| wanted.to_owned());
+    }
+    ANY.iter()
+        .find(|name| there(name))
+        .map(|name| (*name).to_owned())
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    let installed = servers_dir().join(name).join("redis-server");
+    if installed.is_file() {
+        return Some(installed);
+    }
+    if name != "path" {
+        return None;
+    }
+    let path = std::env::var_os("PATH")?;
+    let candidates = std::env::split_paths(&path)
+        .flat_map(|dir| ["valkey-server", "redis-server"].map(|p| dir.join(p)));
+    candidates.into_iter().find(|p| p.is_file())
+}
+
+/// How to start a server.
+#[derive(Clone, Default)]
+pub struct Setup {
+    name: String,
+    lines: Vec<String>,
+    tls: Option<Tls>,
+}
+
+impl Setup {
+    pub fn new(name: &str) -> Setup {
+        Setup {
+            name: name.to_owned(),
+            ..Setup::default()
+        }
+    }
+
+    /// One line of the configuration file; it comes after the usual ones.
+    pub fn line(mut self, line: &str) -> Setup {
+        self.lines.push(line.to_owned());
+        self
+    }
+
+    pub fn lines(self, lines: &[&str]) -> Setup {
+        lines.iter().fold(self, |setup, line| setup.line(line))
+    }
+
+    /// Sends the snapshot to a replica from disk or straight from memory.
+    pub fn diskless(self, yes: bool) -> Setup {
+        self.line(&format!(
+            "repl-diskless-sync {}",
+            if yes { "yes" } else { "no" }
+        ))
+    }
+
+    /// A replica of `master`.
+    pub fn replica_of(self, master: &Server) -> Setup {
+        let line = format!("replicaof 127.0.0.1 {}", master.port());
+        self.line(&line)
+    }
+
+    /// Serves TLS on a second port, `Server::tls_port`.
+    pub fn tls(mut self, tls: &Tls) -> Setup {
+        self.tls = Some(tls.clone());
+        self
+    }
+
+    /// A node of a cluster that is still to be formed.
+    pub fn cluster(self) -> Setup {
+        self.lines(&[
+            "cluster-enabled yes",
+            "cluster-node-timeout 15000",
+            "cluster-require-full-coverage yes",
+        ])
+    }
+
+    pub fn start(self) -> Server {
+        // Another process may take the port between the look and the start: try again with another.
+        let mut last = String::new();
+        for _ in 0..5 {
+            match Server::start_once(self.clone()) {
+                Ok(mut server) => match server.await_ping(Duration::from_secs(20)) {
+                    Ok(()) => return server,
+                    Err(error) => last = format!("{error}\n{}", server.log_tail()),
+                },
+                Err(error) => last = error.to_string(),
+            }
+        }
+        panic!("{} did not start: {last}", self.name);
+    }
+}
+
+/// A running server.
+pub struct Server {
+    setup: Setup,
+    port: u16,
+    tls_port: u16,
+    dir: TempDir,
+    child: Child,
+}
+
+impl Server {
+    /// A plain standalone server.
+    pub fn start(name: &str) -> Server {
+        Setup::new(name).start()
+    }
+
+    fn start_once(setup: Setup) -> io::Result<Server> {
+        let dir = tempfile::Builder::new()
+            .prefix("keyferry-server-")
+            .tempdir()?;
+        let (port, tls_port) = (free_port()?, free_port()?);
+        let child = spawn(&setup, dir.path(), port, tls_port)?;
+        Ok(Server {
+            setup,
+            port,
+            tls_port,
+            dir,
+            child,
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.setup.name
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        match Client::connect(&self.address()) {
+            Ok(client) => client,
+            Err(error) => panic!(
+                "{} at {} does not answer: {error}\n{}",
+                self.name(),
+                self.address(),
+                self.log_tail()
+            ),
+        }
+    }
+
+    /// Runs one command of plain words on a fresh connection; an error reply fails the test.
+    #[track_caller]
+    pub fn run(&self, words: &str) -> super::wire::Value {
+        self.client()
+            .words(words)
+            .unwrap_or_else(|error| panic!("{words}: {error}"))
+    }
+
+    /// One number out of INFO.
+    #[track_caller]
+    pub fn info(&self, section: &str, field: &str) -> i64 {
+        let text = self
+            .client()
+            .info(section, field)
+            .unwrap_or_else(|error| panic!("{error}"));
+        text.parse()
+            .unwrap_or_else(|_| panic!("INFO {section} {field} is {text}"))
+    }
+
+    /// Kills it; `restart` brings it back on the same port with what it had saved.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(&self.setup, self.dir.path(), self.port, self.tls_port)
+            .expect("the server starts again");
+        self.await_ping(Duration::from_secs(20))
+            .expect("the server answers again");
+    }
+
+    /// Everything it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+
+    fn await_ping(&mut self, limit: Duration) -> io::Result<()> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!("it ended: {status}")));
+            }
+            let answer = Client::connect(&self.address())
+                .and_then(|mut c| c.run(&super::wire::Command::new("PING")));
+            // NOAUTH and the like are answers too.
+            if answer.is_ok_and(|a| !a.text().starts_with("LOADING")) {
+                return Ok(());
+            }
+            if started.elapsed() > limit {
+                return Err(io::Error::other("it does not answer"));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn spawn(setup: &Setup, dir: &Path, port: u16, tls_port: u16) -> io::Result<Child> {
+    let program = program(&setup.name)
+        .ok_or_else(|| io::Error::other(format!("there is no {}", setup.name)))?;
+    let mut config = format!(
+        "port {port}\nbind 127.0.0.1\nprotected-mode no\ndaemonize no\ndir \"{}\"\nlogfile \"{}\"\n\
+         save \"\"\nappendonly no\nrepl-diskless-sync-delay 0\nrepl-backlog-size 64mb\n",
+        dir.display(),
+        dir.join("log").display()
+    );
+    if let Some(tls) = &setup.tls {
+        let (cert, key, ca) = (tls.cert(), tls.key(), tls.ca());
+        config.push_str(&format!(
+            "tls-port {tls_port}\ntls-cert-file \"{}\"\ntls-key-file \"{}\"\ntls-ca-cert-file \"{}\"\ntls-auth-clients optional\n",
+            cert.display(),
+            key.display(),
+            ca.display()
+        ));
+    }
+    for line in &setup.lines {
+        config.push_str(line);
+        config.push('\n');
+    }
+    let file = dir.join("server.conf");
+    std::fs::write(&file, config)?;
+    let mut command = mortal(&program);
+    command
+        .arg(&file)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// A command that dies with the thread that starts it, where `setpriv` is there.
+pub fn mortal(program: &Path) -> Command {
+    if !has_setpriv() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program);
+    command
+}
+
+fn has_setpriv() -> bool {
+    static HAS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *HAS.get_or_init(|| {
+        let probe = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "true"])
+            .stderr(Stdio::null())
+            .status();
+        probe.is_ok_and(|s| s.success())
+    })
+}
+
+/// A port that is free now, and whose cluster bus port (10,000 above) is free too; below the range of outgoing ports.
+pub fn free_port() -> io::Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = (std::process::id() as u16).wrapping_mul(61) % 10_000;
+    for _ in 0..10_000 {
+        let port = 12_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed) % 10_000) % 10_000;
+        let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if free(port) && free(port + 10_000) {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::other("no free port"))
+}

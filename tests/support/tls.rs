@@ -1,0 +1,93 @@
+//! A certificate authority and a certificate for 127.0.0.1, made anew for each test by the openssl program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// The files of one authority; they go when the last user goes.
+#[derive(Clone)]
+pub struct Tls {
+    dir: Arc<TempDir>,
+}
+
+impl Tls {
+    /// `None` where there is no openssl program.
+    pub fn make() -> Option<Tls> {
+        let dir = tempfile::Builder::new()
+            .prefix("keyferry-tls-")
+            .tempdir()
+            .ok()?;
+        let at = dir.path();
+        std::fs::write(
+            at.join("ext"),
+            "subjectAltName=DNS:localhost,IP:127.0.0.1\n",
+        )
+        .ok()?;
+        let key = ["-newkey", "rsa:2048", "-nodes", "-days", "30"];
+        let authority = [
+            "req",
+            "-x509",
+            "-subj",
+            "/CN=keyferry test CA",
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+        ];
+        openssl(at, &[&authority[..], &key[..]].concat())?;
+        let request = [
+            "req",
+            "-subj",
+            "/CN=localhost",
+            "-keyout",
+            "server.key",
+            "-out",
+            "server.csr",
+        ];
+        openssl(at, &[&request[..], &key[..3]].concat())?;
+        openssl(
+            at,
+            &[
+                "x509",
+                "-req",
+                "-in",
+                "server.csr",
+                "-CA",
+                "ca.crt",
+                "-CAkey",
+                "ca.key",
+                "-CAcreateserial",
+                "-days",
+                "30",
+                "-extfile",
+                "ext",
+                "-out",
+                "server.crt",
+            ],
+        )?;
+        Some(Tls { dir: Arc::new(dir) })
+    }
+
+    pub fn ca(&self) -> PathBuf {
+        self.dir.path().join("ca.crt")
+    }
+
+    pub fn cert(&self) -> PathBuf {
+        self.dir.path().join("server.crt")
+    }
+
+    pub fn key(&self) -> PathBuf {
+        self.dir.path().join("server.key")
+    }
+}
+
+fn openssl(dir: &Path, args: &[&str]) -> Option<()> {
+    let quiet = Command::new("openssl")
+        .args(args)
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    quiet.ok()?.success().then_some(())
+}
