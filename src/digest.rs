@@ -55,27 +55,41 @@ fn mix(mut x: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// The digest of a DUMP answer.
-pub fn of_payload(dump: &[u8]) -> Result<KeyDigest> {
+/// The digest of a DUMP answer as of `now_ms`: hash fields that have expired count as gone, as readers see it.
+///
+/// `None` when nothing is left of the key then.
+pub fn of_payload(dump: &[u8], now_ms: i64) -> Result<Option<KeyDigest>> {
     let p = payload::open(dump)?;
-    of_body(p.type_id, p.dialect, u32::from(p.version), p.body)
+    let kind = value::kind(p.type_id, p.dialect)?;
+    let mut state = State::new(kind, p.type_id, now_ms);
+    value::decode(p.type_id, p.dialect, u32::from(p.version), p.body, 0, &mut state)?;
+    Ok((kind != ValueKind::Hash || state.count > 0).then(|| state.finish(kind)))
 }
 
 /// The digest of a value's bytes.
 pub fn of_body(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> Result<KeyDigest> {
     let kind = value::kind(type_id, dialect)?;
-    let mut state = State { acc: mix(kind as u64 + 1), count: 0, version: type_id };
+    let mut state = State::new(kind, type_id, i64::MIN);
     value::decode(type_id, dialect, version, body, 0, &mut state)?;
-    Ok(KeyDigest { value: mix(state.acc ^ mix(state.count)), kind })
+    Ok(state.finish(kind))
 }
 
 struct State {
     acc: u64,
     count: u64,
     version: u8,
+    now_ms: i64,
 }
 
 impl State {
+    fn new(kind: ValueKind, version: u8, now_ms: i64) -> State {
+        State { acc: mix(kind as u64 + 1), count: 0, version, now_ms }
+    }
+
+    fn finish(&self, kind: ValueKind) -> KeyDigest {
+        KeyDigest { value: mix(self.acc ^ mix(self.count)), kind }
+    }
+
     /// For what has an order.
     fn chain(&mut self, h: u64) {
         self.acc = mix(self.acc.rotate_left(5) ^ h);
@@ -117,6 +131,9 @@ impl ValueSink for State {
     }
 
     fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
+        if expire.is_some_and(|e| e.0 <= self.now_ms) {
+            return Ok(());
+        }
         let expire = expire.map_or(0, |e| mix(e.0 as u64));
         self.sum(mix(crc(field)) ^ mix(crc(value)).rotate_left(21) ^ expire);
         Ok(())

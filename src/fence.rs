@@ -23,6 +23,14 @@ pub struct KeyState {
     pub offset: ReplOffset,
 }
 
+/// What XINFO GROUPS tells of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupFact {
+    pub name: Vec<u8>,
+    pub last_id: Vec<u8>,
+    pub entries_read: Option<i64>,
+}
+
 /// A connection to one source master for fenced reads.
 pub struct Fence {
     conn: Conn,
@@ -217,6 +225,27 @@ impl Fence {
                 n => Some(Some(ExpireAt(if self.pexpiretime { n } else { now + n }))),
             })
             .collect())
+    }
+
+    /// The groups of a stream; none when the key is gone or no stream.
+    pub async fn groups(&mut self, db: DbIndex, key: &[u8]) -> Result<Vec<GroupFact>> {
+        if db != self.db {
+            self.conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+            self.db = db;
+        }
+        let reply = self.conn.ask(&[b"XINFO", b"GROUPS", key]).await?;
+        let Reply::Array(items) = reply else { return Ok(Vec::new()) };
+        let mut groups = Vec::with_capacity(items.len());
+        for item in &items {
+            let parts = item.array().ok_or_else(unforeseen)?;
+            let field = |name: &[u8]| parts.chunks_exact(2).find(|p| p.first().and_then(Reply::bytes) == Some(name)).and_then(|p| p.get(1));
+            groups.push(GroupFact {
+                name: field(b"name").and_then(Reply::bytes).ok_or_else(unforeseen)?.to_vec(),
+                last_id: field(b"last-delivered-id").and_then(Reply::bytes).ok_or_else(unforeseen)?.to_vec(),
+                entries_read: field(b"entries-read").and_then(Reply::int),
+            });
+        }
+        Ok(groups)
     }
 
     /// Which of `keys` exist.

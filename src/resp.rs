@@ -430,7 +430,8 @@ mod tests {
         #[test]
         fn decimals_are_those_of_std(n in any::<i64>()) {
             let mut digits = [0u8; 20];
-            prop_assert_eq!(decimal(n, &mut digits), n.to_string().as_bytes());
+            let text = n.to_string();
+            prop_assert_eq!(decimal(n, &mut digits), text.as_bytes());
         }
     }
 }

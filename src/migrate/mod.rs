@@ -222,6 +222,11 @@ async fn migrate(
         until_caught_up: options.until_caught_up,
         patience: PATIENCE,
         relative_ttls: source.as_ref().is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
+        silent_entries_read: source.as_ref().is_some_and(|s| match s.product {
+            Product::Redis => !s.at_least(7, 4),
+            Product::Valkey => !s.at_least(8, 0),
+            Product::Redict => true,
+        }),
         source_cluster: layout.cluster,
         target_has_functions: target.has_functions(),
         load_estimate_ms: estimate,

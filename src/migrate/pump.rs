@@ -19,7 +19,7 @@ use crate::store::{ShardState, Store};
 use crate::target::Pipe;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, Mark, ReplOffset};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ pub struct Shared {
     pub patience: Duration,
     /// The source sends relative TTLs in its stream (Redis before 7.0).
     pub relative_ttls: bool,
+    /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
+    pub silent_entries_read: bool,
     /// More than one source master: a flush of one concerns its own slots only.
     pub source_cluster: bool,
     pub target_has_functions: bool,
@@ -98,6 +100,9 @@ pub struct Pump {
     pub(super) held: Held,
     /// Expiries are being held back.
     pub(super) holding: bool,
+    /// Streams whose groups' entries-read is to be asked of the source.
+    pub(super) debts: BTreeSet<(DbIndex, Vec<u8>)>,
+    pub(super) debts_paid: Instant,
     pub(super) keys: Vec<command::KeyArg>,
     pub(super) scratch: Vec<u8>,
     pub(super) counts: BTreeMap<&'static str, u64>,
@@ -142,6 +147,8 @@ impl Pump {
             dirty: Vec::new(),
             held,
             holding: true,
+            debts: BTreeSet::new(),
+            debts_paid: Instant::now(),
             keys: Vec::new(),
             scratch: Vec::new(),
             counts: BTreeMap::new(),
@@ -330,6 +337,9 @@ impl Pump {
             self.tick()?;
         }
         self.heal_dirty()?;
+        if self.spool.ended() != Some(End::Superseded) {
+            self.pay_debts()?;
+        }
         let _ = self.settle_all()?;
         let superseded = self.spool.ended() == Some(End::Superseded);
         // Clean means: nothing beyond `applied` has touched the target.
@@ -420,6 +430,9 @@ impl Pump {
             if lag_ms < LAG_MS && self.window_end <= self.at {
                 if self.holding || self.held.count > 0 {
                     self.release_held()?;
+                }
+                if self.debts_paid.elapsed() >= SAVE_EVERY {
+                    self.pay_debts()?;
                 }
                 self.holding = self.held.count > 0;
                 self.progress.caught_up.store(!self.holding, Relaxed);

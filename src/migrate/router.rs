@@ -237,6 +237,9 @@ impl Pump {
                 self.keys = keys;
                 return Ok(false);
             }
+            if self.shared.silent_entries_read && spec.name == "XCLAIM" {
+                self.debts.insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
+            }
             spec.keys(&cmd, &mut keys)?;
             for key in &keys {
                 let this = Slot::of(cmd.arg(key.index).unwrap_or_default());
@@ -285,6 +288,9 @@ impl Pump {
                 .hint("start over with --fresh once the databases are as they shall stay")),
             Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
                 self.progress.commands.fetch_add(1, Relaxed);
+                if self.shared.silent_entries_read && spec.name == "XCLAIM" {
+                    self.debts.insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
+                }
                 self.write_command(cmd, spec, end, mark)
             }
         }

@@ -552,7 +552,10 @@ mod tests {
             match snapshot.next().unwrap() {
                 Item::End => break,
                 Item::Entry(e) => marks.push((mark, e.header.key.to_vec())),
-                Item::Large(l) => marks.push((mark, l.header().key.to_vec())),
+                Item::Large(l) => {
+                    marks.push((mark, l.header().key.to_vec()));
+                    l.decode(&mut Nothing).unwrap();
+                }
                 _ => {}
             }
         }

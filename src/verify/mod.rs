@@ -368,6 +368,6 @@ fn expiry_of(reply: &Reply, now: i64) -> Option<i64> {
     reply.int().filter(|n| *n >= 0).map(|n| n + now)
 }
 
-fn digest_of(dump: &[u8]) -> Result<digest::KeyDigest> {
-    digest::of_payload(dump)
+fn digest_of(dump: &[u8]) -> Result<Option<digest::KeyDigest>> {
+    digest::of_payload(dump, unix_ms())
 }

@@ -138,7 +138,7 @@ async fn fetch(conn: &mut Conn, pexpiretime: bool, keys: &[&[u8]]) -> Result<Vec
             Reply::Nil => None,
             Reply::Bulk(bytes) => {
                 let digest = digest_of(&bytes).map_err(|e| e.context(format!("read the key {} of {}", crate::migrate::shown(key), conn.address())))?;
-                Some(KeyFact { digest, expire })
+                digest.map(|digest| KeyFact { digest, expire })
             }
             Reply::Error(text) => return Err(refusal("DUMP", &text)),
             _ => return Err(Error::new(ErrorKind::Protocol, format!("{} answered DUMP in a form that is not understood", conn.address()))),

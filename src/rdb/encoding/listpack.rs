@@ -209,7 +209,8 @@ mod tests {
             any::<i64>().prop_map(Ok), prop::collection::vec(any::<u8>(), 0..5000).prop_map(Err)], 0..40)) {
             let mut builder = Builder::default();
             for item in &items {
-                prop_assert!(builder.push(match item { Ok(n) => Packed::Int(*n), Err(b) => Packed::Bytes(b) }));
+                let packed = match item { Ok(n) => Packed::Int(*n), Err(b) => Packed::Bytes(b) };
+                prop_assert!(builder.push(packed));
             }
             let bytes = builder.finish();
             let mut lp = Listpack::new(&bytes, 0).unwrap();
