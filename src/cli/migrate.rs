@@ -106,8 +106,13 @@ fn text(s: &Summary) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name:<17} {value}");
     };
-    line("keys written", grouped(s.keys_written));
-    line("commands applied", grouped(s.commands_applied));
+    let (keys, commands) = if s.dry_run {
+        ("keys to write", "commands seen")
+    } else {
+        ("keys written", "commands applied")
+    };
+    line(keys, grouped(s.keys_written));
+    line(commands, grouped(s.commands_applied));
     if s.healed_keys > 0 {
         line("keys healed", grouped(s.healed_keys));
     }
@@ -123,8 +128,62 @@ fn text(s: &Summary) -> String {
         ),
     );
     line("peak memory", bytes(s.peak_rss_bytes));
-    if let Some(census) = &s.census {
-        let _ = writeln!(text, "census {census:#}");
+    for (kind, of) in s
+        .census
+        .iter()
+        .flat_map(|c| c["types"].as_object())
+        .flatten()
+    {
+        let n = |key: &str| of[key].as_u64().unwrap_or(0);
+        line(
+            kind,
+            format!("{} keys, {}", grouped(n("keys")), bytes(n("bytes"))),
+        );
+    }
+    if let Some(largest) = s.census.as_ref().and_then(|c| c["largest"].get(0)) {
+        let size = bytes(largest["bytes"].as_u64().unwrap_or(0));
+        line(
+            "largest key",
+            format!("{} ({size})", largest["key"].as_str().unwrap_or("")),
+        );
+        line("more", "in `keyferry report` and --json".into());
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_dry_run_does_not_claim_to_have_written() {
+        let summary = Summary {
+            keys_written: 1000,
+            commands_applied: 0,
+            healed_keys: 0,
+            skipped: [("filter".to_string(), 3)].into(),
+            elapsed_ms: 10,
+            keys_per_s: 5,
+            peak_rss_bytes: 0,
+            caught_up: true,
+            dry_run: true,
+            interrupted: false,
+            census: Some(
+                json!({"types": {"hash": {"keys": 2, "bytes": 2048}}, "largest": [{"key": "k", "bytes": 9}]}),
+            ),
+        };
+        let said = text(&summary);
+        assert!(
+            said.contains("nothing was written") && said.contains("keys to write     1 000"),
+            "{said}"
+        );
+        assert!(
+            said.contains("2 keys, 2.0 KiB")
+                && said.contains("k (9 B)")
+                && said.contains("3 (filter)"),
+            "{said}"
+        );
+        assert!(!said.contains("keys written"), "{said}");
+    }
 }

@@ -129,8 +129,9 @@ pub fn render(report: &Report) -> String {
         page.heading("Phases");
         page.table(&["phase", "from", "to", "for"]);
         for p in &report.phases {
-            let until = p.left_ms.or(status.updated_at).unwrap_or(p.entered_ms);
-            let took = duration(u64::try_from(until - p.entered_ms).unwrap_or(0));
+            let took = p.left_ms.map_or("-".into(), |left| {
+                duration(u64::try_from(left - p.entered_ms).unwrap_or(0))
+            });
             page.row(&[
                 p.phase.as_str(),
                 &instant(p.entered_ms),
