@@ -1,91 +1,189 @@
-//! `keyferry migrate`.
+//! `keyferry migrate`: runs the flow, draws it, and says how it ended.
 
-use super::{Common, human_bytes, load, print, print_json, progress, state_dir};
+use super::progress::Painter;
+use super::{Common, block_on, load_and_warn, metrics, output};
 use crate::error::Result;
-use crate::migrate::{self, Options, Summary, progress::Progress};
-use crate::task::Shutdown;
+use crate::migrate::progress::Progress;
+use crate::migrate::{self, Summary};
+use crate::plan::Job;
+use crate::report::{bytes, duration, grouped};
+use crate::task::{Shutdown, TaskGroup};
 use clap::{Args, ValueEnum};
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+/// Load everything, then follow the source until Ctrl-C
+///
+/// Started again, it goes on where it was. The source is only read; the target is written.
 #[derive(Args)]
-pub struct Migrate {
-    /// The plan file
+#[command(after_help = "\
+Exit codes: 0 done or caught up, 2 wrong plan, 3 failed, 130 interrupted; after 3 and 130 the same command goes on.
+
+Examples:
+  keyferry migrate move.json                     until Ctrl-C
+  keyferry migrate move.json --until caught-up   until the target holds what the source holds
+  keyferry migrate move.json --dry-run           read and count everything, write nothing")]
+pub struct Arguments {
+    /// The plan; "-" is standard input
     plan: PathBuf,
-    /// Read, decode, route and count everything, but write nothing to the target
+    /// Read, decode, route and count everything, but write nothing
     #[arg(long)]
     dry_run: bool,
-    /// End when this is reached, instead of following the stream until Ctrl-C
-    #[arg(long, value_enum, value_name = "STATE")]
+    /// End by itself when the target has caught up with the source
+    #[arg(long, value_name = "WHEN")]
     until: Option<Until>,
     /// Forget the saved state and begin anew
     #[arg(long)]
     fresh: bool,
-    /// Print the result as JSON
+    /// Answer with one JSON object
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, ValueEnum)]
 enum Until {
-    /// The target holds everything the source has sent
     CaughtUp,
 }
 
-pub async fn run(args: Migrate, common: Common) -> Result<u8> {
-    let job = load(&args.plan)?;
-    let options = Options {
-        dry_run: args.dry_run,
-        until_caught_up: args.until == Some(Until::CaughtUp),
-        fresh: args.fresh,
-        work_dir: state_dir(&common, &job),
+pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
+    let job = load_and_warn(&arguments.plan)?;
+    let options = migrate::Options {
+        dry_run: arguments.dry_run,
+        until_caught_up: matches!(arguments.until, Some(Until::CaughtUp)),
+        fresh: arguments.fresh,
+        work_dir: common.state_dir(&job),
     };
-    let stop = Shutdown::default();
-    stop.on_signals()?;
-    let progress = Arc::new(Progress::default());
-    let drawn = tokio::spawn(progress::draw(progress.clone(), common.no_progress));
-    let result = migrate::run(job, options, progress, stop).await;
-    drawn.abort();
-    // A drawing that was cut off is of no interest.
-    let _ = drawn.await;
-    let summary = result?;
-    if args.json {
-        print_json(&summary)?;
+    let summary = block_on(follow(job, options, common))?;
+    if arguments.json {
+        output::json(&summary)?;
     } else {
-        print(&text(&summary))?;
+        output::print(&text(&summary))?;
     }
     Ok(if summary.interrupted { 130 } else { 0 })
 }
 
-fn text(s: &Summary) -> String {
-    let mut lines = vec![format!(
-        "{}: {} keys and {} commands {}, {} keys healed, in {:.1} s ({} keys/s), peak memory {}",
-        if s.caught_up {
-            "caught up"
-        } else if s.interrupted {
-            "interrupted, state is saved"
-        } else {
-            "done"
-        },
-        s.keys_written,
-        s.commands_applied,
-        if s.dry_run {
-            "would be written"
-        } else {
-            "written"
-        },
-        s.healed_keys,
-        s.elapsed_ms as f64 / 1000.0,
-        s.keys_per_s,
-        human_bytes(s.peak_rss_bytes),
-    )];
-    lines.extend(
-        s.skipped
-            .iter()
-            .map(|(why, n)| format!("left out, {why}: {n}")),
-    );
-    if let Some(census) = &s.census {
-        lines.push(format!("what is there: {census}"));
+/// Runs the migration and shows its numbers four times a second.
+async fn follow(job: Job, options: migrate::Options, common: &Common) -> Result<Summary> {
+    let stop = Shutdown::default();
+    stop.on_signals()?;
+    let progress = Arc::new(Progress::default());
+    let mut side = TaskGroup::new();
+    if let Some(address) = common.metrics {
+        let listener = metrics::listen(address).await?;
+        side.spawn(metrics::serve(
+            listener,
+            progress.clone(),
+            side.stop.clone(),
+        ));
     }
-    lines.join("\n")
+    let mut painter = Painter::new(common.no_progress);
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let flow = migrate::run(job, options, progress.clone(), stop);
+    tokio::pin!(flow);
+    let result = loop {
+        tokio::select! {
+            result = &mut flow => break result,
+            _ = tick.tick() => painter.draw(&progress.views()),
+        }
+    };
+    painter.finish();
+    side.stop.request();
+    side.join().await?;
+    result
+}
+
+fn text(s: &Summary) -> String {
+    let end = match (s.interrupted, s.caught_up, s.dry_run) {
+        (true, _, _) => "stopped; state is saved, the same command goes on",
+        (false, _, true) => "the dry run is done; nothing was written",
+        (false, true, false) => "done; the target has caught up",
+        (false, false, false) => "ended; the target has not caught up",
+    };
+    let mut text = format!("{end}\n");
+    let mut line = |name: &str, value: String| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<17} {value}");
+    };
+    let (keys, commands) = if s.dry_run {
+        ("keys to write", "commands seen")
+    } else {
+        ("keys written", "commands applied")
+    };
+    line(keys, grouped(s.keys_written));
+    line(commands, grouped(s.commands_applied));
+    if s.healed_keys > 0 {
+        line("keys healed", grouped(s.healed_keys));
+    }
+    for (reason, n) in &s.skipped {
+        line("left out", format!("{} ({reason})", grouped(*n)));
+    }
+    line(
+        "time",
+        format!(
+            "{} ({} keys/s)",
+            duration(s.elapsed_ms),
+            grouped(s.keys_per_s)
+        ),
+    );
+    line("peak memory", bytes(s.peak_rss_bytes));
+    for (kind, of) in s
+        .census
+        .iter()
+        .flat_map(|c| c["types"].as_object())
+        .flatten()
+    {
+        let n = |key: &str| of[key].as_u64().unwrap_or(0);
+        line(
+            kind,
+            format!("{} keys, {}", grouped(n("keys")), bytes(n("bytes"))),
+        );
+    }
+    if let Some(largest) = s.census.as_ref().and_then(|c| c["largest"].get(0)) {
+        let size = bytes(largest["bytes"].as_u64().unwrap_or(0));
+        line(
+            "largest key",
+            format!("{} ({size})", largest["key"].as_str().unwrap_or("")),
+        );
+        line("more", "in `keyferry report` and --json".into());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_dry_run_does_not_claim_to_have_written() {
+        let summary = Summary {
+            keys_written: 1000,
+            commands_applied: 0,
+            healed_keys: 0,
+            skipped: [("filter".to_string(), 3)].into(),
+            elapsed_ms: 10,
+            keys_per_s: 5,
+            peak_rss_bytes: 0,
+            caught_up: true,
+            dry_run: true,
+            interrupted: false,
+            census: Some(
+                json!({"types": {"hash": {"keys": 2, "bytes": 2048}}, "largest": [{"key": "k", "bytes": 9}]}),
+            ),
+        };
+        let said = text(&summary);
+        assert!(
+            said.contains("nothing was written") && said.contains("keys to write     1 000"),
+            "{said}"
+        );
+        assert!(
+            said.contains("2 keys, 2.0 KiB")
+                && said.contains("k (9 B)")
+                && said.contains("3 (filter)"),
+            "{said}"
+        );
+        assert!(!said.contains("keys written"), "{said}");
+    }
 }

@@ -1,8 +1,11 @@
-//! The command line: what can be asked for, and how errors are shown.
+//! The command line: what can be asked for, and how an answer or an error leaves the program.
 //!
-//! Invariant: standard output carries results only; everything else goes to standard error.
+//! Each command is one file here; `progress.rs` is the only one that draws.
+//! Standard output carries results only; everything else goes to standard error.
 
+mod metrics;
 mod migrate;
+mod output;
 mod plan;
 mod progress;
 pub mod rdb;
@@ -10,210 +13,278 @@ mod report;
 mod status;
 mod verify;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Job, Plan, validate};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::plan::{Job, Plan, RdbPath, Source, validate};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::{IsTerminal, Read, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-const AFTER: &str = "\
+const OVERVIEW: &str = "\
+keyferry copies a live Redis or Valkey into another one, keeps following it, and proves per slot that both are equal.
+
+A migration is described by a plan, a JSON file. Its state lies in .keyferry/<plan name>/, so every command can be \
+stopped with Ctrl-C and started again: it goes on where it was.";
+
+const EXAMPLES: &str = "\
 Examples:
-  keyferry plan new > plan.json        write a starting plan
-  keyferry plan validate plan.json     check it
-  keyferry migrate plan.json --dry-run --until caught-up
-  keyferry migrate plan.json           load, then follow until Ctrl-C; run again to go on
-  keyferry verify plan.json            prove that both sides are equal
-  keyferry report plan.json            what was recorded, as Markdown and JSON
+  keyferry plan new --source redis://old:6379 --target redis://new:6379 move.json
+                                   write a plan to start from
+  keyferry plan validate move.json what would be done; nothing is touched
+  keyferry migrate move.json --dry-run
+                                   read and count everything, write nothing
+  keyferry migrate move.json       load, then follow until Ctrl-C
+  keyferry status move.json --watch
+                                   look at it from another terminal
+  keyferry verify move.json        compare both sides
+  keyferry report move.json        write down what is known
 
-Exit codes: 0 done, equal · 1 the answer is no · 2 wrong usage or plan · 3 failed, state saved · 130 interrupted, state saved";
+Exit codes:
+  0    done; equal
+  1    the answer is no: differences were found
+  2    wrong usage or wrong plan; nothing was touched
+  3    it failed while running; state is saved, the same command goes on
+  130  interrupted; state is saved, the same command goes on";
 
-/// Moves live Redis and Valkey data between providers and proves that it arrived.
 #[derive(Parser)]
-#[command(name = "keyferry", version, about, after_help = AFTER, propagate_version = true)]
+#[command(name = "keyferry", version, about = "Moves live Redis and Valkey data and proves that it arrived", long_about = OVERVIEW, after_help = EXAMPLES)]
 struct Cli {
-    #[command(subcommand)]
-    command: Command,
     #[command(flatten)]
     common: Common,
+    #[command(subcommand)]
+    command: Command,
 }
 
-#[derive(Args, Clone)]
+/// The flags of every command.
+#[derive(Args)]
 pub struct Common {
-    /// Where plans keep their state, each in a folder of its own
-    #[arg(long, global = true, default_value = ".keyferry", value_name = "DIR")]
-    pub work_dir: PathBuf,
-    /// What is logged to standard error: error, warn, info, debug, trace
-    #[arg(long, global = true, default_value = "warn", value_name = "LEVEL")]
-    pub log: String,
-    /// Log as JSON, one object a line
-    #[arg(long, global = true)]
-    pub log_json: bool,
-    /// Draw no progress; print a plain line every few seconds instead
-    #[arg(long, global = true)]
-    pub no_progress: bool,
+    /// Where state is kept, a folder for each plan
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        default_value = ".keyferry",
+        env = "KEYFERRY_WORK_DIR",
+        help_heading = "Common options"
+    )]
+    work_dir: PathBuf,
+    /// What to log to standard error: error, warn, info, debug, trace
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        default_value = "warn",
+        env = "KEYFERRY_LOG",
+        help_heading = "Common options"
+    )]
+    log: String,
+    /// Log as JSON, one object per line
+    #[arg(long, global = true, help_heading = "Common options")]
+    log_json: bool,
+    /// Never draw; one plain line every few seconds instead
+    #[arg(long, global = true, help_heading = "Common options")]
+    no_progress: bool,
+    /// Serve Prometheus text at http://ADDR/metrics while a migration runs
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        help_heading = "Common options"
+    )]
+    metrics: Option<SocketAddr>,
+}
+
+impl Common {
+    /// The folder of a plan's state.
+    pub fn state_dir(&self, job: &Job) -> PathBuf {
+        self.work_dir.join(&job.name)
+    }
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// Load a snapshot of the source, then follow its replication stream until Ctrl-C
-    ///
-    /// Started again, it goes on where it was. With --dry-run nothing is written to the target.
-    Migrate(migrate::Migrate),
-    /// Progress, lag and marks of a plan, also while or after another process runs it
-    Status(status::Status),
-    /// Compare both sides by checksums per slot, down to the key; exit code 1 when they differ
-    Verify(verify::Verify),
-    /// Write what was recorded as Markdown and JSON
-    Report(report::Report),
+    Migrate(migrate::Arguments),
+    Status(status::Arguments),
+    Verify(verify::Arguments),
+    Report(report::Arguments),
     /// Look into a snapshot file ("-" is standard input)
     #[command(subcommand)]
     Rdb(rdb::RdbCommand),
-    /// Write a starting plan, check one, print its JSON Schema
+    /// Write a starting plan, check one, or print the JSON Schema of plans
     #[command(subcommand)]
     Plan(plan::PlanCommand),
-    /// Print completions for a shell
-    Completions { shell: clap_complete::Shell },
+    /// Print the completion script of a shell
+    #[command(
+        after_help = "Example:\n  keyferry completions bash > /etc/bash_completion.d/keyferry"
+    )]
+    Completions {
+        shell: clap_complete::Shell,
+    },
 }
 
-/// Runs the program; returns the exit code.
+/// Runs the program; the number is its exit code.
 pub fn run() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
+            // Help goes to standard output and is no error; a closed pipe is not worth a word.
             let _ = e.print();
             return if e.use_stderr() { 2 } else { 0 };
         }
     };
-    match dispatch(cli) {
+    match init_log(&cli.common).and_then(|()| dispatch(cli)) {
         Ok(code) => code,
         Err(e) => {
-            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            let (red, plain) = if colour {
-                ("\x1b[1;31m", "\x1b[0m")
-            } else {
-                ("", "")
-            };
-            eprintln!("{red}error:{plain} {e}\n  hint: {}", e.remedy());
+            output::error(&e);
             e.exit_code()
         }
     }
 }
 
 fn dispatch(cli: Cli) -> Result<u8> {
-    log(&cli.common)?;
-    let common = cli.common;
+    let common = &cli.common;
     match cli.command {
-        Command::Migrate(args) => block_on(migrate::run(args, common)),
-        Command::Status(args) => status::run(args, &common),
-        Command::Verify(args) => block_on(verify::run(args, common)),
-        Command::Report(args) => report::run(args, &common),
-        Command::Rdb(args) => rdb::run(args),
-        Command::Plan(args) => plan::run(args),
+        Command::Migrate(arguments) => migrate::run(&arguments, common),
+        Command::Status(arguments) => status::run(&arguments, common),
+        Command::Verify(arguments) => verify::run(&arguments, common),
+        Command::Report(arguments) => report::run(&arguments, common),
+        Command::Rdb(command) => rdb::run(command),
+        Command::Plan(command) => plan::run(&command, common),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                shell,
-                &mut Cli::command(),
-                "keyferry",
-                &mut std::io::stdout(),
-            );
-            Ok(0)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "keyferry", &mut script);
+            output::print(&String::from_utf8_lossy(&script)).map(|()| 0)
         }
     }
 }
 
-fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(
-            std::thread::available_parallelism()
-                .map_or(2, usize::from)
-                .clamp(2, 8),
-        )
-        .enable_all()
-        .build()
-        .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
-    let result = runtime.block_on(work);
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    result
-}
-
-fn log(common: &Common) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(format!("keyferry={0}", common.log))
-        .map_err(|e| {
+fn init_log(common: &Common) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("keyferry={}", common.log))
+        .map_err(|_| {
             Error::new(
                 ErrorKind::Usage,
-                format!("--log {:?} is not a level", common.log),
+                format!("--log cannot be {:?}", common.log),
             )
-            .cause(e)
+            .hint("use error, warn, info, debug or trace")
         })?;
-    let builder = tracing_subscriber::fmt()
+    let color = std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    if common.log_json {
-        builder.json().init()
+        .with_writer(progress::Aside::default)
+        .with_ansi(color)
+        .with_target(false);
+    let done = if common.log_json {
+        log.json().try_init()
     } else {
-        builder.with_target(false).init()
-    }
-    Ok(())
+        log.try_init()
+    };
+    done.map_err(|e| Error::new(ErrorKind::Bug, "set up the log").cause(e))
 }
 
-/// Reads and checks a plan; "-" is standard input. Warnings go to standard error.
+/// Reads, parses and validates a plan; `-` is standard input.
 fn load(path: &Path) -> Result<Job> {
-    let text = if path.as_os_str() == "-" {
+    let from_stdin = path == Path::new("-");
+    let text = if from_stdin {
         let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).map(|_| text)
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .map(|_| text)
+            .context(ErrorKind::Plan, || {
+                "read the plan from standard input".into()
+            })
     } else {
-        std::fs::read_to_string(path)
+        std::fs::read_to_string(path).context(ErrorKind::Plan, || {
+            format!("read the plan {}", path.display())
+        })
     };
     let text = text.map_err(|e| {
-        Error::new(ErrorKind::Plan, format!("read the plan {}", path.display()))
-            .cause(e)
-            .hint("write one with `keyferry plan new`")
+        e.hint("check the path; `keyferry plan new FILE` writes a plan to start from")
     })?;
+    let place = if from_stdin {
+        "from standard input".to_string()
+    } else {
+        path.display().to_string()
+    };
     let job = Plan::parse(&text)
         .and_then(|plan| validate(&plan))
-        .map_err(|e| e.context(format!("the plan {} is wrong", path.display())))?;
-    for warning in &job.warnings {
-        eprintln!("warning: {warning}");
+        .map_err(|e| e.context(format!("read the plan {place}")))?;
+    if from_stdin
+        && matches!(
+            job.source,
+            Source::Rdb {
+                path: RdbPath::Stdin
+            }
+        )
+    {
+        return Err(Error::new(
+            ErrorKind::Plan,
+            "the plan and its snapshot cannot both come from standard input",
+        )
+        .hint("put the plan into a file"));
     }
     Ok(job)
 }
 
-/// The folder of a plan's state.
-fn state_dir(common: &Common, job: &Job) -> PathBuf {
-    common.work_dir.join(&job.name)
+/// As [`load`], and says on standard error what is remarkable about the plan.
+fn load_and_warn(path: &Path) -> Result<Job> {
+    let job = load(path)?;
+    for warning in &job.warnings {
+        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+    }
+    Ok(job)
 }
 
-/// Prints a result; a reader that has gone away is no error.
-fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::new(ErrorKind::Disk, "write the result to standard output").cause(e))
+/// Runs a flow to its end; what it left behind in other threads gets a second.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_of_the_contract_are_taken() {
+        for line in [
+            "keyferry migrate p.json --dry-run --until caught-up --fresh --json --work-dir x --log info --log-json --no-progress --metrics 127.0.0.1:0",
+            "keyferry --work-dir x status p.json --json --watch",
+            "keyferry verify - --json",
+            "keyferry report p.json --out d",
+            "keyferry plan new",
+            "keyferry plan new f.json --name a --source redis://a --target redis://b --force",
+            "keyferry plan validate p.json",
+            "keyferry plan schema",
+            "keyferry completions zsh",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
-        _ => Ok(()),
+        for line in [
+            "keyferry",
+            "keyferry cutover p.json",
+            "keyferry migrate",
+            "keyferry migrate p --until forever",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
     }
-}
 
-fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    print(
-        &serde_json::to_string(value)
-            .map_err(|e| Error::new(ErrorKind::Bug, "write the result as JSON").cause(e))?,
-    )
-}
-
-/// "1.5 GB".
-fn human_bytes(n: u64) -> String {
-    let units = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    let name = units.get(unit).copied().unwrap_or_default();
-    if unit == 0 {
-        format!("{n} {name}")
-    } else {
-        format!("{value:.1} {name}")
+    #[test]
+    fn a_plan_that_is_not_there_is_a_wrong_plan_and_names_its_path() {
+        let e = load(Path::new("/nowhere/p.json")).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+        assert!(e.to_string().contains("/nowhere/p.json"));
     }
 }

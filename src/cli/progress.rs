@@ -1,135 +1,281 @@
-//! The only file that draws: a line for each source shard, or plain lines where there is no terminal.
+//! The only file that draws: a line per source shard on a terminal, else one plain line every few seconds.
+//!
+//! It reads a snapshot of numbers four times a second; nothing waits for it.
 
-use super::human_bytes;
-use crate::migrate::progress::{Progress, ShardView};
+use crate::migrate::progress::ShardView;
+use crate::report::{bytes, duration, grouped};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
-use std::sync::Arc;
+use std::io::{IsTerminal, Write};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-const REDRAW: Duration = Duration::from_millis(250);
+/// How often a plain line is written.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
+/// More shards than this are shown as one line of totals.
+const LINES: usize = 16;
 
-/// Shows the progress until it is aborted.
-pub async fn draw(progress: Arc<Progress>, plain: bool) {
-    if plain || !std::io::stderr().is_terminal() {
-        lines(&progress).await
-    } else {
-        bars(&progress).await
+/// Everything drawn belongs to it, so that log lines can step aside.
+static SCREEN: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
+
+/// Draws a running migration to standard error.
+pub struct Painter {
+    draws: bool,
+    bars: Vec<ProgressBar>,
+    rates: Vec<Rate>,
+    last_plain: Option<Instant>,
+}
+
+/// Smoothed speeds of one line.
+struct Rate {
+    at: Instant,
+    bytes: u64,
+    writes: u64,
+    bytes_per_s: f64,
+    writes_per_s: f64,
+}
+
+impl Painter {
+    /// Draws only when asked to and when there is a terminal.
+    pub fn new(plain: bool) -> Painter {
+        Painter {
+            draws: !plain && std::io::stderr().is_terminal(),
+            bars: Vec::new(),
+            rates: Vec::new(),
+            last_plain: None,
+        }
+    }
+
+    pub fn draw(&mut self, views: &[ShardView]) {
+        if views.is_empty() {
+            return;
+        }
+        let total = total(views);
+        let shown: Vec<&ShardView> = if self.draws && views.len() <= LINES {
+            views.iter().collect()
+        } else {
+            vec![&total]
+        };
+        if self.rates.len() != shown.len() {
+            self.rates = shown.iter().map(|v| Rate::new(v)).collect();
+        }
+        for (rate, view) in self.rates.iter_mut().zip(&shown) {
+            rate.update(view);
+        }
+        if self.draws {
+            self.paint(&shown);
+        } else if self.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_EVERY) {
+            self.last_plain = Some(Instant::now());
+            if let (Some(view), Some(rate)) = (shown.first(), self.rates.first()) {
+                let _ = writeln!(std::io::stderr(), "{}", line(view, rate));
+            }
+        }
+    }
+
+    fn paint(&mut self, shown: &[&ShardView]) {
+        while self.bars.len() < shown.len() {
+            // Without colors, so NO_COLOR has nothing to say here.
+            let style = ProgressStyle::with_template("{prefix} {bar:20} {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            self.bars
+                .push(SCREEN.add(ProgressBar::new(1).with_style(style.progress_chars("=> "))));
+        }
+        for ((bar, view), rate) in self.bars.iter().zip(shown).zip(&self.rates) {
+            bar.set_prefix(view.address.clone());
+            let known = view.bytes_total.max(1);
+            bar.set_length(known);
+            bar.set_position(if loading(view) {
+                view.bytes_done.min(known)
+            } else {
+                known
+            });
+            bar.set_message(line(view, rate));
+        }
+    }
+
+    /// Leaves the last state on the screen.
+    pub fn finish(self) {
+        for bar in &self.bars {
+            bar.abandon();
+        }
     }
 }
 
-/// Rates need two looks at the same numbers.
-#[derive(Default)]
-struct Rate {
-    last: Option<(Instant, u64, u64)>,
-    bytes_per_s: f64,
-    keys_per_s: f64,
+fn loading(view: &ShardView) -> bool {
+    !matches!(view.phase, "stream" | "reconcile")
+}
+
+/// One shard, or all of them, in one line.
+fn line(view: &ShardView, rate: &Rate) -> String {
+    let mut text = view.phase.to_string();
+    if loading(view) {
+        if view.bytes_total > 0 {
+            text += &format!(
+                " {} of {} ({} %)",
+                bytes(view.bytes_done),
+                bytes(view.bytes_total),
+                percent(view)
+            );
+        } else if view.bytes_done > 0 {
+            text += &format!(" {}", bytes(view.bytes_done));
+        }
+        text += &format!(", {} keys", grouped(view.keys));
+        text += &format!(", {} keys/s", grouped(rate.writes_per_s as u64));
+        if let Some(eta) = rate.eta(view) {
+            text += &format!(", {} left", duration(eta));
+        }
+    } else {
+        text += &format!(
+            ", {} keys, {} commands",
+            grouped(view.keys),
+            grouped(view.commands)
+        );
+        text += &format!(
+            ", {}/s, lag {} and {}",
+            grouped(rate.writes_per_s as u64),
+            bytes(view.lag_bytes),
+            duration(view.lag_ms)
+        );
+    }
+    if !view.note.is_empty() {
+        text += &format!(" ({})", view.note);
+    }
+    text
+}
+
+fn percent(view: &ShardView) -> u64 {
+    (u128::from(view.bytes_done) * 100 / u128::from(view.bytes_total.max(1))).min(100) as u64
+}
+
+fn total(views: &[ShardView]) -> ShardView {
+    let sum = |of: fn(&ShardView) -> u64| views.iter().map(of).sum();
+    // The phase of the one that is furthest behind.
+    let behind = views.iter().find(|v| loading(v)).or(views.first());
+    ShardView {
+        shard: 0,
+        address: "all shards".into(),
+        phase: behind.map_or("", |v| v.phase),
+        bytes_done: sum(|v| v.bytes_done),
+        bytes_total: if views.iter().any(|v| v.bytes_total == 0) {
+            0
+        } else {
+            sum(|v| v.bytes_total)
+        },
+        keys: sum(|v| v.keys),
+        commands: sum(|v| v.commands),
+        lag_bytes: sum(|v| v.lag_bytes),
+        lag_ms: views.iter().map(|v| v.lag_ms).max().unwrap_or(0),
+        note: views
+            .iter()
+            .map(|v| v.note.as_str())
+            .find(|n| !n.is_empty())
+            .unwrap_or("")
+            .to_string(),
+    }
 }
 
 impl Rate {
-    fn look(&mut self, view: &ShardView) {
-        let now = Instant::now();
-        if let Some((at, bytes, keys)) = self.last {
-            let seconds = (now - at).as_secs_f64().max(0.001);
-            let smooth = |old: f64, new: f64| {
-                if old == 0.0 {
-                    new
-                } else {
-                    0.7 * old + 0.3 * new
-                }
-            };
-            self.bytes_per_s = smooth(
-                self.bytes_per_s,
-                view.bytes_done.saturating_sub(bytes) as f64 / seconds,
-            );
-            self.keys_per_s = smooth(
-                self.keys_per_s,
-                (view.keys + view.commands).saturating_sub(keys) as f64 / seconds,
-            );
+    fn new(view: &ShardView) -> Rate {
+        Rate {
+            at: Instant::now(),
+            bytes: view.bytes_done,
+            writes: view.keys + view.commands,
+            bytes_per_s: 0.0,
+            writes_per_s: 0.0,
         }
-        self.last = Some((now, view.bytes_done, view.keys + view.commands));
     }
 
-    fn text(&self, v: &ShardView) -> String {
-        let mut text = match v.phase {
-            "snapshot" => {
-                let left = v.bytes_total.saturating_sub(v.bytes_done) as f64;
-                let eta = if v.bytes_total > 0 && self.bytes_per_s > 1.0 {
-                    format!(", {:.0} s left", left / self.bytes_per_s)
-                } else {
-                    String::new()
-                };
-                let total = if v.bytes_total > 0 {
-                    human_bytes(v.bytes_total)
-                } else {
-                    "?".into()
-                };
-                format!(
-                    "{} of {total}, {} keys, {:.0} keys/s{eta}",
-                    human_bytes(v.bytes_done),
-                    v.keys,
-                    self.keys_per_s
-                )
-            }
-            "stream" => format!(
-                "{} commands, {:.0}/s, lag {} / {} ms",
-                v.commands,
-                self.keys_per_s,
-                human_bytes(v.lag_bytes),
-                v.lag_ms
-            ),
-            _ => String::new(),
+    fn update(&mut self, view: &ShardView) {
+        let passed = self.at.elapsed().as_secs_f64();
+        if passed < 0.2 {
+            return;
+        }
+        // About five seconds of memory.
+        let weight = if self.bytes_per_s == 0.0 && self.writes_per_s == 0.0 {
+            1.0
+        } else {
+            (passed / 5.0).min(1.0)
         };
-        if !v.note.is_empty() {
-            text.push_str(" · ");
-            text.push_str(&v.note);
-        }
-        text
+        let writes = view.keys + view.commands;
+        let blend = |old: f64, grown: u64| old + weight * (grown as f64 / passed - old);
+        self.bytes_per_s = blend(self.bytes_per_s, view.bytes_done.saturating_sub(self.bytes));
+        self.writes_per_s = blend(self.writes_per_s, writes.saturating_sub(self.writes));
+        (self.at, self.bytes, self.writes) = (Instant::now(), view.bytes_done, writes);
+    }
+
+    /// Milliseconds until the snapshot is read, when that can be said.
+    fn eta(&self, view: &ShardView) -> Option<u64> {
+        let left = view.bytes_total.checked_sub(view.bytes_done)?;
+        (view.bytes_total > 0 && self.bytes_per_s >= 1.0)
+            .then(|| (left as f64 / self.bytes_per_s * 1000.0) as u64)
     }
 }
 
-async fn lines(progress: &Progress) {
-    let mut rates: Vec<Rate> = Vec::new();
-    loop {
-        tokio::time::sleep(PLAIN_EVERY).await;
-        let views = progress.views();
-        rates.resize_with(views.len(), Rate::default);
-        for (view, rate) in views.iter().zip(&mut rates) {
-            rate.look(view);
-            eprintln!("{} {}: {}", view.address, view.phase, rate.text(view));
-        }
+/// Standard error for the log: what is drawn steps aside for each line.
+#[derive(Default)]
+pub struct Aside;
+
+impl Write for Aside {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        SCREEN
+            .suspend(|| std::io::stderr().write_all(line))
+            .map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
     }
 }
 
-async fn bars(progress: &Progress) {
-    let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(4));
-    let style = |template: &str| {
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
-    };
-    let (load, follow) = (
-        style("{prefix} {bar:24} {msg}"),
-        style("{prefix} {spinner} {msg}"),
-    );
-    let mut drawn: Vec<(ProgressBar, Rate)> = Vec::new();
-    loop {
-        let views = progress.views();
-        while drawn.len() < views.len() {
-            drawn.push((all.add(ProgressBar::new(1)), Rate::default()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(phase: &'static str) -> ShardView {
+        ShardView {
+            shard: 0,
+            address: "h:1".into(),
+            phase,
+            bytes_done: 1 << 20,
+            bytes_total: 4 << 20,
+            keys: 1500,
+            commands: 7,
+            lag_bytes: 2048,
+            lag_ms: 30,
+            note: String::new(),
         }
-        for (view, (bar, rate)) in views.iter().zip(&mut drawn) {
-            rate.look(view);
-            bar.set_style(if view.phase == "snapshot" {
-                load.clone()
-            } else {
-                follow.clone()
-            });
-            bar.set_prefix(format!("{} {}", view.address, view.phase));
-            bar.set_length(view.bytes_total.max(1));
-            bar.set_position(view.bytes_done);
-            bar.set_message(rate.text(view));
-            bar.tick();
-        }
-        tokio::time::sleep(REDRAW).await;
+    }
+
+    #[test]
+    fn a_line_says_how_far_it_is_and_how_long_it_takes() {
+        let rate = Rate {
+            at: Instant::now(),
+            bytes: 0,
+            writes: 0,
+            bytes_per_s: f64::from(1 << 20),
+            writes_per_s: 500.0,
+        };
+        assert_eq!(
+            line(&view("snapshot"), &rate),
+            "snapshot 1.0 MiB of 4.0 MiB (25 %), 1 500 keys, 500 keys/s, 3.0 s left"
+        );
+        assert_eq!(
+            line(&view("stream"), &rate),
+            "stream, 1 500 keys, 7 commands, 500/s, lag 2.0 KiB and 30 ms"
+        );
+    }
+
+    #[test]
+    fn totals_stand_in_the_phase_of_the_last_shard() {
+        let all = total(&[view("stream"), view("snapshot")]);
+        assert_eq!(
+            (all.phase, all.keys, all.lag_ms, all.bytes_total),
+            ("snapshot", 3000, 30, 8 << 20)
+        );
+    }
+
+    #[test]
+    fn no_shards_draw_nothing() {
+        Painter::new(true).draw(&[]);
     }
 }

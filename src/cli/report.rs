@@ -1,37 +1,90 @@
-//! `keyferry report`.
+//! `keyferry report`: writes report.json and report.md, each whole or not at all.
 
-use super::{Common, load, print, state_dir};
-use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
+use super::{Common, load, output};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::report::{Report, json, markdown};
+use crate::source::{private_dir, unix_ms};
 use clap::Args;
-use std::path::PathBuf;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
+/// Write down what is known about a migration, as Markdown and JSON
+///
+/// The page says what was moved, how the comparison ended, and what is not proven. It holds names of keys, never
+/// their values, and no password.
 #[derive(Args)]
-pub struct Report {
-    /// The plan file
+#[command(after_help = "Example:\n  keyferry report move.json --out reports/")]
+pub struct Arguments {
+    /// The plan; "-" is standard input
     plan: PathBuf,
-    /// Where the report is written [default: report/ beside the plan's state]
+    /// Where to write report.md and report.json [default: WORK_DIR/<plan name>/report]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-pub fn run(args: Report, common: &Common) -> Result<u8> {
-    let job = load(&args.plan)?;
-    let dir = state_dir(common, &job);
-    let store = Store::open_existing(&dir)?.ok_or_else(|| {
-        Error::new(
-            ErrorKind::State,
-            format!(
-                "nothing is recorded for the plan {} in {}",
-                job.name,
-                dir.display()
-            ),
-        )
-        .hint("run `keyferry migrate PLAN` first, or name the right --work-dir")
-    })?;
-    let written = crate::report::write(&store, &args.out.unwrap_or_else(|| dir.join("report")))?;
-    for path in written {
-        print(&path.display().to_string())?;
+pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
+    let job = load(&arguments.plan)?;
+    let state_dir = common.state_dir(&job);
+    let report = Report::read(&state_dir, &job, unix_ms())?;
+    let out = arguments
+        .out
+        .clone()
+        .unwrap_or_else(|| state_dir.join("report"));
+    private_dir(&out)?;
+    let as_json = serde_json::to_string_pretty(&json::render(&report))
+        .map_err(|e| Error::new(ErrorKind::Bug, "write the report as JSON").cause(e))?;
+    let mut written = String::new();
+    for (name, text) in [
+        ("report.md", markdown::render(&report)),
+        ("report.json", as_json + "\n"),
+    ] {
+        let path = out.join(name);
+        replace(&path, &text)?;
+        written += &format!("{}\n", path.display());
     }
-    Ok(0)
+    output::print(&written).map(|()| 0)
+}
+
+/// Writes beside the file and renames: a reader sees the old one or the new one.
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let write = || {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write()
+        .context(ErrorKind::Disk, || format!("write {}", path.display()))
+        .inspect_err(|_| {
+            // What is half written is of no use; that it cannot be removed is no news.
+            let _ = std::fs::remove_file(&temporary);
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("report.md");
+        replace(&path, "one").unwrap();
+        replace(&path, "two").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(
+            replace(&dir.path().join("none/report.md"), "x")
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Disk
+        );
+    }
 }

@@ -100,7 +100,6 @@ pub async fn run(
         store.wipe()?;
         remove_spool(&dir)?;
     }
-    let first_time = store.run()?.is_none();
     store.begin_run(&Run {
         plan: job.name.clone(),
         fingerprint: job.fingerprint.clone(),
@@ -110,7 +109,7 @@ pub async fn run(
         target: job.target.redacted_url(),
         started_ms: unix_ms(),
     })?;
-    let result = migrate(&job, &options, &dir, store, first_time, &progress, &stop).await;
+    let result = migrate(&job, &options, &dir, store, &progress, &stop).await;
     let mut store = Store::open(&dir)?;
     match &result {
         Err(e) if e.kind() != ErrorKind::Interrupted => {
@@ -230,7 +229,6 @@ async fn migrate(
     options: &Options,
     dir: &Path,
     store: Store,
-    first_time: bool,
     progress: &Progress,
     stop: &Shutdown,
 ) -> Result<bool> {
@@ -240,11 +238,7 @@ async fn migrate(
         .map_err(|e| e.context("look at the target"))?;
     fits_databases(job, &topology)?;
     let saved = store.shards()?;
-    if saved.is_empty()
-        && !options.dry_run
-        && job.on_existing == OnExisting::Fail
-        && (first_time || options.fresh)
-    {
+    if saved.is_empty() && !options.dry_run && job.on_existing == OnExisting::Fail {
         refuse_existing(&job.target, &topology).await?;
     }
     let estimate = match (&job.source, &source) {
@@ -280,10 +274,10 @@ async fn migrate(
         "info",
         "start",
         &format!(
-            "from {} ({}) to {} ({target}, {} masters)",
+            "from {} ({}) to {} ({target}, masters: {})",
             source_name(&job.source),
             source.as_ref().map_or("a file".into(), |s| format!(
-                "{s}, {} masters",
+                "{s}, masters: {}",
                 layout.masters.len()
             )),
             job.target.redacted_url(),

@@ -1,69 +1,151 @@
-//! Redis-style globs on bytes, as KEYS and SCAN match them.
+//! Redis-style globs on bytes, as KEYS and SCAN MATCH know them.
+//!
+//! Compiled once; matching goes back to the last star only, so it is never exponential.
 
-/// Redis-style glob (util.c stringmatchlen): `*`, `?`, `[a-z]`, `[^a]`, `\` before any of them.
-pub fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    loop {
-        let step = match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p + 1, t));
-                p += 1;
-                continue;
-            }
-            None if t == text.len() => return true,
-            None => None,
-            Some(_) if t == text.len() => None,
-            Some(b'?') => Some(p + 1),
-            Some(b'[') => class(pattern, p, text[t]),
-            Some(b'\\') if p + 1 < pattern.len() => (pattern[p + 1] == text[t]).then_some(p + 2),
-            Some(c) => (*c == text[t]).then_some(p + 1),
+use crate::error::{Error, ErrorKind, Result};
+
+/// A compiled pattern: `*`, `?`, `[a-z]`, `[^a]` and `\` before a byte that is meant literally.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Glob {
+    text: String,
+    /// The literal bytes before the first special one: most keys are decided here.
+    prefix: Vec<u8>,
+    rest: Vec<Piece>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Byte(u8),
+    Any,
+    Star,
+    Class {
+        negated: bool,
+        ranges: Vec<(u8, u8)>,
+    },
+}
+
+impl Glob {
+    /// Refuses what KEYS would silently read as something else: an empty pattern, an open class, a last backslash.
+    pub fn parse(text: &str) -> Result<Glob> {
+        let wrong = |what: &str| Error::new(ErrorKind::Plan, format!("the glob {text:?} {what}"));
+        if text.is_empty() {
+            return Err(wrong("is empty").hint("leave it out, or write \"*\" for every key"));
+        }
+        let mut pieces = Vec::new();
+        let mut bytes = text.bytes().peekable();
+        while let Some(byte) = bytes.next() {
+            pieces.push(match byte {
+                b'*' => Piece::Star,
+                b'?' => Piece::Any,
+                b'\\' => Piece::Byte(bytes.next().ok_or_else(|| {
+                    wrong("ends with a backslash").hint("write \\\\ for a backslash")
+                })?),
+                b'[' => {
+                    let open = || wrong("has a [ without its ]").hint("write \\[ for a bracket");
+                    let negated = bytes.next_if_eq(&b'^').is_some();
+                    let mut ranges = Vec::new();
+                    loop {
+                        let first = bytes.next().ok_or_else(open)?;
+                        if first == b']' {
+                            break;
+                        }
+                        let from = if first == b'\\' {
+                            bytes.next().ok_or_else(open)?
+                        } else {
+                            first
+                        };
+                        let mut to = from;
+                        // "a-z" is a range; a hyphen right before the closing bracket is a hyphen.
+                        let mut ahead = bytes.clone();
+                        if ahead.next() == Some(b'-') && ahead.peek().is_some_and(|b| *b != b']') {
+                            bytes.next();
+                            let last = bytes.next().ok_or_else(open)?;
+                            to = if last == b'\\' {
+                                bytes.next().ok_or_else(open)?
+                            } else {
+                                last
+                            };
+                        }
+                        ranges.push((from.min(to), from.max(to)));
+                    }
+                    Piece::Class { negated, ranges }
+                }
+                other => Piece::Byte(other),
+            });
+        }
+        let literal = pieces
+            .iter()
+            .take_while(|p| matches!(p, Piece::Byte(_)))
+            .count();
+        let rest = pieces.split_off(literal);
+        let prefix = pieces
+            .iter()
+            .filter_map(|p| {
+                if let Piece::Byte(b) = p {
+                    Some(*b)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        Ok(Glob {
+            text: text.to_string(),
+            prefix,
+            rest,
+        })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn matches(&self, key: &[u8]) -> bool {
+        let Some(key) = key.strip_prefix(self.prefix.as_slice()) else {
+            return false;
         };
-        match (step, star) {
-            (Some(next), _) => {
-                p = next;
-                t += 1;
+        let (mut at, mut piece) = (0, 0);
+        let mut star: Option<(usize, usize)> = None;
+        loop {
+            match (self.rest.get(piece), key.get(at)) {
+                (None, None) => return true,
+                (Some(Piece::Star), _) => {
+                    star = Some((piece, at));
+                    piece += 1;
+                    continue;
+                }
+                (Some(p), Some(b)) if p.takes(*b) => {
+                    at += 1;
+                    piece += 1;
+                    continue;
+                }
+                _ => {}
             }
-            (None, Some((after, from))) if from < text.len() => {
-                star = Some((after, from + 1));
-                p = after;
-                t = from + 1;
+            match star {
+                Some((s, from)) if from < key.len() => {
+                    star = Some((s, from + 1));
+                    at = from + 1;
+                    piece = s + 1;
+                }
+                _ => return false,
             }
-            (None, _) => return false,
         }
     }
 }
 
-/// Matches `[…]` at `p`; the place after it when the byte is in it.
-fn class(pattern: &[u8], p: usize, byte: u8) -> Option<usize> {
-    let mut i = p + 1;
-    let not = pattern.get(i) == Some(&b'^');
-    i += usize::from(not);
-    let mut found = false;
-    loop {
-        match pattern.get(i) {
-            None => break,
-            Some(b']') => {
-                i += 1;
-                break;
+impl Piece {
+    fn takes(&self, byte: u8) -> bool {
+        match self {
+            Piece::Byte(b) => *b == byte,
+            Piece::Any => true,
+            Piece::Star => false,
+            Piece::Class { negated, ranges } => {
+                ranges
+                    .iter()
+                    .any(|(from, to)| (*from..=*to).contains(&byte))
+                    != *negated
             }
-            Some(b'\\') if i + 1 < pattern.len() => {
-                found |= pattern[i + 1] == byte;
-                i += 2;
-            }
-            Some(first) => match (pattern.get(i + 1), pattern.get(i + 2)) {
-                (Some(b'-'), Some(last)) if *last != b']' => {
-                    found |= (*first.min(last)..=*first.max(last)).contains(&byte);
-                    i += 3;
-                }
-                _ => {
-                    found |= *first == byte;
-                    i += 1;
-                }
-            },
         }
     }
-    (found != not).then_some(i)
 }
 
 #[cfg(test)]
@@ -72,24 +154,53 @@ mod tests {
 
     #[test]
     fn globs_match_as_in_redis() {
-        for (pattern, text, expected) in [
-            ("session:*", "session:1", true),
-            ("session:*", "sess:1", false),
-            ("*a*b", "xaxxb", true),
-            ("h?llo", "hello", true),
-            ("h[ae]llo", "hallo", true),
-            ("h[^e]llo", "hello", false),
-            ("h[a-c]llo", "hbllo", true),
-            ("\\*", "*", true),
-            ("", "", true),
+        for (glob, key, yes) in [
             ("*", "", true),
-            ("a*", "", false),
+            ("*", "anything", true),
+            ("session:*", "session:1", true),
+            ("session:*", "sessio", false),
+            ("h?llo", "hello", true),
+            ("h?llo", "hllo", false),
+            ("h[ae]llo", "hallo", true),
+            ("h[ae]llo", "hillo", false),
+            ("h[^e]llo", "hallo", true),
+            ("h[^e]llo", "hello", false),
+            ("h[a-b]llo", "hbllo", true),
+            ("h[b-a]llo", "hbllo", true),
+            ("h[a-]llo", "h-llo", true),
+            ("[]", "a", false),
+            ("a\\*b", "a*b", true),
+            ("a\\*b", "axb", false),
+            ("[\\]]", "]", true),
+            ("*:a:*:b", "x:a:a:y:b", true),
+            ("*:a:*:b", "x:a:a:y:c", false),
+            ("exact", "exact", true),
+            ("exact", "exactly", false),
         ] {
             assert_eq!(
-                glob(pattern.as_bytes(), text.as_bytes()),
-                expected,
-                "{pattern} {text}"
+                Glob::parse(glob).unwrap().matches(key.as_bytes()),
+                yes,
+                "{glob} {key}"
             );
+        }
+        assert!(Glob::parse("k*").unwrap().matches(b"k\xff\x00"));
+    }
+
+    #[test]
+    fn many_stars_stay_fast() {
+        let glob = Glob::parse(&"a*".repeat(30)).unwrap();
+        assert!(!glob.matches(&[b'b'; 10_000]));
+        assert!(
+            !Glob::parse(&format!("{}b", "*a".repeat(20)))
+                .unwrap()
+                .matches(&[b'a'; 5_000])
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for glob in ["", "a[b", "a\\", "[a-", "[\\", "[^"] {
+            assert!(Glob::parse(glob).is_err(), "{glob}");
         }
     }
 }

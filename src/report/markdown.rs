@@ -1,139 +1,334 @@
-//! The report as a page of Markdown.
+//! The report for people: report.md, one page.
 
+use super::{Report, Verification, bytes, duration, grouped, instant};
 use serde_json::Value;
 use std::fmt::Write;
 
-/// The page for a report's model.
-pub fn page(model: &Value) -> String {
-    let mut out = String::new();
-    // Writing into a string cannot fail.
-    let _ = fill(&mut out, model);
+/// How many rows a table of keys or slots has; report.json has more.
+const ROWS: usize = 100;
+
+pub fn render(report: &Report) -> String {
+    let mut page = Page(String::new());
+    let status = &report.status;
+    page.line(format_args!("# Migration {}", report.job.name));
+    page.line(format_args!(""));
+    page.line(format_args!(
+        "Written {} by keyferry {}.",
+        instant(report.generated_ms),
+        env!("CARGO_PKG_VERSION")
+    ));
+    page.line(format_args!("\n{}", verdict(report)));
+
+    page.heading("What is not proven");
+    for sentence in &report.unproven {
+        page.line(format_args!("- {}", text(sentence)));
+    }
+
+    page.heading("What was moved");
+    page.table(&["", ""]);
+    page.row(&[
+        "source",
+        &code(
+            &report
+                .run
+                .as_ref()
+                .map_or_else(|| report.job.source.to_string(), |r| r.run.source.clone()),
+        ),
+    ]);
+    page.row(&["target", &code(&report.job.target.to_string())]);
+    page.row(&["databases", &text(&report.job.databases.to_string())]);
+    page.row(&["keys", &text(&report.job.filter.to_string())]);
+    page.row(&["mode", &status.mode]);
+    if let Some(found) = report.products() {
+        page.row(&["found at the last start", &text(found)]);
+    }
+    if let Some(run) = &report.run {
+        page.row(&[
+            "begun",
+            &format!("{}, run {}", instant(run.run.started_ms), run.run_id),
+        ]);
+        page.row(&["last worked on by", &format!("keyferry {}", run.version)]);
+    }
+    page.row(&["phase", status.phase.as_str()]);
+    if let Some(pid) = status.pid {
+        page.row(&[
+            "running",
+            &format!("process {pid} works on it now; these numbers still change"),
+        ]);
+    }
+
+    if report.run.is_some() {
+        page.heading("Numbers");
+        page.table(&["", "total"]);
+        page.row(&[
+            "keys read from the snapshot",
+            &grouped(status.snapshot.keys_read),
+        ]);
+        page.row(&["keys written", &grouped(status.snapshot.keys_written)]);
+        page.row(&[
+            "snapshot",
+            &format!(
+                "{} of {}, {}",
+                bytes(status.snapshot.bytes_read),
+                bytes(status.snapshot.bytes_total),
+                if status.snapshot.done {
+                    "done"
+                } else {
+                    "not done"
+                }
+            ),
+        ]);
+        page.row(&[
+            "commands applied from the stream",
+            &grouped(status.stream.commands_applied),
+        ]);
+        page.row(&[
+            "keys healed (read again at a known offset)",
+            &grouped(status.healed_keys),
+        ]);
+        page.row(&[
+            "lag when last saved",
+            &format!(
+                "{}, {}",
+                bytes(status.stream.lag_bytes),
+                duration(status.stream.lag_ms)
+            ),
+        ]);
+        if status.shards.len() > 1 {
+            page.heading("Source shards");
+            page.table(&[
+                "shard",
+                "address",
+                "keys written",
+                "commands",
+                "applied offset",
+                "lag",
+            ]);
+            for s in &status.shards {
+                let applied = s
+                    .stream
+                    .applied_offset
+                    .map_or("-".into(), |o| o.to_string());
+                page.row(&[
+                    &s.shard.to_string(),
+                    &code(&s.address),
+                    &grouped(s.snapshot.keys_written),
+                    &grouped(s.stream.commands_applied),
+                    &applied,
+                    &bytes(s.stream.lag_bytes),
+                ]);
+            }
+        }
+        if !report.counts.is_empty() {
+            page.heading("Counters");
+            page.table(&["what", "how often"]);
+            for (name, n) in &report.counts {
+                page.row(&[&code(name), &grouped(*n)]);
+            }
+        }
+        page.heading("Phases");
+        page.table(&["phase", "from", "to", "for"]);
+        for p in &report.phases {
+            let took = p.left_ms.map_or("-".into(), |left| {
+                duration(u64::try_from(left - p.entered_ms).unwrap_or(0))
+            });
+            page.row(&[
+                p.phase.as_str(),
+                &instant(p.entered_ms),
+                &p.left_ms.map_or("now".into(), instant),
+                &took,
+            ]);
+        }
+    }
+    if let Some(verify) = &report.verify {
+        comparison(&mut page, verify);
+    }
+    if let Some(dry) = &report.dry_run {
+        page.heading("Dry run");
+        page.line(format_args!(
+            "A dry run read {} keys and {} of the snapshot, and {} commands; it wrote nothing.",
+            grouped(dry.status.snapshot.keys_read),
+            bytes(dry.status.snapshot.bytes_read),
+            grouped(dry.status.stream.commands_applied)
+        ));
+        if let Some(census) = &dry.census {
+            census_tables(&mut page, census);
+        }
+    }
+    if !report.events.is_empty() {
+        page.heading("Events");
+        page.table(&["when", "level", "what"]);
+        for e in report.events.iter().rev().take(ROWS).rev() {
+            page.row(&[&instant(e.at_ms), &text(&e.level), &text(&e.message)]);
+        }
+    }
+    page.heading("The plan");
+    page.line(format_args!("Passwords are left out."));
+    page.line(format_args!(""));
+    page.line(format_args!("```json"));
+    page.line(format_args!("{:#}", report.job.redacted));
+    page.line(format_args!("```"));
+    page.0
+}
+
+/// One sentence, and no better than the facts.
+fn verdict(report: &Report) -> String {
+    let moved = report.run.is_some();
+    match &report.verify {
+        _ if !moved => "**This plan never ran.**".into(),
+        None => "**Not verified: source and target were never compared.**".into(),
+        Some(v) if v.run.equal => format!(
+            "**Equal: the comparison that ended {} found no difference.**",
+            instant(v.run.ended_ms)
+        ),
+        Some(v) => format!(
+            "**Not equal: the comparison that ended {} found differences.**",
+            instant(v.run.ended_ms)
+        ),
+    }
+}
+
+fn comparison(page: &mut Page, v: &Verification) {
+    let total = |key: &str| v.run.answer[key].as_u64();
+    page.heading("Comparison");
+    page.table(&["", ""]);
+    page.row(&["result", if v.run.equal { "equal" } else { "not equal" }]);
+    page.row(&["from", &instant(v.run.started_ms)]);
+    page.row(&["to", &instant(v.run.ended_ms)]);
+    for (name, key) in [
+        ("keys at the source", "keys_source"),
+        ("keys at the target", "keys_target"),
+        ("slots that differ", "slots_different"),
+        ("keys missing at the target", "missing_count"),
+        ("keys only at the target", "extra_count"),
+        ("keys that differ", "different_count"),
+        ("keys that could not be proven", "unprovable_count"),
+        ("keys repaired", "repaired_count"),
+    ] {
+        if let Some(n) = total(key) {
+            page.row(&[name, &grouped(n)]);
+        }
+    }
+    for (state, n) in &v.slot_states {
+        page.row(&[&format!("slots {}", text(state)), &grouped(*n)]);
+    }
+    if !v.slots_apart.is_empty() {
+        page.heading("Slots that are not equal");
+        page.table(&["slot", "state", "keys at the source", "keys at the target"]);
+        for s in v.slots_apart.iter().take(ROWS) {
+            page.row(&[
+                &s.slot.to_string(),
+                &text(&s.state),
+                &grouped(s.keys_source),
+                &grouped(s.keys_target),
+            ]);
+        }
+        page.more(v.slots_apart.len());
+    }
+    if !v.differences.is_empty() {
+        page.heading("Keys that are not equal");
+        page.table(&["database", "key", "slot", "reason", "detail"]);
+        for d in v.differences.iter().take(ROWS) {
+            page.row(&[
+                &d.db.to_string(),
+                &code(&d.key.escape_ascii().to_string()),
+                &d.slot.to_string(),
+                &text(&d.reason),
+                &text(&d.detail),
+            ]);
+        }
+        page.more(v.differences.len());
+    }
+}
+
+fn census_tables(page: &mut Page, census: &Value) {
+    if let Some(types) = census["types"].as_object() {
+        page.line(format_args!(""));
+        page.table(&["type", "keys", "bytes"]);
+        for (kind, of) in types {
+            page.row(&[
+                &text(kind),
+                &grouped(of["keys"].as_u64().unwrap_or(0)),
+                &bytes(of["bytes"].as_u64().unwrap_or(0)),
+            ]);
+        }
+    }
+    if let Some(ways) = census["ways"].as_object() {
+        page.line(format_args!(""));
+        page.table(&["written by", "keys"]);
+        for (way, n) in ways {
+            page.row(&[&text(way), &grouped(n.as_u64().unwrap_or(0))]);
+        }
+    }
+    if let Some(largest) = census["largest"].as_array().filter(|l| !l.is_empty()) {
+        page.line(format_args!(""));
+        page.table(&["largest keys", "type", "bytes"]);
+        for of in largest {
+            page.row(&[
+                &code(of["key"].as_str().unwrap_or("")),
+                &text(of["type"].as_str().unwrap_or("")),
+                &bytes(of["bytes"].as_u64().unwrap_or(0)),
+            ]);
+        }
+    }
+}
+
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, line: std::fmt::Arguments) {
+        // Writing to a String cannot fail.
+        let _ = self.0.write_fmt(line);
+        self.0.push('\n');
+    }
+
+    fn heading(&mut self, title: &str) {
+        self.line(format_args!("\n## {title}\n"));
+    }
+
+    fn table(&mut self, columns: &[&str]) {
+        self.row(columns);
+        self.line(format_args!("|{}", "---|".repeat(columns.len())));
+    }
+
+    /// Cells are markdown already: see [`text`] and [`code`].
+    fn row(&mut self, cells: &[&str]) {
+        self.line(format_args!("| {} |", cells.join(" | ")));
+    }
+
+    fn more(&mut self, all: usize) {
+        if all > ROWS {
+            self.line(format_args!("\n{} more are in report.json.", all - ROWS));
+        }
+    }
+}
+
+/// Text of unknown origin: nothing in it acts as markdown or HTML.
+fn text(raw: &str) -> String {
+    let mut out = String::with_capacity(raw.len());
+    for c in raw.chars() {
+        match c {
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' => out.extend(['\\', c]),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            c if c.is_control() => out.push(' '),
+            c => out.push(c),
+        }
+    }
     out
 }
 
-fn text(v: &Value) -> String {
-    match v {
-        Value::Null => "–".into(),
-        Value::String(s) => s.replace('|', "\\|").replace('\n', " "),
-        other => other.to_string(),
+/// A name as code, whatever it holds.
+fn code(raw: &str) -> String {
+    let clean: String = raw
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let clean = clean.replace('|', "\\|");
+    if clean.contains('`') {
+        format!("`` {clean} ``")
+    } else {
+        format!("`{clean}`")
     }
-}
-
-fn fill(out: &mut String, m: &Value) -> std::fmt::Result {
-    writeln!(out, "# Migration report: {}\n", text(&m["plan"]))?;
-    let verdict = match m["verification"]["equal"].as_bool() {
-        Some(true) => "**Proven equal** when last compared.",
-        Some(false) => "**Not proven equal** when last compared.",
-        None => "**Not compared yet.**",
-    };
-    writeln!(out, "{verdict}\n")?;
-    writeln!(out, "| | |\n|---|---|")?;
-    for (name, key) in [
-        ("From", "source"),
-        ("To", "target"),
-        ("Mode", "mode"),
-        ("Begun (UTC)", "started"),
-        ("Phase now", "phase"),
-        ("keyferry", "keyferry_version"),
-    ] {
-        writeln!(out, "| {name} | {} |", text(&m[key]))?;
-    }
-    writeln!(out, "\n## What moved\n\n| | |\n|---|---:|")?;
-    table(out, &m["moved"])?;
-    writeln!(out, "\n## Proof\n")?;
-    match &m["verification"] {
-        Value::Null => writeln!(out, "There is none: the two sides were never compared.")?,
-        v => {
-            writeln!(
-                out,
-                "Compared until {} UTC, slot by slot and, where sums differed, key by key.\n\n| | |\n|---|---:|",
-                text(&v["ended"])
-            )?;
-            table(out, &v["summary"])?;
-            writeln!(out, "\nSlots by state: {}", text(&m["slots"]))?;
-        }
-    }
-    if let Some(list) = m["differences"].as_array().filter(|l| !l.is_empty()) {
-        writeln!(
-            out,
-            "\n| database | slot | key | reason |\n|---:|---:|---|---|"
-        )?;
-        for d in list {
-            writeln!(
-                out,
-                "| {} | {} | {} | {} |",
-                text(&d["db"]),
-                text(&d["slot"]),
-                text(&d["key"]),
-                text(&d["reason"])
-            )?;
-        }
-    }
-    writeln!(out, "\n## Not proven\n")?;
-    match m["not_proven"].as_array().filter(|l| !l.is_empty()) {
-        None => writeln!(
-            out,
-            "- Nothing is left open, within the method's limits (docs/report.md)."
-        )?,
-        Some(list) => list
-            .iter()
-            .try_for_each(|line| writeln!(out, "- {}", text(line)))?,
-    }
-    for (title, key) in [
-        ("Left out", "left_out"),
-        ("Faults and what was counted", "counters"),
-    ] {
-        if m[key].as_object().is_some_and(|o| !o.is_empty()) {
-            writeln!(out, "\n## {title}\n\n| | |\n|---|---:|")?;
-            table(out, &m[key])?;
-        }
-    }
-    writeln!(
-        out,
-        "\n## Phases\n\n| phase | started (UTC) | ended (UTC) | ms |\n|---|---|---|---:|"
-    )?;
-    for p in m["phases"].as_array().into_iter().flatten() {
-        writeln!(
-            out,
-            "| {} | {} | {} | {} |",
-            text(&p["phase"]),
-            text(&p["started"]),
-            text(&p["ended"]),
-            text(&p["ms"])
-        )?;
-    }
-    writeln!(
-        out,
-        "\n## Events\n\n| at (UTC) | level | what | |\n|---|---|---|---|"
-    )?;
-    for e in m["events"].as_array().into_iter().flatten() {
-        writeln!(
-            out,
-            "| {} | {} | {} | {} |",
-            text(&e["at"]),
-            text(&e["level"]),
-            text(&e["code"]),
-            text(&e["message"])
-        )?;
-    }
-    if !m["census"].is_null() {
-        writeln!(
-            out,
-            "\n## Census of the dry run\n\n```json\n{:#}\n```",
-            m["census"]
-        )?;
-    }
-    writeln!(
-        out,
-        "\n## Conditions\n\nFingerprint {}.\n\n```json\n{:#}\n```",
-        text(&m["fingerprint"]),
-        m["conditions"]
-    )
-}
-
-fn table(out: &mut String, object: &Value) -> std::fmt::Result {
-    for (name, value) in object.as_object().into_iter().flatten() {
-        writeln!(out, "| {} | {} |", name.replace('_', " "), text(value))?;
-    }
-    Ok(())
 }

@@ -1,186 +1,266 @@
-//! The report: one honest page of what SQLite holds, as JSON and Markdown from the same model.
+//! What is known about one migration, as a page that a person can trust: the model.
 //!
-//! Invariant: what was not proven is said as plainly as what was.
+//! Everything comes from the state file; what that does not prove is said on the page.
+//! Invariant: no secret and no value of a user's key gets in; names of keys do.
 
-mod markdown;
+pub mod json;
+pub mod markdown;
+mod status;
 
-use crate::error::{Context, Error, ErrorKind, Result};
-use crate::store::Store;
-use serde_json::{Value, json};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 
-/// Differences and events listed in the report.
-const LISTED: u32 = 200;
+use crate::error::Result;
+use crate::plan::{Job, OnExisting};
+use crate::store::{
+    Difference, Event, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store, VerifyRun,
+};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
 
-/// Writes `report.json` and `report.md` into `out`; returns their paths.
-pub fn write(store: &Store, out: &Path) -> Result<Vec<PathBuf>> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(out)
-        .context(ErrorKind::Disk, || {
-            format!("create the folder {}", out.display())
-        })?;
-    let model = model(store)?;
-    let json = serde_json::to_string_pretty(&model)
-        .map_err(|e| Error::new(ErrorKind::Bug, "write the report").cause(e))?;
-    Ok(vec![
-        whole(out, "report.json", &json)?,
-        whole(out, "report.md", &markdown::page(&model))?,
-    ])
+/// How many differences a report lists.
+const DIFFERENCES_LISTED: u32 = 1000;
+const EVENTS_LISTED: u32 = 500;
+
+/// Everything a report says.
+pub struct Report {
+    pub generated_ms: i64,
+    pub job: Job,
+    /// Absent when the plan never ran.
+    pub run: Option<SavedRun>,
+    pub status: Status,
+    pub phases: Vec<PhaseSpan>,
+    pub counts: BTreeMap<String, u64>,
+    pub events: Vec<Event>,
+    pub verify: Option<Verification>,
+    /// What a dry run of this plan counted, with the time of its last state.
+    pub dry_run: Option<DryRun>,
+    /// What this page must not be taken for; one sentence each.
+    pub unproven: Vec<String>,
 }
 
-/// A file appears whole or not at all.
-fn whole(dir: &Path, name: &str, text: &str) -> Result<PathBuf> {
-    let (path, unfinished) = (dir.join(name), dir.join(format!("{name}.new")));
-    let failed = || format!("write {}", path.display());
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .context(ErrorKind::Disk, failed)?;
-    file.write_all(text.as_bytes())
-        .context(ErrorKind::Disk, failed)?;
-    std::fs::rename(&unfinished, &path).context(ErrorKind::Disk, failed)?;
-    Ok(path)
+/// The last verification that came to its end.
+pub struct Verification {
+    pub run: VerifyRun,
+    /// How many slots are in each state.
+    pub slot_states: BTreeMap<String, u64>,
+    pub slots_apart: Vec<SlotApart>,
+    /// The first of them; the answer holds the true numbers.
+    pub differences: Vec<Difference>,
 }
 
-fn model(store: &Store) -> Result<Value> {
-    let run = store.run()?;
-    let shards = store.shards()?;
-    let counts = store.counts()?;
-    let verify = store.last_verify()?;
-    let sum = |f: &dyn Fn(&crate::store::ShardState) -> u64| shards.iter().map(f).sum::<u64>();
-    let with = |prefix: &str| -> Value {
-        counts
+pub struct DryRun {
+    pub status: Status,
+    pub census: Option<Value>,
+}
+
+impl Report {
+    /// Reads the state in a plan's folder.
+    pub fn read(dir: &Path, job: &Job, now_ms: i64) -> Result<Report> {
+        let dry_dir = dir.join("dry-run");
+        let dry_run = match Store::open_readonly(&dry_dir)? {
+            Some(store) => Some(DryRun {
+                status: Status::of(&store, job, Lock::holder(&dry_dir))?,
+                census: store.json("census")?,
+            }),
+            None => None,
+        };
+        let mut report = Report {
+            generated_ms: now_ms,
+            job: job.clone(),
+            run: None,
+            status: Status::new(job),
+            phases: Vec::new(),
+            counts: BTreeMap::new(),
+            events: Vec::new(),
+            verify: None,
+            dry_run,
+            unproven: Vec::new(),
+        };
+        if let Some(store) = Store::open_readonly(dir)? {
+            report.run = store.run()?;
+            report.status = Status::of(&store, job, Lock::holder(dir))?;
+            report.phases = store.phases()?;
+            report.counts = store.counts()?;
+            report.events = store.events(EVENTS_LISTED)?;
+            report.verify = store
+                .last_verify()?
+                .map(|run| verification(&store, run))
+                .transpose()?;
+        }
+        report.unproven = unproven(&report);
+        Ok(report)
+    }
+
+    /// What the last start found on both sides, in words.
+    pub fn products(&self) -> Option<&str> {
+        self.events
             .iter()
-            .filter_map(|(name, n)| Some((name.strip_prefix(prefix)?.to_owned(), json!(n))))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    };
-    let phases: Vec<Value> = (store.phase_history()?.into_iter())
-        .map(|(name, start, end)| json!({"phase": name, "started": utc(start), "ended": end.map(utc), "ms": end.map(|e| e - start)}))
-        .collect();
-    let events: Vec<Value> = (store.events(LISTED)?.into_iter())
-        .map(
-            |e| json!({"at": utc(e.at_ms), "level": e.level, "code": e.code, "message": e.message}),
-        )
-        .collect();
-    let differences: Vec<Value> = (store.differences(LISTED)?.into_iter())
-        .map(|d| json!({"db": d.db.0, "key": crate::types::shown(&d.key), "slot": d.slot, "reason": d.reason}))
-        .collect();
-    let last_write = shards.iter().map(|s| s.updated_at).max().unwrap_or(0);
-    let mut unproven: Vec<String> = Vec::new();
-    match &verify {
-        None => {
-            unproven.push("The two sides were never compared: run `keyferry verify PLAN`.".into())
-        }
-        Some((_, false, _)) => unproven.push(
-            "The last comparison found differences, or keys that could not be proven.".into(),
-        ),
-        Some((at, true, _)) if *at < last_write => {
-            unproven.push("The source went on being followed after the last comparison; what came later is acknowledged by the target, but not compared.".into());
-        }
-        Some(_) => {}
+            .rev()
+            .find(|e| e.code == "start")
+            .map(|e| e.message.as_str())
     }
-    if shards.iter().any(|s| !s.snapshot_loaded) {
-        unproven.push("The snapshot was not loaded to its end.".into());
+}
+
+fn verification(store: &Store, run: VerifyRun) -> Result<Verification> {
+    Ok(Verification {
+        run,
+        slot_states: store.slot_states()?,
+        slots_apart: store.slots_apart()?,
+        differences: store.differences(DIFFERENCES_LISTED)?,
+    })
+}
+
+/// What the state does not prove; the order is that of weight.
+fn unproven(report: &Report) -> Vec<String> {
+    let mut list = Vec::new();
+    let status = &report.status;
+    if report.run.is_none() {
+        list.push("Nothing was moved: this plan never ran.".to_string());
+        return list;
     }
-    if store.phase()? == "failed" {
-        unproven.push(
-            "The last run failed; the state is saved, and running the same command again goes on."
+    if status.phase == Phase::Failed {
+        list.push(
+            "The last run failed; the events say why. What is on the target is not complete."
                 .into(),
         );
     }
-    Ok(json!({
-        "plan": run.as_ref().map(|r| r.plan.clone()),
-        "source": run.as_ref().map(|r| r.source.clone()),
-        "target": run.as_ref().map(|r| r.target.clone()),
-        "mode": run.as_ref().map(|r| r.mode.clone()),
-        "fingerprint": run.as_ref().map(|r| r.fingerprint.clone()),
-        "started": run.as_ref().map(|r| utc(r.started_ms)),
-        "keyferry_version": env!("CARGO_PKG_VERSION"),
-        "phase": store.phase()?,
-        "phases": phases,
-        "moved": {
-            "source_shards": shards.len(),
-            "keys_read": sum(&|s| s.keys_read), "keys_written": sum(&|s| s.keys_written), "snapshot_bytes": sum(&|s| s.bytes_read),
-            "commands_applied": sum(&|s| s.commands_applied), "keys_healed": sum(&|s| s.healed_keys),
-        },
-        "left_out": with("skipped."),
-        "faults": with("faults."),
-        "counters": Value::Object(counts.iter().map(|(k, v)| (k.clone(), json!(v))).collect()),
-        "verification": verify.map(|(at, equal, summary)| json!({"ended": utc(at), "equal": equal, "summary": strip_lists(summary)})),
-        "slots": store.slot_states()?,
-        "differences": differences,
-        "not_proven": unproven,
-        "census": store.json("census")?,
-        "events": events,
-        "conditions": run.map(|r| r.redacted),
-    }))
-}
-
-/// The keys are listed once, under "differences".
-fn strip_lists(mut summary: Value) -> Value {
-    if let Some(map) = summary.as_object_mut() {
-        ["missing", "extra", "different", "unprovable"]
-            .iter()
-            .for_each(|k| {
-                map.shift_remove(*k);
-            });
+    if !status.snapshot.done {
+        list.push("The bulk load has not come to its end: keys are missing on the target.".into());
     }
-    summary
+    match &report.verify {
+        None => list.push(
+            "Source and target were never compared: nothing here proves that they are equal."
+                .into(),
+        ),
+        Some(verify) => {
+            let ended = instant(verify.run.ended_ms);
+            if !verify.run.equal {
+                list.push(format!(
+                    "The last comparison, ended {ended}, found differences."
+                ));
+            }
+            let unprovable = verify.run.answer["unprovable_count"].as_u64().unwrap_or(0);
+            if unprovable > 0 {
+                list.push(format!("{unprovable} keys changed faster than they could be compared; of them nothing is proven."));
+            }
+            if status.updated_at.is_some_and(|at| at > verify.run.ended_ms) && status.mode != "rdb"
+            {
+                list.push(format!("The comparison ended {ended}; the migration went on after that, and what was written since is not compared."));
+            } else if status.mode != "rdb" {
+                list.push(format!(
+                    "What clients wrote to the source after {ended} is not compared."
+                ));
+            }
+        }
+    }
+    let job = &report.job;
+    if !job.filter.is_empty() {
+        list.push(format!(
+            "The plan moves {}; other keys were neither moved nor compared.",
+            job.filter
+        ));
+    }
+    if !job.databases.is_identity() {
+        list.push(format!(
+            "The plan moves databases {}; others were neither moved nor compared.",
+            job.databases
+        ));
+    }
+    if !job.verify.exclude.is_empty() {
+        list.push("Keys that match verify.exclude were moved, but not compared.".into());
+    }
+    if job.on_existing == OnExisting::Skip {
+        list.push(
+            "Keys that the target held before were left as they were (on_existing \"skip\")."
+                .into(),
+        );
+    }
+    let skipped: u64 = status.skipped.values().sum();
+    if skipped > 0 {
+        list.push(format!(
+            "{skipped} items were left out; the counters say why."
+        ));
+    }
+    if job.verify.ttl_tolerance_ms > 0 {
+        list.push(format!(
+            "Expiries count as equal when they differ by no more than {} ms.",
+            job.verify.ttl_tolerance_ms
+        ));
+    }
+    list.push(
+        "Equal means equal by a 64-bit digest of each key and its slot, not byte by byte.".into(),
+    );
+    list
 }
 
-/// Unix milliseconds as UTC, "2026-11-20 22:24:01".
-pub fn utc(ms: i64) -> String {
-    let seconds = ms.div_euclid(1000);
-    let (days, rest) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days since 1970 to a date, counted in 400-year eras that begin on 1 March.
+/// A Unix time as `2026-11-21 00:14:38 UTC`.
+pub fn instant(unix_ms: i64) -> String {
+    let seconds = unix_ms.div_euclid(1000);
+    let (days, in_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    // Days to a civil date: Howard Hinnant, "chrono-compatible low-level date algorithms".
     let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_index = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_index + 2) / 5 + 1;
-    let month = if month_index < 10 {
-        month_index + 3
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
     } else {
-        month_index - 9
+        month_from_march - 9
     };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
-        rest / 3600,
-        rest % 3600 / 60,
-        rest % 60
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC",
+        in_day / 3600,
+        in_day / 60 % 60,
+        in_day % 60
     )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::Phase;
-
-    #[test]
-    fn times_are_utc() {
-        assert_eq!(utc(0), "1970-01-01 00:00:00");
-        assert_eq!(utc(1_582_934_400_000), "2020-02-29 00:00:00");
-        assert_eq!(utc(4_102_444_799_000), "2099-12-31 23:59:59");
-    }
-
-    #[test]
-    fn what_was_never_compared_is_said() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        store.enter_phase(Phase::Stream, 5).unwrap();
-        let written = write(&store, &dir.path().join("report")).unwrap();
-        let text = std::fs::read_to_string(&written[1]).unwrap();
-        assert!(text.contains("never compared"), "{text}");
+/// A duration as `850 ms`, `12.3 s`, `4 min 05 s` or `2 h 03 min`.
+pub fn duration(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        60_000..3_600_000 => format!("{} min {:02} s", ms / 60_000, ms / 1000 % 60),
+        _ => format!("{} h {:02} min", ms / 3_600_000, ms / 60_000 % 60),
     }
 }
+
+/// A number of bytes as `512 B`, `1.5 KiB` and so on.
+pub fn bytes(n: u64) -> String {
+    let (mut unit, mut scaled) = ("B", n);
+    let mut tenth = 0;
+    for next in ["KiB", "MiB", "GiB", "TiB"] {
+        if scaled < 1024 {
+            break;
+        }
+        tenth = scaled % 1024 * 10 / 1024;
+        scaled /= 1024;
+        unit = next;
+    }
+    if unit == "B" {
+        format!("{n} B")
+    } else {
+        format!("{scaled}.{tenth} {unit}")
+    }
+}
+
+/// A number with its thousands apart: `1 234 567`.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

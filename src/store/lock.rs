@@ -1,4 +1,6 @@
-//! One process at a time may change a plan's state.
+//! One process per plan: an advisory lock on a file that names its holder.
+//!
+//! The kernel releases it when the process ends, however it ends; so a stale lock cannot exist.
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -6,15 +8,19 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// The right to change a plan's state: one process at a time, given back when it ends in whatever way.
+/// Held as long as a process works on a plan's folder.
+#[derive(Debug)]
+#[must_use = "the lock is released when it is dropped"]
 pub struct Lock {
+    /// The lock lives as long as this is open.
     _file: File,
 }
 
 impl Lock {
+    /// Errors: `Locked` with the other process's id; `Disk` when the file cannot be made.
     pub fn acquire(dir: &Path) -> Result<Lock> {
+        super::create_private_dir(dir)?;
         let path = dir.join("lock");
-        let failed = || format!("lock {}", path.display());
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -22,25 +28,78 @@ impl Lock {
             .truncate(false)
             .mode(0o600)
             .open(&path)
-            .context(ErrorKind::Disk, failed)?;
+            .context(ErrorKind::Disk, || {
+                format!("open the lock file {}", path.display())
+            })?;
         match file.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut pid = String::new();
-                let _ = file.read_to_string(&mut pid);
-                return Err(Error::new(
-                    ErrorKind::Locked,
-                    format!(
-                        "another keyferry (pid {}) is working on this plan",
-                        pid.trim()
-                    ),
-                ));
+            Err(TryLockError::WouldBlock) => return Err(held(&mut file, dir)),
+            Err(TryLockError::Error(e)) => {
+                return Err(
+                    Error::new(ErrorKind::Disk, format!("lock {}", path.display())).cause(e),
+                );
             }
-            Err(TryLockError::Error(e)) => return Err(e).context(ErrorKind::Disk, failed),
         }
-        file.set_len(0).context(ErrorKind::Disk, failed)?;
-        file.rewind().context(ErrorKind::Disk, failed)?;
-        writeln!(file, "{}", std::process::id()).context(ErrorKind::Disk, failed)?;
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .context(ErrorKind::Disk, || {
+                format!("write the lock file {}", path.display())
+            })?;
         Ok(Lock { _file: file })
+    }
+
+    /// The process that holds the lock now, if one does.
+    pub fn holder(dir: &Path) -> Option<u32> {
+        let mut file = File::open(dir.join("lock")).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => pid(&mut file),
+            _ => None,
+        }
+    }
+}
+
+fn pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn held(file: &mut File, dir: &Path) -> Error {
+    let (who, stop) = match pid(file) {
+        Some(pid) => (format!("process {pid}"), format!("`kill -INT {pid}`")),
+        None => ("another process".into(), "Ctrl-C".into()),
+    };
+    Error::new(
+        ErrorKind::Locked,
+        format!("{who} already works on this plan, in {}", dir.display()),
+    )
+    .hint(format!(
+        "stop it first ({stop} saves its state), or use another --work-dir"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_refused_with_the_pid_of_the_first_until_that_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Lock::acquire(dir.path()).unwrap();
+        let refused = Lock::acquire(dir.path()).unwrap_err();
+        let me = std::process::id();
+        assert_eq!(
+            (refused.kind(), refused.exit_code()),
+            (ErrorKind::Locked, 3)
+        );
+        assert!(
+            refused.to_string().contains(&format!("process {me} ")),
+            "{refused}"
+        );
+        assert_eq!(Lock::holder(dir.path()), Some(me));
+        drop(first);
+        assert_eq!(Lock::holder(dir.path()), None);
+        let _again = Lock::acquire(dir.path()).unwrap();
     }
 }

@@ -1,595 +1,589 @@
-//! SQLite: everything that a restart, a report or an auditor needs; every SQL statement of the program.
+//! Everything that a restart, a report or an auditor needs, in one SQLite file per plan.
 //!
-//! Write-ahead log, so that `status` and `report` read while `migrate` writes.
-//! Invariant: marks and counters of a checkpoint are written in one transaction.
+//! Every SQL statement of the program is in this file and in `schema.rs`; `record.rs` holds the values, `lock.rs` keeps
+//! a second process away.
+//! Invariant: times come in as Unix milliseconds; no statement asks a clock, and no row holds a secret or a value.
 
+mod column;
 mod lock;
+mod record;
 mod schema;
-mod shard;
 
 pub use lock::Lock;
-pub use shard::ShardState;
+pub use record::{
+    Difference, Event, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow, VerifyRun,
+};
 
+use self::column::{big, document, int, offset, unreadable};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
+};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What was asked for when the state was begun.
-#[derive(Debug, Clone)]
-pub struct Run {
-    pub plan: String,
-    pub fingerprint: String,
-    pub redacted: Value,
-    pub mode: String,
-    pub source: String,
-    pub target: String,
-    pub started_ms: i64,
-}
+const FILE: &str = "state.sqlite";
+/// How long a statement waits for another process's transaction.
+const BUSY: Duration = Duration::from_secs(10);
+const EVENTS_KEPT: u32 = 10_000;
+/// How many differences of one reason are kept; the true numbers are in the run's totals.
+pub const DIFFERENCES_KEPT: u64 = 10_000;
 
-/// Where a migration stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    New,
-    Snapshot,
-    Stream,
-    Verified,
-    Frozen,
-    Switched,
-    RolledBack,
-    Failed,
-}
-
-impl Phase {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Phase::New => "new",
-            Phase::Snapshot => "snapshot",
-            Phase::Stream => "stream",
-            Phase::Verified => "verified",
-            Phase::Frozen => "frozen",
-            Phase::Switched => "switched",
-            Phase::RolledBack => "rolled-back",
-            Phase::Failed => "failed",
-        }
-    }
-}
-
-/// A slot's sums on both sides.
-#[derive(Debug, Clone)]
-pub struct SlotRow {
-    pub slot: u16,
-    pub source_keys: u64,
-    pub source_sum: u64,
-    pub target_keys: u64,
-    pub target_sum: u64,
-    pub state: &'static str,
-}
-
-/// A key that differs.
-#[derive(Debug, Clone)]
-pub struct Difference {
-    pub db: DbIndex,
-    pub key: Vec<u8>,
-    pub slot: u16,
-    pub reason: String,
-    pub detail: String,
-}
-
-pub struct Event {
-    pub at_ms: i64,
-    pub level: String,
-    pub code: String,
-    pub message: String,
-}
-
-/// A plan's state.
+/// An open state file.
 pub struct Store {
     db: Connection,
     path: PathBuf,
 }
 
-fn signed(n: u64) -> i64 {
-    n as i64
+fn create_private_dir(dir: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .context(ErrorKind::Disk, || {
+            format!("create the folder {}", dir.display())
+        })
 }
 
 impl Store {
-    /// Opens the state in `dir` for writing, creating it if need be.
+    /// Opens or creates the state in a plan's folder.
     pub fn open(dir: &Path) -> Result<Store> {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .context(ErrorKind::Disk, || {
-                format!("create the folder {}", dir.display())
-            })?;
-        let path = dir.join("state.sqlite");
-        // SQLite would create it readable for all.
+        create_private_dir(dir)?;
+        let path = dir.join(FILE);
+        // Made here so that nobody else may ever read it; SQLite gives its side files the same mode.
         OpenOptions::new()
             .create(true)
             .append(true)
             .mode(0o600)
             .open(&path)
-            .context(ErrorKind::Disk, || format!("open {}", path.display()))?;
-        let db = Connection::open(&path).map_err(|e| failed(&path, "open", e))?;
-        let mut store = Store { db, path };
-        store.run_sql(|db| {
-            db.busy_timeout(Duration::from_secs(10))?;
-            db.pragma_update(None, "journal_mode", "WAL")?;
-            db.pragma_update(None, "synchronous", "NORMAL")
-        })?;
-        match schema::migrate(&mut store.db)
-            .map_err(|e| failed(&store.path, "bring up to date", e))?
-        {
-            Ok(()) => Ok(store),
-            Err(version) => Err(Error::new(
-                ErrorKind::State,
-                format!(
-                    "{} is of version {version}, from a newer keyferry",
-                    store.path.display()
-                ),
-            )
-            .hint("use that keyferry, or another --work-dir")),
-        }
+            .context(ErrorKind::Disk, || {
+                format!("open the state file {}", path.display())
+            })?;
+        let failed = |e| failure(&path, "open", e);
+        let mut db = Connection::open(&path).map_err(failed)?;
+        // FULL: a mark that was saved must not be older after a power cut than what it allowed to happen.
+        db.busy_timeout(BUSY)
+            .and_then(|()| db.pragma_update(None, "journal_mode", "WAL"))
+            .and_then(|()| db.pragma_update(None, "synchronous", "FULL"))
+            .and_then(|()| db.pragma_update(None, "secure_delete", "ON"))
+            .map_err(failed)?;
+        refuse_newer(&db, &path)?;
+        schema::migrate(&mut db).map_err(|e| failure(&path, "prepare", e))?;
+        Ok(Store { db, path })
     }
 
-    /// Opens the state for reading; `None` when the plan has never run.
-    pub fn open_existing(dir: &Path) -> Result<Option<Store>> {
-        let path = dir.join("state.sqlite");
-        if !path.exists() {
-            return Ok(None);
-        }
-        let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .map_err(|e| failed(&path, "open", e))?;
-        db.busy_timeout(Duration::from_secs(10))
-            .map_err(|e| failed(&path, "open", e))?;
-        Ok(Some(Store { db, path }))
-    }
-
-    fn run_sql<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        work(&self.db).map_err(|e| failed(&self.path, "use", e))
-    }
-
-    /// Runs `work` in one transaction.
-    pub fn transaction<T>(&mut self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
-        self.run_sql(|db| db.execute_batch("BEGIN IMMEDIATE"))?;
-        let result = work(self);
-        self.run_sql(|db| db.execute_batch(if result.is_ok() { "COMMIT" } else { "ROLLBACK" }))?;
-        result
-    }
-
-    /// Notes what is run; a state of another source, target or selection is refused.
-    pub fn begin_run(&mut self, run: &Run) -> Result<()> {
-        if let Some(old) = self.run()? {
-            if old.fingerprint == run.fingerprint {
-                return Ok(());
+    /// Opens the state to look at it, also while another process writes; `None` when there is none yet.
+    pub fn open_readonly(dir: &Path) -> Result<Option<Store>> {
+        let path = dir.join(FILE);
+        match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => {
+                return Err(Error::new(
+                    ErrorKind::Disk,
+                    format!("open the state file {}", path.display()),
+                )
+                .cause(e));
             }
-            let what = if old.source != run.source {
-                format!("its source was {}", old.source)
-            } else if old.target != run.target {
-                format!("its target was {}", old.target)
-            } else {
-                "its databases or filter were others".to_owned()
-            };
-            return Err(Error::new(
-                ErrorKind::State,
-                format!("the saved state belongs to another form of this plan: {what}"),
-            ));
+            Ok(_) => {}
         }
-        self.run_sql(|db| {
-            db.execute(
-                "INSERT INTO run VALUES (1, ?, ?, ?, ?, ?, ?, ?)",
+        let failed = |e| failure(&path, "open", e);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(&path, flags).map_err(failed)?;
+        db.busy_timeout(BUSY).map_err(failed)?;
+        refuse_newer(&db, &path)?;
+        match schema::version(&db).map_err(failed)? {
+            0 => Ok(None),
+            v if v < schema::VERSION => Err(Error::new(
+                ErrorKind::State,
+                format!("{} was written by an older keyferry", path.display()),
+            )
+            .hint("run migrate or verify once: it brings the state up to date")),
+            _ => Ok(Some(Store { db, path })),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn failed(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> Error + '_ {
+        move |e| failure(&self.path, doing, e)
+    }
+
+    /// Runs one transaction.
+    fn write<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&Transaction) -> rusqlite::Result<T>,
+    ) -> Result<T> {
+        let result = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(|transaction| {
+                let value = work(&transaction)?;
+                transaction.commit()?;
+                Ok(value)
+            });
+        result.map_err(|e| failure(&self.path, doing, e))
+    }
+
+    fn rows<T>(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        params: impl rusqlite::Params,
+        read: impl FnMut(&Row) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let all = || -> rusqlite::Result<Vec<T>> {
+            self.db
+                .prepare_cached(sql)?
+                .query_map(params, read)?
+                .collect()
+        };
+        all().map_err(self.failed(doing))
+    }
+
+    // The run.
+
+    /// Notes that a process works on this plan; refuses a plan that moves something else than the saved one.
+    pub fn begin_run(&mut self, run: &Run) -> Result<()> {
+        let saved = self.run()?;
+        if let Some(saved) = saved {
+            let changed = changed_parts(&saved.run.fingerprint, &run.fingerprint);
+            if !changed.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::State,
+                    format!(
+                        "the plan has changed since this migration began: {} not what the saved state in {} is about",
+                        if let [one] = &changed[..] { format!("its {one} is") } else { format!("its {} are", changed.join(" and ")) },
+                        self.path.display()
+                    ),
+                )
+                .hint("go back to the plan it began with, or start over with --fresh, or give the plan another name"));
+            }
+        }
+        let run_id = new_run_id(run);
+        self.write("save the run", |t| {
+            t.execute(
+                "INSERT INTO run (only, run_id, plan, fingerprint, redacted, mode, source, target, version, started_ms)
+                 VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (only) DO UPDATE SET redacted = excluded.redacted, version = excluded.version",
                 params![
+                    run_id,
                     run.plan,
                     run.fingerprint,
                     run.redacted.to_string(),
                     run.mode,
                     run.source,
                     run.target,
+                    env!("CARGO_PKG_VERSION"),
                     run.started_ms
                 ],
             )
-        })?;
-        Ok(())
-    }
-
-    pub fn run(&self) -> Result<Option<Run>> {
-        self.run_sql(|db| {
-            db.query_row(
-                "SELECT plan, fingerprint, redacted, mode, source, target, started_ms FROM run",
-                [],
-                |r| {
-                    Ok(Run {
-                        plan: r.get(0)?,
-                        fingerprint: r.get(1)?,
-                        redacted: serde_json::from_str(&r.get::<_, String>(2)?)
-                            .unwrap_or(Value::Null),
-                        mode: r.get(3)?,
-                        source: r.get(4)?,
-                        target: r.get(5)?,
-                        started_ms: r.get(6)?,
-                    })
-                },
-            )
-            .optional()
+            .map(drop)
         })
     }
 
-    /// Forgets everything.
-    pub fn wipe(&mut self) -> Result<()> {
-        let tables = [
-            "run",
-            "phase",
-            "shard",
-            "counter",
-            "event",
-            "document",
-            "slot",
-            "difference",
-            "verify",
-        ];
-        let sql: String = tables.iter().map(|t| format!("DELETE FROM {t};")).collect();
-        self.run_sql(|db| db.execute_batch(&format!("BEGIN; {sql} COMMIT;")))
+    pub fn run(&self) -> Result<Option<SavedRun>> {
+        let sql = "SELECT run_id, version, plan, fingerprint, redacted, mode, source, target, started_ms FROM run";
+        let read = |row: &Row| {
+            Ok(SavedRun {
+                run_id: row.get(0)?,
+                version: row.get(1)?,
+                run: Run {
+                    plan: row.get(2)?,
+                    fingerprint: row.get(3)?,
+                    redacted: document(row, 4)?,
+                    mode: row.get(5)?,
+                    source: row.get(6)?,
+                    target: row.get(7)?,
+                    started_ms: row.get(8)?,
+                },
+            })
+        };
+        self.db
+            .query_row(sql, [], read)
+            .optional()
+            .map_err(self.failed("read the run"))
     }
 
-    /// Notes a phase's beginning and the end of the one before; nothing if it is the present one.
+    /// Forgets everything: what `--fresh` does.
+    pub fn wipe(&mut self) -> Result<()> {
+        self.write("empty", |t| {
+            schema::TABLES
+                .iter()
+                .try_for_each(|table| t.execute(&format!("DELETE FROM {table}"), []).map(drop))
+        })
+    }
+
+    // Phases.
+
+    /// Ends the current phase and begins another; does nothing when it is the same one.
     pub fn enter_phase(&mut self, phase: Phase, now_ms: i64) -> Result<()> {
-        if self.phase()? == phase.as_str() {
+        if self.phases()?.last().is_some_and(|p| p.phase == phase) {
             return Ok(());
         }
-        self.transaction(|store| {
-            store.run_sql(|db| {
-                db.execute(
-                    "UPDATE phase SET ended_ms = ? WHERE ended_ms IS NULL",
-                    [now_ms],
-                )?;
-                db.execute(
-                    "INSERT INTO phase (name, started_ms) VALUES (?, ?)",
-                    params![phase.as_str(), now_ms],
-                )
-            })
-        })?;
-        Ok(())
-    }
-
-    /// The present phase's name; "new" before the first.
-    pub fn phase(&self) -> Result<String> {
-        let name = self.run_sql(|db| {
-            db.query_row("SELECT name FROM phase ORDER BY id DESC LIMIT 1", [], |r| {
-                r.get(0)
-            })
-            .optional()
-        })?;
-        Ok(name.unwrap_or_else(|| Phase::New.as_str().to_owned()))
-    }
-
-    /// Name, start and end of each phase.
-    pub fn phase_history(&self) -> Result<Vec<(String, i64, Option<i64>)>> {
-        self.list(
-            "SELECT name, started_ms, ended_ms FROM phase ORDER BY id",
-            |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)),
-        )
-    }
-
-    fn list<T>(
-        &self,
-        sql: &str,
-        row: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>> {
-        self.run_sql(|db| db.prepare(sql)?.query_map([], row)?.collect())
-    }
-
-    pub fn shards(&self) -> Result<Vec<ShardState>> {
-        let offset = |r: &Row<'_>, i: usize| -> rusqlite::Result<Option<ReplOffset>> {
-            Ok(r.get::<_, Option<i64>>(i)?.map(|n| ReplOffset(n as u64)))
-        };
-        let number =
-            |r: &Row<'_>, i: usize| -> rusqlite::Result<u64> { Ok(r.get::<_, i64>(i)? as u64) };
-        self.list("SELECT * FROM shard ORDER BY shard", |r| {
-            Ok(ShardState {
-                shard: ShardId(r.get(0)?),
-                address: r.get(1)?,
-                slots: r.get(2)?,
-                replid: r
-                    .get::<_, Option<String>>(3)?
-                    .and_then(|id| ReplId::parse(id.as_bytes()).ok()),
-                snapshot_offset: offset(r, 4)?,
-                snapshot_complete: r.get(5)?,
-                snapshot_len: number(r, 6)?,
-                snapshot_loaded: r.get(7)?,
-                snapshot_at: number(r, 8)?,
-                snapshot_db: DbIndex(r.get(9)?),
-                snapshot_version: r.get(10)?,
-                snapshot_valkey: r.get(11)?,
-                applied: offset(r, 12)?,
-                applied_db: DbIndex(r.get(13)?),
-                stable: offset(r, 14)?,
-                source_offset: offset(r, 15)?,
-                fence_high: offset(r, 16)?,
-                clean: r.get(17)?,
-                reconcile: r.get(18)?,
-                keys_read: number(r, 19)?,
-                keys_written: number(r, 20)?,
-                bytes_read: number(r, 21)?,
-                bytes_total: number(r, 22)?,
-                commands_applied: number(r, 23)?,
-                healed_keys: number(r, 24)?,
-                lag_ms: number(r, 25)?,
-                updated_at: r.get(26)?,
-            })
-        })
-    }
-
-    /// Saves the shards' marks and adds to the counters, in one transaction.
-    pub fn save_shards(
-        &mut self,
-        shards: &[ShardState],
-        counts: &BTreeMap<&'static str, u64>,
-    ) -> Result<()> {
-        self.transaction(|store| {
-            for s in shards {
-                store.run_sql(|db| {
-                    let mut statement = db.prepare_cached(
-                        "INSERT OR REPLACE INTO shard VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?15,?16,?17,?18,?19,?20,?21,?22,?23,?24,?25,?26,?27)",
-                    )?;
-                    let offset = |o: Option<ReplOffset>| o.map(|o| signed(o.0));
-                    statement.execute(params![
-                        s.shard.0,
-                        s.address,
-                        s.slots,
-                        s.replid.map(|id| id.to_string()),
-                        offset(s.snapshot_offset),
-                        s.snapshot_complete,
-                        signed(s.snapshot_len),
-                        s.snapshot_loaded,
-                        signed(s.snapshot_at),
-                        s.snapshot_db.0,
-                        s.snapshot_version,
-                        s.snapshot_valkey,
-                        offset(s.applied),
-                        s.applied_db.0,
-                        offset(s.stable),
-                        offset(s.source_offset),
-                        offset(s.fence_high),
-                        s.clean,
-                        s.reconcile,
-                        signed(s.keys_read),
-                        signed(s.keys_written),
-                        signed(s.bytes_read),
-                        signed(s.bytes_total),
-                        signed(s.commands_applied),
-                        signed(s.healed_keys),
-                        signed(s.lag_ms),
-                        s.updated_at,
-                    ])
-                })?;
-            }
-            counts.iter().try_for_each(|(name, n)| store.add_count(name, *n))
-        })
-    }
-
-    pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
-        self.run_sql(|db| {
-            db.prepare_cached(
-                "INSERT INTO counter VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + ?2",
-            )?
-            .execute(params![name, signed(n)])
-        })?;
-        Ok(())
-    }
-
-    pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
-        let rows = self.list("SELECT name, n FROM counter", |r| {
-            Ok((r.get(0)?, r.get::<_, i64>(1)? as u64))
-        })?;
-        Ok(rows.into_iter().collect())
-    }
-
-    pub fn event(&mut self, at_ms: i64, level: &str, code: &str, message: &str) -> Result<()> {
-        self.run_sql(|db| {
-            db.execute(
-                "INSERT INTO event (at_ms, level, code, message) VALUES (?, ?, ?, ?)",
-                params![at_ms, level, code, message],
+        self.write("save the phase", |t| {
+            t.execute(
+                "UPDATE phase SET left_ms = ?1 WHERE left_ms IS NULL",
+                [now_ms],
+            )?;
+            t.execute(
+                "INSERT INTO phase (name, entered_ms) VALUES (?1, ?2)",
+                params![phase.as_str(), now_ms],
             )
-        })?;
-        Ok(())
-    }
-
-    /// The newest events, oldest first.
-    pub fn events(&self, most: u32) -> Result<Vec<Event>> {
-        let sql = format!(
-            "SELECT at_ms, level, code, message FROM (SELECT * FROM event ORDER BY id DESC LIMIT {most}) ORDER BY id"
-        );
-        self.list(&sql, |r| {
-            Ok(Event {
-                at_ms: r.get(0)?,
-                level: r.get(1)?,
-                code: r.get(2)?,
-                message: r.get(3)?,
-            })
+            .map(drop)
         })
     }
 
-    pub fn put_json(&mut self, name: &str, value: &Value) -> Result<()> {
-        self.run_sql(|db| {
-            db.execute(
-                "INSERT OR REPLACE INTO document VALUES (?, ?)",
-                params![name, value.to_string()],
-            )
-        })?;
-        Ok(())
+    pub fn phase(&self) -> Result<Phase> {
+        Ok(self.phases()?.last().map_or(Phase::New, |p| p.phase))
     }
 
-    pub fn json(&self, name: &str) -> Result<Option<Value>> {
-        let text: Option<String> = self.run_sql(|db| {
-            db.query_row("SELECT json FROM document WHERE name = ?", [name], |r| {
-                r.get(0)
-            })
-            .optional()
-        })?;
-        Ok(text.and_then(|t| serde_json::from_str(&t).ok()))
-    }
-
-    /// Replaces all slots' sums.
-    pub fn save_slot_sums(&mut self, rows: &[SlotRow], now_ms: i64) -> Result<()> {
-        self.transaction(|store| {
-            store.run_sql(|db| {
-                let mut statement =
-                    db.prepare_cached("INSERT OR REPLACE INTO slot VALUES (?, ?, ?, ?, ?, ?, ?)")?;
-                for r in rows {
-                    statement.execute(params![
-                        r.slot,
-                        signed(r.source_keys),
-                        signed(r.source_sum),
-                        signed(r.target_keys),
-                        signed(r.target_sum),
-                        r.state,
-                        now_ms
-                    ])?;
-                }
-                Ok(())
-            })
-        })
-    }
-
-    /// How many slots are in each state.
-    pub fn slot_states(&self) -> Result<BTreeMap<String, u64>> {
-        let rows = self.list("SELECT state, count(*) FROM slot GROUP BY state", |r| {
-            Ok((r.get(0)?, r.get::<_, i64>(1)? as u64))
-        })?;
-        Ok(rows.into_iter().collect())
-    }
-
-    pub fn replace_differences(&mut self, found: &[Difference]) -> Result<()> {
-        self.transaction(|store| {
-            store.run_sql(|db| {
-                db.execute("DELETE FROM difference", [])?;
-                let mut statement = db.prepare_cached(
-                    "INSERT INTO difference (db, key, slot, reason, detail) VALUES (?, ?, ?, ?, ?)",
-                )?;
-                for d in found {
-                    statement.execute(params![d.db.0, d.key, d.slot, d.reason, d.detail])?;
-                }
-                Ok(())
-            })
-        })
-    }
-
-    pub fn differences(&self, most: u32) -> Result<Vec<Difference>> {
-        self.list(
-            &format!(
-                "SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT {most}"
-            ),
-            |r| {
-                Ok(Difference {
-                    db: DbIndex(r.get(0)?),
-                    key: r.get(1)?,
-                    slot: r.get(2)?,
-                    reason: r.get(3)?,
-                    detail: r.get(4)?,
+    /// All phases in order; the last one is the current one.
+    pub fn phases(&self) -> Result<Vec<PhaseSpan>> {
+        self.rows(
+            "read the phases",
+            "SELECT name, entered_ms, left_ms FROM phase ORDER BY id",
+            [],
+            |row| {
+                let name: String = row.get(0)?;
+                let phase = Phase::parse(&name).ok_or_else(|| unreadable(0, "phase"))?;
+                Ok(PhaseSpan {
+                    phase,
+                    entered_ms: row.get(1)?,
+                    left_ms: row.get(2)?,
                 })
             },
         )
     }
 
+    // Source shards.
+
+    pub fn shards(&self) -> Result<Vec<ShardState>> {
+        let sql = "SELECT shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
+            snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,
+            source_offset, fence_high, clean, keys_read, keys_written, bytes_read, bytes_total, commands_applied,
+            healed_keys, lag_ms, updated_at FROM shard ORDER BY shard";
+        self.rows("read the shards", sql, [], |row| {
+            let replid: Option<String> = row.get(3)?;
+            let replid = replid
+                .map(|r| ReplId::parse(r.as_bytes()).map_err(|_| unreadable(3, "replication id")))
+                .transpose()?;
+            Ok(ShardState {
+                shard: ShardId(row.get(0)?),
+                address: row.get(1)?,
+                slots: row.get(2)?,
+                replid,
+                snapshot_offset: offset(row, 4)?,
+                snapshot_at: big(row, 5)?,
+                snapshot_db: DbIndex(row.get(6)?),
+                snapshot_valkey: row.get(7)?,
+                snapshot_version: row.get(8)?,
+                snapshot_len: big(row, 9)?,
+                snapshot_complete: row.get(10)?,
+                snapshot_loaded: row.get(11)?,
+                reconcile: row.get(12)?,
+                applied: offset(row, 13)?,
+                applied_db: DbIndex(row.get(14)?),
+                stable: offset(row, 15)?,
+                source_offset: offset(row, 16)?,
+                fence_high: offset(row, 17)?,
+                clean: row.get(18)?,
+                keys_read: big(row, 19)?,
+                keys_written: big(row, 20)?,
+                bytes_read: big(row, 21)?,
+                bytes_total: big(row, 22)?,
+                commands_applied: big(row, 23)?,
+                healed_keys: big(row, 24)?,
+                lag_ms: big(row, 25)?,
+                updated_at: row.get(26)?,
+            })
+        })
+    }
+
+    /// Saves marks of shards and adds to counters, in one transaction.
+    pub fn save_shards(
+        &mut self,
+        shards: &[ShardState],
+        counts: &BTreeMap<&'static str, u64>,
+    ) -> Result<()> {
+        self.write("save the marks", |t| {
+            let mut insert = t.prepare_cached(
+                "INSERT OR REPLACE INTO shard (shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
+                 snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,
+                 source_offset, fence_high, clean, keys_read, keys_written, bytes_read, bytes_total, commands_applied,
+                 healed_keys, lag_ms, updated_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
+                 ?24, ?25, ?26, ?27)",
+            )?;
+            let at = |o: Option<ReplOffset>| o.map(|o| int(o.0));
+            for s in shards {
+                insert.execute(params![
+                    s.shard.0, s.address, s.slots, s.replid.as_ref().map(ReplId::as_str), at(s.snapshot_offset),
+                    int(s.snapshot_at), s.snapshot_db.0, s.snapshot_valkey, s.snapshot_version, int(s.snapshot_len),
+                    s.snapshot_complete, s.snapshot_loaded, s.reconcile, at(s.applied), s.applied_db.0, at(s.stable),
+                    at(s.source_offset), at(s.fence_high), s.clean, int(s.keys_read), int(s.keys_written),
+                    int(s.bytes_read), int(s.bytes_total), int(s.commands_applied), int(s.healed_keys), int(s.lag_ms),
+                    s.updated_at
+                ])?;
+            }
+            counts.iter().try_for_each(|(name, n)| add_count(t, name, *n))
+        })
+    }
+
+    // Counters, events, documents.
+
+    pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
+        self.write("save a counter", |t| add_count(t, name, n))
+    }
+
+    pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
+        let rows = self.rows(
+            "read the counters",
+            "SELECT name, n FROM count",
+            [],
+            |row| Ok((row.get(0)?, big(row, 1)?)),
+        )?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// Levels are `info`, `warning` and `error`; the oldest events go when there are very many.
+    pub fn event(&mut self, at_ms: i64, level: &str, code: &str, message: &str) -> Result<()> {
+        self.write("save an event", |t| {
+            t.execute(
+                "INSERT INTO event (at_ms, level, code, message) VALUES (?1, ?2, ?3, ?4)",
+                params![at_ms, level, code, message],
+            )?;
+            t.execute(
+                "DELETE FROM event WHERE id <= ?1",
+                [t.last_insert_rowid() - i64::from(EVENTS_KEPT)],
+            )
+            .map(drop)
+        })
+    }
+
+    /// The last events, oldest first.
+    pub fn events(&self, limit: u32) -> Result<Vec<Event>> {
+        let sql = "SELECT at_ms, level, code, message FROM (SELECT * FROM event ORDER BY id DESC LIMIT ?1) ORDER BY id";
+        self.rows("read the events", sql, [limit], |row| {
+            Ok(Event {
+                at_ms: row.get(0)?,
+                level: row.get(1)?,
+                code: row.get(2)?,
+                message: row.get(3)?,
+            })
+        })
+    }
+
+    pub fn put_json(&mut self, name: &str, value: &Value) -> Result<()> {
+        self.write("save a document", |t| {
+            t.execute(
+                "INSERT OR REPLACE INTO document (name, value) VALUES (?1, ?2)",
+                params![name, value.to_string()],
+            )
+            .map(drop)
+        })
+    }
+
+    pub fn json(&self, name: &str) -> Result<Option<Value>> {
+        self.db
+            .query_row(
+                "SELECT value FROM document WHERE name = ?1",
+                [name],
+                |row| document(row, 0),
+            )
+            .optional()
+            .map_err(self.failed("read a document"))
+    }
+
+    // Verification.
+
+    /// Notes a verification that has come to its end, with the answer of `verify --json`.
     pub fn save_verify(
         &mut self,
-        summary: &Value,
+        answer: &Value,
         started_ms: i64,
         ended_ms: i64,
         equal: bool,
     ) -> Result<()> {
-        self.run_sql(|db| {
-            db.execute(
-                "INSERT INTO verify (started_ms, ended_ms, equal, summary) VALUES (?, ?, ?, ?)",
-                params![started_ms, ended_ms, equal, summary.to_string()],
+        self.write("save a verification", |t| {
+            t.execute(
+                "INSERT INTO verify_run (started_ms, ended_ms, equal, answer) VALUES (?1, ?2, ?3, ?4)",
+                params![started_ms, ended_ms, equal, answer.to_string()],
             )
-        })?;
-        Ok(())
+            .map(drop)
+        })
     }
 
-    /// When the last verification ended, its answer and its summary.
-    pub fn last_verify(&self) -> Result<Option<(i64, bool, Value)>> {
-        self.run_sql(|db| {
-            db.query_row(
-                "SELECT ended_ms, equal, summary FROM verify ORDER BY id DESC LIMIT 1",
-                [],
-                |r| {
-                    Ok((
-                        r.get(0)?,
-                        r.get(1)?,
-                        serde_json::from_str(&r.get::<_, String>(2)?).unwrap_or(Value::Null),
-                    ))
-                },
-            )
-            .optional()
+    pub fn last_verify(&self) -> Result<Option<VerifyRun>> {
+        let sql =
+            "SELECT started_ms, ended_ms, equal, answer FROM verify_run ORDER BY id DESC LIMIT 1";
+        let read = |row: &Row| {
+            Ok(VerifyRun {
+                started_ms: row.get(0)?,
+                ended_ms: row.get(1)?,
+                equal: row.get(2)?,
+                answer: document(row, 3)?,
+            })
+        };
+        let found = self.db.query_row(sql, [], read).optional();
+        found.map_err(self.failed("read the verification"))
+    }
+
+    /// Replaces the sums of all slots.
+    pub fn save_slot_sums(&mut self, rows: &[SlotRow], now_ms: i64) -> Result<()> {
+        self.write("save the slot sums", |t| {
+            t.execute("DELETE FROM slot_sum", [])?;
+            let mut insert = t.prepare_cached(
+                "INSERT INTO slot_sum (slot, source_keys, source_sum, target_keys, target_sum, state, verified_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?;
+            for r in rows {
+                insert.execute(params![
+                    r.slot,
+                    int(r.source_keys),
+                    int(r.source_sum),
+                    int(r.target_keys),
+                    int(r.target_sum),
+                    r.state,
+                    now_ms
+                ])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// How many slots are in each state.
+    pub fn slot_states(&self) -> Result<BTreeMap<String, u64>> {
+        let sql = "SELECT state, count(*) FROM slot_sum GROUP BY state";
+        let rows = self.rows("count the slots", sql, [], |row| {
+            Ok((row.get(0)?, big(row, 1)?))
+        })?;
+        Ok(rows.into_iter().collect())
+    }
+
+    /// The slots that are in any other state than `equal`.
+    pub fn slots_apart(&self) -> Result<Vec<SlotApart>> {
+        let sql = "SELECT slot, state, source_keys, target_keys FROM slot_sum WHERE state <> 'equal' ORDER BY slot";
+        self.rows("read the slot sums", sql, [], |row| {
+            Ok(SlotApart {
+                slot: row.get(0)?,
+                state: row.get(1)?,
+                keys_source: big(row, 2)?,
+                keys_target: big(row, 3)?,
+            })
+        })
+    }
+
+    /// Replaces the differences by those of the last verification; of one reason no more than
+    /// [`DIFFERENCES_KEPT`] are kept.
+    pub fn replace_differences(&mut self, found: &[Difference]) -> Result<()> {
+        let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
+        self.write("save the differences", |t| {
+            t.execute("DELETE FROM difference", [])?;
+            let mut insert = t.prepare_cached(
+                "INSERT INTO difference (db, key, slot, reason, detail) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?;
+            for d in found {
+                let n = kept.entry(&d.reason).or_default();
+                if *n < DIFFERENCES_KEPT {
+                    *n += 1;
+                    insert.execute(params![d.db.0, d.key, d.slot, d.reason, d.detail])?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The first differences of the last verification.
+    pub fn differences(&self, most: u32) -> Result<Vec<Difference>> {
+        let sql = "SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT ?1";
+        self.rows("read the differences", sql, [most], |row| {
+            Ok(Difference {
+                db: DbIndex(row.get(0)?),
+                key: row.get(1)?,
+                slot: row.get(2)?,
+                reason: row.get(3)?,
+                detail: row.get(4)?,
+            })
         })
     }
 }
 
-fn failed(path: &Path, what: &str, e: rusqlite::Error) -> Error {
-    Error::new(
-        ErrorKind::Disk,
-        format!("{what} the state {}", path.display()),
+fn add_count(t: &Transaction, name: &str, n: u64) -> rusqlite::Result<()> {
+    t.prepare_cached(
+        "INSERT INTO count (name, n) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n",
+    )?
+    .execute(params![name, int(n)])
+    .map(drop)
+}
+
+/// The names of the parts that differ between two fingerprints.
+fn changed_parts(saved: &str, now: &str) -> Vec<String> {
+    let parts = |f: &str| {
+        f.split(' ')
+            .filter_map(|p| p.split_once('='))
+            .map(|(k, v)| (k.to_string(), v.to_string()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let (saved_parts, now_parts) = (parts(saved), parts(now));
+    let mut changed: Vec<String> = ["source", "target", "databases", "filter"]
+        .into_iter()
+        .filter(|name| saved_parts.get(*name) != now_parts.get(*name))
+        .map(str::to_string)
+        .collect();
+    if changed.is_empty() && saved != now {
+        changed.push("fingerprint".into());
+    }
+    changed
+}
+
+fn new_run_id(run: &Run) -> String {
+    let text = format!(
+        "{} {} {} {}",
+        run.plan,
+        run.fingerprint,
+        run.started_ms,
+        std::process::id()
+    );
+    format!(
+        "{:016x}",
+        crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, text.as_bytes())
     )
-    .cause(e)
+}
+
+fn refuse_newer(db: &Connection, path: &Path) -> Result<()> {
+    let version = schema::version(db).map_err(|e| failure(path, "open", e))?;
+    if version <= schema::VERSION {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::State,
+        format!("{} was written by a newer keyferry", path.display()),
+    )
+    .hint("use that version, or another --work-dir"))
+}
+
+fn failure(path: &Path, doing: &str, e: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode as C;
+    let message = format!("{doing} in the state file {}", path.display());
+    match e.sqlite_error_code() {
+        Some(C::DatabaseCorrupt | C::NotADatabase | C::SchemaChanged | C::TypeMismatch) => {
+            Error::new(ErrorKind::State, message).hint("the state file is damaged: move its folder away and begin again, or use another --work-dir").cause(e)
+        }
+        Some(C::DatabaseBusy | C::DatabaseLocked) => {
+            Error::new(ErrorKind::Locked, message).hint("another program holds the file; close it and run the same command again").cause(e)
+        }
+        Some(_) => Error::new(ErrorKind::Disk, message).cause(e),
+        None => Error::new(ErrorKind::State, message).cause(e),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shard_reads_back_and_another_plan_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::open(dir.path()).unwrap();
-        let mut shard = ShardState::new(ShardId(2), "h:1".into(), "0-9".into());
-        shard.applied = Some(ReplOffset(u64::MAX / 2));
-        shard.replid = Some(ReplId::parse(&[b'a'; 40]).unwrap());
-        store
-            .save_shards(&[shard.clone()], &BTreeMap::from([("skipped.filter", 3)]))
-            .unwrap();
-        store
-            .save_shards(&[shard.clone()], &BTreeMap::from([("skipped.filter", 4)]))
-            .unwrap();
-        let reader = Store::open_existing(dir.path()).unwrap().unwrap();
-        assert_eq!(
-            format!("{:?}", reader.shards().unwrap()),
-            format!("{:?}", [shard])
-        );
-        assert_eq!(reader.counts().unwrap()["skipped.filter"], 7);
-        let run = |source: &str| Run {
-            plan: "p".into(),
-            fingerprint: source.into(),
-            redacted: Value::Null,
-            mode: "replica".into(),
-            source: source.into(),
-            target: "t".into(),
-            started_ms: 1,
-        };
-        store.begin_run(&run("a")).unwrap();
-        store.begin_run(&run("a")).unwrap();
-        let e = store.begin_run(&run("b")).unwrap_err();
-        assert_eq!(e.kind(), ErrorKind::State);
-        assert!(e.to_string().contains("its source was a"), "{e}");
-    }
-
-    #[test]
-    fn the_second_lock_names_the_first_process() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = Lock::acquire(dir.path()).unwrap();
-        let e = Lock::acquire(dir.path()).err().unwrap();
-        assert!(
-            e.to_string()
-                .contains(&format!("pid {}", std::process::id())),
-            "{e}"
-        );
-        drop(first);
-        Lock::acquire(dir.path()).unwrap();
-    }
-}
+mod tests;

@@ -133,8 +133,11 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     let summary = found.summary(started);
     let value = serde_json::to_value(&summary).unwrap_or_default();
     store.save_verify(&value, started_ms, unix_ms(), summary.equal)?;
-    if summary.equal && store.phase()? == Phase::Stream.as_str() {
-        store.enter_phase(Phase::Verified, unix_ms())?;
+    // A later difference takes the word back.
+    match store.phase()? {
+        Phase::Stream if summary.equal => store.enter_phase(Phase::Verified, unix_ms())?,
+        Phase::Verified if !summary.equal => store.enter_phase(Phase::Stream, unix_ms())?,
+        _ => {}
     }
     Ok(summary)
 }

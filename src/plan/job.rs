@@ -1,0 +1,353 @@
+//! What will be done: a plan after validation, with nothing left to doubt.
+//!
+//! Invariant: `Debug` and `Display` of these types show no secret.
+
+use super::{CutoverPlan, Glob, LatencyPlan, OnExisting, Topology};
+use crate::types::DbIndex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// One migration, as the flows get it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Also the name of the folder of the saved state: `[A-Za-z0-9._-]+`.
+    pub name: String,
+    pub source: Source,
+    pub target: Endpoint,
+    pub databases: Databases,
+    pub filter: Filter,
+    pub on_existing: OnExisting,
+    pub limits: Limits,
+    pub verify: VerifyOptions,
+    pub cutover: CutoverPlan,
+    pub latency: LatencyPlan,
+    /// What a person should know before it starts; one sentence each.
+    pub warnings: Vec<String>,
+    /// `source=… target=… databases=… filter=…`, a hash each: a saved state fits only the same movement.
+    pub fingerprint: String,
+    /// The plan as it may be stored and shown.
+    pub redacted: serde_json::Value,
+}
+
+/// Where the data comes from.
+// There is one of these in a process, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Clone)]
+pub enum Source {
+    Server { mode: Mode, endpoint: Endpoint },
+    Rdb { path: RdbPath },
+}
+
+/// How a server is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Auto,
+    Replica,
+    Scan,
+}
+
+impl Mode {
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Auto => "auto",
+            Mode::Replica => "replica",
+            Mode::Scan => "scan",
+        }
+    }
+}
+
+impl Source {
+    /// The mode as the plan names it.
+    pub fn mode_name(&self) -> &'static str {
+        match self {
+            Source::Server { mode, .. } => mode.name(),
+            Source::Rdb { .. } => "rdb",
+        }
+    }
+
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Source::Server { endpoint, .. } => Some(endpoint),
+            Source::Rdb { .. } => None,
+        }
+    }
+}
+
+/// The url without secrets, or the path of the snapshot.
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Server { endpoint, .. } => endpoint.fmt(f),
+            Source::Rdb { path } => path.fmt(f),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RdbPath {
+    Stdin,
+    File(PathBuf),
+}
+
+impl fmt::Display for RdbPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RdbPath::Stdin => f.write_str("standard input"),
+            RdbPath::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// One side: where it is and how to get in.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// A name or address; an IPv6 address without brackets.
+    pub host: String,
+    pub port: u16,
+    /// The database the url names, already worked into `Databases`.
+    pub db: Option<u32>,
+    /// Present when the connection is TLS.
+    pub tls: Option<TlsOptions>,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    pub topology: Topology,
+    /// Announced address to reachable address.
+    pub address_map: BTreeMap<String, String>,
+}
+
+impl Endpoint {
+    /// `host:port`, with brackets around an IPv6 address.
+    pub fn address(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// The url with the user and without the password.
+    pub fn redacted_url(&self) -> String {
+        let scheme = if self.tls.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        let user = self
+            .username
+            .as_ref()
+            .map(|u| format!("{u}@"))
+            .unwrap_or_default();
+        let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
+        format!("{scheme}://{user}{}{db}", self.address())
+    }
+
+    /// Where an announced `host:port` is reached from here.
+    pub fn reachable<'a>(&'a self, announced: &'a str) -> &'a str {
+        self.address_map
+            .get(announced)
+            .map_or(announced, String::as_str)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.redacted_url())
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct TlsOptions {
+    pub ca: Option<PathBuf>,
+    /// Comes with `key` or not at all.
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    pub server_name: Option<String>,
+    pub insecure: bool,
+}
+
+/// Where a password comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    Env(String),
+    File(PathBuf),
+    Command {
+        argv: Vec<String>,
+        /// Run it again before this time is over.
+        refresh: Option<Duration>,
+    },
+    Plain(Redacted),
+}
+
+/// Arguments of a command may be secrets too.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Secret::Env(name) => write!(f, "Env({name})"),
+            Secret::File(path) => write!(f, "File({})", path.display()),
+            Secret::Command { argv, refresh } => {
+                write!(
+                    f,
+                    "Command({} …, {refresh:?})",
+                    argv.first().map_or("", String::as_str)
+                )
+            }
+            Secret::Plain(_) => f.write_str("Plain(***)"),
+        }
+    }
+}
+
+/// A value that no message shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redacted(String);
+
+impl Redacted {
+    pub fn new(value: String) -> Redacted {
+        Redacted(value)
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Which databases are moved, and where to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Databases {
+    /// `None` is all of them.
+    pub(super) include: Option<BTreeSet<DbIndex>>,
+    pub(super) map: BTreeMap<DbIndex, DbIndex>,
+}
+
+impl Databases {
+    /// The target database of a source database; `None` when it is not moved.
+    pub fn map(&self, source: DbIndex) -> Option<DbIndex> {
+        if self.include.as_ref().is_some_and(|i| !i.contains(&source)) {
+            return None;
+        }
+        Some(self.map.get(&source).copied().unwrap_or(source))
+    }
+
+    /// The source databases that are named; `None` when all are moved.
+    pub fn included(&self) -> Option<impl Iterator<Item = DbIndex> + '_> {
+        self.include.as_ref().map(|i| i.iter().copied())
+    }
+
+    /// Whether every database keeps its number and none is left out.
+    pub fn is_identity(&self) -> bool {
+        self.include.is_none() && self.map.iter().all(|(from, to)| from == to)
+    }
+}
+
+impl fmt::Display for Databases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.include {
+            None => f.write_str("all")?,
+            Some(include) => {
+                let shown: Vec<String> = include.iter().map(DbIndex::to_string).collect();
+                f.write_str(&shown.join(", "))?;
+            }
+        }
+        let moved: Vec<String> = self
+            .map
+            .iter()
+            .filter(|(from, to)| from != to)
+            .map(|(from, to)| format!("{from} to {to}"))
+            .collect();
+        if moved.is_empty() {
+            Ok(())
+        } else {
+            write!(f, " ({})", moved.join(", "))
+        }
+    }
+}
+
+/// Which keys are moved.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    pub(super) include: Vec<Glob>,
+    pub(super) exclude: Vec<Glob>,
+    pub(super) types: BTreeSet<String>,
+}
+
+impl Filter {
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.include.is_empty() && self.exclude.is_empty() && self.types.is_empty()
+    }
+
+    /// Whether the key's name is wanted; exclude wins over include.
+    pub fn accepts(&self, key: &[u8]) -> bool {
+        (self.include.is_empty() || self.include.iter().any(|g| g.matches(key)))
+            && !self.exclude.iter().any(|g| g.matches(key))
+    }
+
+    /// Whether a type is wanted, by the name of `rdb json`.
+    pub fn accepts_type(&self, kind: &str) -> bool {
+        self.types.is_empty() || self.types.contains(kind)
+    }
+
+    /// Whether types are restricted, so that a key's type must be known before it is moved.
+    pub fn has_types(&self) -> bool {
+        !self.types.is_empty()
+    }
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        let globs = |list: &[Glob]| list.iter().map(Glob::as_str).collect::<Vec<_>>().join(" ");
+        if !self.include.is_empty() {
+            parts.push(format!("only {}", globs(&self.include)));
+        }
+        if !self.exclude.is_empty() {
+            parts.push(format!("without {}", globs(&self.exclude)));
+        }
+        if !self.types.is_empty() {
+            parts.push(format!(
+                "types {}",
+                self.types
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            ));
+        }
+        f.write_str(&if parts.is_empty() {
+            "every key".to_string()
+        } else {
+            parts.join(", ")
+        })
+    }
+}
+
+/// Upper bounds; `None` is chosen by the program.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub keys_per_s: Option<u64>,
+    pub bytes_per_s: Option<u64>,
+    pub spool_bytes: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub connections: Option<u32>,
+}
+
+/// How both sides are compared.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    pub ttl_tolerance_ms: i64,
+    /// Refuses the keys that are not compared.
+    pub exclude: Filter,
+}

@@ -1,0 +1,77 @@
+//! The plan that `plan new` writes: every section that can be used, filled with its default.
+
+use super::{PasswordPlan, PasswordSource, Plan, SourcePlan, TargetPlan, TlsPlan, url};
+use crate::error::Result;
+
+impl Plan {
+    /// A plan to start from; a password inside a url becomes the name of an environment variable.
+    pub fn starting(name: &str, source: &str, target: &str) -> Result<Plan> {
+        let from = side("--source", source, "SOURCE_PASSWORD")?;
+        Ok(Plan {
+            name: name.to_string(),
+            source: SourcePlan {
+                mode: Default::default(),
+                url: Some(from.url),
+                path: None,
+                username: from.username,
+                password: from.password,
+                tls: from.tls,
+                topology: from.topology,
+                address_map: from.address_map,
+            },
+            target: side("--target", target, "TARGET_PASSWORD")?,
+            databases: Default::default(),
+            filter: Default::default(),
+            on_existing: Default::default(),
+            limits: Default::default(),
+            verify: Default::default(),
+            cutover: Default::default(),
+            latency: Default::default(),
+        })
+    }
+}
+
+fn side(option: &str, text: &str, variable: &str) -> Result<TargetPlan> {
+    let at = url::parse(option, text)?;
+    let scheme = if at.tls { "rediss" } else { "redis" };
+    let host = if at.host.contains(':') {
+        format!("[{}]", at.host)
+    } else {
+        at.host
+    };
+    let db = at.db.map(|d| format!("/{d}")).unwrap_or_default();
+    let password = at.password.map(|_| {
+        PasswordPlan::From(PasswordSource {
+            env: Some(variable.into()),
+            ..Default::default()
+        })
+    });
+    Ok(TargetPlan {
+        url: format!("{scheme}://{host}:{}{db}", at.port),
+        username: at.username,
+        password,
+        tls: at.tls.then(TlsPlan::default),
+        ..Default::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::validate;
+
+    #[test]
+    fn a_starting_plan_is_valid_and_holds_no_password() {
+        let plan = Plan::starting("a", "rediss://u:s3cret@[::1]:7/2", "redis://t").unwrap();
+        let text = serde_json::to_string_pretty(&plan).unwrap();
+        assert!(!text.contains("s3cret"), "{text}");
+        let job = validate(&Plan::parse(&text).unwrap()).unwrap();
+        let source = job.source.endpoint().unwrap();
+        assert_eq!(source.redacted_url(), "rediss://u@[::1]:7/2");
+        assert!(
+            matches!(&source.password, Some(super::super::Secret::Env(name)) if name == "SOURCE_PASSWORD")
+        );
+        assert_eq!(job.target.redacted_url(), "redis://t:6379");
+        assert!(Plan::starting("a", "nonsense", "redis://t").is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! One side of a plan: its url, credentials, TLS and addresses.
+
+use super::{check_db_zero, wrong};
+use crate::error::Result;
+use crate::plan::{
+    Endpoint, PasswordPlan, Redacted, Secret, TargetPlan, TlsOptions, TlsPlan, Topology, url,
+};
+use std::time::Duration;
+
+/// Url, credentials, TLS and addresses of one side.
+pub(super) fn endpoint(
+    side: &str,
+    typed: &TargetPlan,
+    warnings: &mut Vec<String>,
+) -> Result<Endpoint> {
+    let at = url::parse(&format!("{side}.url"), &typed.url)?;
+    if at.username.is_some() && typed.username.is_some() {
+        return Err(
+            wrong(format!("{side}.username is also in {side}.url")).hint("keep one of them")
+        );
+    }
+    if at.password.is_some() && typed.password.is_some() {
+        return Err(wrong(format!("{side}.password is also in {side}.url"))
+            .hint("keep the one outside the url"));
+    }
+    let username = match typed.username.as_deref() {
+        Some("") => {
+            return Err(wrong(format!("{side}.username is empty"))
+                .hint("leave it out for the default user"));
+        }
+        Some(name) => Some(name.to_string()),
+        None => at.username,
+    };
+    let password = match (&typed.password, at.password) {
+        (Some(p), _) => Some(secret(&format!("{side}.password"), p)?),
+        (None, Some(p)) => Some(Secret::Plain(p)),
+        (None, None) => None,
+    };
+    if matches!(password, Some(Secret::Plain(_))) {
+        let place = if typed.password.is_some() {
+            "password"
+        } else {
+            "url"
+        };
+        warnings.push(format!(
+            "{side}.{place} holds a password as plain text; {{\"env\": \"NAME\"}}, {{\"file\": \"PATH\"}} or {{\"command\": […]}} keeps it out of the plan"
+        ));
+    }
+    if username.is_some() && password.is_none() {
+        warnings.push(format!(
+            "{side} has a username and no password; that works only for a user with nopass"
+        ));
+    }
+    let tls = tls(side, at.tls, typed.tls.as_ref(), warnings)?;
+    for (announced, reachable) in &typed.address_map {
+        let path = format!("{side}.address_map[{announced:?}]");
+        let explicit =
+            |a: &str| a.contains(']') && a.contains("]:") || !a.contains(']') && a.contains(':');
+        for address in [announced, reachable] {
+            url::host_and_port(address).map_err(|what| {
+                wrong(format!("{path} {what}")).hint("write \"host:port\": \"host:port\"")
+            })?;
+            if !explicit(address) {
+                return Err(
+                    wrong(format!("{path} has no port")).hint("write \"host:port\": \"host:port\"")
+                );
+            }
+        }
+    }
+    if typed.topology == Topology::Cluster || typed.topology == Topology::Proxy {
+        check_db_zero(side, &format!("{side}.url names"), typed.topology, at.db)?;
+    }
+    Ok(Endpoint {
+        host: at.host,
+        port: at.port,
+        db: at.db,
+        tls,
+        username,
+        password,
+        topology: typed.topology,
+        address_map: typed.address_map.clone(),
+    })
+}
+
+fn secret(path: &str, typed: &PasswordPlan) -> Result<Secret> {
+    let from = match typed {
+        PasswordPlan::Text(text) if text.is_empty() => {
+            return Err(wrong(format!("{path} is empty")).hint("leave it out when there is none"));
+        }
+        PasswordPlan::Text(text) => return Ok(Secret::Plain(Redacted::new(text.clone()))),
+        PasswordPlan::From(from) => from,
+    };
+    let found = match (&from.env, &from.file, &from.command) {
+        (Some(name), None, None) if name.is_empty() || name.contains(['=', '\0']) => {
+            return Err(wrong(format!(
+                "{path}.env is not the name of an environment variable"
+            )));
+        }
+        (Some(name), None, None) => Secret::Env(name.clone()),
+        (None, Some(file), None) if file.is_empty() => {
+            return Err(wrong(format!("{path}.file is empty")));
+        }
+        (None, Some(file), None) => Secret::File(file.into()),
+        (None, None, Some(argv)) if argv.first().is_none_or(String::is_empty) => {
+            return Err(wrong(format!("{path}.command is empty"))
+                .hint("write the program and its arguments as a list"));
+        }
+        (None, None, Some(argv)) => {
+            let refresh = from.refresh_s.filter(|s| *s > 0).map(Duration::from_secs);
+            Secret::Command {
+                argv: argv.clone(),
+                refresh,
+            }
+        }
+        _ => {
+            return Err(wrong(format!(
+                "{path} must have exactly one of env, file and command"
+            )));
+        }
+    };
+    if from.refresh_s.is_some() && from.command.is_none() {
+        return Err(wrong(format!(
+            "{path}.refresh_s has a meaning only with command"
+        )));
+    }
+    Ok(found)
+}
+
+fn tls(
+    side: &str,
+    encrypted: bool,
+    typed: Option<&TlsPlan>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<TlsOptions>> {
+    let Some(typed) = typed else {
+        return Ok(encrypted.then(TlsOptions::default));
+    };
+    let given = [
+        ("ca", typed.ca.is_some()),
+        ("cert", typed.cert.is_some()),
+        ("key", typed.key.is_some()),
+        ("server_name", typed.server_name.is_some()),
+        ("insecure", typed.insecure),
+    ];
+    if !encrypted {
+        return match given.iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(wrong(format!(
+                "{side}.tls.{key} is given, but {side}.url is not TLS"
+            ))
+            .hint("write rediss:// in the url, or leave tls out")),
+            None => Ok(None),
+        };
+    }
+    for (key, value) in [
+        ("ca", &typed.ca),
+        ("cert", &typed.cert),
+        ("key", &typed.key),
+        ("server_name", &typed.server_name),
+    ] {
+        if value.as_deref() == Some("") {
+            return Err(
+                wrong(format!("{side}.tls.{key} is empty")).hint("write null or leave it out")
+            );
+        }
+    }
+    match (&typed.cert, &typed.key) {
+        (Some(_), None) => return Err(wrong(format!("{side}.tls.cert needs {side}.tls.key"))),
+        (None, Some(_)) => return Err(wrong(format!("{side}.tls.key needs {side}.tls.cert"))),
+        _ => {}
+    }
+    if typed.insecure {
+        warnings.push(format!("{side}.tls.insecure accepts any certificate: whoever sits between can read and change everything"));
+    }
+    Ok(Some(TlsOptions {
+        ca: typed.ca.as_ref().map(Into::into),
+        cert: typed.cert.as_ref().map(Into::into),
+        key: typed.key.as_ref().map(Into::into),
+        server_name: typed.server_name.clone(),
+        insecure: typed.insecure,
+    }))
+}

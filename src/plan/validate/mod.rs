@@ -1,0 +1,443 @@
+//! From what was typed to what will be done.
+//!
+//! Invariant: a `Job` has no contradiction that can be seen without a connection.
+
+mod endpoint;
+
+use self::endpoint::endpoint;
+use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
+use super::{Glob, OnExisting, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::DbIndex;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The type names of `filter.types`, as `rdb json` writes them.
+const TYPES: [&str; 8] = [
+    "string", "list", "set", "zset", "hash", "stream", "array", "module",
+];
+
+/// Refuses the first contradiction; what is only remarkable goes into `Job::warnings`.
+pub fn validate(plan: &Plan) -> Result<Job> {
+    let mut warnings = Vec::new();
+    check_name(&plan.name)?;
+    let source = source(plan, &mut warnings)?;
+    let target = endpoint("target", &plan.target, &mut warnings)?;
+    if let Some(from) = source.endpoint()
+        && same_server(from, &target)
+    {
+        return Err(wrong("source.url and target.url are the same server")
+            .hint("a server cannot be migrated into itself"));
+    }
+    let databases = databases(plan, &source, &target, &mut warnings)?;
+    let filter = filter(plan)?;
+    let limits = limits(plan)?;
+    let verify = VerifyOptions {
+        ttl_tolerance_ms: i64::try_from(plan.verify.ttl_tolerance_ms)
+            .map_err(|_| wrong("verify.ttl_tolerance_ms is larger than any expiry"))?,
+        exclude: Filter {
+            exclude: globs("verify.exclude", &plan.verify.exclude)?,
+            ..Filter::default()
+        },
+    };
+    if plan.on_existing == OnExisting::Skip && source.endpoint().is_some() {
+        return Err(wrong("on_existing \"skip\" keeps the target's own values, which a live source would then write over")
+            .hint("use \"skip\" with source.mode \"rdb\", or \"replace\""));
+    }
+    check_cutover_and_latency(plan)?;
+    let fingerprint = fingerprint(&source, &target, &databases, &filter);
+    Ok(Job {
+        name: plan.name.clone(),
+        source,
+        target,
+        databases,
+        filter,
+        on_existing: plan.on_existing,
+        limits,
+        verify,
+        cutover: plan.cutover.clone(),
+        latency: plan.latency.clone(),
+        warnings,
+        fingerprint,
+        redacted: plan.redacted(),
+    })
+}
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Plan, message)
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let hint = "use letters, digits, dot, underscore and hyphen, as in \"sessions-brazil\"; it names a folder";
+    if name.is_empty() {
+        return Err(wrong("name is empty").hint(hint));
+    }
+    if name.len() > 100 {
+        return Err(wrong("name is longer than 100 characters").hint(hint));
+    }
+    if let Some(bad) = name
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c)))
+    {
+        return Err(wrong(format!("name holds {bad:?}")).hint(hint));
+    }
+    if name.starts_with(['.', '-']) {
+        return Err(wrong("name begins with a dot or hyphen").hint(hint));
+    }
+    Ok(())
+}
+
+fn source(plan: &Plan, warnings: &mut Vec<String>) -> Result<Source> {
+    let typed = &plan.source;
+    let mode = match typed.mode {
+        SourceMode::Auto => Mode::Auto,
+        SourceMode::Replica => Mode::Replica,
+        SourceMode::Scan => {
+            return Err(wrong("source.mode \"scan\" is not built yet")
+                .hint("use \"replica\" where the source allows PSYNC, else \"rdb\""));
+        }
+        SourceMode::Rdb => return rdb_source(plan),
+    };
+    if typed.path.is_some() {
+        return Err(wrong("source.path is only for mode \"rdb\"")
+            .hint("set source.mode to \"rdb\", or leave source.path out"));
+    }
+    let Some(url) = &typed.url else {
+        return Err(wrong("source.url is missing")
+            .hint("write redis://host:port, or set source.mode to \"rdb\" and source.path"));
+    };
+    let as_target = TargetPlan {
+        url: url.clone(),
+        username: typed.username.clone(),
+        password: typed.password.clone(),
+        tls: typed.tls.clone(),
+        topology: typed.topology,
+        address_map: typed.address_map.clone(),
+    };
+    let endpoint = endpoint("source", &as_target, warnings)?;
+    if mode == Mode::Replica && endpoint.topology == Topology::Proxy {
+        return Err(
+            wrong("source.mode \"replica\" does not work with source.topology \"proxy\"")
+                .hint("a proxy has no replication stream; use mode \"scan\""),
+        );
+    }
+    Ok(Source::Server { mode, endpoint })
+}
+
+fn rdb_source(plan: &Plan) -> Result<Source> {
+    let typed = &plan.source;
+    let useless = [
+        ("url", typed.url.is_some()),
+        ("username", typed.username.is_some()),
+        ("password", typed.password.is_some()),
+        ("tls", typed.tls.is_some()),
+        ("topology", typed.topology != Topology::Auto),
+        ("address_map", !typed.address_map.is_empty()),
+    ];
+    if let Some((key, _)) = useless.iter().find(|(_, given)| *given) {
+        return Err(
+            wrong(format!("source.{key} has no meaning with mode \"rdb\""))
+                .hint("leave it out, or choose another source.mode"),
+        );
+    }
+    match typed.path.as_deref() {
+        None | Some("") => Err(wrong("source.path is missing")
+            .hint("mode \"rdb\" needs the path of a snapshot; \"-\" is standard input")),
+        Some("-") => Ok(Source::Rdb {
+            path: RdbPath::Stdin,
+        }),
+        Some(path) => Ok(Source::Rdb {
+            path: RdbPath::File(path.into()),
+        }),
+    }
+}
+
+fn check_db_zero(side: &str, who: &str, topology: Topology, db: Option<u32>) -> Result<()> {
+    let (name, hint) = match topology {
+        Topology::Cluster => (
+            "cluster",
+            format!(
+                "map it to 0 in databases.map; for a Valkey cluster with several databases leave {side}.topology at \"auto\""
+            ),
+        ),
+        Topology::Proxy => (
+            "proxy",
+            "map it to 0 in databases.map: a proxy has one database".to_string(),
+        ),
+        Topology::Auto | Topology::Standalone => return Ok(()),
+    };
+    match db {
+        Some(n) if n > 0 => Err(wrong(format!(
+            "{who} database {n}, but {side}.topology is \"{name}\""
+        ))
+        .hint(hint)),
+        _ => Ok(()),
+    }
+}
+
+fn same_server(a: &Endpoint, b: &Endpoint) -> bool {
+    let plain = |host: &str| match host.to_ascii_lowercase().as_str() {
+        "localhost" | "::1" => "127.0.0.1".to_string(),
+        other => other.to_string(),
+    };
+    a.port == b.port && plain(&a.host) == plain(&b.host)
+}
+
+fn databases(
+    plan: &Plan,
+    source: &Source,
+    target: &Endpoint,
+    warnings: &mut Vec<String>,
+) -> Result<Databases> {
+    let typed = &plan.databases;
+    let in_range = |path: &str, db: u32| match i32::try_from(db) {
+        Ok(_) => Ok(DbIndex(db)),
+        Err(_) => Err(wrong(format!("{path} is not a database number"))),
+    };
+    let mut include = None;
+    if let Some(list) = &typed.include {
+        let mut set = BTreeSet::new();
+        for (i, db) in list.iter().enumerate() {
+            if !set.insert(in_range(&format!("databases.include[{i}]"), *db)?) {
+                return Err(wrong(format!(
+                    "databases.include names database {db} twice"
+                )));
+            }
+        }
+        if set.is_empty() {
+            return Err(
+                wrong("databases.include is empty, so nothing would be moved")
+                    .hint("leave it out for all databases"),
+            );
+        }
+        include = Some(set);
+    }
+    if let Some(db) = source.endpoint().and_then(|e| e.db) {
+        match &include {
+            None => {
+                warnings.push(format!("source.url names database {db}, so only database {db} is moved; leave it out of the url to move all"));
+                include = Some(BTreeSet::from([DbIndex(db)]));
+            }
+            Some(set) if set.len() != 1 || !set.contains(&DbIndex(db)) => {
+                return Err(wrong(format!(
+                    "source.url names database {db}, and databases.include says otherwise"
+                ))
+                .hint("leave the database out of the url"));
+            }
+            Some(_) => {}
+        }
+    }
+    let mut map = BTreeMap::new();
+    for (from, to) in &typed.map {
+        let path = format!("databases.map[{from:?}]");
+        let number = from
+            .parse::<u32>()
+            .ok()
+            .filter(|_| from.bytes().all(|b| b.is_ascii_digit()));
+        let Some(number) = number else {
+            return Err(wrong(format!("{path} is not a database number"))
+                .hint("write \"1\": 0 to move database 1 into database 0"));
+        };
+        let from = in_range(&path, number)?;
+        if include.as_ref().is_some_and(|i| !i.contains(&from)) {
+            return Err(wrong(format!(
+                "{path} maps a database that databases.include leaves out"
+            ))
+            .hint("add it to databases.include, or leave it out of databases.map"));
+        }
+        if map.insert(from, in_range(&path, *to)?).is_some() {
+            return Err(wrong(format!("databases.map names database {from} twice")));
+        }
+    }
+    place_by_target_url(target, include.as_ref(), &mut map, warnings)?;
+    let databases = Databases { include, map };
+    warn_of_merges(&databases, warnings);
+    if matches!(target.topology, Topology::Cluster | Topology::Proxy) {
+        let named: BTreeSet<DbIndex> = databases
+            .include
+            .iter()
+            .flatten()
+            .chain(databases.map.keys())
+            .copied()
+            .collect();
+        for db in named {
+            let to = databases.map(db).map(|d| d.0);
+            check_db_zero(
+                "target",
+                &format!("database {db} would go to"),
+                target.topology,
+                to,
+            )?;
+        }
+    }
+    Ok(databases)
+}
+
+/// A database in the target's url says where the one source database goes.
+fn place_by_target_url(
+    target: &Endpoint,
+    include: Option<&BTreeSet<DbIndex>>,
+    map: &mut BTreeMap<DbIndex, DbIndex>,
+    warnings: &mut Vec<String>,
+) -> Result<()> {
+    let Some(db) = target.db else {
+        return Ok(());
+    };
+    match include.filter(|i| i.len() == 1).and_then(|i| i.first()) {
+        Some(only) => {
+            let to = *map.entry(*only).or_insert(DbIndex(db));
+            if to != DbIndex(db) {
+                return Err(wrong(format!("target.url names database {db}, and databases.map sends database {only} to {to}")).hint("leave the database out of target.url"));
+            }
+            Ok(())
+        }
+        None if db == 0 => {
+            warnings.push("target.url names database 0, which has no effect when several databases are moved: each keeps its number unless databases.map says otherwise".into());
+            Ok(())
+        }
+        None => Err(wrong(format!(
+            "target.url names database {db}, but several source databases are moved"
+        ))
+        .hint("say where each one goes in databases.map, or name one in databases.include")),
+    }
+}
+
+fn warn_of_merges(databases: &Databases, warnings: &mut Vec<String>) {
+    let mut into: BTreeMap<DbIndex, BTreeSet<DbIndex>> = BTreeMap::new();
+    let named = databases
+        .include
+        .iter()
+        .flatten()
+        .chain(databases.map.keys());
+    // Without an include list the target's own number comes over as well, unless it is mapped away.
+    let implied = databases
+        .map
+        .values()
+        .filter(|_| databases.include.is_none());
+    for from in named.chain(implied) {
+        if let Some(to) = databases.map(*from) {
+            into.entry(to).or_default().insert(*from);
+        }
+    }
+    for (to, from) in into.into_iter().filter(|(_, from)| from.len() > 1) {
+        let list: Vec<String> = from.iter().map(DbIndex::to_string).collect();
+        warnings.push(format!(
+            "databases {} are merged into database {to}: where both hold a key of the same name, one of the two is lost",
+            list.join(" and ")
+        ));
+    }
+}
+
+fn globs(path: &str, typed: &[String]) -> Result<Vec<Glob>> {
+    typed
+        .iter()
+        .enumerate()
+        .map(|(i, text)| Glob::parse(text).map_err(|e| e.context(format!("read {path}[{i}]"))))
+        .collect()
+}
+
+fn filter(plan: &Plan) -> Result<Filter> {
+    let typed = &plan.filter;
+    for (i, name) in typed.types.iter().enumerate() {
+        if !TYPES.contains(&name.as_str()) {
+            return Err(wrong(format!("filter.types[{i}] is not a type: {name:?}"))
+                .hint(format!("choose from: {}", TYPES.join(", "))));
+        }
+    }
+    Ok(Filter {
+        include: globs("filter.include", &typed.include)?,
+        exclude: globs("filter.exclude", &typed.exclude)?,
+        types: typed.types.iter().cloned().collect(),
+    })
+}
+
+fn limits(plan: &Plan) -> Result<Limits> {
+    let typed = &plan.limits;
+    for (key, value, least) in [
+        ("spool_bytes", typed.spool_bytes, 16 << 20),
+        ("memory_bytes", typed.memory_bytes, 32 << 20),
+    ] {
+        if value > 0 && value < least {
+            return Err(wrong(format!(
+                "limits.{key} is {value}, and less than {least} is too little to work with"
+            ))
+            .hint("0 lets the program choose"));
+        }
+    }
+    let some = |n: u64| (n > 0).then_some(n);
+    Ok(Limits {
+        keys_per_s: some(typed.keys_per_s),
+        bytes_per_s: some(typed.bytes_per_s),
+        spool_bytes: some(typed.spool_bytes),
+        memory_bytes: some(typed.memory_bytes),
+        connections: (typed.connections > 0).then_some(typed.connections),
+    })
+}
+
+fn check_cutover_and_latency(plan: &Plan) -> Result<()> {
+    for (key, hook) in [
+        ("switch", &plan.cutover.hooks.switch),
+        ("switch_back", &plan.cutover.hooks.switch_back),
+    ] {
+        if hook.first().is_some_and(String::is_empty) {
+            return Err(wrong(format!(
+                "cutover.hooks.{key} begins with an empty program name"
+            )));
+        }
+    }
+    let latency = &plan.latency;
+    for (i, name) in latency.workloads.iter().enumerate() {
+        if !WORKLOADS.contains(&name.as_str()) {
+            return Err(wrong(format!(
+                "latency.workloads[{i}] is not a workload: {name:?}"
+            ))
+            .hint(format!("choose from: {}", WORKLOADS.join(", "))));
+        }
+    }
+    if let Some(i) = latency
+        .rates
+        .iter()
+        .position(|r| !(r.is_finite() && *r > 0.0))
+    {
+        return Err(wrong(format!("latency.rates[{i}] must be above 0")));
+    }
+    for (key, value) in [
+        ("blocks", latency.blocks),
+        ("block_s", latency.block_s),
+        ("connections", latency.connections),
+    ] {
+        if value == 0 {
+            return Err(wrong(format!("latency.{key} must be above 0")));
+        }
+    }
+    Ok(())
+}
+
+/// A hash for each part, so that a changed plan can be told which part changed.
+fn fingerprint(
+    source: &Source,
+    target: &Endpoint,
+    databases: &Databases,
+    filter: &Filter,
+) -> String {
+    let hash = |text: String| {
+        format!(
+            "{:016x}",
+            crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, text.as_bytes())
+        )
+    };
+    let place = |e: &Endpoint| format!("{}:{}", e.host.to_ascii_lowercase(), e.port);
+    let from = match source {
+        Source::Server { endpoint, .. } => format!("server {}", place(endpoint)),
+        Source::Rdb { path } => format!("rdb {path:?}"),
+    };
+    format!(
+        "source={} target={} databases={} filter={}",
+        hash(from),
+        hash(place(target)),
+        hash(format!("{databases:?}")),
+        hash(format!("{filter:?}"))
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,396 @@
+//! Each contradiction a plan can hold, and what each remarkable thing becomes.
+
+use super::*;
+use crate::plan::{Redacted, Secret};
+use serde_json::{Value, json};
+
+fn base() -> Value {
+    json!({"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://t:2"}})
+}
+
+/// The base plan with some places changed; a place is a JSON pointer to an existing parent.
+fn plan(changes: &[(&str, Value)]) -> Plan {
+    let mut value = base();
+    for (pointer, new) in changes {
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        value
+            .pointer_mut(parent)
+            .unwrap()
+            .as_object_mut()
+            .unwrap()
+            .insert(key.to_string(), new.clone());
+    }
+    Plan::parse(&value.to_string()).unwrap()
+}
+
+fn job(changes: &[(&str, Value)]) -> Job {
+    validate(&plan(changes)).unwrap()
+}
+
+#[test]
+fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
+    let tls = |t: Value| vec![("/source/url", json!("rediss://s")), ("/source/tls", t)];
+    let cases: Vec<(Vec<(&str, Value)>, &str)> = vec![
+        (vec![("/name", json!(""))], "name is empty"),
+        (vec![("/name", json!("a/b"))], "name holds '/'"),
+        (vec![("/name", json!(".."))], "name begins with a dot"),
+        (vec![("/name", json!("x".repeat(101)))], "name is longer"),
+        (vec![("/source", json!({}))], "source.url is missing"),
+        (
+            vec![("/source/url", json!("http://x"))],
+            "source.url has the scheme http://",
+        ),
+        (
+            vec![("/source/url", json!("redis://x:0"))],
+            "source.url has port 0",
+        ),
+        (
+            vec![("/source/path", json!("d.rdb"))],
+            "source.path is only for mode",
+        ),
+        (
+            vec![("/source/mode", json!("rdb"))],
+            "source.url has no meaning",
+        ),
+        (
+            vec![("/source", json!({"mode": "rdb"}))],
+            "source.path is missing",
+        ),
+        (
+            vec![(
+                "/source",
+                json!({"mode": "replica", "url": "redis://s", "topology": "proxy"}),
+            )],
+            "source.mode \"replica\" does not",
+        ),
+        (
+            vec![("/source/tls", json!({"ca": "x"}))],
+            "source.tls.ca is given, but source.url is not TLS",
+        ),
+        (
+            vec![("/target/tls", json!({"insecure": true}))],
+            "target.tls.insecure is given",
+        ),
+        (tls(json!({"cert": "c"})), "source.tls.cert needs"),
+        (tls(json!({"key": "k"})), "source.tls.key needs"),
+        (tls(json!({"ca": ""})), "source.tls.ca is empty"),
+        (
+            vec![("/target/password", json!(""))],
+            "target.password is empty",
+        ),
+        (
+            vec![("/target/password", json!({}))],
+            "target.password must have exactly one",
+        ),
+        (
+            vec![("/target/password", json!({"env": "A", "file": "b"}))],
+            "target.password must have exactly one",
+        ),
+        (
+            vec![("/target/password", json!({"env": "A=b"}))],
+            "target.password.env is not",
+        ),
+        (
+            vec![("/target/password", json!({"env": "A", "refresh_s": 5}))],
+            "target.password.refresh_s has",
+        ),
+        (
+            vec![("/target/password", json!({"command": []}))],
+            "target.password.command is empty",
+        ),
+        (
+            vec![("/target/username", json!(""))],
+            "target.username is empty",
+        ),
+        (
+            vec![
+                ("/target/url", json!("redis://u@t")),
+                ("/target/username", json!("u")),
+            ],
+            "target.username is also",
+        ),
+        (
+            vec![
+                ("/target/url", json!("redis://:p@t")),
+                ("/target/password", json!("p")),
+            ],
+            "target.password is also",
+        ),
+        (
+            vec![("/source/address_map", json!({"h": "i:1"}))],
+            "source.address_map[\"h\"] has no port",
+        ),
+        (
+            vec![("/source/address_map", json!({"h:1": "i:x"}))],
+            "source.address_map[\"h:1\"] has a port",
+        ),
+        (
+            vec![("/target/url", json!("redis://S:1/1"))],
+            "source.url and target.url are the same",
+        ),
+        (
+            vec![
+                ("/target/url", json!("redis://localhost")),
+                ("/source/url", json!("redis://127.0.0.1")),
+            ],
+            "source.url and target.url",
+        ),
+        (
+            vec![("/databases", json!({"include": []}))],
+            "databases.include is empty",
+        ),
+        (
+            vec![("/databases", json!({"include": [1, 1]}))],
+            "databases.include names database 1 twice",
+        ),
+        (
+            vec![("/databases", json!({"include": [4294967295u32]}))],
+            "databases.include[0] is not",
+        ),
+        (
+            vec![("/databases", json!({"map": {"x": 0}}))],
+            "databases.map[\"x\"] is not",
+        ),
+        (
+            vec![("/databases", json!({"map": {"1": 0, "01": 0}}))],
+            "databases.map names database 1 twice",
+        ),
+        (
+            vec![("/databases", json!({"include": [0], "map": {"1": 0}}))],
+            "databases.map[\"1\"] maps a database that",
+        ),
+        (
+            vec![
+                ("/source/url", json!("redis://s/3")),
+                ("/databases", json!({"include": [0]})),
+            ],
+            "source.url names database 3",
+        ),
+        (
+            vec![("/target/url", json!("redis://t/3"))],
+            "target.url names database 3, but several",
+        ),
+        (
+            vec![
+                ("/target/url", json!("redis://t/3")),
+                ("/databases", json!({"include": [0], "map": {"0": 1}})),
+            ],
+            "target.url names database 3, and",
+        ),
+        (
+            vec![
+                ("/target/topology", json!("cluster")),
+                ("/databases", json!({"include": [0, 1]})),
+            ],
+            "database 1 would go to database 1",
+        ),
+        (
+            vec![
+                ("/target/topology", json!("proxy")),
+                ("/databases", json!({"map": {"0": 2}})),
+            ],
+            "database 0 would go to database 2",
+        ),
+        (
+            vec![
+                ("/target/topology", json!("cluster")),
+                ("/target/url", json!("redis://t/1")),
+            ],
+            "target.url names database 1, but",
+        ),
+        (
+            vec![
+                ("/source/topology", json!("cluster")),
+                ("/source/url", json!("redis://s/1")),
+            ],
+            "source.url names database 1, but",
+        ),
+        (
+            vec![("/on_existing", json!("skip"))],
+            "on_existing \"skip\" keeps",
+        ),
+        (
+            vec![("/source/mode", json!("scan"))],
+            "source.mode \"scan\" is not built",
+        ),
+        (
+            vec![("/filter", json!({"include": ["a[b"]}))],
+            "read filter.include[0]: the glob",
+        ),
+        (
+            vec![("/verify", json!({"exclude": ["ok", ""]}))],
+            "read verify.exclude[1]",
+        ),
+        (
+            vec![("/filter", json!({"types": ["strin"]}))],
+            "filter.types[0] is not a type",
+        ),
+        (
+            vec![("/limits", json!({"spool_bytes": 1}))],
+            "limits.spool_bytes is 1",
+        ),
+        (
+            vec![("/cutover", json!({"hooks": {"switch": [""]}}))],
+            "cutover.hooks.switch begins",
+        ),
+        (
+            vec![("/latency", json!({"workloads": ["x"]}))],
+            "latency.workloads[0]",
+        ),
+        (
+            vec![("/latency", json!({"rates": [0.0]}))],
+            "latency.rates[0]",
+        ),
+        (vec![("/latency", json!({"blocks": 0}))], "latency.blocks"),
+    ];
+    for (changes, wanted) in cases {
+        let error = validate(&plan(&changes)).expect_err(wanted);
+        assert!(
+            error.to_string().starts_with(wanted),
+            "wanted {wanted}\n   got {error}"
+        );
+        assert_eq!(error.exit_code(), 2);
+    }
+}
+
+#[test]
+fn what_is_remarkable_is_a_warning() {
+    for (changes, wanted) in [
+        (
+            vec![("/target/password", json!("s3cret"))],
+            "target.password holds a password as plain text",
+        ),
+        (
+            vec![("/target/url", json!("redis://:s3cret@t"))],
+            "target.url holds a password",
+        ),
+        (
+            vec![("/source/username", json!("u"))],
+            "source has a username and no password",
+        ),
+        (
+            vec![
+                ("/source/url", json!("rediss://s")),
+                ("/source/tls", json!({"insecure": true})),
+            ],
+            "source.tls.insecure accepts",
+        ),
+        (
+            vec![("/source/url", json!("redis://s/0"))],
+            "source.url names database 0, so only",
+        ),
+        (
+            vec![("/target/url", json!("redis://t/0"))],
+            "target.url names database 0, which has no",
+        ),
+        (
+            vec![("/databases", json!({"include": [0, 1], "map": {"1": 0}}))],
+            "databases 0 and 1 are merged into database 0",
+        ),
+        (
+            vec![("/databases", json!({"map": {"1": 0}}))],
+            "databases 0 and 1 are merged into database 0",
+        ),
+    ] {
+        let job = job(&changes);
+        assert!(
+            matches!(&job.warnings[..], [one] if one.starts_with(wanted)),
+            "{wanted}: {:?}",
+            job.warnings
+        );
+        assert!(!format!("{job:?}").contains("s3cret"));
+    }
+    assert!(job(&[]).warnings.is_empty());
+    assert!(
+        job(&[("/databases", json!({"map": {"1": 0, "0": 1}}))])
+            .warnings
+            .is_empty(),
+        "a swap is no merge"
+    );
+}
+
+#[test]
+fn databases_are_included_and_mapped() {
+    let of = |d: Value| job(&[("/databases", d)]).databases;
+    let all = of(json!({}));
+    assert!(all.is_identity());
+    assert_eq!(all.map(DbIndex(7)), Some(DbIndex(7)));
+    let some = of(json!({"include": [0, 1], "map": {"1": 4}}));
+    assert_eq!(
+        [0, 1, 2].map(|d| some.map(DbIndex(d))),
+        [Some(DbIndex(0)), Some(DbIndex(4)), None]
+    );
+    let by_url = job(&[
+        ("/source/url", json!("redis://s/3")),
+        ("/target/url", json!("redis://t/5")),
+    ])
+    .databases;
+    assert_eq!(
+        [3, 5].map(|d| by_url.map(DbIndex(d))),
+        [Some(DbIndex(5)), None]
+    );
+}
+
+#[test]
+fn a_filter_takes_include_without_exclude() {
+    let filter = job(&[(
+        "/filter",
+        json!({"include": ["s:*"], "exclude": ["*:tmp"], "types": ["hash"]}),
+    )])
+    .filter;
+    assert!(filter.accepts(b"s:1") && !filter.accepts(b"s:tmp") && !filter.accepts(b"x"));
+    assert!(filter.accepts_type("hash") && !filter.accepts_type("set"));
+    assert!(
+        job(&[]).filter.is_empty()
+            && job(&[]).filter.accepts(b"\xff")
+            && job(&[]).filter.accepts_type("set")
+    );
+}
+
+#[test]
+fn an_endpoint_shows_its_url_without_the_password() {
+    let job = job(&[("/target/url", json!("rediss://us%25er:p@[::1]:7/0"))]);
+    assert_eq!(job.target.redacted_url(), "rediss://us%er@[::1]:7/0");
+    assert_eq!(job.target.address(), "[::1]:7");
+    assert_eq!(
+        job.target.password,
+        Some(Secret::Plain(Redacted::new("p".into())))
+    );
+}
+
+#[test]
+fn the_fingerprint_changes_with_what_is_moved_and_not_with_how() {
+    let of = |changes: &[(&str, Value)]| job(changes).fingerprint;
+    let base = of(&[]);
+    assert_eq!(
+        base,
+        of(&[
+            ("/source/password", json!("p")),
+            ("/on_existing", json!("replace")),
+            ("/limits", json!({"keys_per_s": 5}))
+        ])
+    );
+    let changed = |now: String| {
+        base.split(' ')
+            .zip(now.split(' '))
+            .filter(|(a, b)| a != b)
+            .map(|(a, _)| a.split_once('=').unwrap().0.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        changed(of(&[("/source/url", json!("redis://s:9"))])),
+        ["source"]
+    );
+    assert_eq!(
+        changed(of(&[("/target/url", json!("redis://s:9"))])),
+        ["target"]
+    );
+    assert_eq!(
+        changed(of(&[("/databases", json!({"include": [0]}))])),
+        ["databases"]
+    );
+    assert_eq!(
+        changed(of(&[("/filter", json!({"include": ["a"]}))])),
+        ["filter"]
+    );
+}

@@ -1,0 +1,91 @@
+//! The report for programs: report.json.
+
+use super::{DryRun, Report, Verification, status};
+use crate::store::Difference;
+use serde_json::{Value, json};
+
+/// The whole report as one object; times are Unix milliseconds.
+pub fn render(report: &Report) -> Value {
+    json!({
+        "generated_at": report.generated_ms,
+        "keyferry": env!("CARGO_PKG_VERSION"),
+        "plan": report.job.redacted,
+        "run": report.run.as_ref().map(|r| json!({
+            "run_id": r.run_id,
+            "keyferry": r.version,
+            "mode": r.run.mode,
+            "source": r.run.source,
+            "target": r.run.target,
+            "begun_at": r.run.started_ms,
+            "found": report.products(),
+        })),
+        "status": report.status,
+        "phases": report.phases,
+        "counters": report.counts,
+        "verify": report.verify.as_ref().map(verification),
+        "dry_run": report.dry_run.as_ref().map(|DryRun { status, census }| json!({"status": status, "census": census})),
+        "unproven": report.unproven,
+        "events": report.events,
+    })
+}
+
+fn verification(v: &Verification) -> Value {
+    let mut answer = status::verify_answer(&v.run);
+    if let Some(into) = answer.as_object_mut() {
+        into.insert("slot_states".into(), json!(v.slot_states));
+        into.insert("slots_apart".into(), json!(v.slots_apart));
+        into.insert(
+            "differences".into(),
+            v.differences.iter().map(difference).collect(),
+        );
+    }
+    answer
+}
+
+fn difference(d: &Difference) -> Value {
+    json!({"db": d.db.0, "key": byte_string(&d.key), "slot": d.slot, "reason": d.reason, "detail": d.detail})
+}
+
+/// A byte string is a JSON string when it is valid UTF-8, else `{"base64": "…"}`.
+pub fn byte_string(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({"base64": base64(bytes)}),
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group =
+            chunk.iter().fold(0u32, |g, b| g << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            let digit = (group >> (18 - 6 * place)) & 63;
+            out.push(if place <= chunk.len() {
+                char::from(DIGITS[digit as usize])
+            } else {
+                '='
+            });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_text_or_base64() {
+        assert_eq!(byte_string("ключ".as_bytes()), json!("ключ"));
+        for (bytes, wanted) in [
+            (&b"\xff"[..], "/w=="),
+            (b"\xff\xfe", "//4="),
+            (b"\xff\xfe\xfd", "//79"),
+            (b"\xff\xfe\xfd\x00", "//79AA=="),
+        ] {
+            assert_eq!(byte_string(bytes), json!({"base64": wanted}));
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Where a migration stands: the answer of `status`, and the head of a report.
+
+use crate::error::Result;
+use crate::plan::Job;
+use crate::store::{Lock, Phase, ShardState, Store, VerifyRun};
+use crate::types::ReplOffset;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The answer of `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    pub plan: String,
+    pub phase: Phase,
+    pub mode: String,
+    /// The process that works on it now.
+    pub pid: Option<u32>,
+    /// Sums over the shards.
+    pub snapshot: SnapshotStatus,
+    /// Sums over the shards; the time lag is that of the slowest.
+    pub stream: StreamStatus,
+    pub shards: Vec<ShardStatus>,
+    pub healed_keys: u64,
+    /// What was left out, by reason.
+    pub skipped: BTreeMap<String, u64>,
+    pub last_verify: Option<Value>,
+    /// Unix time in milliseconds; null when it never ran.
+    pub updated_at: Option<i64>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SnapshotStatus {
+    pub keys_read: u64,
+    pub keys_written: u64,
+    pub bytes_read: u64,
+    pub bytes_total: u64,
+    pub done: bool,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct StreamStatus {
+    pub source_offset: Option<u64>,
+    pub applied_offset: Option<u64>,
+    pub stable_offset: Option<u64>,
+    pub lag_bytes: u64,
+    pub lag_ms: u64,
+    pub commands_applied: u64,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ShardStatus {
+    pub shard: u16,
+    pub address: String,
+    pub slots: String,
+    pub phase: &'static str,
+    pub snapshot: SnapshotStatus,
+    pub stream: StreamStatus,
+    pub healed_keys: u64,
+    /// Nothing beyond the applied offset has touched the target.
+    pub clean: bool,
+    pub updated_at: i64,
+}
+
+impl Status {
+    /// Reads the state of `job` in its folder, also while another process works on it.
+    pub fn read(dir: &Path, job: &Job) -> Result<Status> {
+        match Store::open_readonly(dir)? {
+            Some(store) => Status::of(&store, job, Lock::holder(dir)),
+            None => Ok(Status::new(job)),
+        }
+    }
+
+    /// A plan that never ran.
+    pub fn new(job: &Job) -> Status {
+        Status {
+            plan: job.name.clone(),
+            phase: Phase::New,
+            mode: job.source.mode_name().into(),
+            pid: None,
+            snapshot: SnapshotStatus::default(),
+            stream: StreamStatus::default(),
+            shards: Vec::new(),
+            healed_keys: 0,
+            skipped: BTreeMap::new(),
+            last_verify: None,
+            updated_at: None,
+        }
+    }
+
+    pub fn of(store: &Store, job: &Job, pid: Option<u32>) -> Result<Status> {
+        let run = store.run()?;
+        let phases = store.phases()?;
+        let shards: Vec<ShardStatus> = store.shards()?.iter().map(ShardStatus::of).collect();
+        let updated_at = shards
+            .iter()
+            .map(|s| s.updated_at)
+            .chain(run.iter().map(|r| r.run.started_ms))
+            .chain(phases.iter().map(|p| p.entered_ms))
+            .max();
+        let skipped = store
+            .counts()?
+            .into_iter()
+            .filter_map(|(name, n)| Some((name.strip_prefix("skipped.")?.to_string(), n)));
+        Ok(Status {
+            plan: job.name.clone(),
+            phase: phases.last().map_or(Phase::New, |p| p.phase),
+            mode: run.map_or_else(|| job.source.mode_name().to_string(), |r| r.run.mode),
+            pid,
+            snapshot: SnapshotStatus {
+                keys_read: shards.iter().map(|s| s.snapshot.keys_read).sum(),
+                keys_written: shards.iter().map(|s| s.snapshot.keys_written).sum(),
+                bytes_read: shards.iter().map(|s| s.snapshot.bytes_read).sum(),
+                bytes_total: shards.iter().map(|s| s.snapshot.bytes_total).sum(),
+                done: !shards.is_empty() && shards.iter().all(|s| s.snapshot.done),
+            },
+            stream: StreamStatus {
+                source_offset: sum(shards.iter().map(|s| s.stream.source_offset)),
+                applied_offset: sum(shards.iter().map(|s| s.stream.applied_offset)),
+                stable_offset: sum(shards.iter().map(|s| s.stream.stable_offset)),
+                lag_bytes: shards.iter().map(|s| s.stream.lag_bytes).sum(),
+                lag_ms: shards.iter().map(|s| s.stream.lag_ms).max().unwrap_or(0),
+                commands_applied: shards.iter().map(|s| s.stream.commands_applied).sum(),
+            },
+            healed_keys: shards.iter().map(|s| s.healed_keys).sum(),
+            skipped: skipped.collect(),
+            last_verify: store.last_verify()?.map(|v| verify_answer(&v)),
+            shards,
+            updated_at,
+        })
+    }
+}
+
+impl ShardStatus {
+    fn of(s: &ShardState) -> ShardStatus {
+        let at = |o: Option<ReplOffset>| o.map(|o| o.0);
+        ShardStatus {
+            shard: s.shard.0,
+            address: s.address.clone(),
+            slots: s.slots.clone(),
+            phase: if s.snapshot_loaded {
+                "stream"
+            } else {
+                "snapshot"
+            },
+            snapshot: SnapshotStatus {
+                keys_read: s.keys_read,
+                keys_written: s.keys_written,
+                bytes_read: s.bytes_read,
+                bytes_total: s.bytes_total,
+                done: s.snapshot_loaded,
+            },
+            stream: StreamStatus {
+                source_offset: at(s.source_offset),
+                applied_offset: at(s.applied),
+                stable_offset: at(s.stable),
+                lag_bytes: s.lag_bytes(),
+                lag_ms: s.lag_ms,
+                commands_applied: s.commands_applied,
+            },
+            healed_keys: s.healed_keys,
+            clean: s.clean,
+            updated_at: s.updated_at,
+        }
+    }
+}
+
+/// The saved totals of a verification with its verdict and times, without lists of keys.
+pub(super) fn verify_answer(run: &VerifyRun) -> Value {
+    let mut answer =
+        json!({"equal": run.equal, "started_at": run.started_ms, "ended_at": run.ended_ms});
+    if let (Some(into), Some(totals)) = (answer.as_object_mut(), run.answer.as_object()) {
+        for (key, value) in totals.iter().filter(|(_, v)| !v.is_array()) {
+            into.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    answer
+}
+
+/// The sum of what is known; nothing when nothing is.
+fn sum(parts: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    parts.flatten().reduce(u64::saturating_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Plan, validate};
+    use crate::types::ShardId;
+
+    pub(crate) fn job() -> Job {
+        let plan =
+            r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://t:2"}}"#;
+        validate(&Plan::parse(plan).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_plan_that_never_ran_is_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let status =
+            serde_json::to_value(Status::read(&dir.path().join("none"), &job()).unwrap()).unwrap();
+        assert_eq!(
+            (&status["phase"], &status["mode"], &status["updated_at"]),
+            (&json!("new"), &json!("auto"), &Value::Null)
+        );
+        assert_eq!(status["snapshot"]["done"], json!(false));
+        assert!(
+            !dir.path().join("none").exists(),
+            "looking must not create anything"
+        );
+    }
+
+    #[test]
+    fn totals_are_sums_over_the_shards() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::open(dir.path()).unwrap();
+        let shard = |n: u16| ShardState {
+            keys_read: 10,
+            keys_written: 9,
+            bytes_read: 100,
+            bytes_total: 200,
+            snapshot_loaded: n == 0,
+            applied: Some(ReplOffset(50)),
+            source_offset: Some(ReplOffset(70)),
+            lag_ms: u64::from(n),
+            updated_at: 5 + i64::from(n),
+            ..ShardState::new(ShardId(n), format!("h:{n}"), String::new())
+        };
+        store
+            .save_shards(&[shard(0), shard(1)], &BTreeMap::new())
+            .unwrap();
+        store.add_count("skipped.filter", 3).unwrap();
+        store.add_count("cross_slot", 3).unwrap();
+        store.enter_phase(Phase::Snapshot, 1).unwrap();
+        let _lock = Lock::acquire(dir.path()).unwrap();
+        let status = serde_json::to_value(Status::read(dir.path(), &job()).unwrap()).unwrap();
+        assert_eq!(status["phase"], "snapshot");
+        assert_eq!(
+            status["snapshot"],
+            json!({"keys_read": 20, "keys_written": 18, "bytes_read": 200, "bytes_total": 400, "done": false})
+        );
+        assert_eq!(
+            status["stream"],
+            json!({"source_offset": 140, "applied_offset": 100, "stable_offset": null, "lag_bytes": 40, "lag_ms": 1, "commands_applied": 0})
+        );
+        assert_eq!(status["skipped"], json!({"filter": 3}));
+        assert_eq!(
+            (&status["updated_at"], &status["pid"]),
+            (&json!(6), &json!(std::process::id()))
+        );
+        assert_eq!(status["shards"][0]["phase"], "stream");
+    }
+}

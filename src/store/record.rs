@@ -1,0 +1,232 @@
+//! What the state file holds, as values.
+
+use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
+use serde::Serialize;
+use serde_json::Value;
+use std::fmt;
+
+/// Where a migration stands as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    New,
+    Snapshot,
+    Stream,
+    Verified,
+    Frozen,
+    Switched,
+    RolledBack,
+    Failed,
+}
+
+impl Phase {
+    const ALL: [Phase; 8] = [
+        Phase::New,
+        Phase::Snapshot,
+        Phase::Stream,
+        Phase::Verified,
+        Phase::Frozen,
+        Phase::Switched,
+        Phase::RolledBack,
+        Phase::Failed,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::New => "new",
+            Phase::Snapshot => "snapshot",
+            Phase::Stream => "stream",
+            Phase::Verified => "verified",
+            Phase::Frozen => "frozen",
+            Phase::Switched => "switched",
+            Phase::RolledBack => "rolled-back",
+            Phase::Failed => "failed",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Phase> {
+        Phase::ALL.into_iter().find(|p| p.as_str() == name)
+    }
+}
+
+impl PartialEq<&str> for Phase {
+    fn eq(&self, name: &&str) -> bool {
+        self.as_str() == *name
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A stay in a phase; the last one has no end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PhaseSpan {
+    pub phase: Phase,
+    pub entered_ms: i64,
+    pub left_ms: Option<i64>,
+}
+
+/// What a run is about, as it was when the process started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    pub plan: String,
+    /// Of `Job::fingerprint`; a saved state fits only the same one.
+    pub fingerprint: String,
+    /// The plan without secrets.
+    pub redacted: Value,
+    pub mode: String,
+    /// Url without secrets, or the snapshot's path.
+    pub source: String,
+    pub target: String,
+    pub started_ms: i64,
+}
+
+/// A run as it was saved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SavedRun {
+    pub run_id: String,
+    /// The keyferry that worked on it last.
+    pub version: String,
+    pub run: Run,
+}
+
+/// One source master's position and counters: what a restart needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardState {
+    pub shard: ShardId,
+    pub address: String,
+    /// As the cluster named them, `0-5460`; empty for a standalone source.
+    pub slots: String,
+    pub replid: Option<ReplId>,
+    /// The offset at which the snapshot was taken.
+    pub snapshot_offset: Option<ReplOffset>,
+    /// Everything of the snapshot before this byte is acknowledged, and the database selected there.
+    pub snapshot_at: u64,
+    pub snapshot_db: DbIndex,
+    /// Whose numbering the snapshot follows, to go on in its middle.
+    pub snapshot_valkey: bool,
+    pub snapshot_version: u32,
+    pub snapshot_len: u64,
+    /// The snapshot lies whole on disk.
+    pub snapshot_complete: bool,
+    /// The snapshot is whole on the target.
+    pub snapshot_loaded: bool,
+    /// Keys of an attempt before may have to go from the target.
+    pub reconcile: bool,
+    /// Every write before this offset is acknowledged, and the database selected there.
+    pub applied: Option<ReplOffset>,
+    pub applied_db: DbIndex,
+    /// Every write before this offset survives a failover of the target.
+    pub stable: Option<ReplOffset>,
+    /// The highest offset seen from the source.
+    pub source_offset: Option<ReplOffset>,
+    /// Keys on the target may hold a state up to this offset.
+    pub fence_high: Option<ReplOffset>,
+    /// Nothing beyond `applied` has touched the target; false while it runs.
+    pub clean: bool,
+    pub keys_read: u64,
+    pub keys_written: u64,
+    pub bytes_read: u64,
+    pub bytes_total: u64,
+    pub commands_applied: u64,
+    pub healed_keys: u64,
+    pub lag_ms: u64,
+    pub updated_at: i64,
+}
+
+impl ShardState {
+    /// A shard of which nothing has been carried over.
+    pub fn new(shard: ShardId, address: String, slots: String) -> ShardState {
+        ShardState {
+            shard,
+            address,
+            slots,
+            replid: None,
+            snapshot_offset: None,
+            snapshot_at: 0,
+            snapshot_db: DbIndex::ZERO,
+            snapshot_valkey: false,
+            snapshot_version: 0,
+            snapshot_len: 0,
+            snapshot_complete: false,
+            snapshot_loaded: false,
+            reconcile: false,
+            applied: None,
+            applied_db: DbIndex::ZERO,
+            stable: None,
+            source_offset: None,
+            fence_high: None,
+            clean: false,
+            keys_read: 0,
+            keys_written: 0,
+            bytes_read: 0,
+            bytes_total: 0,
+            commands_applied: 0,
+            healed_keys: 0,
+            lag_ms: 0,
+            updated_at: 0,
+        }
+    }
+
+    /// How many bytes of the stream wait to be applied.
+    pub fn lag_bytes(&self) -> u64 {
+        match (self.source_offset, self.applied) {
+            (Some(source), Some(applied)) => source.since(applied),
+            _ => 0,
+        }
+    }
+}
+
+/// Something that happened and that a person may want to know later.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Event {
+    pub at_ms: i64,
+    pub level: String,
+    pub code: String,
+    pub message: String,
+}
+
+/// A slot on both sides, as the last verification saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotRow {
+    pub slot: u16,
+    pub source_keys: u64,
+    pub source_sum: u64,
+    pub target_keys: u64,
+    pub target_sum: u64,
+    /// `equal`, `different` or what else the verification says of it.
+    pub state: &'static str,
+}
+
+/// A slot that is not equal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SlotApart {
+    pub slot: u16,
+    pub state: String,
+    pub keys_source: u64,
+    pub keys_target: u64,
+}
+
+/// A key that is not the same on both sides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub db: DbIndex,
+    pub key: Vec<u8>,
+    pub slot: u16,
+    /// `missing`, `extra`, `different`, `unprovable`.
+    pub reason: String,
+    pub detail: String,
+}
+
+/// A verification that came to its end.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VerifyRun {
+    pub started_ms: i64,
+    pub ended_ms: i64,
+    pub equal: bool,
+    /// The answer of `verify --json`.
+    pub answer: Value,
+}
