@@ -6,4 +6,5 @@ mod judge;
 mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;
+mod rdb_samples;
 mod support;

@@ -255,6 +255,16 @@ pub fn score_text(score: f64) -> String {
     } else if score == f64::NEG_INFINITY {
         "-inf".into()
     } else {
-        score.to_string()
+        // Positional where that is short, as most tools print doubles: 0.0001 to 16 digits.
+        let scientific = format!("{score:e}");
+        match scientific
+            .split_once('e')
+            .and_then(|(m, e)| Some((m, e.parse::<i32>().ok()?)))
+        {
+            Some((mantissa, e)) if !(-4..16).contains(&e) => {
+                format!("{mantissa}e{}{:02}", if e < 0 { '-' } else { '+' }, e.abs())
+            }
+            _ => score.to_string(),
+        }
     }
 }

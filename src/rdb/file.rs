@@ -50,6 +50,7 @@ pub enum Item<'a, R: Read> {
     Function(&'a [u8]),
     FunctionPreGa {
         name: &'a [u8],
+        engine: &'a [u8],
         code: &'a [u8],
     },
     ModuleAux {
@@ -310,12 +311,14 @@ impl<R: Read> Snapshot<R> {
                     self.input.consume(1);
                     self.string_into_key("a function's name")?;
                     self.string_into_text("a function's engine")?;
+                    self.meta = std::mem::take(&mut self.text);
                     if self.length("a function's description")? == 1 {
                         self.string_into_text("a function's description")?;
                     }
                     self.string_into_text("a function's code")?;
                     return Ok(Item::FunctionPreGa {
                         name: &self.key,
+                        engine: &self.meta,
                         code: &self.text,
                     });
                 }

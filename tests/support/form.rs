@@ -21,8 +21,11 @@ pub fn form_with_replicas(urls: &[String], masters: usize) -> io::Result<()> {
         .iter()
         .map(|url| Address::parse(url))
         .collect::<io::Result<Vec<_>>>()?;
+    // An epoch can be set only while a node knows no other, so all of them before the first meeting.
     for (n, client) in clients.iter_mut().enumerate() {
         client.words(&format!("CLUSTER SET-CONFIG-EPOCH {}", n + 1))?;
+    }
+    for (n, client) in clients.iter_mut().enumerate() {
         if n < masters {
             let (from, to) = (16384 * n / masters, 16384 * (n + 1) / masters);
             client.expect(&Command::new("CLUSTER ADDSLOTS").args(from..to))?;

@@ -6,7 +6,7 @@ mod endpoint;
 
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
-use super::{Glob, OnExisting, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
+use super::{Glob, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,10 +39,6 @@ pub fn validate(plan: &Plan) -> Result<Job> {
             ..Filter::default()
         },
     };
-    if plan.on_existing == OnExisting::Skip && source.endpoint().is_some() {
-        return Err(wrong("on_existing \"skip\" keeps the target's own values, which a live source would then write over")
-            .hint("use \"skip\" with source.mode \"rdb\", or \"replace\""));
-    }
     check_cutover_and_latency(plan)?;
     let fingerprint = fingerprint(&source, &target, &databases, &filter);
     Ok(Job {

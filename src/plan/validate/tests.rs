@@ -206,10 +206,6 @@ fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
             "source.url names database 1, but",
         ),
         (
-            vec![("/on_existing", json!("skip"))],
-            "on_existing \"skip\" keeps",
-        ),
-        (
             vec![("/source/mode", json!("scan"))],
             "source.mode \"scan\" is not built",
         ),
