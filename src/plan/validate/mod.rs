@@ -6,7 +6,7 @@ mod endpoint;
 
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
-use super::{Glob, OnExisting, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
+use super::{Glob, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,8 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         },
     };
     check_cutover_and_latency(plan)?;
-    let fingerprint = fingerprint(&source, &target, &databases, &filter, plan.on_existing);
+    let skip = plan.on_existing == super::OnExisting::Skip;
+    let fingerprint = fingerprint(&source, &target, &databases, &filter, skip);
     Ok(Job {
         name: plan.name.clone(),
         source,
@@ -414,7 +415,7 @@ fn fingerprint(
     target: &Endpoint,
     databases: &Databases,
     filter: &Filter,
-    on_existing: OnExisting,
+    skip: bool,
 ) -> String {
     let hash = |text: String| {
         format!(
@@ -434,7 +435,7 @@ fn fingerprint(
         hash(format!("{databases:?}")),
         hash(format!("{filter:?}")),
         // Turned on half-way, "skip" would take the keys that this migration has written for the target's own.
-        hash((on_existing == OnExisting::Skip).to_string())
+        hash(skip.to_string())
     )
 }
 

@@ -1,7 +1,7 @@
 //! Each contradiction a plan can hold, and what each remarkable thing becomes.
 
 use super::*;
-use crate::plan::{Redacted, Secret};
+use crate::plan::{OnExisting, Redacted, Secret};
 use serde_json::{Value, json};
 
 fn base() -> Value {
