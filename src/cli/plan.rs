@@ -118,7 +118,7 @@ fn new(
 /// What a valid plan would do.
 fn described(job: &Job, state_dir: &Path) -> String {
     let mode = match job.source.mode_name() {
-        "auto" => "auto: as a replica where the source allows it, else by scanning",
+        "auto" => "auto: as a replica; a source that refuses that cannot be read yet",
         "replica" => "replica: snapshot and stream, as a replica gets them",
         "scan" => "scan: SCAN and DUMP",
         _ => "rdb: a snapshot file, without a stream",

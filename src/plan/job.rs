@@ -25,7 +25,7 @@ pub struct Job {
     pub latency: LatencyPlan,
     /// What a person should know before it starts; one sentence each.
     pub warnings: Vec<String>,
-    /// `source=… target=… databases=… filter=…`, a hash each: a saved state fits only the same movement.
+    /// `source=… target=… databases=… filter=… on_existing=…`, a hash each: a saved state fits only the same movement.
     pub fingerprint: String,
     /// The plan as it may be stored and shown.
     pub redacted: serde_json::Value,

@@ -67,12 +67,15 @@ fn pid(file: &mut File) -> Option<u32> {
 
 fn held(file: &mut File, dir: &Path) -> Error {
     let (who, stop) = match pid(file) {
-        Some(pid) => (format!("process {pid}"), format!("`kill -INT {pid}`")),
-        None => ("another process".into(), "Ctrl-C".into()),
+        Some(pid) => (
+            format!("another keyferry (pid {pid})"),
+            format!("`kill -INT {pid}`"),
+        ),
+        None => ("another keyferry".into(), "Ctrl-C".into()),
     };
     Error::new(
         ErrorKind::Locked,
-        format!("{who} already works on this plan, in {}", dir.display()),
+        format!("{who} is working on this plan, in {}", dir.display()),
     )
     .hint(format!(
         "stop it first ({stop} saves its state), or use another --work-dir"
@@ -94,7 +97,9 @@ mod tests {
             (ErrorKind::Locked, 3)
         );
         assert!(
-            refused.to_string().contains(&format!("process {me} ")),
+            refused
+                .to_string()
+                .contains(&format!("another keyferry (pid {me}) is working")),
             "{refused}"
         );
         assert_eq!(Lock::holder(dir.path()), Some(me));

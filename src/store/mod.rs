@@ -155,7 +155,11 @@ impl Store {
         let saved = self.run()?;
         if let Some(saved) = saved {
             let changed = changed_parts(&saved.run.fingerprint, &run.fingerprint);
-            if !changed.is_empty() {
+            // A target that was not empty is refused with the advice to change this, and then nothing was written.
+            let harmless = changed == ["on_existing"]
+                && self.phase()? == Phase::New
+                && self.shards()?.is_empty();
+            if !changed.is_empty() && !harmless {
                 return Err(Error::new(
                     ErrorKind::State,
                     format!(
@@ -172,7 +176,8 @@ impl Store {
             t.execute(
                 "INSERT INTO run (only, run_id, plan, fingerprint, redacted, mode, source, target, version, started_ms)
                  VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
-                 ON CONFLICT (only) DO UPDATE SET redacted = excluded.redacted, version = excluded.version",
+                 ON CONFLICT (only) DO UPDATE SET fingerprint = excluded.fingerprint, redacted = excluded.redacted,
+                 version = excluded.version",
                 params![
                     run_id,
                     run.plan,
@@ -533,7 +538,7 @@ fn changed_parts(saved: &str, now: &str) -> Vec<String> {
             .collect::<BTreeMap<_, _>>()
     };
     let (saved_parts, now_parts) = (parts(saved), parts(now));
-    let mut changed: Vec<String> = ["source", "target", "databases", "filter"]
+    let mut changed: Vec<String> = ["source", "target", "databases", "filter", "on_existing"]
         .into_iter()
         .filter(|name| saved_parts.get(*name) != now_parts.get(*name))
         .map(str::to_string)

@@ -66,6 +66,25 @@ fn a_run_keeps_its_beginning_and_a_changed_plan_is_refused_by_part() {
 }
 
 #[test]
+fn on_existing_may_change_until_something_was_carried_over() {
+    let (_dir, mut store) = store();
+    let with = |on_existing: &str| Run {
+        fingerprint: format!("{} on_existing={on_existing}", run().fingerprint),
+        ..run()
+    };
+    store.begin_run(&with("no")).unwrap();
+    store.begin_run(&with("skip")).unwrap();
+    assert_eq!(store.run().unwrap().unwrap().run, with("skip"));
+    store.enter_phase(Phase::Snapshot, 1).unwrap();
+    store.begin_run(&with("skip")).unwrap();
+    let refused = store.begin_run(&with("no")).unwrap_err();
+    assert!(
+        refused.to_string().contains("its on_existing is not"),
+        "{refused}"
+    );
+}
+
+#[test]
 fn phases_follow_each_other_and_the_same_phase_is_entered_once() {
     let (_dir, mut store) = store();
     assert_eq!(store.phase().unwrap(), Phase::New);

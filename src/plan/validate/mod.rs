@@ -40,7 +40,8 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         },
     };
     check_cutover_and_latency(plan)?;
-    let fingerprint = fingerprint(&source, &target, &databases, &filter);
+    let skip = plan.on_existing == super::OnExisting::Skip;
+    let fingerprint = fingerprint(&source, &target, &databases, &filter, skip);
     Ok(Job {
         name: plan.name.clone(),
         source,
@@ -113,7 +114,7 @@ fn source(plan: &Plan, warnings: &mut Vec<String>) -> Result<Source> {
     if mode == Mode::Replica && endpoint.topology == Topology::Proxy {
         return Err(
             wrong("source.mode \"replica\" does not work with source.topology \"proxy\"")
-                .hint("a proxy has no replication stream; use mode \"scan\""),
+                .hint("a proxy has no replication stream; name the server behind it, or load a snapshot with mode \"rdb\""),
         );
     }
     Ok(Source::Server { mode, endpoint })
@@ -414,6 +415,7 @@ fn fingerprint(
     target: &Endpoint,
     databases: &Databases,
     filter: &Filter,
+    skip: bool,
 ) -> String {
     let hash = |text: String| {
         format!(
@@ -427,11 +429,13 @@ fn fingerprint(
         Source::Rdb { path } => format!("rdb {path:?}"),
     };
     format!(
-        "source={} target={} databases={} filter={}",
+        "source={} target={} databases={} filter={} on_existing={}",
         hash(from),
         hash(place(target)),
         hash(format!("{databases:?}")),
-        hash(format!("{filter:?}"))
+        hash(format!("{filter:?}")),
+        // Turned on half-way, "skip" would take the keys that this migration has written for the target's own.
+        hash(skip.to_string())
     )
 }
 

@@ -1,7 +1,7 @@
 //! Each contradiction a plan can hold, and what each remarkable thing becomes.
 
 use super::*;
-use crate::plan::{Redacted, Secret};
+use crate::plan::{OnExisting, Redacted, Secret};
 use serde_json::{Value, json};
 
 fn base() -> Value {
@@ -306,6 +306,15 @@ fn what_is_remarkable_is_a_warning() {
 }
 
 #[test]
+fn the_targets_own_keys_can_be_kept_from_a_server_and_from_a_file() {
+    let skip = ("/on_existing", json!("skip"));
+    let rdb = json!({"mode": "rdb", "path": "dump.rdb"});
+    for changes in [vec![skip.clone()], vec![skip, ("/source", rdb)]] {
+        assert_eq!(job(&changes).on_existing, OnExisting::Skip);
+    }
+}
+
+#[test]
 fn databases_are_included_and_mapped() {
     let of = |d: Value| job(&[("/databases", d)]).databases;
     let all = of(json!({}));
@@ -376,6 +385,10 @@ fn the_fingerprint_changes_with_what_is_moved_and_not_with_how() {
     assert_eq!(
         changed(of(&[("/source/url", json!("redis://s:9"))])),
         ["source"]
+    );
+    assert_eq!(
+        changed(of(&[("/on_existing", json!("skip"))])),
+        ["on_existing"]
     );
     assert_eq!(
         changed(of(&[("/target/url", json!("redis://s:9"))])),
