@@ -26,9 +26,11 @@ pub struct SlotSum {
 }
 
 impl SlotSum {
-    /// Adds a key; whether it expires counts, when is compared apart (with the plan's tolerance).
-    pub fn add(&mut self, db: DbIndex, key: &[u8], digest: &KeyDigest, expires: bool) {
-        let mut h = crc(key) ^ mix(u64::from(db.0) << 1 | u64::from(expires));
+    /// Adds a key with its expiry, to the millisecond: a difference within the plan's tolerance sends its slot to the
+    /// comparison key by key, which knows the tolerance.
+    pub fn add(&mut self, db: DbIndex, key: &[u8], digest: &KeyDigest, expire: Option<ExpireAt>) {
+        let mut h =
+            crc(key) ^ mix(u64::from(db.0)) ^ expire.map_or(0, |e| mix(e.0 as u64).rotate_left(31));
         h = mix(h).wrapping_add(digest.value.rotate_left(17));
         self.sum = self.sum.wrapping_add(mix(h));
         self.count += 1;
@@ -256,6 +258,18 @@ mod tests {
     }
 
     #[test]
+    fn an_expiry_off_by_a_millisecond_changes_the_sum() {
+        let value = of_body(0, Dialect::Redis, 11, b"\x01a").unwrap();
+        let sum = |expire| {
+            let mut s = SlotSum::default();
+            s.add(DbIndex::ZERO, b"k", &value, expire);
+            s
+        };
+        assert_ne!(sum(Some(ExpireAt(5))), sum(Some(ExpireAt(6))));
+        assert_ne!(sum(Some(ExpireAt(0))), sum(None));
+    }
+
+    #[test]
     fn two_values_swapped_between_two_keys_change_the_sum() {
         let (a, b) = (
             of_body(0, Dialect::Redis, 11, b"\x01a").unwrap(),
@@ -263,8 +277,8 @@ mod tests {
         );
         let sum = |x: &KeyDigest, y: &KeyDigest| {
             let mut s = SlotSum::default();
-            s.add(DbIndex::ZERO, b"k1", x, false);
-            s.add(DbIndex::ZERO, b"k2", y, false);
+            s.add(DbIndex::ZERO, b"k1", x, None);
+            s.add(DbIndex::ZERO, b"k2", y, None);
             s
         };
         assert_ne!(sum(&a, &b), sum(&b, &a));

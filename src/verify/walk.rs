@@ -45,7 +45,7 @@ pub async fn sums(place: &Place, side: Side, job: &Job, stop: &Shutdown) -> Resu
             stop,
             &mut |(db, key), fact| {
                 if let Some(sum) = mine.get_mut(Slot::of(&key).index()) {
-                    sum.add(db, &key, &fact.digest, fact.expire.is_some());
+                    sum.add(db, &key, &fact.digest, fact.expire);
                 }
             },
         )
