@@ -1,6 +1,7 @@
 //! The one integration binary.
 
 mod cli;
+mod command_keys;
 mod house;
 mod judge;
 mod migrate_matrix;

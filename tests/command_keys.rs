@@ -1,0 +1,200 @@
+//! The key-position table against the servers themselves: every write command they know, and where they find its keys.
+
+use crate::support::server::{self, Server};
+use crate::support::skip;
+use crate::support::wire::{Command as Ask, Value};
+use keyferry::command::{Command, lookup};
+use std::collections::BTreeSet;
+
+const SERVERS: [&str; 8] = [
+    "redis-6.0",
+    "redis-6.2",
+    "redis-7.0",
+    "redis-8.0",
+    "redict-7.3",
+    "valkey-8.0",
+    "valkey-8.1",
+    "valkey-9.1",
+];
+
+/// Calls whose keys do not stand at fixed places, or whose shape a filler would not have.
+const CALLS: &[&str] = &[
+    "BITOP AND dest a b c",
+    "BLMPOP 0 2 a b LEFT",
+    "BLMPOP 0 1 a RIGHT COUNT 3",
+    "BZMPOP 0 2 a b MIN",
+    "COPY a b",
+    "COPY a b DB 3 REPLACE",
+    "EVAL code 2 a b arg",
+    "EVAL code 0",
+    "EVALSHA sha 1 a arg arg",
+    "FCALL f 2 a b arg",
+    "GEORADIUS g 1 2 3 km STORE dest",
+    "GEORADIUS g 1 2 3 km",
+    "GEORADIUS g 1 2 3 km COUNT 3 ASC STOREDIST dest",
+    "GEORADIUSBYMEMBER g m 3 km STORE dest",
+    "GEORADIUSBYMEMBER g STORE 3 km",
+    "GEOSEARCHSTORE dest src FROMLONLAT 1 2 BYRADIUS 3 km",
+    "LMPOP 2 a b LEFT COUNT 2",
+    "MIGRATE host 6379 key 0 100 COPY REPLACE",
+    "MSET a 1 b 2 c 3",
+    "MSETNX a 1 b 2",
+    "MSETEX 2 a 1 b 2 EX 10",
+    "SINTERSTORE d a b",
+    "SORT l BY w_* LIMIT 0 5 GET # DESC ALPHA STORE dest",
+    "SORT l STORE one STORE two",
+    "SORT l",
+    "XGROUP CREATE x g $ MKSTREAM",
+    "XGROUP CREATECONSUMER x g c",
+    "XGROUP DELCONSUMER x g c",
+    "XGROUP DESTROY x g",
+    "XGROUP SETID x g $",
+    "XREADGROUP GROUP g c COUNT 1 NOACK STREAMS a b > 0-0",
+    "XREADGROUP GROUP streams streams STREAMS a >",
+    "ZDIFFSTORE d 2 a b",
+    "ZINTERSTORE d 2 a b WEIGHTS 1 2 AGGREGATE SUM",
+    "ZMPOP 2 a b MIN COUNT 2",
+    "ZRANGESTORE d s 0 -1",
+    "ZUNIONSTORE d 3 a b c",
+];
+
+fn words(line: &str) -> Vec<&str> {
+    line.split(' ').collect()
+}
+
+/// Where the table finds keys.
+fn ours(line: &str) -> Result<Vec<String>, String> {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let (mut raw, mut args, mut found) = (Vec::new(), Vec::new(), Vec::new());
+    keyferry::resp::command(&mut raw, &words);
+    keyferry::resp::parse_command(&raw, &mut args).map_err(|e| e.to_string())?;
+    let cmd = Command {
+        raw: &raw,
+        args: &args,
+    };
+    let spec = lookup(cmd.name()).ok_or("not in the table")?;
+    spec.keys(&cmd, &mut found).map_err(|e| e.to_string())?;
+    Ok(found
+        .iter()
+        .map(|k| String::from_utf8_lossy(cmd.arg(k.index).unwrap_or_default()).into_owned())
+        .collect())
+}
+
+/// Where the server finds them; `None` where it says that there are none, or that the call is wrong.
+fn theirs(server: &Server, line: &str) -> Result<Vec<String>, String> {
+    let ask = Ask::new("COMMAND GETKEYS").args(words(line));
+    let answer = server.client().run(&ask).map_err(|e| e.to_string())?;
+    if answer.is_error() {
+        return match answer.text() {
+            t if t.contains("no key arguments") => Ok(Vec::new()),
+            // The 6.x servers say so of EVAL without keys.
+            t if t.contains("Invalid arguments") && line.ends_with(" 0") => Ok(Vec::new()),
+            t => Err(t),
+        };
+    }
+    Ok(answer.items().iter().map(Value::text).collect())
+}
+
+/// A command of the server's table.
+struct Row {
+    name: String,
+    arity: i64,
+    first: i64,
+    last: i64,
+    step: i64,
+    movable: bool,
+}
+
+/// The commands that write, subcommands under their container's name.
+fn write_commands(server: &Server) -> Vec<Row> {
+    fn walk(rows: &[Value], out: &mut Vec<Row>) {
+        for row in rows {
+            let row = row.items();
+            let number = |i: usize| row.get(i).and_then(Value::int).unwrap_or(0);
+            let flags: Vec<String> = row
+                .get(2)
+                .map(|f| f.items().iter().map(Value::text).collect())
+                .unwrap_or_default();
+            if flags.iter().any(|f| f == "write") {
+                out.push(Row {
+                    name: row[0].text().to_uppercase(),
+                    arity: number(1),
+                    first: number(3),
+                    last: number(4),
+                    step: number(5),
+                    movable: flags.iter().any(|f| f == "movablekeys"),
+                });
+            }
+            if let Some(subcommands) = row.get(9) {
+                walk(subcommands.items(), out);
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(server.run("COMMAND").items(), &mut out);
+    assert!(out.len() > 80, "only {} write commands", out.len());
+    out
+}
+
+/// A call of a command whose keys stand at fixed places.
+fn filler(row: &Row) -> String {
+    let least = row.arity.unsigned_abs() as i64;
+    let mut len = least.max(row.last + 1);
+    if row.last < 0 {
+        // Room for three runs, and none of them cut short.
+        len = (row.first + 3 * row.step - row.last - 1).max(least);
+    }
+    (1..len).fold(row.name.replace('|', " "), |line, i| {
+        format!("{line} argument{i}")
+    })
+}
+
+#[test]
+fn every_write_command_has_its_keys_where_the_servers_find_them() {
+    let mut asked = 0;
+    let mut wrong = BTreeSet::new();
+    for name in SERVERS {
+        if server::find(name).is_none() {
+            skip(&format!("{name} is not here"));
+            continue;
+        }
+        let server = Server::start(name);
+        let mut compare = |line: &str| {
+            let (mut theirs, mut ours) = (theirs(&server, line), ours(line));
+            // The 6.x servers name the destination last.
+            for keys in [&mut theirs, &mut ours] {
+                let _ = keys.as_mut().map(|k| k.sort());
+            }
+            if theirs.is_ok() && theirs == ours {
+                asked += 1;
+            } else {
+                wrong.insert(format!("{name}: {line}: {theirs:?}, in the table {ours:?}"));
+            }
+        };
+        let rows = write_commands(&server);
+        let sampled: BTreeSet<&str> = CALLS.iter().map(|c| words(c)[0]).collect();
+        for row in &rows {
+            let head = row.name.split('|').next().unwrap_or_default();
+            if lookup(head.as_bytes()).is_none() {
+                compare(&row.name);
+            } else if !sampled.contains(head) && !row.movable && row.first > 0 {
+                compare(&filler(row));
+            } else if !sampled.contains(head) && row.first > 0 {
+                compare(&format!("{} needs a call in CALLS", row.name));
+            }
+        }
+        for call in CALLS {
+            let head = words(call)[0];
+            let knows = server.run(&format!("COMMAND INFO {head}"));
+            if knows.items().first().is_some_and(|r| !r.items().is_empty()) {
+                compare(call);
+            }
+        }
+    }
+    let shown: Vec<&String> = wrong.iter().collect();
+    assert!(wrong.is_empty(), "{} differ:\n{shown:#?}", wrong.len());
+    assert!(
+        asked > 100 || server::find("any").is_none(),
+        "{asked} calls compared"
+    );
+}
