@@ -4,8 +4,9 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -45,7 +46,7 @@ impl Shutdown {
     }
 
     /// Sleeps unless a stop is asked for; says whether it slept to the end.
-    pub async fn sleep(&self, time: std::time::Duration) -> bool {
+    pub async fn sleep(&self, time: Duration) -> bool {
         tokio::select! {
             () = self.wait() => false,
             () = tokio::time::sleep(time) => true,
@@ -122,6 +123,41 @@ impl TaskGroup {
 impl Default for TaskGroup {
     fn default() -> Self {
         TaskGroup::new()
+    }
+}
+
+/// A pace that several threads keep together: so many keys and bytes a second; `None` is no limit.
+pub struct Throttle {
+    per_key: f64,
+    per_byte: f64,
+    /// When what was taken so far will be paid for.
+    paid_at: Mutex<Instant>,
+}
+
+impl Throttle {
+    /// What may be taken at once after a pause.
+    const BURST: Duration = Duration::from_millis(100);
+
+    pub fn new(keys_per_s: Option<u64>, bytes_per_s: Option<u64>) -> Throttle {
+        let price = |limit: Option<u64>| limit.map_or(0.0, |n| 1.0 / n.max(1) as f64);
+        Throttle {
+            per_key: price(keys_per_s),
+            per_byte: price(bytes_per_s),
+            paid_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Takes so many keys and bytes; returns how long to wait before more is taken.
+    pub fn take(&self, keys: u64, bytes: u64) -> Duration {
+        let seconds = (keys as f64 * self.per_key).max(bytes as f64 * self.per_byte);
+        if seconds <= 0.0 {
+            return Duration::ZERO;
+        }
+        let now = Instant::now();
+        let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let from = (*paid_at).max(now.checked_sub(Throttle::BURST).unwrap_or(now));
+        *paid_at = from + Duration::from_secs_f64(seconds);
+        paid_at.saturating_duration_since(now)
     }
 }
 

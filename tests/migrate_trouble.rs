@@ -119,7 +119,51 @@ fn existing_keys_are_replaced_or_skipped_as_the_plan_says() {
         plan.run("migrate --until caught-up --json").exits(0);
         assert_eq!(target.run("GET both").text(), expected, "{policy}");
         assert_eq!(target.run("GET new").text(), "from the source", "{policy}");
+        // A key that the plan says to keep is no difference.
+        let outcome = plan.run("verify --json").exits(0);
+        assert_eq!(outcome.json["equal"], true, "{}", outcome.stdout);
     }
+}
+
+#[test]
+fn an_expiry_off_by_more_than_the_tolerance_is_a_difference() {
+    let Some([name]) = need(["any"]) else { return };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    source.run("SET near 1 PX 900000");
+    source.run("SET far 1 PX 900000");
+    source.run("SET gone 1 PX 900000");
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/verify", json!({ "ttl_tolerance_ms": 5000 }));
+    plan.run("migrate --until caught-up --json").exits(0);
+    plan.run("verify --json").exits(0);
+    target.run("PEXPIRE near 899000");
+    target.run("PEXPIRE far 890000");
+    target.run("PERSIST gone");
+    let outcome = plan.run("verify --json").exits(1);
+    let found: Vec<(&str, &str)> = outcome.json["different"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|d| {
+            (
+                d["key"].as_str().expect("a key"),
+                d["reason"].as_str().expect("a reason"),
+            )
+        })
+        .collect();
+    assert_eq!(found, [("far", "expiry"), ("gone", "expiry")]);
+}
+
+#[test]
+fn a_limit_of_keys_per_second_is_kept() {
+    let Some([name]) = need(["any"]) else { return };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    fill_volume(&mut source.client(), 3_000, 10).expect("keys are written");
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/limits", json!({ "keys_per_s": 1000 }));
+    let outcome = plan.run("migrate --until caught-up --json").exits(0);
+    let took = outcome.json["elapsed_ms"].as_u64().expect("a number");
+    assert!(took >= 2_500, "3000 keys at 1000 keys/s took {took} ms");
 }
 
 #[test]

@@ -1,27 +1,20 @@
-//! on_existing "skip": the keys that the target held before the first write, found once and kept in a file.
-//!
-//! Invariant: the file is complete before anything is written to the target; a resumed run reads it back,
-//! so that keys of our own are never taken for the target's.
+//! on_existing "skip": finds the target's own keys at the first start, so that ours are never taken for them later.
 
-use crate::error::{Context, ErrorKind, Result};
-use crate::migrate::fence_key;
+use crate::error::Result;
 use crate::net;
 use crate::plan::Endpoint;
 use crate::resp::Reply;
+use crate::store::Existing;
 use crate::target::topology::Topology;
 use crate::types::DbIndex;
-use std::collections::HashSet;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The target's own keys; scanned at the first start, read from the file later.
-pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<HashSet<Vec<u8>>> {
-    let path = dir.join("existing");
-    if let Ok(bytes) = std::fs::read(&path) {
-        return Ok(read(&bytes));
+pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<Existing> {
+    if let Some(known) = Existing::load(dir) {
+        return Ok(known);
     }
-    let mut found = HashSet::new();
+    let mut found = Existing::default();
     for address in &topology.nodes {
         let mut conn = net::connect(target, address).await?;
         let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
@@ -44,46 +37,15 @@ pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<
                     .unwrap_or(b"0")
                     .to_vec();
                 let keys = parts.get(1).and_then(Reply::array).unwrap_or_default();
-                found.extend(
-                    keys.iter()
-                        .filter_map(Reply::bytes)
-                        .map(|k| fence_key(DbIndex(db), k)),
-                );
+                for key in keys.iter().filter_map(Reply::bytes) {
+                    found.insert(DbIndex(db), key);
+                }
                 if cursor == b"0" {
                     break;
                 }
             }
         }
     }
-    let mut bytes = Vec::new();
-    for key in &found {
-        bytes.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
-        bytes.extend_from_slice(key);
-    }
-    let failed = || format!("write {}", path.display());
-    let unfinished = path.with_extension("new");
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&unfinished)
-        .context(ErrorKind::Disk, failed)?;
-    file.write_all(&bytes)
-        .and_then(|()| file.sync_data())
-        .context(ErrorKind::Disk, failed)?;
-    std::fs::rename(&unfinished, &path).context(ErrorKind::Disk, failed)?;
+    found.save(dir)?;
     Ok(found)
-}
-
-fn read(mut bytes: &[u8]) -> HashSet<Vec<u8>> {
-    let mut keys = HashSet::new();
-    while let Some((len, rest)) = bytes.split_first_chunk::<4>() {
-        let Some((key, rest)) = rest.split_at_checked(u32::from_le_bytes(*len) as usize) else {
-            break;
-        };
-        keys.insert(key.to_vec());
-        bytes = rest;
-    }
-    keys
 }

@@ -23,9 +23,9 @@ use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::{private_dir, unix_ms};
-use crate::store::{Lock, Phase, Run, ShardState, Store};
+use crate::store::{Existing, Lock, Phase, Run, ShardState, Store};
 use crate::target::topology::{self, Topology};
-use crate::task::{Shutdown, TaskGroup, peak_rss};
+use crate::task::{Shutdown, TaskGroup, Throttle, peak_rss};
 use crate::types::{DbIndex, ShardId};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -182,7 +182,7 @@ fn source_name(source: &Source) -> String {
 }
 
 fn remove_spool(dir: &Path) -> Result<()> {
-    let _ = std::fs::remove_file(dir.join("existing"));
+    let _ = std::fs::remove_file(Existing::path(dir));
     match std::fs::remove_dir_all(dir.join("spool")) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e)
             .context(ErrorKind::Disk, || {
@@ -264,6 +264,7 @@ async fn migrate(
         source_cluster: layout.cluster,
         target_has_functions: target.has_functions(),
         load_estimate_ms: estimate,
+        throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         existing: if job.on_existing == OnExisting::Skip {
             existing::find(&job.target, &topology, dir).await?
         } else {

@@ -15,9 +15,9 @@ use crate::rdb::payload;
 use crate::resp;
 use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
 use crate::source::unix_ms;
-use crate::store::{ShardState, Store};
+use crate::store::{Existing, ShardState, Store};
 use crate::target::Pipe;
-use crate::task::Shutdown;
+use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
@@ -48,8 +48,10 @@ pub struct Shared {
     pub target_has_functions: bool,
     /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
     pub load_estimate_ms: i64,
-    /// The target's own keys (on_existing: skip), by [`fence_key`](super::fence_key) with the target's database.
-    pub existing: std::collections::HashSet<Vec<u8>>,
+    /// The target's own keys (on_existing: skip).
+    pub existing: Existing,
+    /// How fast the snapshot may be loaded.
+    pub throttle: Throttle,
 }
 
 impl Shared {
@@ -265,6 +267,7 @@ impl Pump {
                     self.progress.bytes_done.store(snapshot.position(), Relaxed);
                     self.tick()?;
                 }
+                self.keep_pace(snapshot.position().saturating_sub(self.loading.0))?;
                 self.loading = (snapshot.position(), snapshot.db());
                 let mark = self.loading_mark();
                 let item = match snapshot.next() {
@@ -296,6 +299,23 @@ impl Pump {
             }
             return Ok(None);
         }
+    }
+
+    /// Waits as long as the plan's limits want after one more key.
+    fn keep_pace(&mut self, bytes: u64) -> Result<()> {
+        let mut wait = self.shared.throttle.take(1, bytes);
+        if wait < TICK {
+            // Short waits add up in the throttle until one is worth a sleep.
+            return Ok(());
+        }
+        self.pipe.flush();
+        while !wait.is_zero() && !self.shared.stop.requested() {
+            let nap = wait.min(TICK);
+            std::thread::sleep(nap);
+            wait -= nap;
+            self.tick()?;
+        }
+        Ok(())
     }
 
     fn aux(&mut self, name: &[u8], value: &[u8]) {

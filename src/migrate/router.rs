@@ -381,8 +381,7 @@ impl Pump {
 
     /// A key that the target held before us, which the plan says to keep.
     pub(super) fn is_existing(&self, target_db: DbIndex, key: &[u8]) -> bool {
-        !self.shared.existing.is_empty()
-            && self.shared.existing.contains(&fence_key(target_db, key))
+        self.shared.existing.contains(target_db, key)
     }
 
     pub(super) fn is_fenced(&self, db: DbIndex, key: &[u8], end: ReplOffset) -> bool {

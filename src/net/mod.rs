@@ -106,6 +106,7 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
             read: Vec::with_capacity(READ_CHUNK),
             at: 0,
             write: Vec::new(),
+            received: 0,
             address: mapped.to_owned(),
         };
         conn.authenticate(endpoint).await?;
@@ -137,6 +138,7 @@ pub struct Conn {
     read: Vec<u8>,
     at: usize,
     write: Vec<u8>,
+    received: u64,
     address: String,
 }
 
@@ -234,8 +236,16 @@ impl Conn {
                 ErrorKind::Connection,
                 format!("{} closed the connection", self.address),
             )),
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(n)) => {
+                self.received += n as u64;
+                Ok(())
+            }
         }
+    }
+
+    /// Bytes received since this was asked last.
+    pub fn take_received(&mut self) -> u64 {
+        std::mem::take(&mut self.received)
     }
 
     /// Sends a command and returns its reply, an error reply included.

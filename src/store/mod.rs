@@ -5,10 +5,12 @@
 //! Invariant: times come in as Unix milliseconds; no statement asks a clock, and no row holds a secret or a value.
 
 mod column;
+mod existing;
 mod lock;
 mod record;
 mod schema;
 
+pub use existing::Existing;
 pub use lock::Lock;
 pub use record::{
     Difference, Event, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow, VerifyRun,

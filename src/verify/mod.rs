@@ -10,17 +10,17 @@ use crate::digest::{self, SlotSum};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn};
-use crate::plan::{Endpoint, Job, Source};
+use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::resp::Reply;
 use crate::source::{private_dir, unix_ms};
-use crate::store::{Difference, Lock, Phase, Run, SlotRow, Store};
-use crate::task::{Shutdown, peak_rss};
+use crate::store::{Difference, Existing, Lock, Phase, Run, SlotRow, Store};
+use crate::task::{Shutdown, Throttle, peak_rss};
 use crate::types::{DbIndex, SLOTS, Slot};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use walk::{KeyFact, Side};
+use walk::{KeyFact, Rules, Side};
 
 /// How a verification is run, beside its plan.
 #[derive(Debug, Clone)]
@@ -110,8 +110,15 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     let check = Check {
         source: open_side(source, "source").await?,
         target: open_side(&job.target, "target").await?,
-        job: &job,
-        stop: &stop,
+        rules: Rules {
+            job: &job,
+            stop: &stop,
+            throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
+            existing: (job.on_existing == OnExisting::Skip)
+                .then(|| Existing::load(&options.work_dir))
+                .flatten()
+                .unwrap_or_default(),
+        },
     };
     let found = check.run().await?;
     let rows: Vec<SlotRow> = (0..SLOTS)
@@ -163,8 +170,7 @@ pub struct Place {
 struct Check<'a> {
     source: Place,
     target: Place,
-    job: &'a Job,
-    stop: &'a Shutdown,
+    rules: Rules<'a>,
 }
 
 struct Found {
@@ -178,8 +184,8 @@ struct Found {
 impl Check<'_> {
     async fn run(&self) -> Result<Found> {
         let (a, b) = tokio::try_join!(
-            walk::sums(&self.source, Side::Source, self.job, self.stop),
-            walk::sums(&self.target, Side::Target, self.job, self.stop),
+            walk::sums(&self.source, Side::Source, &self.rules),
+            walk::sums(&self.target, Side::Target, &self.rules),
         )?;
         let unequal: Vec<u16> = (0..SLOTS)
             .filter(|i| a.get(*i) != b.get(*i))
@@ -214,8 +220,8 @@ impl Check<'_> {
     /// Compares the keys of some slots one by one.
     async fn drill(&self, slots: &BTreeSet<u16>, found: &mut Found) -> Result<()> {
         let (mut a, b) = tokio::try_join!(
-            walk::facts(&self.source, Side::Source, self.job, slots, self.stop),
-            walk::facts(&self.target, Side::Target, self.job, slots, self.stop),
+            walk::facts(&self.source, Side::Source, &self.rules, slots),
+            walk::facts(&self.target, Side::Target, &self.rules, slots),
         )?;
         let mut candidates: Vec<(DbIndex, Vec<u8>)> = Vec::new();
         for (key, theirs) in b {
@@ -255,7 +261,7 @@ impl Check<'_> {
 
     /// The source's database names the key; whether its facts on both sides agree.
     fn same(&self, a: &KeyFact, b: &KeyFact) -> bool {
-        reason(a, b, self.job.verify.ttl_tolerance_ms).is_none()
+        reason(a, b, self.rules.job.verify.ttl_tolerance_ms).is_none()
     }
 
     /// Reads keys that differ again, source before and after the target, until each is proven one way or the other.
@@ -278,16 +284,16 @@ impl Check<'_> {
                 .filter_map(|i| keys.get(*i))
                 .map(|(db, k)| (*db, k.as_slice()))
                 .collect();
-            let before = walk::read(&self.source, Side::Source, self.job, &list).await?;
-            let there = walk::read(&self.target, Side::Target, self.job, &list).await?;
-            let after = walk::read(&self.source, Side::Source, self.job, &list).await?;
+            let before = walk::read(&self.source, Side::Source, self.rules.job, &list).await?;
+            let there = walk::read(&self.target, Side::Target, self.rules.job, &list).await?;
+            let after = walk::read(&self.source, Side::Source, self.rules.job, &list).await?;
             for (n, i) in open.iter().enumerate() {
                 let (Some(before), Some(there), Some(after)) =
                     (before.get(n), there.get(n), after.get(n))
                 else {
                     continue;
                 };
-                let tolerance = self.job.verify.ttl_tolerance_ms;
+                let tolerance = self.rules.job.verify.ttl_tolerance_ms;
                 let verdict = match (before, there) {
                     (None, None) => Some(Verdict::Equal),
                     (Some(a), Some(b)) if reason(a, b, tolerance).is_none() => Some(Verdict::Equal),

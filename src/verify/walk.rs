@@ -7,7 +7,8 @@ use crate::net::{Conn, refusal};
 use crate::plan::Job;
 use crate::resp::Reply;
 use crate::source::unix_ms;
-use crate::task::Shutdown;
+use crate::store::Existing;
+use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, ExpireAt, SLOTS, Slot};
 use std::collections::{BTreeSet, HashMap};
 
@@ -28,11 +29,29 @@ pub struct KeyFact {
     pub expire: Option<ExpireAt>,
 }
 
+/// What is compared, and how fast it may be read.
+pub struct Rules<'a> {
+    pub job: &'a Job,
+    pub stop: &'a Shutdown,
+    pub throttle: Throttle,
+    /// The target's own keys, which on_existing "skip" has kept.
+    pub existing: Existing,
+}
+
+impl Rules<'_> {
+    /// Whether a key is compared; `db` is the target's.
+    fn compared(&self, db: DbIndex, key: &[u8]) -> bool {
+        self.job.filter.accepts(key)
+            && self.job.verify.exclude.accepts(key)
+            && !self.existing.contains(db, key)
+    }
+}
+
 /// A key's name on both sides: the target's database.
 type Name = (DbIndex, Vec<u8>);
 
 /// The sums of all slots of a side.
-pub async fn sums(place: &Place, side: Side, job: &Job, stop: &Shutdown) -> Result<Vec<SlotSum>> {
+pub async fn sums(place: &Place, side: Side, rules: &Rules<'_>) -> Result<Vec<SlotSum>> {
     let mut all = vec![SlotSum::default(); SLOTS];
     let walks = place.layout.masters.iter().map(|m| async move {
         let mut mine = vec![SlotSum::default(); SLOTS];
@@ -40,9 +59,8 @@ pub async fn sums(place: &Place, side: Side, job: &Job, stop: &Shutdown) -> Resu
             place,
             &m.address,
             side,
-            job,
+            rules,
             None,
-            stop,
             &mut |(db, key), fact| {
                 if let Some(sum) = mine.get_mut(Slot::of(&key).index()) {
                     sum.add(db, &key, &fact.digest, fact.expire);
@@ -64,9 +82,8 @@ pub async fn sums(place: &Place, side: Side, job: &Job, stop: &Shutdown) -> Resu
 pub async fn facts(
     place: &Place,
     side: Side,
-    job: &Job,
+    rules: &Rules<'_>,
     slots: &BTreeSet<u16>,
-    stop: &Shutdown,
 ) -> Result<HashMap<Name, KeyFact>> {
     let mut all = HashMap::new();
     for m in &place.layout.masters {
@@ -74,9 +91,8 @@ pub async fn facts(
             place,
             &m.address,
             side,
-            job,
+            rules,
             Some(slots),
-            stop,
             &mut |name, fact| {
                 all.insert(name, fact);
             },
@@ -98,20 +114,15 @@ fn compared_db(side: Side, job: &Job, db: DbIndex) -> Option<DbIndex> {
     }
 }
 
-fn compared(job: &Job, key: &[u8]) -> bool {
-    job.filter.accepts(key) && job.verify.exclude.accepts(key)
-}
-
-#[allow(clippy::too_many_arguments)]
 async fn walk(
     place: &Place,
     address: &str,
     side: Side,
-    job: &Job,
+    rules: &Rules<'_>,
     slots: Option<&BTreeSet<u16>>,
-    stop: &Shutdown,
     each: &mut (dyn FnMut(Name, KeyFact) + Send),
 ) -> Result<()> {
+    let job = rules.job;
     let mut conn = place.connect(address).await?;
     for db in databases(&mut conn, place.layout.cluster).await? {
         let Some(name_db) = compared_db(side, job, db) else {
@@ -135,7 +146,10 @@ async fn walk(
                 .unwrap_or_default()
                 .iter())
             .filter_map(Reply::bytes)
-            .filter(|k| compared(job, k) && slots.is_none_or(|s| s.contains(&Slot::of(k).number())))
+            .filter(|k| {
+                rules.compared(name_db, k)
+                    && slots.is_none_or(|s| s.contains(&Slot::of(k).number()))
+            })
             .collect();
             for (key, fact) in keys
                 .iter()
@@ -145,7 +159,9 @@ async fn walk(
                     each((name_db, key.to_vec()), fact);
                 }
             }
-            if stop.requested() {
+            let bytes = conn.take_received();
+            let wait = rules.throttle.take(keys.len() as u64, bytes);
+            if !rules.stop.sleep(wait).await || rules.stop.requested() {
                 return Err(Error::new(
                     ErrorKind::Interrupted,
                     "the verification was stopped",
