@@ -7,5 +7,7 @@ mod judge;
 mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;
+mod rdb_hostile;
 mod rdb_samples;
+mod rdb_servers;
 mod support;

@@ -2,12 +2,14 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::expiry::HOLD_MS;
+use crate::migrate::losses;
 use crate::migrate::pump::Pump;
 use crate::migrate::rebuild::Rebuild;
+use crate::plan::Expired;
 use crate::rdb::file::{Entry, Header, LargeEntry};
 use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
-use crate::rdb::value;
+use crate::rdb::value::{self, ValueKind};
 use crate::resp;
 use crate::source::unix_ms;
 use crate::types::{DbIndex, ExpireAt, Mark, Slot, shown};
@@ -60,6 +62,10 @@ impl Pump {
             self.count("skipped.existing");
             return Ok(None);
         }
+        if job.expired == Expired::Drop && h.expire.is_some_and(|e| e.0 <= unix_ms()) {
+            self.count("skipped.expired");
+            return Ok(None);
+        }
         if !job.filter.is_empty() {
             let wanted = job.filter.accepts(h.key)
                 && (!job.filter.has_types()
@@ -71,12 +77,19 @@ impl Pump {
                 return Ok(None);
             }
         }
+        if !self.target_has(db)? {
+            self.lose(db, h.key, losses::DATABASE, &no_database(h.db))?;
+            return Ok(None);
+        }
         Ok(Some(db))
     }
 
     /// The expiry to write: far off when the true one may come before the key's renewal does.
     fn held_expiry(&mut self, h: &Header<'_>, mark: Mark) -> Option<ExpireAt> {
         let expire = h.expire?;
+        if self.shared.job.expired == Expired::Persist && expire.0 <= unix_ms() {
+            return None;
+        }
         if self.source.is_none() || !matches!(mark, Mark::Snapshot { .. }) {
             return Some(expire);
         }
@@ -176,20 +189,20 @@ impl Pump {
                     .and_then(|()| rebuild.finish(expire))
                     .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
             }
-            Fit::Module => {
-                return Err(cannot_hold(
-                    h.key,
-                    "a value of a module, and keyferry cannot tell yet whether the target has that module",
-                ));
+            Fit::Module => match self.lacks_module(body) {
+                Some(why) => return self.lose(db, h.key, losses::MODULE, &why),
+                None => {
+                    let batch = self.pipe.batch(node, db, mark)?;
+                    restore(&mut batch.bytes, h, &[], h.type_id, body, footer, expire);
+                    self.pipe.added(node, 1);
+                }
+            },
+            Fit::Impossible(why) if value::kind(h.type_id, dialect)? == ValueKind::Hash => {
+                // Everything but the fields' expiries can be held.
+                self.lose(db, h.key, losses::FIELD_EXPIRY, why)?;
+                return self.put(db, h, body, dialect, version, Fit::Transcode, expire, mark);
             }
-            Fit::Impossible(why) if self.shared.dry_run => {
-                self.note(
-                    "impossible",
-                    &format!("the target cannot hold the key {}: {why}", shown(h.key)),
-                );
-                return Ok(());
-            }
-            Fit::Impossible(why) => return Err(cannot_hold(h.key, why)),
+            Fit::Impossible(why) => return self.lose(db, h.key, losses::TYPE, why),
         }
         self.shard.keys_written += 1;
         self.progress
@@ -255,9 +268,11 @@ impl Pump {
     }
 }
 
-fn cannot_hold(key: &[u8], why: &str) -> Error {
-    Error::new(ErrorKind::Unsupported, format!("the target cannot hold the key {}: {why}", shown(key)))
-        .hint("leave such keys out with filter.exclude in the plan, or choose a target that can hold them")
+/// Why a key of the source's database `db` has nowhere to go.
+pub(super) fn no_database(db: DbIndex) -> String {
+    format!(
+        "it is in database {db}, which the target does not have (databases.map can lead it to another)"
+    )
 }
 
 /// The bytes of a string that is stored plainly (not as an integer, not compressed).

@@ -130,7 +130,7 @@ impl Pump {
         Ok(())
     }
 
-    fn remove(&mut self, db: DbIndex, key: &[u8], mark: Mark) -> Result<()> {
+    pub(super) fn remove(&mut self, db: DbIndex, key: &[u8], mark: Mark) -> Result<()> {
         let node = self.pipe.node_of(Slot::of(key));
         resp::command(&mut self.pipe.batch(node, db, mark)?.bytes, &[b"DEL", key]);
         self.pipe.added(node, 1);
@@ -145,8 +145,9 @@ impl Pump {
         let Some((endpoint, address)) = &self.source else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "a snapshot file cannot be asked for a key's later state",
-            ));
+                "a command of the file cannot be sent as it is, and a file cannot be asked for the state it leads to",
+            )
+            .hint("when the target was away for a moment, run the same command again: the file is loaded from its beginning; when the command's keys lie on different shards, load the file into a standalone server first"));
         };
         let runtime = self.shared.runtime.clone();
         let (began, mut backoff) = (Instant::now(), net::Backoff::new());

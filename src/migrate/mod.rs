@@ -8,9 +8,11 @@ mod census;
 mod existing;
 mod expiry;
 mod heal;
+mod losses;
 pub mod progress;
 mod pump;
 pub mod rebuild;
+mod reload;
 mod router;
 mod shard;
 mod trouble;
@@ -261,6 +263,7 @@ async fn migrate(
             Product::Valkey => !s.at_least(8, 0),
             Product::Redict => true,
         }),
+        target_modules: server::modules(&job.target).await?,
         source_cluster: layout.cluster,
         target_has_functions: target.has_functions(),
         load_estimate_ms: estimate,

@@ -15,7 +15,7 @@ use crate::rdb::payload;
 use crate::resp;
 use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
 use crate::source::unix_ms;
-use crate::store::{Existing, ShardState, Store};
+use crate::store::{Existing, Loss, ShardState, Store};
 use crate::target::Pipe;
 use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, Mark, ReplOffset};
@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-const READ_BYTES: usize = 1 << 20;
+pub(super) const READ_BYTES: usize = 1 << 20;
 const SAVE_EVERY: Duration = Duration::from_millis(1000);
 const TICK: Duration = Duration::from_millis(100);
 
@@ -43,6 +43,8 @@ pub struct Shared {
     pub relative_ttls: bool,
     /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
     pub silent_entries_read: bool,
+    /// The target's modules.
+    pub target_modules: Vec<String>,
     /// More than one source master: a flush of one concerns its own slots only.
     pub source_cluster: bool,
     pub target_has_functions: bool,
@@ -110,6 +112,10 @@ pub struct Pump {
     pub(super) keys: Vec<command::KeyArg>,
     pub(super) scratch: Vec<u8>,
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// What the target cannot hold, not yet saved.
+    pub(super) losses: Vec<Loss>,
+    /// Databases of the target, as far as asked.
+    pub(super) databases: BTreeMap<DbIndex, bool>,
     pub(super) sizes: crate::migrate::census::Census,
     /// A large value is on its way in parts: trouble means to begin it again.
     pub(super) in_large: bool,
@@ -156,6 +162,8 @@ impl Pump {
             keys: Vec::new(),
             scratch: Vec::new(),
             counts: BTreeMap::new(),
+            losses: Vec::new(),
+            databases: BTreeMap::new(),
             sizes: crate::migrate::census::Census::default(),
             in_large: false,
             started: Instant::now(),
@@ -187,6 +195,10 @@ impl Pump {
     }
 
     fn run_phases(&mut self) -> Result<Ended> {
+        if self.shard.reconcile && self.source.is_none() {
+            self.forget_streamed()?;
+            self.shard.reconcile = false;
+        }
         if !self.shard.snapshot_loaded {
             self.progress.set_phase("snapshot");
             if let Some(ended) = self.load()? {
@@ -201,11 +213,11 @@ impl Pump {
             self.shard.applied = Some(self.at);
             self.shard.applied_db = self.db;
             self.save(false)?;
-            if self.source.is_none() {
-                self.finish_counts()?;
-                return Ok(Ended::Finished);
-            }
             self.spool.drop_snapshot()?;
+        }
+        if self.source.is_none() && self.spool.ended().is_none() {
+            self.finish_counts()?;
+            return Ok(Ended::Finished);
         }
         self.progress.set_phase("stream");
         self.follow()
@@ -331,7 +343,9 @@ impl Pump {
         match self.spool.ended() {
             Some(End::Superseded) => Ok(Some(Ended::Superseded)),
             Some(End::Stopped) => self.stop_loading().map(Some),
-            None => Err(e.context(format!("read the snapshot of {}", self.shard.address))),
+            Some(End::Finished) | None => {
+                Err(e.context(format!("read the snapshot of {}", self.shard.address)))
+            }
         }
     }
 
@@ -368,11 +382,16 @@ impl Pump {
             }
             buf.drain(..used);
             used = 0;
-            if self.shared.stop.requested() || self.spool.ended().is_some() {
+            let ended = self.spool.ended();
+            let finished = ended == Some(End::Finished);
+            if self.shared.stop.requested() || (ended.is_some() && !finished) {
                 break;
             }
             // What has been routed must not wait for more to come.
             if tail.read(&mut buf, READ_BYTES, Duration::ZERO)? == 0 {
+                if finished {
+                    break;
+                }
                 self.heal_dirty()?;
                 self.pipe.flush();
                 tail.read(&mut buf, READ_BYTES, TICK)?;
@@ -380,7 +399,8 @@ impl Pump {
             self.tick()?;
         }
         self.heal_dirty()?;
-        if self.spool.ended() != Some(End::Superseded) {
+        let finished = self.spool.ended() == Some(End::Finished) && !self.shared.stop.requested();
+        if self.source.is_some() && self.spool.ended() != Some(End::Superseded) {
             self.pay_debts()?;
         }
         let _ = self.settle_all()?;
@@ -389,7 +409,9 @@ impl Pump {
         let clean = self.fenced_to <= self.at && self.window_end <= self.at;
         self.save(clean && !superseded)?;
         self.finish_counts()?;
-        Ok(if superseded {
+        Ok(if finished {
+            Ended::Finished
+        } else if superseded {
             Ended::Superseded
         } else {
             Ended::Stopped
@@ -580,8 +602,12 @@ impl Pump {
         self.last_commands = self.progress.commands.load(Relaxed);
         let shard = self.shard.clone();
         let counts = std::mem::take(&mut self.counts);
-        self.shared
-            .store(|store| store.save_shards(std::slice::from_ref(&shard), &counts))
+        let losses = std::mem::take(&mut self.losses);
+        self.shared.store(|store| {
+            // First, so that a mark never passes a loss that is not listed.
+            store.add_losses(&losses)?;
+            store.save_shards(std::slice::from_ref(&shard), &counts)
+        })
     }
 
     fn finish_counts(&mut self) -> Result<()> {

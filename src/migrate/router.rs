@@ -2,8 +2,10 @@
 
 use crate::command::{self, Access, Command, Kind, Spec};
 use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::bulk::no_database;
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
 use crate::migrate::fence_key;
+use crate::migrate::losses;
 use crate::migrate::pump::Pump;
 use crate::plan::OnExisting;
 use crate::resp;
@@ -294,6 +296,15 @@ impl Pump {
             written.retain(|(_, k)| !self.is_existing(db, k));
             self.count("skipped.existing");
             return self.heal(&written, mark);
+        }
+        if let Some(db) = target_db
+            && !self.target_has(db)?
+        {
+            let why = no_database(source_db);
+            return self
+                .written(cmd, keys, |_| true)
+                .iter()
+                .try_for_each(|(_, k)| self.lose(db, k, losses::DATABASE, &why));
         }
         if end <= self.window_end {
             let written = self.written(cmd, keys, |_| true);

@@ -8,13 +8,15 @@ use crate::migrate::pump::{Ended, Pump, Shared};
 use crate::net::server::Server;
 use crate::plan::{Endpoint, OnExisting, RdbPath, Source};
 use crate::source::psync::{self, Link, LinkState, Start};
-use crate::source::spool::{Spool, SpoolWriter};
+use crate::source::spool::{End, Spool, SpoolWriter};
+use crate::source::{aof, gzip};
 use crate::store::ShardState;
 use crate::target::topology::Topology;
 use crate::target::{Pipe, PipeOptions};
 use crate::types::{ReplId, ReplOffset};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -70,17 +72,59 @@ impl Runner {
         spool: Arc<Spool>,
         path: &RdbPath,
     ) -> Result<Ended> {
-        match path {
-            RdbPath::File(path) => spool.use_file(path)?,
-            RdbPath::Stdin if shard.snapshot_complete => spool.adopt_snapshot(),
-            RdbPath::Stdin => {
-                let mut writer = SpoolWriter::new(spool.clone());
-                tokio::task::spawn_blocking(move || copy_stdin(&mut writer))
+        let parts = match path {
+            RdbPath::File(path) => aof::parts(path)?,
+            RdbPath::Stdin => aof::Parts::default(),
+        };
+        if !parts.commands.is_empty() && shard.snapshot_loaded && !shard.clean {
+            // Which commands have run is not known, and a file cannot be asked: everything is loaded again.
+            self.shared.event(
+                "warning",
+                "reload",
+                "the run before ended inside the commands of the append-only file: it is loaded from its beginning",
+            );
+            *shard = ShardState {
+                reconcile: true,
+                ..ShardState::new(shard.shard, shard.address.clone(), shard.slots.clone())
+            };
+        }
+        if !parts.commands.is_empty() {
+            // An earlier run may have been stopped while it copied: the copy is made anew.
+            spool.wipe()?;
+        }
+        let unpacked = shard.snapshot_complete && spool.snapshot().0 > 0;
+        if !shard.snapshot_loaded && !unpacked {
+            match (&parts.snapshot, path) {
+                (Some(file), _) if !parts.gzipped => spool.use_file(file)?,
+                (None, RdbPath::File(_)) => shard.snapshot_loaded = true,
+                (unpack, _) => {
+                    let (mut writer, unpack) = (SpoolWriter::new(spool.clone()), unpack.clone());
+                    tokio::task::spawn_blocking(move || {
+                        unpack_into(&mut writer, unpack.as_deref())
+                    })
                     .await
-                    .map_err(|e| Error::new(ErrorKind::Bug, "read standard input").cause(e))??;
+                    .map_err(|e| Error::new(ErrorKind::Bug, "read the snapshot").cause(e))??;
+                }
             }
+        } else {
+            spool.adopt_snapshot();
         }
         shard.snapshot_complete = true;
+        if !parts.commands.is_empty() {
+            let mut writer = SpoolWriter::new(spool.clone());
+            let left_out =
+                tokio::task::spawn_blocking(move || aof::spool_commands(&parts, &mut writer))
+                    .await
+                    .map_err(|e| Error::new(ErrorKind::Bug, "read the commands").cause(e))??;
+            if left_out > 0 {
+                self.shared.event(
+                    "warning",
+                    "aof_tail",
+                    &format!("the append-only file ends inside a command or transaction: its last {left_out} bytes are left out, as a server would"),
+                );
+            }
+            spool.end(End::Finished);
+        }
         self.pump(shard.clone(), spool, None, ReplOffset(0)).await
     }
 
@@ -223,14 +267,20 @@ impl Runner {
     }
 }
 
-fn copy_stdin(writer: &mut SpoolWriter) -> Result<()> {
-    use std::io::Read;
+/// Copies a gzipped file, or standard input, into the spool.
+fn unpack_into(writer: &mut SpoolWriter, file: Option<&Path>) -> Result<()> {
+    let failed = || match file {
+        Some(file) => format!("unpack {}", file.display()),
+        None => "read standard input".into(),
+    };
+    let input: Box<dyn Read> = match file {
+        Some(file) => Box::new(std::fs::File::open(file).context(ErrorKind::Disk, failed)?),
+        None => Box::new(std::io::stdin().lock()),
+    };
+    let mut input = gzip::unpacked(input).context(ErrorKind::Disk, failed)?;
     let mut buf = vec![0u8; 1 << 20];
-    let mut input = std::io::stdin().lock();
     loop {
-        let n = input
-            .read(&mut buf)
-            .context(ErrorKind::Disk, || "read standard input".into())?;
+        let n = input.read(&mut buf).context(ErrorKind::Disk, failed)?;
         if n == 0 {
             return writer.finish_snapshot();
         }

@@ -196,6 +196,21 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     ))
 }
 
+/// The names of the modules that a server has loaded; none where it does not tell.
+pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
+    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let reply = conn.ask(&[b"MODULE", b"LIST"]).await?;
+    let name = |module: &Reply| {
+        let parts = module.array()?;
+        let at = parts
+            .iter()
+            .position(|p| p.bytes() == Some(b"name".as_slice()))?;
+        parts.get(at + 1)?.text().map(|t| t.into_owned())
+    };
+    let list = reply.array().unwrap_or_default();
+    Ok(list.iter().filter_map(name).collect())
+}
+
 /// The cluster's masters as `conn`'s node sees them.
 pub async fn masters(conn: &mut Conn, endpoint: &Endpoint) -> Result<Vec<Master>> {
     let reply = conn.call(&[b"CLUSTER", b"SLOTS"]).await?;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
-use super::{CutoverPlan, Glob, LatencyPlan, OnExisting, Topology};
+use super::{CutoverPlan, Expired, Glob, LatencyPlan, OnExisting, OnLoss, Topology};
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,6 +19,8 @@ pub struct Job {
     pub databases: Databases,
     pub filter: Filter,
     pub on_existing: OnExisting,
+    pub on_loss: OnLoss,
+    pub expired: Expired,
     pub limits: Limits,
     pub verify: VerifyOptions,
     pub cutover: CutoverPlan,

@@ -44,6 +44,12 @@ pub struct Plan {
     /// What to do when the target holds keys already.
     #[serde(default)]
     pub on_existing: OnExisting,
+    /// What to do with what the target cannot hold.
+    #[serde(default)]
+    pub on_loss: OnLoss,
+    /// What to do with keys whose expiry has passed.
+    #[serde(default)]
+    pub expired: Expired,
     /// Upper bounds; 0 or absent means chosen by the program.
     #[serde(default)]
     pub limits: LimitsPlan,
@@ -152,6 +158,30 @@ pub enum OnExisting {
     Replace,
     /// Leave keys of the same name as they are.
     Skip,
+}
+
+/// What to do with what the target cannot hold: a module's value, a field's expiry, a database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLoss {
+    /// Stop, with the key named.
+    #[default]
+    Fail,
+    /// Go on without it, and list the key.
+    List,
+}
+
+/// What to do with keys of a snapshot whose expiry has passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Expired {
+    /// Write them with their expiry, as a replica would: the target removes them.
+    #[default]
+    Carry,
+    /// Leave them out.
+    Drop,
+    /// Write them without an expiry.
+    Persist,
 }
 
 /// A password as plain text (accepted with a warning), or where to get it.

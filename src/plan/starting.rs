@@ -23,6 +23,8 @@ impl Plan {
             databases: Default::default(),
             filter: Default::default(),
             on_existing: Default::default(),
+            on_loss: Default::default(),
+            expired: Default::default(),
             limits: Default::default(),
             verify: Default::default(),
             cutover: Default::default(),

@@ -128,6 +128,8 @@ impl Bytes for Slice<'_> {
 }
 
 const CHUNK: usize = 1 << 20;
+/// What is held in one piece; servers take no string of more than 512 MB unless told to.
+const MOST_HELD: usize = 1 << 30;
 
 /// A buffered cursor over a stream; counts the position and the checksum of what has been consumed.
 pub struct Input<R> {
@@ -192,6 +194,15 @@ impl<R: Read> Input<R> {
                 self.buf.shrink_to_fit();
             }
         }
+        if to > MOST_HELD {
+            return Err(corrupt(
+                self.base,
+                what,
+                format_args!(
+                    "a length of {to} bytes, and nothing that must be held is longer than {MOST_HELD}"
+                ),
+            ));
+        }
         while self.end < to {
             if self.ended {
                 return Err(corrupt(
@@ -225,9 +236,9 @@ impl<R: Read> Input<R> {
         Ok(())
     }
 
-    /// Whether the stream has ended and all was consumed.
-    pub fn at_end(&mut self) -> bool {
-        self.start == self.end && (self.ended || self.fill(1, "the end").is_err())
+    /// Whether the stream ends `to` bytes from here.
+    pub fn ends_at(&mut self, to: usize) -> bool {
+        self.ensure(to, "the end").is_ok() && self.ensure(to + 1, "the end").is_err()
     }
 }
 

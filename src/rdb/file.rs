@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
 use crate::rdb::encoding::{self, Len};
 use crate::rdb::frame::Walk;
+use crate::rdb::old_module;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::{self, Layout, ValueSink, module_name};
 use crate::types::{DbIndex, ExpireAt};
@@ -364,8 +365,14 @@ impl<R: Read> Snapshot<R> {
             self.key = key;
         }
         let limit = key_end.saturating_add(self.options.whole_value_limit);
-        let mut walk = Walk::new(&mut self.input, key_end, limit);
-        if walk.value(type_id, self.dialect)?.is_err() {
+        let end = if type_id == op::MODULE_PRE_GA {
+            Some(old_module::end(&mut self.input, key_end, Input::ends_at)?)
+        } else {
+            let mut walk = Walk::new(&mut self.input, key_end, limit);
+            let fits = walk.value(type_id, self.dialect)?.is_ok();
+            fits.then_some(walk.at)
+        };
+        let Some(end) = end else {
             if plain {
                 let key = self.input.peek().get(text_at..key_end).unwrap_or_default();
                 self.key.clear();
@@ -380,9 +387,8 @@ impl<R: Read> Snapshot<R> {
                 value_at,
                 snapshot: self,
             }));
-        }
-        let end = walk.at;
-        walk.there("a value")?;
+        };
+        self.input.ensure(end, "a value")?;
         self.lent = end;
         let bytes = self.input.peek();
         let key = if plain {

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::Slice;
 use crate::rdb::cursor::{Reader, corrupt};
 use crate::rdb::encoding::listpack::Listpack;
-use crate::rdb::encoding::{put_length, put_string, string};
+use crate::rdb::encoding::{Len, length, length_or_encoding, put_length, put_string, string};
 use crate::rdb::frame::Walk;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::stream::{self, StreamMeta};
@@ -56,6 +56,39 @@ impl Target {
             op::STREAM_5..=op::GCRA => !self.valkey && self.at_least(8, 8),
             _ => false,
         }
+    }
+}
+
+/// The versions that a summary looks at.
+pub const KNOWN: [(&str, Target); 15] = [
+    ("redis 2.8", redis(2, 8)),
+    ("redis 3.2", redis(3, 2)),
+    ("redis 4.0", redis(4, 0)),
+    ("redis 5.0", redis(5, 0)),
+    ("redis 6.2", redis(6, 2)),
+    ("redis 7.0", redis(7, 0)),
+    ("redis 7.2", redis(7, 2)),
+    ("redis 7.4", redis(7, 4)),
+    ("redis 8.0", redis(8, 0)),
+    ("redis 8.6", redis(8, 6)),
+    ("redis 8.8", redis(8, 8)),
+    ("valkey 7.2", valkey(7, 2)),
+    ("valkey 8.0", valkey(8, 0)),
+    ("valkey 8.1", valkey(8, 1)),
+    ("valkey 9.0", valkey(9, 0)),
+];
+
+const fn redis(major: u32, minor: u32) -> Target {
+    Target {
+        valkey: false,
+        version: (major, minor, 0),
+    }
+}
+
+const fn valkey(major: u32, minor: u32) -> Target {
+    Target {
+        valkey: true,
+        version: (major, minor, 0),
     }
 }
 
@@ -158,15 +191,53 @@ pub enum Fit {
 }
 
 /// Listpacks at least this long may hold an element of a disputed size.
-const DISPUTED: usize = 16383;
+const DISPUTED: u64 = 16383;
+
+/// What of a value's content decides how it can travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traits {
+    /// A listpack in it has an element at whose size versions write different bytes.
+    pub disputed: bool,
+    /// A field of the hash has an expiry.
+    pub field_expiry: bool,
+}
+
+impl Traits {
+    pub fn of(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> Traits {
+        let timed = matches!(
+            type_id,
+            op::HASH_22 | op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX
+        );
+        Traits {
+            disputed: is_disputed(type_id, body),
+            field_expiry: timed && has_field_expiry(type_id, dialect, version, body),
+        }
+    }
+}
 
 /// Decides how a value of this type gets to `target`.
 pub fn fit(type_id: u8, dialect: Dialect, version: u32, body: &[u8], target: &Target) -> Fit {
+    fit_of(
+        type_id,
+        dialect,
+        is_disputed(type_id, body),
+        &|| has_field_expiry(type_id, dialect, version, body),
+        target,
+    )
+}
+
+/// The decision of [`fit`], from the value's traits.
+pub fn fit_of(
+    type_id: u8,
+    dialect: Dialect,
+    disputed: bool,
+    field_expiry: &dyn Fn() -> bool,
+    target: &Target,
+) -> Fit {
     let known = target.knows(type_id, dialect);
     match type_id {
         op::MODULE_PRE_GA | op::MODULE_2 => Fit::Module,
-        _ if body.len() > DISPUTED && is_disputed(type_id, dialect, version, body) => match type_id
-        {
+        _ if disputed => match type_id {
             op::STREAM | op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5 => Fit::Rebuild,
             _ => Fit::Transcode,
         },
@@ -184,7 +255,7 @@ pub fn fit(type_id: u8, dialect: Dialect, version: u32, body: &[u8], target: &Ta
             Fit::Impossible("it is a rate limiter (Redis 8.8), which the target does not have")
         }
         op::HASH_22 | op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX => {
-            if target.field_expiry() || !has_field_expiry(type_id, dialect, version, body) {
+            if target.field_expiry() || !field_expiry() {
                 Fit::Transcode
             } else {
                 Fit::Impossible(
@@ -212,15 +283,8 @@ fn has_field_expiry(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) ->
 }
 
 /// Whether a listpack in the value has an element at whose size versions write different bytes; some crash on the other's.
-fn is_disputed(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> bool {
-    let _ = (dialect, version);
-    let scan = |bytes: &[u8]| -> bool {
-        let Ok(mut lp) = Listpack::new(bytes, 0) else {
-            return false;
-        };
-        while let Ok(Some(_)) = lp.next() {}
-        lp.disputed
-    };
+fn is_disputed(type_id: u8, body: &[u8]) -> bool {
+    const WHAT: &str = "a value";
     let mut r = Reader::new(body, 0);
     let result: Result<bool> = (|| match type_id {
         op::HASH_LISTPACK
@@ -229,24 +293,24 @@ fn is_disputed(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> bool
         | op::HASH_LISTPACK_EX
         | op::HASH_LISTPACK_EX_PRE_GA => {
             if type_id == op::HASH_LISTPACK_EX {
-                r.i64("a value")?;
+                r.i64(WHAT)?;
             }
-            Ok(scan(&string(&mut r, "a value")?))
+            disputed_listpack(&mut r)
         }
         op::LIST_QUICKLIST_2 => {
-            for _ in 0..crate::rdb::encoding::length(&mut r, "a value")? {
-                let container = crate::rdb::encoding::length(&mut r, "a value")?;
-                let node = string(&mut r, "a value")?;
-                if container == 2 && node.len() > DISPUTED && scan(&node) {
+            for _ in 0..length(&mut r, WHAT)? {
+                // A plain node is an element, not a listpack.
+                let plain = length(&mut r, WHAT)? == 1;
+                if disputed_listpack(&mut r)? && !plain {
                     return Ok(true);
                 }
             }
             Ok(false)
         }
         op::STREAM | op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5 => {
-            for _ in 0..crate::rdb::encoding::length(&mut r, "a value")? {
-                string(&mut r, "a value")?;
-                if scan(&string(&mut r, "a value")?) {
+            for _ in 0..length(&mut r, WHAT)? {
+                string(&mut r, WHAT)?;
+                if disputed_listpack(&mut r)? {
                     return Ok(true);
                 }
             }
@@ -255,6 +319,32 @@ fn is_disputed(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> bool
         _ => Ok(false),
     })();
     result.unwrap_or(false)
+}
+
+/// Steps over a string; one that is long enough, also when it is compressed, is looked into.
+fn disputed_listpack(r: &mut Reader<'_>) -> Result<bool> {
+    const WHAT: &str = "a value";
+    let mut ahead = r.clone();
+    let (stored, plain) = match length_or_encoding(&mut ahead)? {
+        Len::Plain(n) => (n, n),
+        Len::Encoded(3) => (length(&mut ahead, WHAT)?, length(&mut ahead, WHAT)?),
+        // An integer is no listpack.
+        Len::Encoded(_) => {
+            string(r, WHAT)?;
+            return Ok(false);
+        }
+    };
+    if plain <= DISPUTED {
+        ahead.take(usize::try_from(stored).unwrap_or(usize::MAX), WHAT)?;
+        *r = ahead;
+        return Ok(false);
+    }
+    let bytes = string(r, WHAT)?;
+    let Ok(mut listpack) = Listpack::new(&bytes, 0) else {
+        return Ok(false);
+    };
+    while let Ok(Some(_)) = listpack.next() {}
+    Ok(listpack.disputed)
 }
 
 /// Appends the value in a form that `target` takes; returns its type number.

@@ -1,5 +1,7 @@
 //! The source: its masters, the replication link to each, and the spool between link and decoder.
 
+pub mod aof;
+pub mod gzip;
 pub mod psync;
 pub mod spool;
 

@@ -25,6 +25,8 @@ const ARRIVALS: usize = 1 << 16;
 pub enum End {
     /// The run is stopping; what is spooled may be read on or left for the next run.
     Stopped,
+    /// The file is read: nothing comes after what is spooled.
+    Finished,
     /// The source has started a new full sync: the snapshot and stream spooled here do not go on.
     Superseded,
 }
@@ -43,6 +45,13 @@ struct State {
     replid: Option<ReplId>,
     /// A snapshot file of the user's, read where it lies.
     file: Option<PathBuf>,
+}
+
+impl State {
+    /// The snapshot is of no use any more, or not now.
+    fn ended_early(&self) -> bool {
+        matches!(self.end, Some(End::Stopped | End::Superseded))
+    }
 }
 
 /// One source shard's spool, shared by the link that fills it and the pump that empties it.
@@ -396,7 +405,7 @@ impl Read for SnapshotTail {
             if state.snapshot_complete {
                 return Ok(0);
             }
-            if state.end.is_some() {
+            if state.ended_early() {
                 return Err(std::io::ErrorKind::ConnectionAborted.into());
             }
             state = self
@@ -405,7 +414,7 @@ impl Read for SnapshotTail {
                 .wait(state)
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
         }
-        if state.end.is_some() {
+        if state.ended_early() {
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
         let there = state.snapshot_len - self.at;

@@ -13,7 +13,8 @@ mod schema;
 pub use existing::Existing;
 pub use lock::Lock;
 pub use record::{
-    Difference, Event, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow, VerifyRun,
+    Difference, Event, Loss, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow,
+    VerifyRun,
 };
 
 use self::column::{big, document, int, offset, unreadable};
@@ -358,6 +359,28 @@ impl Store {
             |row| Ok((row.get(0)?, big(row, 1)?)),
         )?;
         Ok(rows.into_iter().collect())
+    }
+
+    pub fn add_losses(&mut self, losses: &[Loss]) -> Result<()> {
+        if losses.is_empty() {
+            return Ok(());
+        }
+        self.write("save the list of losses", |t| {
+            let mut insert =
+                t.prepare_cached("INSERT OR IGNORE INTO loss (db, key, what) VALUES (?1, ?2, ?3)")?;
+            for loss in losses {
+                insert.execute(params![loss.db.0, loss.key, loss.what])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What the target could not hold: its database, the key, and what is lost.
+    pub fn losses(&self, limit: u64) -> Result<Vec<(DbIndex, Vec<u8>, String)>> {
+        let sql = "SELECT db, key, what FROM loss ORDER BY db, key LIMIT ?1";
+        self.rows("read the list of losses", sql, [int(limit)], |row| {
+            Ok((DbIndex(row.get(0)?), row.get(1)?, row.get(2)?))
+        })
     }
 
     /// Levels are `info`, `warning` and `error`; the oldest events go when there are very many.

@@ -230,3 +230,12 @@ pub struct VerifyRun {
     /// The answer of `verify --json`.
     pub answer: Value,
 }
+
+/// Something of a key that the target cannot hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// The target's database.
+    pub db: DbIndex,
+    pub key: Vec<u8>,
+    pub what: &'static str,
+}

@@ -4,7 +4,8 @@
 
 use rusqlite::{Connection, Result};
 
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
         run_id TEXT NOT NULL, plan TEXT NOT NULL, fingerprint TEXT NOT NULL, redacted TEXT NOT NULL,
@@ -43,10 +44,17 @@ const MIGRATIONS: [&str; 1] = ["
         slot INTEGER NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL
     ) STRICT;
     CREATE TABLE document (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE loss (
+        db INTEGER NOT NULL, key BLOB NOT NULL, what TEXT NOT NULL, PRIMARY KEY (db, key, what)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// All tables that hold something of a migration; what `--fresh` empties.
-pub(super) const TABLES: [&str; 9] = [
+pub(super) const TABLES: [&str; 10] = [
+    "loss",
     "run",
     "phase",
     "shard",

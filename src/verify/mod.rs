@@ -55,6 +55,8 @@ pub struct Summary {
     pub unprovable: Vec<KeyReport>,
     pub unprovable_count: u64,
     pub repaired_count: u64,
+    /// Keys that are not compared, because the migration has listed them as losses.
+    pub known_losses: u64,
     pub elapsed_ms: u64,
     pub keys_per_s: u64,
     pub peak_rss_bytes: u64,
@@ -107,6 +109,14 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         target: job.target.redacted_url(),
         started_ms,
     })?;
+    let mut apart = (job.on_existing == OnExisting::Skip)
+        .then(|| Existing::load(&options.work_dir))
+        .flatten()
+        .unwrap_or_default();
+    let losses = store.losses(i64::MAX as u64)?;
+    for (db, key, _) in &losses {
+        apart.insert(*db, key);
+    }
     let check = Check {
         source: open_side(source, "source").await?,
         target: open_side(&job.target, "target").await?,
@@ -114,10 +124,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
             job: &job,
             stop: &stop,
             throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
-            existing: (job.on_existing == OnExisting::Skip)
-                .then(|| Existing::load(&options.work_dir))
-                .flatten()
-                .unwrap_or_default(),
+            apart,
         },
     };
     let found = check.run().await?;
@@ -137,7 +144,8 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         .collect();
     store.save_slot_sums(&rows, unix_ms())?;
     store.replace_differences(&found.differences)?;
-    let summary = found.summary(started);
+    let mut summary = found.summary(started);
+    summary.known_losses = losses.len() as u64;
     let value = serde_json::to_value(&summary).unwrap_or_default();
     store.save_verify(&value, started_ms, unix_ms(), summary.equal)?;
     // A later difference takes the word back.
@@ -367,6 +375,7 @@ impl Found {
             unprovable,
             unprovable_count,
             repaired_count: 0,
+            known_losses: 0,
             elapsed_ms,
             keys_per_s: (self.keys.0 + self.keys.1).saturating_mul(1000) / elapsed_ms.max(1),
             peak_rss_bytes: peak_rss(),

@@ -34,8 +34,8 @@ pub struct Rules<'a> {
     pub job: &'a Job,
     pub stop: &'a Shutdown,
     pub throttle: Throttle,
-    /// The target's own keys, which on_existing "skip" has kept.
-    pub existing: Existing,
+    /// Keys that are not compared: the target's own, which on_existing "skip" has kept, and listed losses.
+    pub apart: Existing,
 }
 
 impl Rules<'_> {
@@ -43,7 +43,7 @@ impl Rules<'_> {
     fn compared(&self, db: DbIndex, key: &[u8]) -> bool {
         self.job.filter.accepts(key)
             && self.job.verify.exclude.accepts(key)
-            && !self.existing.contains(db, key)
+            && !self.apart.contains(db, key)
     }
 }
 

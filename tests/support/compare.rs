@@ -12,6 +12,8 @@ use std::time::Duration;
 
 const BATCH: usize = 1_000;
 const ENTRIES_READ: &str = "entries-read";
+/// How XINFO STREAM FULL calls the pending list.
+const PENDING: &str = "pending";
 const KEPT: usize = 100;
 const ROUNDS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(700);
@@ -392,7 +394,7 @@ fn stream(fields: &[Value], modern: bool) -> Value {
     }
     for group in sorted(of(fields, "groups")) {
         let group = group.items();
-        let mut parts: Vec<Value> = ["name", "last-delivered-id", "pel-count", "pel"]
+        let mut parts: Vec<Value> = ["name", "last-delivered-id", "pel-count", PENDING]
             .map(|n| of(group, n))
             .to_vec();
         if modern {
@@ -401,7 +403,7 @@ fn stream(fields: &[Value], modern: bool) -> Value {
         }
         for consumer in sorted(of(group, "consumers")) {
             parts.push(Value::Array(
-                ["name", "pel"].map(|n| of(consumer.items(), n)).to_vec(),
+                ["name", PENDING].map(|n| of(consumer.items(), n)).to_vec(),
             ));
         }
         out.push(Value::Array(parts));

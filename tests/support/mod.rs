@@ -4,6 +4,7 @@
 
 #![allow(dead_code)] // one integration binary: not every test file uses every part
 
+pub mod borders;
 pub mod cluster;
 pub mod compare;
 pub mod dataset;
@@ -13,6 +14,7 @@ pub mod rng;
 pub mod server;
 pub mod side;
 pub mod story;
+pub mod tell;
 pub mod tls;
 pub mod traffic;
 pub mod wire;

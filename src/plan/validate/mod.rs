@@ -49,6 +49,8 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         databases,
         filter,
         on_existing: plan.on_existing,
+        on_loss: plan.on_loss,
+        expired: plan.expired,
         limits,
         verify,
         cutover: plan.cutover.clone(),

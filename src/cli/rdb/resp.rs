@@ -1,0 +1,98 @@
+//! Commands that recreate the data of a snapshot, as RESP for `redis-cli --pipe`.
+
+use super::{options, to_stdout};
+use crate::error::{Context, ErrorKind, Result};
+use crate::migrate::rebuild::Rebuild;
+use crate::rdb::file::{Item, Snapshot};
+use crate::rdb::payload::{self, Target};
+use crate::rdb::value::{self, ValueKind};
+use crate::resp;
+use std::io::{Read, Write};
+
+/// Plain commands of Redis 7 and Valkey; HPEXPIREAT only where a field has an expiry.
+const DIALECT: Target = Target {
+    valkey: false,
+    version: (7, 4, 0),
+};
+
+/// Writes commands for every key; a value of a module, an array or a rate limiter comes as RESTORE.
+pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool) -> Result<()> {
+    let mut snapshot = Snapshot::open(input, options(ignore_checksum))?;
+    let (dialect, version) = (snapshot.dialect(), snapshot.version());
+    let mut selected = 0;
+    let mut buf = Vec::new();
+    loop {
+        let db = snapshot.db().0;
+        buf.clear();
+        match snapshot.next()? {
+            Item::End => return Ok(()),
+            Item::Function(code) => {
+                resp::command(&mut buf, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
+            }
+            Item::FunctionPreGa { name, engine, code } => {
+                let library = [b"#!", engine, b" name=", name, b"\n", code].concat();
+                resp::command(&mut buf, &[b"FUNCTION", b"LOAD", b"REPLACE", &library]);
+            }
+            Item::Entry(e) => {
+                let h = &e.header;
+                select(&mut buf, &mut selected, db);
+                match value::kind(h.type_id, dialect)? {
+                    ValueKind::Module | ValueKind::Array | ValueKind::Gcra => {
+                        let mut body = Vec::new();
+                        let footer = u16::try_from(version).unwrap_or(u16::MAX);
+                        payload::seal(&mut body, &[], h.type_id, e.value, footer);
+                        let at = h.expire.map_or("0".into(), |e| e.0.max(1).to_string());
+                        let mut args: Vec<&[u8]> = vec![b"RESTORE", h.key, at.as_bytes(), &body];
+                        args.push(b"REPLACE");
+                        if h.expire.is_some() {
+                            args.push(b"ABSTTL");
+                        }
+                        resp::command(&mut buf, &args);
+                    }
+                    _ => {
+                        let mut bytes = Vec::new();
+                        let mut rebuild =
+                            Rebuild::new(h.key, &DIALECT, &mut bytes, |part: &mut Vec<u8>, _| {
+                                buf.append(part);
+                                Ok(())
+                            });
+                        value::decode(
+                            h.type_id,
+                            dialect,
+                            version,
+                            e.value,
+                            h.value_at,
+                            &mut rebuild,
+                        )?;
+                        rebuild.finish(h.expire)?;
+                    }
+                }
+            }
+            Item::Large(large) => {
+                select(&mut buf, &mut selected, db);
+                let h = large.header();
+                let (key, expire) = (h.key.to_vec(), h.expire);
+                let mut bytes = Vec::new();
+                out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
+                buf.clear();
+                let mut rebuild =
+                    Rebuild::new(&key, &DIALECT, &mut bytes, |part: &mut Vec<u8>, _| {
+                        let written = out.write_all(part).context(ErrorKind::Disk, to_stdout);
+                        part.clear();
+                        written
+                    });
+                large.decode(&mut rebuild)?;
+                rebuild.finish(expire)?;
+            }
+            _ => {}
+        }
+        out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
+    }
+}
+
+fn select(out: &mut Vec<u8>, selected: &mut u32, db: u32) {
+    if *selected != db {
+        *selected = db;
+        resp::command(out, &[b"SELECT", db.to_string().as_bytes()]);
+    }
+}

@@ -1,0 +1,110 @@
+//! What the target cannot hold: a stop with the key named, or a listed loss, as the plan's `on_loss` says.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::pump::Pump;
+use crate::net;
+use crate::plan::OnLoss;
+use crate::rdb::cursor::Reader;
+use crate::rdb::encoding::length;
+use crate::rdb::payload::Target;
+use crate::rdb::value::module_name;
+use crate::resp::Reply;
+use crate::store::Loss;
+use crate::types::{DbIndex, shown};
+
+/// Which loss it is: its counter.
+pub const MODULE: &str = "skipped.module";
+pub const TYPE: &str = "skipped.type";
+pub const DATABASE: &str = "skipped.no_such_database";
+pub const FIELD_EXPIRY: &str = "skipped.field_expiry";
+
+impl Pump {
+    /// A key of the target's database `db` that cannot be held: an error, or a line in the list of losses.
+    pub(super) fn lose(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        code: &'static str,
+        why: &str,
+    ) -> Result<()> {
+        let text = format!("the target cannot hold the key {}: {why}", shown(key));
+        if self.shared.job.on_loss == OnLoss::Fail && !self.shared.dry_run {
+            return Err(Error::new(ErrorKind::Unsupported, text).hint(
+                "leave such keys out with filter.exclude, choose a target that can hold them, or set on_loss to \"list\" to go on without them",
+            ));
+        }
+        self.note(code, &text);
+        let what = code.trim_start_matches("skipped.");
+        self.losses.push(Loss {
+            db,
+            key: key.to_vec(),
+            what,
+        });
+        Ok(())
+    }
+
+    /// Whether the target has this database; asked once.
+    pub(super) fn target_has(&mut self, db: DbIndex) -> Result<bool> {
+        if db == DbIndex::ZERO {
+            return Ok(true);
+        }
+        if let Some(known) = self.databases.get(&db) {
+            return Ok(*known);
+        }
+        let there = if self.pipe.topology().one_slot {
+            false
+        } else {
+            let endpoint = self.pipe.endpoint().clone();
+            let ask = async {
+                let mut conn = net::connect(&endpoint, &endpoint.address()).await?;
+                conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await
+            };
+            !matches!(self.shared.runtime.block_on(ask)?, Reply::Error(_))
+        };
+        self.databases.insert(db, there);
+        Ok(there)
+    }
+
+    /// Why a module's value cannot go to the target; `None` when it can.
+    pub(super) fn lacks_module(&self, body: &[u8]) -> Option<String> {
+        let id = length(&mut Reader::new(body, 0), "a module's id").unwrap_or_default();
+        let name = module_name(id);
+        if has_module(&name, &self.format, &self.shared.target_modules) {
+            return None;
+        }
+        Some(format!(
+            "it is a value of the module type {name}, and the target does not have that module"
+        ))
+    }
+}
+
+/// Modules by the names of their types.
+const PROVIDERS: [(&str, &[&str]); 11] = [
+    ("ReJSON-RL", &["rejson", "json"]),
+    ("MBbloom--", &["bf"]),
+    ("MBbloomCF", &["bf"]),
+    ("CMSk-TYPE", &["bf"]),
+    ("TopK-TYPE", &["bf"]),
+    ("TDIS-TYPE", &["bf"]),
+    ("bloomfltr", &["bf", "bloom"]),
+    ("TSDB-TYPE", &["timeseries"]),
+    ("trietype0", &["search", "ft"]),
+    ("graphdata", &["graph"]),
+    ("hellotype", &["hellotype", "helloworld"]),
+];
+
+/// Whether a server with `modules` loaded has the type `name`.
+fn has_module(name: &str, target: &Target, modules: &[String]) -> bool {
+    if name == "vectorset" {
+        // Built into Redis 8.
+        return !target.valkey && target.version >= (8, 0, 0);
+    }
+    let by = PROVIDERS
+        .iter()
+        .find(|(of, _)| *of == name)
+        .map_or(&[] as &[&str], |(_, by)| *by);
+    modules.iter().any(|m| {
+        by.iter().any(|b| m.eq_ignore_ascii_case(b))
+            || m.eq_ignore_ascii_case(name.trim_end_matches('-'))
+    })
+}
