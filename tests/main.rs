@@ -8,6 +8,7 @@ mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;
 mod rdb_hostile;
+mod rdb_properties;
 mod rdb_samples;
 mod rdb_servers;
 mod support;

@@ -127,6 +127,8 @@ impl Bytes for Slice<'_> {
     }
 }
 
+/// The buffer begins small, for small files, and doubles up to the chunk.
+const FIRST: usize = 64 << 10;
 const CHUNK: usize = 1 << 20;
 /// What is held in one piece; servers take no string of more than 512 MB unless told to.
 const MOST_HELD: usize = 1 << 30;
@@ -213,9 +215,9 @@ impl<R: Read> Input<R> {
             }
             if self.buf.len() - self.end < CHUNK / 4 {
                 // Grows with what has come, never with what a length claims.
-                let len = self.buf.len().max(CHUNK / 2) * 2;
+                let len = self.buf.len().max(FIRST / 2) * 2;
                 self.buf
-                    .resize(len.min(self.end + 64 * CHUNK).max(self.end + CHUNK), 0);
+                    .resize(len.min(self.end + 64 * CHUNK).max(self.end + FIRST), 0);
             }
             match self
                 .reader

@@ -449,7 +449,8 @@ impl ValueSink for Plain {
         } else if score.is_infinite() {
             self.out.push(if score > 0.0 { 254 } else { 255 });
         } else {
-            let text = score.to_string();
+            // Written in full, a large one would not fit its length byte.
+            let text = format!("{score:e}");
             self.out.push(text.len() as u8);
             self.out.extend_from_slice(text.as_bytes());
         }

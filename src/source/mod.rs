@@ -2,6 +2,7 @@
 
 pub mod aof;
 pub mod gzip;
+pub mod handshake;
 pub mod psync;
 pub mod spool;
 

@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Conn};
 use crate::plan::Endpoint;
 use crate::resp::{self, Reply};
+use crate::source::handshake::{self, Framing, Start, not_allowed};
 use crate::source::spool::{End, Spool, SpoolWriter};
 use crate::source::unix_ms;
 use crate::task::Shutdown;
@@ -22,15 +23,6 @@ const ACK_EVERY: Duration = Duration::from_secs(1);
 /// The source pings every 10 s; after this silence the link is taken for dead.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 256 * 1024;
-const MARK_LEN: usize = 40;
-
-/// What the source answered to PSYNC.
-pub enum Start {
-    /// A snapshot follows; the stream begins at the offset.
-    Full { replid: ReplId, offset: ReplOffset },
-    /// The stream goes on where it was, perhaps under a new id.
-    Continue { replid: Option<ReplId> },
-}
 
 /// Sends the replica handshake and PSYNC.
 ///
@@ -66,55 +58,10 @@ pub async fn start(
         // Bare newlines keep the link alive while a diskless sync waits for more replicas.
         let line = conn.read_line().await?;
         if !line.is_empty() {
-            break String::from_utf8_lossy(&line).into_owned();
+            break line;
         }
     };
-    let mut words = line.split_ascii_whitespace();
-    let start = match words.next().unwrap_or_default() {
-        "+FULLRESYNC" => {
-            let (id, offset) = (
-                words.next().unwrap_or_default(),
-                words.next().unwrap_or_default(),
-            );
-            let offset = offset.parse().map_err(|_| {
-                Error::new(
-                    ErrorKind::Protocol,
-                    format!("PSYNC was answered with {line:?}"),
-                )
-            })?;
-            Start::Full {
-                replid: ReplId::parse(id.as_bytes())?,
-                offset: ReplOffset(offset),
-            }
-        }
-        "+CONTINUE" => Start::Continue {
-            replid: words
-                .next()
-                .map(|id| ReplId::parse(id.as_bytes()))
-                .transpose()?,
-        },
-        word if word.starts_with('-') => {
-            let text = line.trim_start_matches('-');
-            return Err(match net::refusal("PSYNC", text) {
-                e if e.kind() == ErrorKind::NotReady => e,
-                _ => not_allowed("PSYNC", text),
-            });
-        }
-        _ => {
-            return Err(Error::new(
-                ErrorKind::Protocol,
-                format!("PSYNC was answered with {line:?}"),
-            ));
-        }
-    };
-    Ok((conn, start))
-}
-
-fn not_allowed(command: &str, text: &str) -> Error {
-    net::refusal(command, text).hint(
-        "the source does not let this user replicate: allow PSYNC and REPLCONF for it (ACL: +psync +replconf), \
-         or set source.mode to \"scan\" or \"rdb\"",
-    )
+    Ok((conn, handshake::answer(&line)?))
 }
 
 /// What the link tells the rest of the program while it runs.
@@ -308,45 +255,13 @@ impl Link {
                 break line;
             }
         };
-        let text = String::from_utf8_lossy(&line).into_owned();
-        if let Some(mark) = line.strip_prefix(b"$EOF:") {
-            let mark = <[u8; MARK_LEN]>::try_from(mark).map_err(|_| {
-                Error::new(
-                    ErrorKind::Protocol,
-                    format!("the snapshot's end mark is {} bytes long", mark.len()),
-                )
-            })?;
-            self.spool.set_snapshot_total(None);
-            return Ok(Framing::Mark {
-                mark,
-                finder: memchr::memmem::Finder::new(&mark).into_owned(),
-            });
-        }
-        match text.strip_prefix('$').and_then(|n| n.parse::<u64>().ok()) {
-            Some(left) => {
-                self.spool.set_snapshot_total(Some(left));
-                Ok(Framing::Sized { left })
-            }
-            None if text.starts_with('-') => {
-                Err(net::refusal("PSYNC", text.trim_start_matches('-')))
-            }
-            None => Err(Error::new(
-                ErrorKind::Protocol,
-                format!("a snapshot begins with {text:?}"),
-            )),
-        }
+        let framing = handshake::framing(&line)?;
+        self.spool.set_snapshot_total(match framing {
+            Framing::Sized { left } => Some(left),
+            Framing::Mark { .. } => None,
+        });
+        Ok(framing)
     }
-}
-
-#[allow(clippy::large_enum_variant)] // one value for each link
-enum Framing {
-    Sized {
-        left: u64,
-    },
-    Mark {
-        mark: [u8; MARK_LEN],
-        finder: memchr::memmem::Finder<'static>,
-    },
 }
 
 struct Receiver<'a> {
@@ -358,18 +273,7 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     /// Moves the snapshot's bytes from `buf` to the spool; true when it has ended (`buf` then holds stream).
     fn take(&mut self, buf: &mut Vec<u8>) -> Result<bool> {
-        let (snapshot, skip, done) = match &mut self.framing {
-            Framing::Sized { left } => {
-                let n = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
-                *left -= n as u64;
-                (n, 0, *left == 0)
-            }
-            Framing::Mark { mark, finder } => match finder.find(buf) {
-                Some(at) => (at, mark.len(), true),
-                // The mark may be cut by the end of what was read: keep that many bytes back.
-                None => (buf.len().saturating_sub(MARK_LEN - 1), 0, false),
-            },
-        };
+        let (snapshot, skip, done) = handshake::cut(&mut self.framing, buf);
         if snapshot > 0 {
             self.writer
                 .append_snapshot(buf.get(..snapshot).unwrap_or_default())?;

@@ -1,0 +1,151 @@
+//! Frame, decode, digest, JSON and compression of snapshots: MB/s and keys/s (`cargo bench --bench rdb`).
+//!
+//! The files are made here, in memory: many small strings, large listpacks, LZF, hash tables.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use keyferry::digest;
+use keyferry::rdb::encoding::listpack::{Builder, Packed};
+use keyferry::rdb::encoding::{put_length, put_string};
+use keyferry::rdb::file::{Item, Options, Snapshot};
+use keyferry::rdb::value::{self, ValueSink};
+use std::hint::black_box;
+
+const BYTES: usize = 64 << 20;
+
+struct File {
+    name: &'static str,
+    bytes: Vec<u8>,
+    keys: u64,
+}
+
+fn file(name: &'static str, mut record: impl FnMut(&mut Vec<u8>, u64)) -> File {
+    let mut bytes = b"REDIS0011\xfe\x00".to_vec();
+    let mut keys = 0;
+    while bytes.len() < BYTES {
+        record(&mut bytes, keys);
+        keys += 1;
+    }
+    bytes.push(0xff);
+    let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Redis, &bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    File { name, bytes, keys }
+}
+
+fn head(out: &mut Vec<u8>, type_id: u8, n: u64) {
+    out.push(type_id);
+    put_string(out, format!("session:{n:012}").as_bytes());
+}
+
+fn files() -> Vec<File> {
+    let text = b"the quick brown fox jumps over the lazy dog and runs away from it";
+    let packed = {
+        let mut pack = Builder::default();
+        for i in 0..128 {
+            pack.push(Packed::Bytes(format!("field:{i}").as_bytes()));
+            pack.push(Packed::Bytes(text));
+        }
+        pack.finish()
+    };
+    let compressed = lzf_of_repeats(4096);
+    vec![
+        file("small strings", |out, n| {
+            head(out, 0, n);
+            put_string(out, text);
+        }),
+        file("hash listpacks of 128", |out, n| {
+            head(out, 16, n);
+            put_string(out, &packed);
+        }),
+        file("LZF strings of 4 KiB", |out, n| {
+            head(out, 0, n);
+            out.push(0xc3);
+            put_length(out, compressed.len() as u64);
+            put_length(out, 4096);
+            out.extend_from_slice(&compressed);
+        }),
+        file("hash tables of 100", |out, n| {
+            head(out, 4, n);
+            put_length(out, 100);
+            for i in 0..100 {
+                put_string(out, format!("field:{i}").as_bytes());
+                put_string(out, text);
+            }
+        }),
+    ]
+}
+
+/// Literals of 8 bytes, each followed by a reference of 24: a third of the plain size.
+fn lzf_of_repeats(plain: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut made = 0;
+    while made < plain {
+        out.push(7);
+        out.extend_from_slice(&(made as u64).to_le_bytes());
+        made += 8;
+        let n = 24.min(plain - made);
+        if n >= 9 {
+            out.extend_from_slice(&[0xe0, (n - 9) as u8, 7]);
+            made += n;
+        }
+    }
+    out
+}
+
+struct Nothing;
+impl ValueSink for Nothing {}
+
+fn walk(bytes: &[u8], mut each: impl FnMut(u8, keyferry::rdb::opcode::Dialect, &[u8])) {
+    let mut snapshot = Snapshot::open(bytes, Options::default()).expect("a snapshot");
+    let dialect = snapshot.dialect();
+    loop {
+        match snapshot.next().expect("a record") {
+            Item::End => return,
+            Item::Entry(e) => each(e.header.type_id, dialect, e.value),
+            _ => {}
+        }
+    }
+}
+
+fn rdb(c: &mut Criterion) {
+    for f in files() {
+        let mut group = c.benchmark_group(f.name);
+        group.sample_size(10);
+        for (unit, throughput) in [
+            ("bytes", Throughput::Bytes(f.bytes.len() as u64)),
+            ("keys", Throughput::Elements(f.keys)),
+        ] {
+            group.throughput(throughput);
+            group.bench_function(BenchmarkId::new("frame", unit), |b| {
+                b.iter(|| {
+                    walk(&f.bytes, |_, _, value| {
+                        black_box(value);
+                    })
+                })
+            });
+            group.bench_function(BenchmarkId::new("decode", unit), |b| {
+                b.iter(|| {
+                    walk(&f.bytes, |t, d, v| {
+                        value::decode(t, d, 11, v, 0, &mut Nothing).expect("a value")
+                    })
+                })
+            });
+            group.bench_function(BenchmarkId::new("digest", unit), |b| {
+                b.iter(|| {
+                    walk(&f.bytes, |t, d, v| {
+                        black_box(digest::of_body(t, d, 11, v).expect("a value"));
+                    })
+                })
+            });
+            group.bench_function(BenchmarkId::new("json", unit), |b| {
+                b.iter(|| {
+                    keyferry::cli::rdb::write_json(f.bytes.as_slice(), &mut std::io::sink(), false)
+                        .expect("JSON")
+                })
+            });
+        }
+        group.finish();
+    }
+}
+
+criterion_group!(benches, rdb);
+criterion_main!(benches);
