@@ -144,7 +144,7 @@ impl ErrorKind {
             K::TargetNotEmpty => (
                 3,
                 Never,
-                "empty the target, or set on_existing to \"replace\" or \"skip\" in the plan",
+                "empty the target, or set on_existing in the plan: \"replace\", \"skip\", or \"reconcile\" when these are keys of this migration whose saved state was lost",
             ),
             K::Interrupted => (130, Never, "run the same command again to go on"),
             K::Bug => (3, Never, "this is a mistake in keyferry; please report it"),

@@ -2,6 +2,7 @@
 
 mod cli;
 mod command_keys;
+mod faults;
 mod house;
 mod judge;
 mod migrate_matrix;

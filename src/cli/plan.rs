@@ -127,12 +127,14 @@ fn described(job: &Job, state_dir: &Path) -> String {
         OnExisting::Fail => "fail: refuse to start when the target holds keys",
         OnExisting::Replace => "replace: overwrite keys of the same name",
         OnExisting::Skip => "skip: leave keys of the same name as they are",
+        OnExisting::Reconcile => "reconcile: overwrite, and remove what the source does not hold",
     };
     let limits: Vec<String> = [
         ("keys/s", job.limits.keys_per_s),
         ("bytes/s", job.limits.bytes_per_s),
         ("bytes of spool", job.limits.spool_bytes),
         ("bytes of memory", job.limits.memory_bytes),
+        ("seconds of outage", job.limits.outage_s),
         ("connections", job.limits.connections.map(u64::from)),
     ]
     .into_iter()

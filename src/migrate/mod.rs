@@ -5,6 +5,7 @@
 
 mod bulk;
 mod census;
+mod checkpoint;
 mod existing;
 mod expiry;
 mod heal;
@@ -13,6 +14,7 @@ pub mod progress;
 mod pump;
 pub mod rebuild;
 mod reload;
+mod rewind;
 mod router;
 mod shard;
 mod trouble;
@@ -26,11 +28,12 @@ use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::{private_dir, unix_ms};
 use crate::store::{Existing, Lock, Phase, Run, ShardState, Store};
+use crate::target::health;
 use crate::target::topology::{self, Topology};
 use crate::task::{Shutdown, TaskGroup, Throttle, peak_rss};
 use crate::types::{DbIndex, ShardId};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -230,7 +233,7 @@ async fn migrate(
     job: &Job,
     options: &Options,
     dir: &Path,
-    store: Store,
+    mut store: Store,
     progress: &Progress,
     stop: &Shutdown,
 ) -> Result<bool> {
@@ -239,6 +242,14 @@ async fn migrate(
         .await
         .map_err(|e| e.context("look at the target"))?;
     fits_databases(job, &topology)?;
+    let watch = if options.dry_run {
+        None
+    } else {
+        let known = known_masters(&store)?;
+        let watch = health::Watch::begin(&job.target, &topology, known).await?;
+        store.put_json(MASTERS, &watch.health().masters())?;
+        Some(watch)
+    };
     let saved = store.shards()?;
     if saved.is_empty() && !options.dry_run && job.on_existing == OnExisting::Fail {
         refuse_existing(&job.target, &topology).await?;
@@ -254,7 +265,7 @@ async fn migrate(
         stop: stop.clone(),
         dry_run: options.dry_run,
         until_caught_up: options.until_caught_up,
-        patience: PATIENCE,
+        patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
         relative_ttls: source
             .as_ref()
             .is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
@@ -263,6 +274,7 @@ async fn migrate(
             Product::Valkey => !s.at_least(8, 0),
             Product::Redict => true,
         }),
+        health: watch.as_ref().map(health::Watch::health),
         target_modules: server::modules(&job.target).await?,
         source_cluster: layout.cluster,
         target_has_functions: target.has_functions(),
@@ -301,6 +313,7 @@ async fn migrate(
 
     let mut group = TaskGroup::new();
     let group_stop = group.stop.clone();
+    let watching = watch.map(|w| tokio::spawn(w.run(group_stop.clone())));
     for (i, master) in layout.masters.iter().enumerate() {
         let shard = match saved.iter().find(|s| s.address == master.address) {
             Some(shard) => ShardState {
@@ -349,12 +362,27 @@ async fn migrate(
         joined = group.join() => joined,
         () = watch => group.join().await,
     };
+    if let Some(watching) = watching {
+        watching.abort();
+    }
+    if let Some(health) = &shared.health {
+        shared.store(|s| s.put_json(MASTERS, &health.masters()))?;
+    }
     let rdb = source.is_none();
     let caught_up = views.iter().all(|v| v.caught_up.load(Relaxed));
     if joined.is_ok() && rdb && !stop.requested() {
         return Ok(true);
     }
     joined.map(|()| caught_up)
+}
+
+/// The document that keeps the run ids of the target's masters.
+pub(crate) const MASTERS: &str = "target_masters";
+
+fn known_masters(store: &Store) -> Result<BTreeSet<String>> {
+    let saved = store.json(MASTERS)?.unwrap_or_default();
+    let ids = saved.as_array().into_iter().flatten();
+    Ok(ids.filter_map(|v| v.as_str().map(str::to_owned)).collect())
 }
 
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.

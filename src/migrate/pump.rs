@@ -6,7 +6,7 @@
 use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
-use crate::migrate::expiry::{Held, LAG_MS};
+use crate::migrate::expiry::Held;
 use crate::migrate::progress::ShardProgress;
 use crate::plan::{Endpoint, Job};
 use crate::rdb::file::{Item, Options, Snapshot};
@@ -17,17 +17,18 @@ use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
 use crate::source::unix_ms;
 use crate::store::{Existing, Loss, ShardState, Store};
 use crate::target::Pipe;
+use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, Mark, ReplOffset};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 pub(super) const READ_BYTES: usize = 1 << 20;
-const SAVE_EVERY: Duration = Duration::from_millis(1000);
-const TICK: Duration = Duration::from_millis(100);
+pub(super) const SAVE_EVERY: Duration = Duration::from_millis(1000);
+pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What all pumps of a run share.
 pub struct Shared {
@@ -43,6 +44,8 @@ pub struct Shared {
     pub relative_ttls: bool,
     /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
     pub silent_entries_read: bool,
+    /// The watcher of the target; none in a dry run.
+    pub health: Option<Arc<Health>>,
     /// The target's modules.
     pub target_modules: Vec<String>,
     /// More than one source master: a flush of one concerns its own slots only.
@@ -112,6 +115,10 @@ pub struct Pump {
     pub(super) keys: Vec<command::KeyArg>,
     pub(super) scratch: Vec<u8>,
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// Acknowledged at that time, not yet known to survive a failover.
+    pub(super) unstable: VecDeque<(Instant, Mark)>,
+    pub(super) stable: Mark,
+    pub(super) losses_seen: u64,
     /// What the target cannot hold, not yet saved.
     pub(super) losses: Vec<Loss>,
     /// Databases of the target, as far as asked.
@@ -124,10 +131,10 @@ pub struct Pump {
     pub(super) at: ReplOffset,
     pub(super) db: DbIndex,
     /// Where the snapshot stands: everything before is routed.
-    loading: (u64, DbIndex),
-    last_save: Instant,
-    last_tick: Instant,
-    last_commands: u64,
+    pub(super) loading: (u64, DbIndex),
+    pub(super) last_save: Instant,
+    pub(super) last_tick: Instant,
+    pub(super) last_commands: u64,
 }
 
 impl Pump {
@@ -143,6 +150,21 @@ impl Pump {
         held: Held,
     ) -> Pump {
         let (at, db) = (shard.applied.unwrap_or(ReplOffset(0)), shard.applied_db);
+        let snapshot_there = spool.snapshot().0 > 0;
+        let stable = match (shard.stable, shard.applied) {
+            (Some(at), _) if at >= spool.stream_start() => Mark::Stream {
+                at,
+                db: shard.stable_db,
+            },
+            (_, Some(at)) if shard.snapshot_loaded && !snapshot_there => Mark::Stream {
+                at,
+                db: shard.applied_db,
+            },
+            _ => Mark::Snapshot {
+                at: 0,
+                db: DbIndex::ZERO,
+            },
+        };
         Pump {
             shared,
             spool,
@@ -162,6 +184,9 @@ impl Pump {
             keys: Vec::new(),
             scratch: Vec::new(),
             counts: BTreeMap::new(),
+            unstable: VecDeque::new(),
+            stable,
+            losses_seen: 0,
             losses: Vec::new(),
             databases: BTreeMap::new(),
             sizes: crate::migrate::census::Census::default(),
@@ -199,10 +224,19 @@ impl Pump {
             self.forget_streamed()?;
             self.shard.reconcile = false;
         }
+        loop {
+            if let Some(ended) = self.run_once()? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Loads what is not loaded and follows the stream; `None` after a rewind, to begin again.
+    fn run_once(&mut self) -> Result<Option<Ended>> {
         if !self.shard.snapshot_loaded {
             self.progress.set_phase("snapshot");
             if let Some(ended) = self.load()? {
-                return Ok(ended);
+                return Ok(Some(ended));
             }
             if self.shard.reconcile {
                 self.progress.set_phase("reconcile");
@@ -213,11 +247,11 @@ impl Pump {
             self.shard.applied = Some(self.at);
             self.shard.applied_db = self.db;
             self.save(false)?;
-            self.spool.drop_snapshot()?;
         }
         if self.source.is_none() && self.spool.ended().is_none() {
+            self.spool.drop_snapshot()?;
             self.finish_counts()?;
-            return Ok(Ended::Finished);
+            return Ok(Some(Ended::Finished));
         }
         self.progress.set_phase("stream");
         self.follow()
@@ -278,6 +312,10 @@ impl Pump {
                     }
                     self.progress.bytes_done.store(snapshot.position(), Relaxed);
                     self.tick()?;
+                    if self.has_lost() {
+                        self.rewind()?;
+                        continue 'again;
+                    }
                 }
                 self.keep_pace(snapshot.position().saturating_sub(self.loading.0))?;
                 self.loading = (snapshot.position(), snapshot.db());
@@ -356,8 +394,8 @@ impl Pump {
         Ok(Ended::Stopped)
     }
 
-    /// Follows the stream until a stop.
-    fn follow(&mut self) -> Result<Ended> {
+    /// Follows the stream until a stop; `None` after a rewind.
+    fn follow(&mut self) -> Result<Option<Ended>> {
         let mut tail = StreamTail::new(self.spool.clone(), self.at);
         let mut buf: Vec<u8> = Vec::with_capacity(READ_BYTES);
         let mut args = Vec::new();
@@ -397,6 +435,10 @@ impl Pump {
                 tail.read(&mut buf, READ_BYTES, TICK)?;
             }
             self.tick()?;
+            if self.has_lost() {
+                self.rewind()?;
+                return Ok(None);
+            }
         }
         self.heal_dirty()?;
         let finished = self.spool.ended() == Some(End::Finished) && !self.shared.stop.requested();
@@ -409,13 +451,13 @@ impl Pump {
         let clean = self.fenced_to <= self.at && self.window_end <= self.at;
         self.save(clean && !superseded)?;
         self.finish_counts()?;
-        Ok(if finished {
+        Ok(Some(if finished {
             Ended::Finished
         } else if superseded {
             Ended::Superseded
         } else {
             Ended::Stopped
-        })
+        }))
     }
 
     /// Routes the command (or whole transaction) at the start of `buf`; `None` when it is not all there.
@@ -495,135 +537,5 @@ impl Pump {
             "replicate from {} at offset {at}",
             self.shard.address
         ))
-    }
-
-    /// Now and then: marks to SQLite, numbers to the display, held expiries released.
-    pub(super) fn tick(&mut self) -> Result<()> {
-        if self.last_tick.elapsed() < TICK {
-            return Ok(());
-        }
-        self.last_tick = Instant::now();
-        let loaded = self.shard.snapshot_loaded;
-        let (len, total, complete) = self.spool.snapshot();
-        if !loaded {
-            let total = if complete { Some(len) } else { total };
-            self.progress.bytes_total.store(total.unwrap_or(0), Relaxed);
-        }
-        let applied = if loaded {
-            self.applied()
-        } else {
-            self.shard.applied.unwrap_or(self.spool.stream_start())
-        };
-        let lag_ms = self.spool.lag_ms(applied, unix_ms());
-        let lag = self.spool.stream_end().since(applied);
-        self.progress.lag_bytes.store(lag, Relaxed);
-        self.progress.lag_ms.store(lag_ms, Relaxed);
-        if loaded {
-            if lag_ms < LAG_MS && self.window_end <= self.at {
-                if self.holding || self.held.count > 0 {
-                    self.release_held()?;
-                }
-                if self.debts_paid.elapsed() >= SAVE_EVERY {
-                    self.pay_debts()?;
-                }
-                self.holding = self.held.count > 0;
-                self.progress.caught_up.store(!self.holding, Relaxed);
-            } else if lag_ms > 2 * LAG_MS {
-                self.holding = true;
-            }
-        }
-        if self.last_save.elapsed() >= SAVE_EVERY {
-            self.save(false)?;
-            if loaded {
-                let applied = self.applied();
-                self.spool.release(applied)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Everything before this offset is acknowledged.
-    fn applied(&mut self) -> ReplOffset {
-        match self.pipe.oldest() {
-            Some(Mark::Stream { at, .. }) => at,
-            _ if self.dirty.is_empty() => self.at,
-            _ => self.shard.applied.unwrap_or(self.at),
-        }
-    }
-
-    /// The checkpoint: the lowest mark over all target nodes, with the counters, in one transaction.
-    pub(super) fn save(&mut self, clean: bool) -> Result<()> {
-        self.last_save = Instant::now();
-        self.held.save()?;
-        let mark = self.pipe.oldest();
-        if self.shard.snapshot_loaded {
-            match mark {
-                Some(Mark::Stream { at, db }) => {
-                    self.shard.applied = Some(at);
-                    self.shard.applied_db = db;
-                }
-                // Keys that wait for healing are not done.
-                _ if self.dirty.is_empty() => {
-                    self.shard.applied = Some(self.at);
-                    self.shard.applied_db = self.db;
-                }
-                _ => {}
-            }
-        } else {
-            let (at, db) = match mark {
-                Some(Mark::Snapshot { at, db }) => (at, db),
-                _ => self.loading,
-            };
-            self.shard.snapshot_at = at;
-            self.shard.snapshot_db = db;
-        }
-        self.shard.clean = clean;
-        if let Some(replid) = self.spool.replid() {
-            self.shard.replid = Some(replid);
-        }
-        self.shard.stable = self.shard.applied;
-        let end = self.spool.stream_end();
-        self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
-        self.shard.lag_ms = self
-            .shard
-            .applied
-            .map_or(0, |a| self.spool.lag_ms(a, unix_ms()));
-        let (len, total, complete) = self.spool.snapshot();
-        if !self.shard.snapshot_loaded {
-            self.shard.snapshot_complete = complete;
-            self.shard.snapshot_len = len;
-            self.shard.bytes_total = total.unwrap_or(if complete { len } else { 0 });
-            self.shard.bytes_read = self.progress.bytes_done.load(Relaxed);
-        } else {
-            self.shard.bytes_total = self.shard.bytes_total.max(self.shard.bytes_read);
-        }
-        self.shard.updated_at = unix_ms();
-        self.shard.commands_applied += self.progress.commands.load(Relaxed) - self.last_commands;
-        self.last_commands = self.progress.commands.load(Relaxed);
-        let shard = self.shard.clone();
-        let counts = std::mem::take(&mut self.counts);
-        let losses = std::mem::take(&mut self.losses);
-        self.shared.store(|store| {
-            // First, so that a mark never passes a loss that is not listed.
-            store.add_losses(&losses)?;
-            store.save_shards(std::slice::from_ref(&shard), &counts)
-        })
-    }
-
-    fn finish_counts(&mut self) -> Result<()> {
-        self.sizes.save(&self.shared)
-    }
-
-    pub(super) fn count(&mut self, name: &'static str) {
-        *self.counts.entry(name).or_default() += 1;
-    }
-
-    /// An event that is worth a line once, and a number each time.
-    pub(super) fn note(&mut self, code: &'static str, message: &str) {
-        let first = !self.counts.contains_key(code);
-        self.count(code);
-        if first {
-            self.shared.event("warning", code, message);
-        }
     }
 }

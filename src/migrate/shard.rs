@@ -1,7 +1,6 @@
 //! One source shard from its state to its end: begin or go on, start the link and the pump, begin anew if need be.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::PATIENCE;
 use crate::migrate::expiry::Held;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::pump::{Ended, Pump, Shared};
@@ -10,7 +9,7 @@ use crate::plan::{Endpoint, OnExisting, RdbPath, Source};
 use crate::source::handshake::Start;
 use crate::source::psync::{self, Link, LinkState};
 use crate::source::spool::{End, Spool, SpoolWriter};
-use crate::source::{aof, gzip};
+use crate::source::{aof, gzip, private_dir};
 use crate::store::ShardState;
 use crate::target::topology::Topology;
 use crate::target::{Pipe, PipeOptions};
@@ -22,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 const DEFAULT_BUDGET: usize = 48 << 20;
-const DEFAULT_SPOOL: u64 = 1 << 40;
 
 /// What one source shard's link and pump need.
 pub struct Runner {
@@ -37,8 +35,11 @@ pub struct Runner {
 impl Runner {
     pub async fn run(&self, mut shard: ShardState) -> Result<()> {
         loop {
-            let spool_limit =
-                self.shared.job.limits.spool_bytes.unwrap_or(DEFAULT_SPOOL) / self.shards as u64;
+            let limit = self.shared.job.limits.spool_bytes;
+            let spool_limit = match limit {
+                Some(limit) => limit,
+                None => room(&self.dir)?,
+            } / self.shards as u64;
             let spool = Spool::open(&self.dir, spool_limit)?;
             let ended = match &self.shared.job.source {
                 Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
@@ -145,7 +146,11 @@ impl Runner {
                 let (address, slots) = (shard.address.clone(), shard.slots.clone());
                 *shard = ShardState::new(shard.shard, address, slots);
                 // Keys of the attempt before may be gone at the source by now.
-                shard.reconcile = again && self.shared.job.on_existing == OnExisting::Fail;
+                shard.reconcile = match self.shared.job.on_existing {
+                    OnExisting::Fail => again,
+                    OnExisting::Reconcile => true,
+                    OnExisting::Replace | OnExisting::Skip => false,
+                };
                 shard.replid = Some(*replid);
                 shard.snapshot_offset = Some(*offset);
                 shard.applied = Some(*offset);
@@ -186,7 +191,7 @@ impl Runner {
             address: shard.address.clone(),
             spool: spool.clone(),
             state: Arc::new(LinkState::default()),
-            patience: PATIENCE,
+            patience: self.shared.patience,
         };
         let stop = self.shared.stop.clone();
         let follow = tokio::spawn(async move { link.follow(conn, start, &stop).await });
@@ -266,6 +271,17 @@ impl Runner {
         work.await
             .map_err(|e| Error::new(ErrorKind::Bug, "the pump panicked").cause(e))?
     }
+}
+
+/// What a spool may take by default: most of what is free on its disk.
+fn room(dir: &Path) -> Result<u64> {
+    private_dir(dir)?;
+    let stat = rustix::fs::statvfs(dir)
+        .map_err(std::io::Error::from)
+        .context(ErrorKind::Disk, || {
+            format!("ask for the free space of {}", dir.display())
+        })?;
+    Ok((stat.f_bavail.saturating_mul(stat.f_frsize) / 10 * 8).max(64 << 20))
 }
 
 /// Copies a gzipped file, or standard input, into the spool.

@@ -344,6 +344,7 @@ pub struct Limits {
     pub spool_bytes: Option<u64>,
     pub memory_bytes: Option<u64>,
     pub connections: Option<u32>,
+    pub outage_s: Option<u64>,
 }
 
 /// How both sides are compared.

@@ -158,6 +158,8 @@ pub enum OnExisting {
     Replace,
     /// Leave keys of the same name as they are.
     Skip,
+    /// Make the target equal: overwrite keys, and remove those that the source does not hold.
+    Reconcile,
 }
 
 /// What to do with what the target cannot hold: a module's value, a field's expiry, a database.
@@ -266,6 +268,8 @@ pub struct LimitsPlan {
     pub memory_bytes: u64,
     /// Connections to each side.
     pub connections: u32,
+    /// How long source or target may be away before the run gives up; it goes on when it is run again.
+    pub outage_s: u64,
 }
 
 /// How both sides are compared.

@@ -58,6 +58,8 @@ pub struct ShardStatus {
     pub snapshot: SnapshotStatus,
     pub stream: StreamStatus,
     pub healed_keys: u64,
+    /// What holds it up at the moment; empty when nothing does.
+    pub note: String,
     /// Nothing beyond the applied offset has touched the target.
     pub clean: bool,
     pub updated_at: i64,
@@ -160,6 +162,7 @@ impl ShardStatus {
                 commands_applied: s.commands_applied,
             },
             healed_keys: s.healed_keys,
+            note: s.note.clone(),
             clean: s.clean,
             updated_at: s.updated_at,
         }

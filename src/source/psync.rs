@@ -197,7 +197,9 @@ impl Link {
                     () = stop.wait() => return Ok(()),
                     n = read_some(&mut read, &mut buf, &self.address) => n?,
                 };
-                self.wait_for_room(stop).await;
+                if self.spool.is_full() {
+                    return Err(self.no_room("the source's snapshot"));
+                }
             }
             writer.finish_snapshot()?;
         }
@@ -232,19 +234,14 @@ impl Link {
         }
     }
 
-    /// While the spool is full, nothing is read: the source's own output buffer is the last reserve.
-    async fn wait_for_room(&self, stop: &Shutdown) {
-        let mut said = false;
-        while self.spool.is_full() && !stop.requested() {
-            if !said {
-                tracing::warn!(
-                    "the spool has reached its limit of {} bytes; waiting for the target",
-                    self.spool.limit()
-                );
-                said = true;
-            }
-            stop.sleep(Duration::from_millis(50)).await;
-        }
+    fn no_room(&self, what: &str) -> Error {
+        Error::new(
+            ErrorKind::SpoolFull,
+            format!(
+                "{what} does not fit into the spool, which may hold {} bytes",
+                self.spool.limit()
+            ),
+        )
     }
 
     /// `$<length>` or `$EOF:<mark>`, after any number of newlines.
@@ -256,6 +253,11 @@ impl Link {
             }
         };
         let framing = handshake::framing(&line)?;
+        if let Framing::Sized { left } = framing
+            && left > self.spool.limit()
+        {
+            return Err(self.no_room(&format!("the source's snapshot of {left} bytes")));
+        }
         self.spool.set_snapshot_total(match framing {
             Framing::Sized { left } => Some(left),
             Framing::Mark { .. } => None,

@@ -198,6 +198,11 @@ impl Spool {
         state.snapshot_len + state.stream_end.since(state.released)
     }
 
+    /// A segment is freed as a whole, so a small spool has small ones.
+    fn segment_bytes(&self) -> u64 {
+        SEGMENT_BYTES.min(self.limit / 8)
+    }
+
     pub fn is_full(&self) -> bool {
         self.bytes() >= self.limit
     }
@@ -246,7 +251,7 @@ impl Spool {
     pub fn release(&self, applied: ReplOffset) -> Result<()> {
         for (start, len) in segments(&self.dir)? {
             let end = start.plus(len);
-            if end > applied || len < SEGMENT_BYTES {
+            if end > applied || len < self.segment_bytes() {
                 break;
             }
             let path = self.segment(start);
@@ -348,13 +353,13 @@ impl SpoolWriter {
         if self
             .file
             .as_ref()
-            .is_none_or(|(_, _, len)| *len >= SEGMENT_BYTES)
+            .is_none_or(|(_, _, len)| *len >= self.spool.segment_bytes())
         {
             // A segment is only ever started at the exact end of the one before.
             let last = segments(&self.spool.dir)?
                 .last()
                 .copied()
-                .filter(|(at, len)| at.plus(*len) == end && *len < SEGMENT_BYTES);
+                .filter(|(at, len)| at.plus(*len) == end && *len < self.spool.segment_bytes());
             let (start, len) = last.unwrap_or((end, 0));
             let path = self.spool.segment(start);
             self.file = Some((create(&path, false)?, path, len));

@@ -277,7 +277,7 @@ impl Store {
         let sql = "SELECT shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
             snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,
             source_offset, fence_high, clean, keys_read, keys_written, bytes_read, bytes_total, commands_applied,
-            healed_keys, lag_ms, updated_at FROM shard ORDER BY shard";
+            healed_keys, lag_ms, updated_at, stable_db, note FROM shard ORDER BY shard";
         self.rows("read the shards", sql, [], |row| {
             let replid: Option<String> = row.get(3)?;
             let replid = replid
@@ -311,6 +311,8 @@ impl Store {
                 healed_keys: big(row, 24)?,
                 lag_ms: big(row, 25)?,
                 updated_at: row.get(26)?,
+                stable_db: DbIndex(row.get(27)?),
+                note: row.get(28)?,
             })
         })
     }
@@ -326,9 +328,9 @@ impl Store {
                 "INSERT OR REPLACE INTO shard (shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
                  snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,
                  source_offset, fence_high, clean, keys_read, keys_written, bytes_read, bytes_total, commands_applied,
-                 healed_keys, lag_ms, updated_at)
+                 healed_keys, lag_ms, updated_at, stable_db, note)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23,
-                 ?24, ?25, ?26, ?27)",
+                 ?24, ?25, ?26, ?27, ?28, ?29)",
             )?;
             let at = |o: Option<ReplOffset>| o.map(|o| int(o.0));
             for s in shards {
@@ -338,7 +340,7 @@ impl Store {
                     s.snapshot_complete, s.snapshot_loaded, s.reconcile, at(s.applied), s.applied_db.0, at(s.stable),
                     at(s.source_offset), at(s.fence_high), s.clean, int(s.keys_read), int(s.keys_written),
                     int(s.bytes_read), int(s.bytes_total), int(s.commands_applied), int(s.healed_keys), int(s.lag_ms),
-                    s.updated_at
+                    s.updated_at, s.stable_db.0, s.note
                 ])?;
             }
             counts.iter().try_for_each(|(name, n)| add_count(t, name, *n))

@@ -121,6 +121,9 @@ pub struct ShardState {
     pub applied_db: DbIndex,
     /// Every write before this offset survives a failover of the target.
     pub stable: Option<ReplOffset>,
+    pub stable_db: DbIndex,
+    /// What holds it up at the moment; empty when nothing does.
+    pub note: String,
     /// The highest offset seen from the source.
     pub source_offset: Option<ReplOffset>,
     /// Keys on the target may hold a state up to this offset.
@@ -157,6 +160,8 @@ impl ShardState {
             applied: None,
             applied_db: DbIndex::ZERO,
             stable: None,
+            stable_db: DbIndex::ZERO,
+            note: String::new(),
             source_offset: None,
             fence_high: None,
             clean: false,

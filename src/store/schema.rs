@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Result};
 
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -49,6 +49,10 @@ const MIGRATIONS: [&str; 2] = [
     CREATE TABLE loss (
         db INTEGER NOT NULL, key BLOB NOT NULL, what TEXT NOT NULL, PRIMARY KEY (db, key, what)
     ) STRICT, WITHOUT ROWID;
+",
+    "
+    ALTER TABLE shard ADD COLUMN stable_db INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE shard ADD COLUMN note TEXT NOT NULL DEFAULT '';
 ",
 ];
 

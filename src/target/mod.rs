@@ -3,6 +3,7 @@
 //! [`Pipe`] keeps an open batch for each node and remembers the mark at which each batch began.
 //! Invariant: `applied()` is the lowest mark over all nodes; nothing is done before the target has replied.
 
+pub mod health;
 pub mod topology;
 pub mod writer;
 

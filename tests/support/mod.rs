@@ -7,6 +7,7 @@
 pub mod borders;
 pub mod cluster;
 pub mod compare;
+pub mod cutter;
 pub mod dataset;
 pub mod form;
 pub mod keyferry;

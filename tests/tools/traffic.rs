@@ -154,6 +154,7 @@ fn run(arguments: RunArguments) -> io::Result<ExitCode> {
         },
         connections: arguments.connections,
         field_expiry: !arguments.no_field_expiry,
+        ..traffic::Options::new("", false)
     };
     let under_way = traffic::start(&options)?;
     stop_on_signal(under_way.stopper());

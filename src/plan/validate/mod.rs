@@ -368,6 +368,7 @@ fn limits(plan: &Plan) -> Result<Limits> {
         bytes_per_s: some(typed.bytes_per_s),
         spool_bytes: some(typed.spool_bytes),
         memory_bytes: some(typed.memory_bytes),
+        outage_s: some(typed.outage_s),
         connections: (typed.connections > 0).then_some(typed.connections),
     })
 }

@@ -43,6 +43,10 @@ pub struct Options {
     pub connections: u64,
     /// Expiries of hash fields, where the server has them.
     pub field_expiry: bool,
+    /// Go on when a connection breaks or slots move: what was under way is not counted.
+    pub stubborn: bool,
+    /// Where else a stubborn writer may ask.
+    pub others: Vec<String>,
 }
 
 impl Options {
@@ -59,6 +63,8 @@ impl Options {
             mix: Mix::Mixed,
             connections: 4,
             field_expiry: true,
+            stubborn: false,
+            others: Vec::new(),
         }
     }
 }
@@ -146,7 +152,7 @@ pub fn start(options: &Options) -> io::Result<Traffic> {
             write(side, &options, number, &stop)
         }));
     }
-    if options.mix == Mix::Mixed {
+    if options.mix == Mix::Mixed && !options.stubborn {
         let side = Side::open(&options.url, options.cluster)?;
         let (seconds, stop) = (options.seconds, stop.clone());
         threads.push(std::thread::spawn(move || {
@@ -209,14 +215,41 @@ fn write(mut side: Side, options: &Options, number: u64, stop: &AtomicBool) -> R
         if options.count > 0 {
             batch = batch.min(share(options.count) - sent);
         }
+        let moved = |report: &Report| report.refused.values().map(|r| r.0).sum::<u64>();
+        let before = moved(&report);
         if let Err(error) = send(&mut side, &mut generator, batch, &mut report) {
-            report.broken.push(error.to_string());
-            break;
+            if !options.stubborn {
+                report.broken.push(error.to_string());
+                break;
+            }
+            side = again(options, stop).unwrap_or(side);
+        } else if options.stubborn && moved(&report) > before + 20 {
+            side = again(options, stop).unwrap_or(side);
         }
         sent += batch;
         std::thread::sleep(Duration::from_millis(5));
     }
     report
+}
+
+/// A new look at the servers, as soon as they answer.
+fn again(options: &Options, stop: &AtomicBool) -> Option<Side> {
+    // The first node may be the one that is away: any node of the cluster tells the others.
+    let urls: Vec<String> = std::iter::once(options.url.clone())
+        .chain(options.others.iter().cloned())
+        .collect();
+    for _ in 0..200 {
+        for url in &urls {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            if let Ok(side) = Side::open(url, options.cluster) {
+                return Some(side);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    None
 }
 
 fn send(

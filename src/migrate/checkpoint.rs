@@ -1,0 +1,158 @@
+//! The checkpoint: marks and counters to SQLite in one transaction, at least every second.
+
+use crate::error::Result;
+use crate::migrate::expiry::LAG_MS;
+use crate::migrate::pump::{Pump, SAVE_EVERY, TICK};
+use crate::source::unix_ms;
+use crate::types::{Mark, ReplOffset};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+impl Pump {
+    /// Now and then: marks to SQLite, numbers to the display, held expiries released.
+    pub(super) fn tick(&mut self) -> Result<()> {
+        if self.last_tick.elapsed() < TICK {
+            return Ok(());
+        }
+        self.last_tick = Instant::now();
+        let loaded = self.shard.snapshot_loaded;
+        let (len, total, complete) = self.spool.snapshot();
+        if !loaded {
+            let total = if complete { Some(len) } else { total };
+            self.progress.bytes_total.store(total.unwrap_or(0), Relaxed);
+        }
+        let applied = if loaded {
+            self.applied()
+        } else {
+            self.shard.applied.unwrap_or(self.spool.stream_start())
+        };
+        let lag_ms = self.spool.lag_ms(applied, unix_ms());
+        let lag = self.spool.stream_end().since(applied);
+        self.progress.lag_bytes.store(lag, Relaxed);
+        self.progress.lag_ms.store(lag_ms, Relaxed);
+        if loaded {
+            if lag_ms < LAG_MS && self.window_end <= self.at {
+                if self.holding || self.held.count > 0 {
+                    self.release_held()?;
+                }
+                if self.debts_paid.elapsed() >= SAVE_EVERY {
+                    self.pay_debts()?;
+                }
+                self.holding = self.held.count > 0;
+                self.progress.caught_up.store(!self.holding, Relaxed);
+            } else if lag_ms > 2 * LAG_MS {
+                self.holding = true;
+            }
+        }
+        if self.last_save.elapsed() >= SAVE_EVERY {
+            self.save(false)?;
+            if let (true, Mark::Stream { at, .. }) = (loaded, self.stable) {
+                self.spool.release(at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything before this offset is acknowledged.
+    fn applied(&mut self) -> ReplOffset {
+        match self.pipe.oldest() {
+            Some(Mark::Stream { at, .. }) => at,
+            _ if self.dirty.is_empty() => self.at,
+            _ => self.shard.applied.unwrap_or(self.at),
+        }
+    }
+
+    /// The checkpoint: the lowest mark over all target nodes, with the counters, in one transaction.
+    pub(super) fn save(&mut self, clean: bool) -> Result<()> {
+        self.last_save = Instant::now();
+        self.held.save()?;
+        let mark = self.pipe.oldest();
+        if self.shard.snapshot_loaded {
+            match mark {
+                Some(Mark::Stream { at, db }) => {
+                    self.shard.applied = Some(at);
+                    self.shard.applied_db = db;
+                }
+                // Keys that wait for healing are not done.
+                _ if self.dirty.is_empty() => {
+                    self.shard.applied = Some(self.at);
+                    self.shard.applied_db = self.db;
+                }
+                _ => {}
+            }
+        } else {
+            let (at, db) = match mark {
+                Some(Mark::Snapshot { at, db }) => (at, db),
+                _ => self.loading,
+            };
+            self.shard.snapshot_at = at;
+            self.shard.snapshot_db = db;
+        }
+        self.shard.clean = clean;
+        if let Some(replid) = self.spool.replid() {
+            self.shard.replid = Some(replid);
+        }
+        let acknowledged = match (self.shard.snapshot_loaded, self.shard.applied) {
+            (true, Some(at)) => Some(Mark::Stream {
+                at,
+                db: self.shard.applied_db,
+            }),
+            (true, None) => None,
+            (false, _) => Some(Mark::Snapshot {
+                at: self.shard.snapshot_at,
+                db: self.shard.snapshot_db,
+            }),
+        };
+        self.note_stable(acknowledged)?;
+        self.shard.note = match self.progress.view().note {
+            note if note.is_empty() && self.spool.is_full() => format!(
+                "the spool is full ({} bytes): nothing is read from the source until the target has caught up",
+                self.spool.limit()
+            ),
+            note => note,
+        };
+        let end = self.spool.stream_end();
+        self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
+        self.shard.lag_ms = self
+            .shard
+            .applied
+            .map_or(0, |a| self.spool.lag_ms(a, unix_ms()));
+        let (len, total, complete) = self.spool.snapshot();
+        if !self.shard.snapshot_loaded {
+            self.shard.snapshot_complete = complete;
+            self.shard.snapshot_len = len;
+            self.shard.bytes_total = total.unwrap_or(if complete { len } else { 0 });
+            self.shard.bytes_read = self.progress.bytes_done.load(Relaxed);
+        } else {
+            self.shard.bytes_total = self.shard.bytes_total.max(self.shard.bytes_read);
+        }
+        self.shard.updated_at = unix_ms();
+        self.shard.commands_applied += self.progress.commands.load(Relaxed) - self.last_commands;
+        self.last_commands = self.progress.commands.load(Relaxed);
+        let shard = self.shard.clone();
+        let counts = std::mem::take(&mut self.counts);
+        let losses = std::mem::take(&mut self.losses);
+        self.shared.store(|store| {
+            // First, so that a mark never passes a loss that is not listed.
+            store.add_losses(&losses)?;
+            store.save_shards(std::slice::from_ref(&shard), &counts)
+        })
+    }
+
+    pub(super) fn finish_counts(&mut self) -> Result<()> {
+        self.sizes.save(&self.shared)
+    }
+
+    pub(super) fn count(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_default() += 1;
+    }
+
+    /// An event that is worth a line once, and a number each time.
+    pub(super) fn note(&mut self, code: &'static str, message: &str) {
+        let first = !self.counts.contains_key(code);
+        self.count(code);
+        if first {
+            self.shared.event("warning", code, message);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Watches the target beside the data path: what has reached a replica, and whether a master was lost with what it held.
+//!
+//! Each master's replication offset is sampled; once a replica has reached a sample's offset, everything acknowledged
+//! before that sample is stable (what WAIT would say, without a command among the data). A master without a replica
+//! counts as stable after [`SAFETY`]. A master whose run_id is gone (killed, restarted, demoted) may have taken
+//! acknowledged writes with it: that is a loss, and whoever wrote must write again what was not stable.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{self, Conn, info_field};
+use crate::plan::Endpoint;
+use crate::target::topology::Topology;
+use crate::task::Shutdown;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Without a replica, writes are taken for safe after this time.
+pub const SAFETY: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_millis(500);
+/// Samples kept for a replica that does not keep up.
+const SAMPLES: usize = 4096;
+
+/// What the watcher has found out; read by every pump.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// What was acknowledged before this moment is stable.
+    pub stable_until: Option<Instant>,
+    /// How many losses there were.
+    pub losses: u64,
+    /// Set when a master came back without its keys, which no healing mends.
+    pub emptied: Option<String>,
+    /// The run ids of the masters.
+    pub masters: BTreeSet<String>,
+}
+
+/// The watcher's findings.
+#[derive(Default)]
+pub struct Health(Mutex<View>);
+
+struct Sample {
+    run_id: String,
+    offset: u64,
+    /// The best offset of an online replica, if there is one.
+    replica: Option<u64>,
+    keys: u64,
+}
+
+/// One watch over all masters.
+pub struct Watch {
+    health: Arc<Health>,
+    endpoint: Endpoint,
+    topology: Topology,
+    conns: BTreeMap<String, Conn>,
+    history: BTreeMap<String, VecDeque<(Instant, u64)>>,
+    keys: u64,
+}
+
+impl Health {
+    pub fn view(&self) -> View {
+        self.lock().clone()
+    }
+
+    /// The run ids of the masters, to be kept for the next run.
+    pub fn masters(&self) -> serde_json::Value {
+        self.lock().masters.iter().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, View> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watch {
+    /// Takes the first sample; `known` are the masters of the run before, and another set is a loss.
+    pub async fn begin(
+        endpoint: &Endpoint,
+        topology: &Topology,
+        known: BTreeSet<String>,
+    ) -> Result<Watch> {
+        let health = Arc::new(Health::default());
+        health.lock().masters = known;
+        let mut watch = Watch {
+            health,
+            endpoint: endpoint.clone(),
+            topology: topology.clone(),
+            conns: BTreeMap::new(),
+            history: BTreeMap::new(),
+            keys: 0,
+        };
+        watch.look().await?;
+        Ok(watch)
+    }
+
+    pub fn health(&self) -> Arc<Health> {
+        self.health.clone()
+    }
+
+    /// Looks again and again until `stop`; a target that does not answer is the pumps' trouble, not ours.
+    pub async fn run(mut self, stop: Shutdown) {
+        while stop.sleep(EVERY).await {
+            if let Err(e) = self.look().await {
+                tracing::debug!("the target's state could not be read: {e}");
+                self.conns.clear();
+                if let Ok(topology) = self.topology.refresh(&self.endpoint).await {
+                    self.topology = topology;
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let mut samples = BTreeMap::new();
+        for address in self.topology.nodes.clone() {
+            let sample = self.sample(&address).await?;
+            samples.insert(address, sample);
+        }
+        let masters: BTreeSet<String> = samples.values().map(|s| s.run_id.clone()).collect();
+        let keys = samples.values().map(|s| s.keys).sum();
+        self.history
+            .retain(|address, _| samples.contains_key(address));
+        let mut view = self.health.lock();
+        if !view.masters.is_empty() && !view.masters.is_subset(&masters) {
+            view.losses += 1;
+            self.history.clear();
+            if self.keys > 1_000 && keys < self.keys / 2 {
+                view.emptied = Some(format!(
+                    "the target had {} keys, and after a restart or failover has {keys}",
+                    self.keys
+                ));
+            }
+        }
+        view.masters = masters;
+        self.keys = keys;
+        let mut stable = now.checked_sub(SAFETY).unwrap_or(now);
+        let mut first = true;
+        for (address, sample) in &samples {
+            let history = self.history.entry(address.clone()).or_default();
+            let node = match sample.replica {
+                None => {
+                    history.clear();
+                    now.checked_sub(SAFETY)
+                }
+                Some(reached) => {
+                    history.push_back((now, sample.offset));
+                    if history.len() > SAMPLES {
+                        history.pop_front();
+                    }
+                    let mut node = None;
+                    while let Some((at, offset)) = history.front().copied() {
+                        node = node.max(Some(at).filter(|_| offset <= reached));
+                        // The last sample that was reached stays: it says how far this node is.
+                        let next = history.get(1).is_some_and(|(_, o)| *o <= reached);
+                        if !next {
+                            break;
+                        }
+                        history.pop_front();
+                    }
+                    node
+                }
+            };
+            let Some(node) = node else {
+                // Nothing of this node is known to be safe yet.
+                return Ok(());
+            };
+            stable = if first { node } else { stable.min(node) };
+            first = false;
+        }
+        view.stable_until = view.stable_until.max(Some(stable));
+        Ok(())
+    }
+
+    async fn sample(&mut self, address: &str) -> Result<Sample> {
+        let conn = match self.conns.get_mut(address) {
+            Some(conn) => conn,
+            None => {
+                let conn = net::connect(&self.endpoint, address).await?;
+                self.conns.entry(address.to_owned()).or_insert(conn)
+            }
+        };
+        let mut info = String::new();
+        for section in ["server", "replication", "keyspace"] {
+            // A target that refuses INFO tells nothing: then only time counts.
+            if let Some(text) = conn.ask(&[b"INFO", section.as_bytes()]).await?.text() {
+                info.push_str(&text);
+                info.push('\n');
+            }
+        }
+        if info_field(&info, "role") == Some("slave") {
+            return Err(Error::new(
+                ErrorKind::NotReady,
+                format!("{address} is a replica now"),
+            ));
+        }
+        let replicas = info.lines().filter_map(|line| {
+            let (name, fields) = line.split_once(':')?;
+            let number = name.strip_prefix("slave")?;
+            number.parse::<u32>().ok()?;
+            let field = |key: &str| {
+                fields
+                    .split(',')
+                    .find_map(|f| f.trim().strip_prefix(key)?.strip_prefix('='))
+            };
+            (field("state") == Some("online")).then(|| field("offset")?.parse::<u64>().ok())?
+        });
+        let keys = info
+            .lines()
+            .filter_map(|l| {
+                let (_, rest) = l.strip_prefix("db")?.split_once(":keys=")?;
+                rest.split(',').next()?.parse::<u64>().ok()
+            })
+            .sum();
+        Ok(Sample {
+            run_id: info_field(&info, "run_id").unwrap_or_default().to_owned(),
+            offset: info_field(&info, "master_repl_offset")
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0),
+            replica: replicas.max(),
+            keys,
+        })
+    }
+}

@@ -1,0 +1,537 @@
+//! The fault driver: real kills at random moments, under traffic that is not idempotent; at the end both sides are equal.
+//!
+//! Seeded: each test prints its seed, and KEYFERRY_SEED=n runs it with that one. KEYFERRY_FULL=1 runs the long campaigns.
+
+use crate::support::cluster::Cluster;
+use crate::support::cutter::Cutter;
+use crate::support::rng::Rng;
+use crate::support::server::{Server, Setup, servers_dir};
+use crate::support::story::{Endpoint, Story};
+use crate::support::traffic::{self, Options, Report, Traffic};
+use crate::support::{need, skip, wait_until};
+use serde_json::json;
+use std::time::Duration;
+
+fn full() -> bool {
+    std::env::var_os("KEYFERRY_FULL").is_some()
+}
+
+fn seed() -> Rng {
+    let seed = std::env::var("KEYFERRY_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| u64::from(std::process::id()));
+    println!("KEYFERRY_SEED={seed}");
+    Rng::new(seed)
+}
+
+fn pick(few: u64, many: u64) -> u64 {
+    if full() { many } else { few }
+}
+
+fn busy(story: &Story) -> Traffic {
+    let options = Options {
+        rate: 5_000,
+        seconds: 900,
+        ..story.traffic_options()
+    };
+    traffic::start(&options).expect("the traffic starts")
+}
+
+fn stubborn(story: &Story, rate: u64) -> Traffic {
+    let options = Options {
+        rate,
+        seconds: 900,
+        stubborn: true,
+        others: story.source.nodes().iter().map(Server::url).collect(),
+        ..story.traffic_options()
+    };
+    traffic::start(&options).expect("the traffic starts")
+}
+
+/// The end of every campaign: caught up, stopped, equal by keyferry's word and by the judge's.
+fn prove(story: &Story, traffic: Traffic, counters: bool) -> Report {
+    let running = story.migrate();
+    let report = traffic.stop();
+    assert!(report.total() > 1_000, "too little traffic: {report:?}");
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+    if counters {
+        story.check_counters(&report);
+    }
+    report
+}
+
+fn nap(rng: &mut Rng, from: u64, to: u64) {
+    std::thread::sleep(Duration::from_millis(rng.range(from, to)));
+}
+
+#[test]
+fn killed_at_random_moments() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut rng = seed();
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(pick(20_000, 100_000));
+    let traffic = busy(&story);
+    let kills = pick(8, 50);
+    story.plan.set("/limits", json!({ "keys_per_s": 30_000 }));
+    let mut loads = 0;
+    for n in 0..kills {
+        let mut running = story.migrate();
+        // The first third falls into the load, the others mostly into the stream and into heals after a kill.
+        if n < kills / 3 {
+            nap(&mut rng, 20, 500);
+        } else {
+            nap(&mut rng, 50, 1_500);
+        }
+        assert!(running.ended().is_none(), "{}", running.stderr_now());
+        let loaded = story.plan.status()["snapshot"]["done"] == true;
+        loads += u64::from(!loaded);
+        running.signal("KILL");
+        running.wait(Duration::from_secs(10));
+    }
+    println!("{kills} kills, {loads} of them before the load was done");
+    prove(&story, traffic, true);
+    let syncs = story.source.info("stats", "sync_full") as u64;
+    assert!(
+        syncs <= loads + 1,
+        "{syncs} full syncs, though only {loads} runs ended before the load was done"
+    );
+}
+
+/// A snapshot that is complete in the spool is not asked for again.
+#[test]
+fn killed_while_a_complete_snapshot_is_loaded() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(20_000);
+    story.plan.set("/limits", json!({ "keys_per_s": 4000 }));
+    let traffic = busy(&story);
+    for n in 0..3 {
+        let running = story.migrate();
+        std::thread::sleep(Duration::from_millis(1_500));
+        let status = story.plan.status();
+        assert_eq!(status["snapshot"]["done"], false, "run {n}: {status}");
+        running.signal("KILL");
+        running.wait(Duration::from_secs(10));
+    }
+    story.plan.set("/limits", json!({}));
+    prove(&story, traffic, true);
+    assert_eq!(story.source.info("stats", "sync_full"), 1);
+}
+
+#[test]
+fn a_target_shard_fails_over() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut rng = seed();
+    let setup = Setup::new(&name).lines(&[
+        "cluster-node-timeout 2000",
+        "cluster-replica-validity-factor 0",
+    ]);
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::Cluster(Cluster::with(&setup, 3, 1)),
+    );
+    story.fill(5_000);
+    let traffic = busy(&story);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    for _ in 0..pick(2, 10) {
+        nap(&mut rng, 500, 2_500);
+        let Endpoint::Cluster(cluster) = &mut story.target else {
+            unreachable!()
+        };
+        let masters: Vec<usize> = (0..6)
+            .filter(|n| role(&cluster.nodes()[*n]) == "master")
+            .collect();
+        let victim = masters[rng.below(masters.len() as u64) as usize];
+        println!("node {victim} of {masters:?} is killed");
+        cluster.node_mut(victim).kill();
+        wait_until("the replica is promoted", Duration::from_secs(60), || {
+            (0..6)
+                .filter(|n| *n != victim && role(&cluster.nodes()[*n]) == "master")
+                .count()
+                == 3
+        });
+        cluster.node_mut(victim).restart();
+        let node = &cluster.nodes()[victim];
+        wait_until(
+            "the dead master is a replica",
+            Duration::from_secs(60),
+            || {
+                role(node) == "slave"
+                    && node
+                        .client()
+                        .info("replication", "master_link_status")
+                        .is_ok_and(|s| s == "up")
+            },
+        );
+    }
+    let report = traffic.stop();
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+    assert_eq!(story.source.info("stats", "sync_full"), 1);
+}
+
+fn role(node: &Server) -> String {
+    crate::support::wire::Client::connect(&node.address())
+        .and_then(|mut c| c.info("replication", "role"))
+        .unwrap_or_default()
+}
+
+/// `redis-cli` of a server, where it is there.
+fn cli(name: &str) -> Option<std::path::PathBuf> {
+    let path = servers_dir().join(name).join("redis-cli");
+    path.is_file().then_some(path)
+}
+
+/// Moves some slots from one master to another.
+fn reshard(name: &str, cluster: &Cluster, from: usize, to: usize, slots: u64) {
+    let id = |n: usize| cluster.nodes()[n].run("CLUSTER MYID").text();
+    let out = std::process::Command::new(cli(name).expect("redis-cli"))
+        .args(["--cluster", "reshard", &cluster.nodes()[0].address()])
+        .args(["--cluster-from", &id(from), "--cluster-to", &id(to)])
+        .args(["--cluster-slots", &slots.to_string(), "--cluster-yes"])
+        .output()
+        .expect("redis-cli runs");
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
+}
+
+#[test]
+fn target_slots_move_while_loading_and_streaming() {
+    let Some([name]) = need(["valkey-8.1"]) else {
+        return;
+    };
+    if cli(&name).is_none() {
+        return skip("needs redis-cli");
+    }
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(15_000);
+    story.plan.set("/limits", json!({ "keys_per_s": 5000 }));
+    let traffic = busy(&story);
+    let mut running = story.migrate();
+    let Endpoint::Cluster(cluster) = &story.target else {
+        unreachable!()
+    };
+    for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+        reshard(&name, cluster, from, to, pick(100, 1000));
+    }
+    story.wait_loaded(&mut running);
+    for (from, to) in [(1, 0), (2, 1), (0, 2)] {
+        reshard(&name, cluster, from, to, pick(100, 1000));
+    }
+    let report = traffic.stop();
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+}
+
+#[test]
+fn a_source_master_fails_over() {
+    let Some([name]) = need(["any"]) else { return };
+    let setup = Setup::new(&name).lines(&[
+        "cluster-node-timeout 2000",
+        "cluster-replica-validity-factor 0",
+        "repl-backlog-size 256mb",
+    ]);
+    let mut story = Story::new(
+        Endpoint::Cluster(Cluster::with(&setup, 3, 1)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(5_000);
+    let traffic = stubborn(&story, 2_000);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    for round in 0..pick(1, 5) as usize {
+        std::thread::sleep(Duration::from_secs(2));
+        let Endpoint::Cluster(cluster) = &mut story.source else {
+            unreachable!()
+        };
+        let masters: Vec<usize> = (1..6)
+            .filter(|n| role(&cluster.nodes()[*n]) == "master")
+            .collect();
+        let victim = masters[round % masters.len()];
+        println!("source node {victim} of {masters:?} is killed");
+        cluster.node_mut(victim).kill();
+        wait_until("the replica is promoted", Duration::from_secs(60), || {
+            (0..6)
+                .filter(|n| *n != victim && role(&cluster.nodes()[*n]) == "master")
+                .count()
+                == 3
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        cluster.node_mut(victim).restart();
+        let node = &cluster.nodes()[victim];
+        wait_until(
+            "the dead master is a replica",
+            Duration::from_secs(60),
+            || {
+                role(node) == "slave"
+                    && node
+                        .client()
+                        .info("replication", "master_link_status")
+                        .is_ok_and(|s| s == "up")
+            },
+        );
+        assert!(running.ended().is_none(), "{}", running.stderr_now());
+    }
+    let report = traffic.stop();
+    assert!(report.total() > 1_000, "{report:?}");
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
+#[test]
+fn source_slots_move() {
+    let Some([name]) = need(["valkey-8.1"]) else {
+        return;
+    };
+    if cli(&name).is_none() {
+        return skip("needs redis-cli");
+    }
+    let story = Story::new(
+        Endpoint::cluster(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(10_000);
+    let traffic = stubborn(&story, 2_000);
+    let mut running = story.migrate();
+    let Endpoint::Cluster(cluster) = &story.source else {
+        unreachable!()
+    };
+    reshard(&name, cluster, 0, 1, pick(50, 500));
+    story.wait_loaded(&mut running);
+    for (from, to) in [(1, 2), (2, 0), (0, 1)] {
+        reshard(&name, cluster, from, to, pick(100, 1000));
+        assert!(running.ended().is_none(), "{}", running.stderr_now());
+    }
+    let report = traffic.stop();
+    assert!(report.total() > 1_000, "{report:?}");
+    // The traffic's own account says how often a slot was on its way.
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
+#[test]
+fn connections_are_cut_delayed_and_halved() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut rng = seed();
+    let source = Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb"));
+    let target = Endpoint::alone(Setup::new(&name));
+    let mean = pick(300 << 10, 1 << 20);
+    let to_source = Cutter::start(&source.nodes()[0].address(), rng.next(), 4 * mean);
+    let to_target = Cutter::start(&target.nodes()[0].address(), rng.next(), mean);
+    let mut story = Story::new(source, target);
+    story.plan.set(
+        "/source/url",
+        json!(format!("redis://{}", to_source.address())),
+    );
+    story.plan.set(
+        "/target/url",
+        json!(format!("redis://{}", to_target.address())),
+    );
+    story.fill(5_000);
+    let traffic = busy(&story);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    std::thread::sleep(Duration::from_secs(pick(6, 120)));
+    assert!(running.ended().is_none(), "{}", running.stderr_now());
+    let report = traffic.stop();
+    to_source.calm();
+    to_target.calm();
+    println!("{} and {} cuts", to_source.cuts(), to_target.cuts());
+    assert!(to_source.cuts() + to_target.cuts() > 3);
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+}
+
+/// Keys whose TTL is renewed all the time are all there after a load that takes far longer than the TTL.
+#[test]
+fn renewed_expiries_survive_a_slow_load() {
+    let Some([name]) = need(["any"]) else { return };
+    let keys = pick(5_000, 50_000);
+    let stretch = pick(12, 60);
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(2_000);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = {
+        let (stop, address) = (stop.clone(), story.source.nodes()[0].address());
+        std::thread::spawn(move || renew(&address, keys, &stop))
+    };
+    wait_until(
+        "the first round is written",
+        Duration::from_secs(20),
+        || story.source.nodes()[0].run("DBSIZE").int().unwrap_or(0) as u64 >= keys,
+    );
+    story
+        .plan
+        .set("/limits", json!({ "keys_per_s": (keys + 2_000) / stretch }));
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    // While they are still renewed, none of them may be missing.
+    let mut missing = 0;
+    let mut client = story.target.nodes()[0].client();
+    for n in 0..keys {
+        client.push(&crate::support::wire::Command::new("EXISTS").key(format!("renewed:{n}")));
+    }
+    client.flush().expect("the questions are sent");
+    for reply in client.replies().expect("the answers") {
+        missing += u64::from(reply.int() != Some(1));
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    writer.join().expect("the writer");
+    assert_eq!(missing, 0, "of {keys}");
+    story.catch_up_and_stop(running);
+    story.judge();
+}
+
+/// Sets every key with 5 s to live, again every 2 s.
+fn renew(address: &str, keys: u64, stop: &std::sync::atomic::AtomicBool) {
+    use crate::support::wire::{Client, Command};
+    let mut client = Client::connect(address).expect("a connection");
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let round = std::time::Instant::now();
+        for chunk in (0..keys).collect::<Vec<_>>().chunks(500) {
+            for n in chunk {
+                let set = Command::new("SET").key(format!("renewed:{n}")).arg("x");
+                client.push(&set.args(["PX", "5000"]));
+            }
+            client.flush().expect("the writes are sent");
+            client.replies().expect("the answers");
+        }
+        std::thread::sleep(Duration::from_secs(2).saturating_sub(round.elapsed()));
+    }
+}
+
+/// What was deleted while we were away for longer than the backlog reaches is gone afterwards.
+#[test]
+fn deletions_beyond_the_backlog_arrive() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name).lines(&["repl-backlog-size 16kb", "repl-backlog-ttl 1"])),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(3_000);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    story.catch_up_and_stop(running);
+    let mut side = story.source.side();
+    let all = side
+        .run(&crate::support::wire::Command::new("SCAN 0 COUNT 100000"))
+        .expect("keys");
+    let gone: Vec<Vec<u8>> = all.items()[1]
+        .items()
+        .iter()
+        .step_by(3)
+        .map(|k| k.bytes().to_vec())
+        .collect();
+    for key in &gone {
+        side.run(&crate::support::wire::Command::new("DEL").key(key))
+            .expect("a deletion");
+    }
+    crate::support::dataset::fill_volume(&mut story.source.nodes()[0].client(), 3_000, 100)
+        .expect("more writes");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    story.catch_up_and_stop(running);
+    assert_eq!(story.source.info("stats", "sync_full"), 2);
+    story.verify();
+    story.judge();
+}
+
+/// Without its state folder it cannot know what it did: it says so, and makes the target equal all the same when told to.
+#[test]
+fn the_state_folder_is_deleted() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(2_000);
+    let traffic = busy(&story);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    std::fs::remove_dir_all(story.plan.work_dir()).expect("the state is removed");
+    let mut side = story.source.side();
+    side.run(&crate::support::wire::Command::new("FLUSHDB"))
+        .expect("the source is emptied");
+    story.fill(1_000);
+    story
+        .plan
+        .run("migrate --json")
+        .exits(3)
+        .says(&["holds keys already", "on_existing"]);
+    story.plan.set("/on_existing", json!("reconcile"));
+    let running = story.migrate();
+    let report = traffic.stop();
+    assert!(report.total() > 100);
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
+/// A full spool stops the reading, says so, and loses nothing.
+#[test]
+fn the_spool_is_full() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name).lines(&[
+            "repl-backlog-size 256mb",
+            "client-output-buffer-limit replica 0 0 0",
+        ])),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(5_000);
+    story.plan.set(
+        "/limits",
+        json!({ "spool_bytes": 16 << 20, "keys_per_s": 2_000 }),
+    );
+    let mut running = story.migrate();
+    // Far more than the spool takes, while the load is slow.
+    for _ in 0..4 {
+        crate::support::dataset::fill_volume(&mut story.source.nodes()[0].client(), 12_000, 1_000)
+            .expect("the volume is written");
+    }
+    story
+        .plan
+        .wait_status(&mut running, "full", Duration::from_secs(30), |s| {
+            s["shards"][0]["note"]
+                .as_str()
+                .is_some_and(|n| n.contains("spool is full"))
+        });
+    assert!(running.ended().is_none(), "{}", running.stderr_now());
+    story.wait_loaded(&mut running);
+    story.catch_up_and_stop(running);
+    assert_eq!(story.source.info("stats", "sync_full"), 1);
+    story.verify();
+    story.judge();
+}

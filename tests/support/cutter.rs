@@ -1,0 +1,108 @@
+//! A TCP proxy that spoils connections: cuts them, delays them, and lets only half of a piece through before a cut.
+//!
+//! Invariant: bytes that pass are never changed or reordered; it fails as networks fail.
+
+use super::rng::Rng;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// A proxy on a port of its own; it ends when it is dropped.
+pub struct Cutter {
+    port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    target: String,
+    calm: AtomicBool,
+    ended: AtomicBool,
+    seed: AtomicU64,
+    cuts: AtomicU64,
+    /// Bytes between two cuts, on the average.
+    mean: u64,
+}
+
+impl Cutter {
+    pub fn start(target: &str, seed: u64, mean: u64) -> Cutter {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let state = Arc::new(State {
+            target: target.to_owned(),
+            calm: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            seed: AtomicU64::new(seed),
+            cuts: AtomicU64::new(0),
+            mean,
+        });
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok(server) = TcpStream::connect(&shared.target) else {
+                    continue;
+                };
+                for (from, to) in [(&client, &server), (&server, &client)] {
+                    if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
+                        let shared = shared.clone();
+                        std::thread::spawn(move || pass(from, to, &shared));
+                    }
+                }
+            }
+        });
+        Cutter { port, state }
+    }
+
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// From now on everything passes.
+    pub fn calm(&self) {
+        self.state.calm.store(true, Ordering::Relaxed);
+    }
+
+    pub fn cuts(&self) -> u64 {
+        self.state.cuts.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Cutter {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::Relaxed);
+        // Wakes the accepting thread.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
+    let mut rng = Rng::new(state.seed.fetch_add(1, Ordering::Relaxed));
+    let mut left = 1 + rng.below(2 * state.mean);
+    let mut buf = vec![0; 16 << 10];
+    while !state.ended.load(Ordering::Relaxed) {
+        let n = match from.read(&mut buf) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => n,
+        };
+        let calm = state.calm.load(Ordering::Relaxed);
+        if !calm && n as u64 >= left {
+            // Half of it arrives, then nothing more.
+            let _ = to.write_all(&buf[..(left as usize).min(n / 2)]);
+            state.cuts.fetch_add(1, Ordering::Relaxed);
+            break;
+        }
+        left -= (n as u64).min(left - 1);
+        if !calm && rng.chance(1) {
+            std::thread::sleep(Duration::from_millis(rng.below(40)));
+        }
+        if to.write_all(&buf[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
+}
