@@ -21,6 +21,8 @@ pub struct KeyState {
     pub payload: Option<Vec<u8>>,
     pub expire: Option<ExpireAt>,
     pub offset: ReplOffset,
+    /// The key's slot is on its way to another master: nothing is known of it here.
+    pub elsewhere: bool,
 }
 
 /// What XINFO GROUPS tells of a group.
@@ -123,6 +125,20 @@ impl Fence {
             }
         }
         let exec = self.conn.reply().await?;
+        if let Some(text) = &refused
+            && self.cluster
+            && is_elsewhere(text)
+        {
+            return Ok(vec![
+                KeyState {
+                    payload: None,
+                    expire: None,
+                    offset: ReplOffset(0),
+                    elsewhere: true,
+                };
+                keys
+            ]);
+        }
         if let Some(text) = refused {
             return Err(refusal("DUMP in MULTI", &text));
         }
@@ -163,6 +179,7 @@ impl Fence {
                 payload,
                 expire,
                 offset,
+                elsewhere: false,
             });
         }
         Ok(states)
@@ -212,6 +229,8 @@ impl Fence {
         for _ in keys {
             match self.conn.reply().await? {
                 Reply::Int(n) => found.push(n),
+                // Whoever copies the slot writes the right one.
+                Reply::Error(text) if is_elsewhere(&text) => found.push(-1),
                 Reply::Error(text) => return Err(refusal("PEXPIRETIME", &text)),
                 _ => return Err(unforeseen()),
             }
@@ -279,12 +298,19 @@ impl Fence {
         for _ in keys {
             match self.conn.reply().await? {
                 Reply::Int(n) => found.push(n > 0),
+                Reply::Error(text) if is_elsewhere(&text) => found.push(true),
                 Reply::Error(text) => return Err(refusal("EXISTS", &text)),
                 _ => return Err(unforeseen()),
             }
         }
         Ok(found)
     }
+}
+
+fn is_elsewhere(text: &str) -> bool {
+    ["MOVED ", "ASK ", "TRYAGAIN"]
+        .iter()
+        .any(|w| text.starts_with(w))
 }
 
 fn time_ms(reply: &Reply) -> Option<i64> {

@@ -28,6 +28,11 @@ impl Slot {
         Slot(crc16(hashed) & 0x3fff)
     }
 
+    /// The slot of this number, which is taken modulo 16384.
+    pub fn numbered(n: u16) -> Slot {
+        Slot(n & 0x3fff)
+    }
+
     pub fn new(n: u16) -> Option<Slot> {
         (usize::from(n) < SLOTS).then_some(Slot(n))
     }

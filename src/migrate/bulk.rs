@@ -58,6 +58,10 @@ impl Pump {
             self.count("skipped.database");
             return Ok(None);
         };
+        if !self.owns(h.key) {
+            self.count("left_to_adoption");
+            return Ok(None);
+        }
         if self.is_existing(db, h.key) {
             self.count("skipped.existing");
             return Ok(None);

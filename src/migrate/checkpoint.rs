@@ -39,7 +39,10 @@ impl Pump {
                     self.pay_debts()?;
                 }
                 self.holding = self.held.count > 0;
-                self.progress.caught_up.store(!self.holding, Relaxed);
+                let settled = (self.shared.ownership.as_ref()).is_none_or(|o| o.is_settled());
+                self.progress
+                    .caught_up
+                    .store(!self.holding && settled, Relaxed);
             } else if lag_ms > 2 * LAG_MS {
                 self.holding = true;
             }

@@ -34,7 +34,7 @@ impl Pump {
             return Ok(());
         }
         let mut by_db: BTreeMap<DbIndex, Vec<&[u8]>> = BTreeMap::new();
-        for (db, key) in keys {
+        for (db, key) in keys.iter().filter(|(_, k)| self.adopting || self.owns(k)) {
             by_db.entry(*db).or_default().push(key);
         }
         for (db, mut list) in by_db {
@@ -45,6 +45,10 @@ impl Pump {
                     self.fenced(|fence, runtime| runtime.block_on(fence.read(db, chunk)))?;
                 self.reserve(states.iter().map(|s| s.offset).max())?;
                 for (key, state) in chunk.iter().zip(&states) {
+                    if state.elsewhere {
+                        self.count("left_to_adoption");
+                        continue;
+                    }
                     self.write_state(db, key, state, mark)?;
                     self.fenced.insert(fence_key(db, key), state.offset);
                     self.fenced_to = self.fenced_to.max(state.offset);
@@ -142,7 +146,7 @@ impl Pump {
         &mut self,
         mut read: impl FnMut(&mut Fence, &tokio::runtime::Handle) -> Result<T>,
     ) -> Result<T> {
-        let Some((endpoint, address)) = &self.source else {
+        let Some(place) = self.source.clone() else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "a command of the file cannot be sent as it is, and a file cannot be asked for the state it leads to",
@@ -154,7 +158,7 @@ impl Pump {
         loop {
             let attempt = match &mut self.fence {
                 Some(fence) => read(fence, &runtime),
-                None => match runtime.block_on(Fence::open(endpoint, address)) {
+                None => match runtime.block_on(Fence::open(place.endpoint(), &place.address())) {
                     Ok(fence) => read(self.fence.insert(fence), &runtime),
                     Err(e) => Err(e),
                 },
@@ -174,6 +178,7 @@ impl Pump {
                 Err(e) => {
                     tracing::warn!("reading keys from the source failed, trying again: {e}");
                     self.fence = None;
+                    let _ = runtime.block_on(place.locate());
                     std::thread::sleep(backoff.next());
                 }
             }
@@ -317,7 +322,7 @@ impl Pump {
                         .collect();
                     let ours: Vec<&[u8]> = keys
                         .into_iter()
-                        .filter(|k| self.shared.job.filter.accepts(k) && self.serves(k))
+                        .filter(|k| self.shared.job.filter.accepts(k) && self.owns(k))
                         .collect();
                     let there = self
                         .fenced(|fence, runtime| runtime.block_on(fence.exist(source_db, &ours)))?;
@@ -346,18 +351,5 @@ impl Pump {
         }
         self.settle_all()?;
         Ok(())
-    }
-
-    /// Whether a key belongs to this source shard's slots.
-    fn serves(&self, key: &[u8]) -> bool {
-        if !self.shared.source_cluster {
-            return true;
-        }
-        let slot = Slot::of(key).number();
-        self.shard.slots.split(',').any(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            first.parse().is_ok_and(|f: u16| f <= slot)
-                && last.parse().is_ok_and(|l: u16| slot <= l)
-        })
     }
 }

@@ -3,6 +3,7 @@
 //! [`run`] finds the source's masters, decides for each whether to begin or to go on, and starts a link (task) and a
 //! pump (thread) for it. Links hear the wish to stop first; pumps end with their spool.
 
+mod adopt;
 mod bulk;
 mod census;
 mod checkpoint;
@@ -10,6 +11,7 @@ mod existing;
 mod expiry;
 mod heal;
 mod losses;
+mod ownership;
 pub mod progress;
 mod pump;
 pub mod rebuild;
@@ -17,20 +19,23 @@ mod reload;
 mod rewind;
 mod router;
 mod shard;
+mod shards;
 mod trouble;
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::progress::{Progress, ShardProgress};
+use crate::migrate::ownership::Ownership;
+use crate::migrate::progress::Progress;
 use crate::migrate::pump::Shared;
-use crate::migrate::shard::Runner;
+use crate::migrate::shards::Shards;
 use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
+use crate::source::place::Place;
 use crate::source::{private_dir, unix_ms};
 use crate::store::{Existing, Lock, Phase, Run, ShardState, Store};
 use crate::target::health;
 use crate::target::topology::{self, Topology};
-use crate::task::{Shutdown, TaskGroup, Throttle, peak_rss};
+use crate::task::{Shutdown, Throttle, peak_rss};
 use crate::types::{DbIndex, ShardId};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,7 +119,7 @@ pub async fn run(
         target: job.target.redacted_url(),
         started_ms: unix_ms(),
     })?;
-    let result = migrate(&job, &options, &dir, store, &progress, &stop).await;
+    let result = migrate(&job, &options, &dir, store, progress, &stop).await;
     let mut store = Store::open(&dir)?;
     match &result {
         Err(e) if e.kind() != ErrorKind::Interrupted => {
@@ -234,7 +239,7 @@ async fn migrate(
     options: &Options,
     dir: &Path,
     mut store: Store,
-    progress: &Progress,
+    progress: Arc<Progress>,
     stop: &Shutdown,
 ) -> Result<bool> {
     let (layout, source) = find_source(job).await?;
@@ -258,6 +263,16 @@ async fn migrate(
         (Source::Server { endpoint, .. }, Some(_)) => load_estimate_ms(endpoint).await,
         _ => 0,
     };
+    let assigned = assign(&layout.masters, &saved);
+    let ownership = layout.cluster.then(|| {
+        let present: Vec<(ShardId, &Master)> = (assigned.iter())
+            .map(|s| s.shard)
+            .zip(&layout.masters)
+            .collect();
+        let before: Vec<(ShardId, String)> =
+            saved.iter().map(|s| (s.shard, s.slots.clone())).collect();
+        Arc::new(Ownership::new(&present, &before))
+    });
     let shared = Arc::new(Shared {
         job: job.clone(),
         store: Mutex::new(store),
@@ -274,6 +289,7 @@ async fn migrate(
             Product::Valkey => !s.at_least(8, 0),
             Product::Redict => true,
         }),
+        ownership,
         health: watch.as_ref().map(health::Watch::health),
         target_modules: server::modules(&job.target).await?,
         source_cluster: layout.cluster,
@@ -300,10 +316,6 @@ async fn migrate(
             topology.nodes.len(),
         ),
     );
-    let views: Vec<Arc<ShardProgress>> = (layout.masters.iter().enumerate())
-        .map(|(i, m)| Arc::new(ShardProgress::new(ShardId(i as u16), m.address.clone())))
-        .collect();
-    progress.set_shards(views.clone());
     let phase = if !saved.is_empty() && saved.iter().all(|s| s.snapshot_loaded) {
         Phase::Stream
     } else {
@@ -311,57 +323,44 @@ async fn migrate(
     };
     shared.store(|s| s.enter_phase(phase, unix_ms()))?;
 
-    let mut group = TaskGroup::new();
-    let group_stop = group.stop.clone();
-    let watching = watch.map(|w| tokio::spawn(w.run(group_stop.clone())));
-    for (i, master) in layout.masters.iter().enumerate() {
-        let shard = match saved.iter().find(|s| s.address == master.address) {
-            Some(shard) => ShardState {
-                slots: master.slots_text(),
-                ..shard.clone()
-            },
-            None if !saved.is_empty() => {
-                return Err(Error::new(
-                    ErrorKind::State,
-                    format!(
-                        "the source's master {} was not there when this migration began",
-                        master.address
-                    ),
-                ));
-            }
-            None => ShardState::new(
-                ShardId(i as u16),
-                master.address.clone(),
-                master.slots_text(),
-            ),
-        };
-        let view = views
-            .get(i)
-            .cloned()
-            .ok_or_else(|| Error::new(ErrorKind::Bug, "a shard without progress"))?;
-        let runner = Runner {
-            shared: shared.clone(),
-            topology: topology.clone(),
-            target: target.clone(),
-            dir: dir.join("spool").join(format!("shard-{i}")),
-            shards: layout.masters.len(),
-            view,
-        };
-        let ends = group_stop.clone();
-        group.spawn(async move {
-            let result = runner.run(shard).await;
-            if result.is_err() {
-                ends.request();
-                runner.shared.stop.request();
-            }
-            result
-        });
-    }
-    let watch = watch_phases(shared.clone(), views.clone(), group_stop);
-    let joined = tokio::select! {
-        joined = group.join() => joined,
-        () = watch => group.join().await,
+    let ends = Shutdown::default();
+    let watching = watch.map(|w| tokio::spawn(w.run(ends.clone())));
+    let shards = Shards {
+        shared: shared.clone(),
+        topology,
+        target,
+        dir: dir.join("spool"),
+        count: layout.masters.len(),
+        progress,
+        running: Default::default(),
     };
+    for (master, shard) in layout.masters.iter().zip(assigned) {
+        let place = match &job.source {
+            Source::Server { endpoint, .. } => {
+                Some(Arc::new(Place::new(endpoint, layout.cluster, master)))
+            }
+            Source::Rdb { .. } => None,
+        };
+        shards.start(shard, place);
+    }
+    // Which shards there are may change; the run ends when all of them have.
+    let joined = {
+        let joining = shards.join();
+        let phases = watch_phases(&shards);
+        let slots = async {
+            match &shared.ownership {
+                Some(ownership) => ownership::watch(&shards, ownership).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(joining);
+        tokio::select! {
+            joined = &mut joining => joined,
+            () = phases => joining.await,
+            watched = slots => joining.await.and(watched),
+        }
+    };
+    ends.request();
     if let Some(watching) = watching {
         watching.abort();
     }
@@ -369,6 +368,7 @@ async fn migrate(
         shared.store(|s| s.put_json(MASTERS, &health.masters()))?;
     }
     let rdb = source.is_none();
+    let views = shards.views();
     let caught_up = views.iter().all(|v| v.caught_up.load(Relaxed));
     if joined.is_ok() && rdb && !stop.requested() {
         return Ok(true);
@@ -385,11 +385,40 @@ fn known_masters(store: &Store) -> Result<BTreeSet<String>> {
     Ok(ids.filter_map(|v| v.as_str().map(str::to_owned)).collect())
 }
 
+/// Gives each master the state it had: by its address, else by its slots (it was promoted), else a new one.
+fn assign(masters: &[Master], saved: &[ShardState]) -> Vec<ShardState> {
+    let mut free: Vec<&ShardState> = saved.iter().collect();
+    let mut next = saved.iter().map(|s| s.shard.0 + 1).max().unwrap_or(0);
+    let take = |free: &mut Vec<&ShardState>, fits: &dyn Fn(&ShardState) -> bool| {
+        let at = free.iter().position(|s| fits(s))?;
+        Some(free.remove(at).clone())
+    };
+    let by_address: Vec<Option<ShardState>> = (masters.iter())
+        .map(|m| take(&mut free, &|s| s.address == m.address))
+        .collect();
+    (masters.iter().zip(by_address))
+        .map(|(master, known)| {
+            let slots = master.slots_text();
+            let known = known.or_else(|| take(&mut free, &|s| s.slots == slots));
+            known.unwrap_or_else(|| {
+                next += 1;
+                let text = if saved.is_empty() {
+                    slots
+                } else {
+                    String::new()
+                };
+                ShardState::new(ShardId(next - 1), master.address.clone(), text)
+            })
+        })
+        .collect()
+}
+
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.
-async fn watch_phases(shared: Arc<Shared>, views: Vec<Arc<ShardProgress>>, ends: Shutdown) {
-    let mut streaming = false;
-    while !ends.requested() {
+async fn watch_phases(shards: &Shards) {
+    let (shared, mut streaming) = (&shards.shared, false);
+    while !shared.stop.requested() {
         tokio::time::sleep(Duration::from_millis(50)).await;
+        let views = shards.views();
         if !streaming && views.iter().all(|v| v.view().phase == "stream") {
             streaming = true;
             if let Err(e) = shared.store(|s| s.enter_phase(Phase::Stream, unix_ms())) {

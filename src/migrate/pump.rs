@@ -7,12 +7,14 @@ use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::migrate::expiry::Held;
+use crate::migrate::ownership::{Mine, Ownership};
 use crate::migrate::progress::ShardProgress;
-use crate::plan::{Endpoint, Job};
+use crate::plan::Job;
 use crate::rdb::file::{Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
 use crate::resp;
+use crate::source::place::Place;
 use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
 use crate::source::unix_ms;
 use crate::store::{Existing, Loss, ShardState, Store};
@@ -46,6 +48,8 @@ pub struct Shared {
     pub silent_entries_read: bool,
     /// The watcher of the target; none in a dry run.
     pub health: Option<Arc<Health>>,
+    /// Who owns which slot; none where the source is no cluster.
+    pub ownership: Option<Arc<Ownership>>,
     /// The target's modules.
     pub target_modules: Vec<String>,
     /// More than one source master: a flush of one concerns its own slots only.
@@ -95,7 +99,7 @@ pub struct Pump {
     pub(super) pipe: Pipe,
     pub(super) progress: Arc<ShardProgress>,
     /// The source master, for fenced reads; `None` for a snapshot file.
-    pub(super) source: Option<(Endpoint, String)>,
+    pub(super) source: Option<Arc<Place>>,
     pub(super) fence: Option<Fence>,
     /// What the target takes.
     pub(super) format: payload::Target,
@@ -115,6 +119,9 @@ pub struct Pump {
     pub(super) keys: Vec<command::KeyArg>,
     pub(super) scratch: Vec<u8>,
     pub(super) counts: BTreeMap<&'static str, u64>,
+    pub(super) mine: Mine,
+    /// Slots are being copied: heals concern keys that are not ours yet.
+    pub(super) adopting: bool,
     /// Acknowledged at that time, not yet known to survive a failover.
     pub(super) unstable: VecDeque<(Instant, Mark)>,
     pub(super) stable: Mark,
@@ -145,7 +152,7 @@ impl Pump {
         spool: Arc<Spool>,
         pipe: Pipe,
         progress: Arc<ShardProgress>,
-        source: Option<(Endpoint, String)>,
+        source: Option<Arc<Place>>,
         format: payload::Target,
         held: Held,
     ) -> Pump {
@@ -184,6 +191,8 @@ impl Pump {
             keys: Vec::new(),
             scratch: Vec::new(),
             counts: BTreeMap::new(),
+            mine: Mine::default(),
+            adopting: false,
             unstable: VecDeque::new(),
             stable,
             losses_seen: 0,
@@ -233,6 +242,7 @@ impl Pump {
 
     /// Loads what is not loaded and follows the stream; `None` after a rewind, to begin again.
     fn run_once(&mut self) -> Result<Option<Ended>> {
+        self.meet_ownership()?;
         if !self.shard.snapshot_loaded {
             self.progress.set_phase("snapshot");
             if let Some(ended) = self.load()? {
@@ -312,6 +322,9 @@ impl Pump {
                     }
                     self.progress.bytes_done.store(snapshot.position(), Relaxed);
                     self.tick()?;
+                    if self.meet_ownership()? {
+                        continue 'again;
+                    }
                     if self.has_lost() {
                         self.rewind()?;
                         continue 'again;
@@ -435,6 +448,8 @@ impl Pump {
                 tail.read(&mut buf, READ_BYTES, TICK)?;
             }
             self.tick()?;
+            self.meet_ownership()?;
+            self.adopt_slots()?;
             if self.has_lost() {
                 self.rewind()?;
                 return Ok(None);

@@ -80,7 +80,12 @@ impl Pump {
             }
             spec.keys(&cmd, &mut keys)?;
             for key in &keys {
-                let this = Slot::of(cmd.arg(key.index).unwrap_or_default());
+                let key = cmd.arg(key.index).unwrap_or_default();
+                if !self.owns(key) {
+                    self.keys = keys;
+                    return Ok(false);
+                }
+                let this = Slot::of(key);
                 if self.pipe.topology().one_slot && slot.is_some_and(|s| s != this) {
                     self.keys = keys;
                     self.count("transactions_split");
@@ -259,6 +264,13 @@ impl Pump {
         end: ReplOffset,
         mark: Mark,
     ) -> Result<()> {
+        if let Some(key) = keys.first().and_then(|k| cmd.arg(k.index))
+            && !self.owns(key)
+        {
+            // The slot is on its way: its new owner copies it.
+            self.count("left_to_adoption");
+            return Ok(());
+        }
         let source_db = self.db;
         let job = &self.shared.job;
         let other_db = command::copy_db(cmd);

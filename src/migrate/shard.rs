@@ -5,14 +5,16 @@ use crate::migrate::expiry::Held;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::pump::{Ended, Pump, Shared};
 use crate::net::server::Server;
-use crate::plan::{Endpoint, OnExisting, RdbPath, Source};
+use crate::plan::{OnExisting, RdbPath, Source};
 use crate::source::handshake::Start;
+use crate::source::place::Place;
 use crate::source::psync::{self, Link, LinkState};
 use crate::source::spool::{End, Spool, SpoolWriter};
 use crate::source::{aof, gzip, private_dir};
 use crate::store::ShardState;
 use crate::target::topology::Topology;
 use crate::target::{Pipe, PipeOptions};
+use crate::task::Shutdown;
 use crate::types::{ReplId, ReplOffset};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -30,6 +32,10 @@ pub struct Runner {
     pub dir: PathBuf,
     pub shards: usize,
     pub view: Arc<ShardProgress>,
+    /// Where the master is; none for a file.
+    pub place: Option<Arc<Place>>,
+    /// Asked for when the run stops, or when this shard has nothing more to bring.
+    pub stop: Shutdown,
 }
 
 impl Runner {
@@ -43,11 +49,9 @@ impl Runner {
             let spool = Spool::open(&self.dir, spool_limit)?;
             let ended = match &self.shared.job.source {
                 Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
-                Source::Server { endpoint, .. } => {
-                    self.replica(&mut shard, spool, endpoint).await?
-                }
+                Source::Server { .. } => self.replica(&mut shard, spool).await?,
             };
-            if ended != Ended::Superseded || self.shared.stop.requested() {
+            if ended != Ended::Superseded || self.stop.requested() {
                 return Ok(());
             }
             // The next round asks for a full sync, over what the target already holds.
@@ -130,14 +134,12 @@ impl Runner {
         self.pump(shard.clone(), spool, None, ReplOffset(0)).await
     }
 
-    async fn replica(
-        &self,
-        shard: &mut ShardState,
-        spool: Arc<Spool>,
-        endpoint: &Endpoint,
-    ) -> Result<Ended> {
+    async fn replica(&self, shard: &mut ShardState, spool: Arc<Spool>) -> Result<Ended> {
+        let place = (self.place.clone())
+            .ok_or_else(|| Error::new(ErrorKind::Bug, "a source without a place"))?;
+        shard.address = place.address();
         let resume = self.resume_point(shard, &spool);
-        let (conn, start) = psync::start(endpoint, &shard.address, resume)
+        let (conn, start) = psync::start(place.endpoint(), &shard.address, resume)
             .await
             .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;
         let replid = match &start {
@@ -187,24 +189,18 @@ impl Runner {
         spool.set_replid(replid);
 
         let link = Link {
-            endpoint: endpoint.clone(),
-            address: shard.address.clone(),
+            place: place.clone(),
             spool: spool.clone(),
             state: Arc::new(LinkState::default()),
             patience: self.shared.patience,
         };
-        let stop = self.shared.stop.clone();
+        let stop = self.stop.clone();
         let follow = tokio::spawn(async move { link.follow(conn, start, &stop).await });
         let pumped = self
-            .pump(
-                shard.clone(),
-                spool.clone(),
-                Some((endpoint.clone(), shard.address.clone())),
-                window_end,
-            )
+            .pump(shard.clone(), spool.clone(), Some(place), window_end)
             .await;
         if pumped.is_err() {
-            self.shared.stop.request();
+            self.stop.request();
         }
         let linked = follow
             .await
@@ -237,7 +233,7 @@ impl Runner {
         &self,
         shard: ShardState,
         spool: Arc<Spool>,
-        source: Option<(Endpoint, String)>,
+        source: Option<Arc<Place>>,
         window_end: ReplOffset,
     ) -> Result<Ended> {
         let shared = self.shared.clone();

@@ -8,6 +8,7 @@ use crate::net::{self, Conn};
 use crate::plan::Endpoint;
 use crate::resp::{self, Reply};
 use crate::source::handshake::{self, Framing, Start, not_allowed};
+use crate::source::place::Place;
 use crate::source::spool::{End, Spool, SpoolWriter};
 use crate::source::unix_ms;
 use crate::task::Shutdown;
@@ -74,8 +75,7 @@ pub struct LinkState {
 
 /// A link that fills one shard's spool.
 pub struct Link {
-    pub endpoint: Endpoint,
-    pub address: String,
+    pub place: Arc<Place>,
     pub spool: Arc<Spool>,
     pub state: Arc<LinkState>,
     /// How long the source may be away before the run gives up.
@@ -115,7 +115,7 @@ impl Link {
                 // A snapshot that was cut off cannot be continued.
                 tracing::warn!(
                     "the link to {} was cut while its snapshot was arriving: {lost}",
-                    self.address
+                    self.place.address()
                 );
                 self.spool.end(End::Superseded);
                 return Ok(Ended::FullResync);
@@ -153,7 +153,11 @@ impl Link {
             }
             self.state.reconnects.fetch_add(1, Ordering::Relaxed);
             let from = self.spool.replid().map(|id| (id, self.spool.stream_end()));
-            match start(&self.endpoint, &self.address, from).await {
+            // A failover may have made another node the master; while no node tells, the old address is as good.
+            if let Err(e) = self.place.locate().await {
+                tracing::debug!("the source's cluster does not tell its masters: {e}");
+            }
+            match start(self.place.endpoint(), &self.place.address(), from).await {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(e) if e.retry() == crate::error::Retry::Later => last = e,
                 Err(e) => return Err(e),
@@ -161,7 +165,7 @@ impl Link {
         }
         Err(last.context(format!(
             "the source {} stayed away for {} s",
-            self.address,
+            self.place.address(),
             self.patience.as_secs()
         )))
     }
@@ -179,6 +183,7 @@ impl Link {
         } else {
             None
         };
+        let address = self.place.address();
         let (stream, unread) = conn.into_parts();
         let (mut read, mut write) = tokio::io::split(stream);
         let mut buf = unread;
@@ -195,7 +200,7 @@ impl Link {
                 }
                 tokio::select! {
                     () = stop.wait() => return Ok(()),
-                    n = read_some(&mut read, &mut buf, &self.address) => n?,
+                    n = read_some(&mut read, &mut buf, &address) => n?,
                 };
                 if self.spool.is_full() {
                     return Err(self.no_room("the source's snapshot"));
@@ -204,7 +209,7 @@ impl Link {
             writer.finish_snapshot()?;
         }
         // A diskless source sends nothing before the first ACK.
-        ack(&mut write, self.spool.stream_end(), &self.address).await?;
+        ack(&mut write, self.spool.stream_end(), &address).await?;
         let mut next_ack = tokio::time::Instant::now() + ACK_EVERY;
         loop {
             if !buf.is_empty() {
@@ -215,7 +220,7 @@ impl Link {
                 writer.append_stream(&buf, unix_ms())?;
                 buf.clear();
                 if asked {
-                    ack(&mut write, self.spool.stream_end(), &self.address).await?;
+                    ack(&mut write, self.spool.stream_end(), &address).await?;
                 }
             }
             if buf.capacity() > 4 * READ_BYTES {
@@ -225,11 +230,11 @@ impl Link {
             tokio::select! {
                 () = stop.wait() => return Ok(()),
                 () = tokio::time::sleep_until(next_ack) => {
-                    ack(&mut write, self.spool.stream_end(), &self.address).await?;
+                    ack(&mut write, self.spool.stream_end(), &address).await?;
                     next_ack = tokio::time::Instant::now() + ACK_EVERY;
                 }
                 () = tokio::time::sleep(Duration::from_millis(20)), if full => {}
-                n = read_some(&mut read, &mut buf, &self.address), if !full => n?,
+                n = read_some(&mut read, &mut buf, &address), if !full => n?,
             }
         }
     }

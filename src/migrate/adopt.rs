@@ -1,0 +1,179 @@
+//! Slots that have come to this source shard: every key of them is copied before its stream is applied to them.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::pump::Pump;
+use crate::net::{self, Conn};
+use crate::resp::Reply;
+use crate::types::{DbIndex, Slot};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Keys copied at a time.
+const CHUNK: usize = 512;
+
+impl Pump {
+    /// Whether this shard's commands on a key are to be applied.
+    pub(super) fn owns(&self, key: &[u8]) -> bool {
+        self.shared.ownership.is_none() || self.mine.has(Slot::of(key))
+    }
+
+    /// Stops writing to slots on their way, and says so; true when the snapshot must be read again from its mark.
+    pub(super) fn meet_ownership(&mut self) -> Result<bool> {
+        let Some(ownership) = self.shared.ownership.clone() else {
+            return Ok(false);
+        };
+        if !ownership.changed(&self.mine) {
+            return Ok(false);
+        }
+        let again = self.settle_all()?;
+        ownership.meet(self.shard.shard, &mut self.mine);
+        self.shard.slots = self.mine.text();
+        self.save(false)?;
+        Ok(again)
+    }
+
+    /// Copies the slots that have come to us.
+    pub(super) fn adopt_slots(&mut self) -> Result<()> {
+        let Some(ownership) = self.shared.ownership.clone() else {
+            return Ok(());
+        };
+        let slots = ownership.arrived(self.shard.shard);
+        if slots.is_empty() {
+            return Ok(());
+        }
+        self.shared.event(
+            "info",
+            "adopt",
+            &format!(
+                "{} copies {} slots that have come to it",
+                self.shard.address,
+                slots.len()
+            ),
+        );
+        self.heal_dirty()?;
+        self.adopting = true;
+        let copied = self.copy_slots(&slots);
+        self.adopting = false;
+        if !copied? {
+            // The cluster was not ready: the next tick tries again.
+            return Ok(());
+        }
+        self.settle_all()?;
+        ownership.adopt(self.shard.shard, &slots);
+        self.meet_ownership().map(drop)
+    }
+
+    /// False when the slots are not (or no longer) where the cluster said they were.
+    fn copy_slots(&mut self, slots: &[u16]) -> Result<bool> {
+        let Some(place) = self.source.clone() else {
+            return Ok(false);
+        };
+        let runtime = self.shared.runtime.clone();
+        let source = runtime.block_on(async {
+            let mut conn = net::connect(place.endpoint(), &place.address()).await?;
+            list(&mut conn, slots).await
+        });
+        let mut keys: BTreeSet<Vec<u8>> = match source {
+            Ok(keys) => keys,
+            Err(e) if e.retry() == crate::error::Retry::Later => return Ok(false),
+            Err(e) => return Err(e),
+        };
+        keys.extend(self.target_keys(slots)?);
+        let keys: Vec<(DbIndex, Vec<u8>)> = (keys.into_iter())
+            .filter(|k| self.shared.job.filter.accepts(k))
+            .map(|k| (DbIndex::ZERO, k))
+            .collect();
+        for chunk in keys.chunks(CHUNK) {
+            let mark = self.now();
+            self.heal(chunk, mark)?;
+            if self.pipe.troubled() {
+                self.resolve()?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The keys of some slots that the target holds.
+    fn target_keys(&mut self, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+        if self.shared.dry_run {
+            return Ok(BTreeSet::new());
+        }
+        let endpoint = self.pipe.endpoint().clone();
+        let runtime = self.shared.runtime.clone();
+        let mut by_node: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
+        for slot in slots {
+            by_node
+                .entry(self.pipe.node_of(Slot::numbered(*slot)))
+                .or_default()
+                .push(*slot);
+        }
+        let cluster = self.pipe.topology().cluster;
+        let mut keys = BTreeSet::new();
+        for (node, slots) in by_node {
+            let address = self.pipe.address(node).to_owned();
+            let found = runtime.block_on(async {
+                let mut conn = net::connect(&endpoint, &address).await?;
+                if cluster {
+                    list(&mut conn, &slots).await
+                } else {
+                    scan(&mut conn, &slots).await
+                }
+            })?;
+            keys.extend(found);
+        }
+        Ok(keys)
+    }
+}
+
+/// The keys of slots, as a cluster node lists them.
+async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+    let mut keys = BTreeSet::new();
+    for slot in slots {
+        let slot = slot.to_string();
+        let count = conn
+            .call(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()])
+            .await?;
+        // A few more, for keys that come in between; those are in the stream as well.
+        let count = (count.int().unwrap_or(0) + 1000).to_string();
+        let reply = conn
+            .call(&[
+                b"CLUSTER",
+                b"GETKEYSINSLOT",
+                slot.as_bytes(),
+                count.as_bytes(),
+            ])
+            .await?;
+        let found = reply.array().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Protocol,
+                "CLUSTER GETKEYSINSLOT was answered in a form that is not understood",
+            )
+        })?;
+        keys.extend(found.iter().filter_map(Reply::bytes).map(<[u8]>::to_vec));
+    }
+    Ok(keys)
+}
+
+/// The same of a server that is no cluster.
+async fn scan(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+    let wanted: BTreeSet<u16> = slots.iter().copied().collect();
+    let mut keys = BTreeSet::new();
+    let mut cursor = b"0".to_vec();
+    loop {
+        let reply = conn.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]).await?;
+        let parts = reply.array().unwrap_or_default();
+        cursor = parts
+            .first()
+            .and_then(Reply::bytes)
+            .unwrap_or(b"0")
+            .to_vec();
+        let page = parts.get(1).and_then(Reply::array).unwrap_or_default();
+        keys.extend(
+            (page.iter().filter_map(Reply::bytes))
+                .filter(|k| wanted.contains(&Slot::of(k).number()))
+                .map(<[u8]>::to_vec),
+        );
+        if cursor == b"0" {
+            return Ok(keys);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Which source shard a slot belongs to, while slots move inside the source cluster.
+//!
+//! A slot that is seen with a new owner is on its way: every pump stops to apply commands on it and says so. When all
+//! have, the new owner's pump copies the whole slot (fenced reads of all its keys) and applies its own stream from there.
+//! Invariant: at no time do two pumps write to one slot; what a pump leaves out is covered by the copy that follows.
+
+use crate::error::Result;
+use crate::migrate::shards::Shards;
+use crate::net::server::Master;
+use crate::types::{SLOTS, ShardId, Slot};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+const EVERY: Duration = Duration::from_secs(1);
+const NOBODY: u16 = u16::MAX;
+
+/// The owners of all slots, shared by all pumps.
+pub struct Ownership(Mutex<State>);
+
+struct State {
+    epoch: u64,
+    owner: Vec<u16>,
+    moving: BTreeMap<u16, Move>,
+    /// The epoch up to which each pump has stopped writing to moving slots.
+    acks: BTreeMap<u16, u64>,
+}
+
+struct Move {
+    since: u64,
+    /// The owner that the last picture showed.
+    seen: u16,
+    /// Shown twice: the move is over.
+    settled: bool,
+}
+
+/// One pump's copy: the slots that it may write to.
+#[derive(Default)]
+pub struct Mine {
+    epoch: u64,
+    slots: Vec<bool>,
+}
+
+impl Mine {
+    pub fn has(&self, slot: Slot) -> bool {
+        self.slots.get(slot.index()).copied().unwrap_or(true)
+    }
+
+    /// "0-5460,6000".
+    pub fn text(&self) -> String {
+        let mut ranges: Vec<(usize, usize)> = Vec::new();
+        for slot in (0..self.slots.len()).filter(|s| self.slots.get(*s) == Some(&true)) {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == slot => *last = slot,
+                _ => ranges.push((slot, slot)),
+            }
+        }
+        let texts: Vec<String> = (ranges.iter())
+            .map(|(a, b)| {
+                if a == b {
+                    a.to_string()
+                } else {
+                    format!("{a}-{b}")
+                }
+            })
+            .collect();
+        texts.join(",")
+    }
+}
+
+impl Ownership {
+    /// `saved` is what an earlier run had settled; without it the present owners are taken as they are.
+    pub fn new(present: &[(ShardId, &Master)], saved: &[(ShardId, String)]) -> Ownership {
+        let mut owner = vec![NOBODY; SLOTS];
+        for (shard, master) in present {
+            for slot in master.slots.iter().flat_map(|r| r.clone()) {
+                if let Some(place) = owner.get_mut(usize::from(slot)) {
+                    *place = shard.0;
+                }
+            }
+        }
+        let mut moving = BTreeMap::new();
+        if !saved.is_empty() {
+            let mut before = vec![NOBODY; SLOTS];
+            for (shard, ranges) in saved {
+                for range in ranges.split(',').filter(|r| !r.is_empty()) {
+                    let (first, last) = range.split_once('-').unwrap_or((range, range));
+                    let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>())
+                    else {
+                        continue;
+                    };
+                    if let Some(part) = before.get_mut(first..=last) {
+                        part.fill(shard.0);
+                    }
+                }
+            }
+            for (slot, (now, before)) in owner.iter().zip(&before).enumerate() {
+                if now != before {
+                    let step = Move {
+                        since: 1,
+                        seen: *now,
+                        settled: *now != NOBODY,
+                    };
+                    moving.insert(slot as u16, step);
+                }
+            }
+        }
+        Ownership(Mutex::new(State {
+            epoch: 1,
+            owner,
+            moving,
+            acks: present.iter().map(|(shard, _)| (shard.0, 0)).collect(),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether `mine` is out of date.
+    pub fn changed(&self, mine: &Mine) -> bool {
+        self.state().epoch != mine.epoch
+    }
+
+    /// Brings `mine` up to date; the caller has settled everything that it had on its way.
+    pub fn meet(&self, me: ShardId, mine: &mut Mine) {
+        let mut state = self.state();
+        mine.epoch = state.epoch;
+        mine.slots = (0..SLOTS)
+            .map(|slot| {
+                state.owner.get(slot) == Some(&me.0) && !state.moving.contains_key(&(slot as u16))
+            })
+            .collect();
+        let epoch = state.epoch;
+        state.acks.insert(me.0, epoch);
+    }
+
+    /// Slots that have come to `me` and that nobody writes to any more.
+    pub fn arrived(&self, me: ShardId) -> Vec<u16> {
+        let state = self.state();
+        let met = state.acks.values().copied().min().unwrap_or(0);
+        (state.moving.iter())
+            .filter(|(_, m)| m.settled && m.seen == me.0 && m.since <= met)
+            .map(|(slot, _)| *slot)
+            .collect()
+    }
+
+    /// The slots have been copied: `me` writes to them from now on.
+    pub fn adopt(&self, me: ShardId, slots: &[u16]) {
+        let mut state = self.state();
+        state.epoch += 1;
+        for slot in slots {
+            // Gone on in the meantime: the next owner copies it again.
+            if state.moving.get(slot).is_some_and(|m| m.seen == me.0) {
+                state.moving.remove(slot);
+                if let Some(owner) = state.owner.get_mut(usize::from(*slot)) {
+                    *owner = me.0;
+                }
+            }
+        }
+    }
+
+    /// Nothing is on its way.
+    pub fn is_settled(&self) -> bool {
+        self.state().moving.is_empty()
+    }
+
+    pub fn join(&self, shard: ShardId) {
+        let mut state = self.state();
+        let epoch = state.epoch;
+        state.acks.entry(shard.0).or_insert(epoch);
+    }
+
+    pub fn leave(&self, shard: ShardId) {
+        self.state().acks.remove(&shard.0);
+    }
+
+    /// Takes a new picture of the cluster; `owners` is [`NOBODY`] where it shows none that we follow.
+    fn observe(&self, owners: &[u16]) -> usize {
+        let mut state = self.state();
+        let next = state.epoch + 1;
+        let mut begun = 0;
+        let State { owner, moving, .. } = &mut *state;
+        for (slot, now) in owners.iter().enumerate() {
+            if *now == NOBODY {
+                continue;
+            }
+            match moving.get_mut(&(slot as u16)) {
+                Some(m) => {
+                    m.settled = m.seen == *now;
+                    m.seen = *now;
+                }
+                None if owner.get(slot) != Some(now) => {
+                    let step = Move {
+                        since: next,
+                        seen: *now,
+                        settled: false,
+                    };
+                    moving.insert(slot as u16, step);
+                    begun += 1;
+                }
+                None => {}
+            }
+        }
+        if begun > 0 {
+            state.epoch = next;
+        }
+        begun
+    }
+}
+
+/// Looks at the source cluster every second: failovers move places, reshards move slots, new masters get a pump.
+pub async fn watch(shards: &Shards, ownership: &Ownership) -> Result<()> {
+    loop {
+        if !shards.stop().sleep(EVERY).await {
+            return Ok(());
+        }
+        let places = shards.places();
+        let Some((_, first)) = places.first() else {
+            return Ok(());
+        };
+        let Ok(masters) = first.ask().await else {
+            continue;
+        };
+        let taken: Vec<String> = places.iter().map(|(_, p)| p.address()).collect();
+        let mut owners = vec![NOBODY; SLOTS];
+        let mut known: Vec<String> = Vec::new();
+        for (shard, place) in &places {
+            if !place.follow(&masters, &taken) {
+                // All its slots have gone to others: nothing will come from it any more.
+                shards.retire(*shard);
+                ownership.leave(*shard);
+                continue;
+            }
+            let address = place.address();
+            known.push(address.clone());
+            for slot in (masters.iter())
+                .filter(|m| m.address == address)
+                .flat_map(|m| m.slots.iter().flat_map(|r| r.clone()))
+            {
+                if let Some(owner) = owners.get_mut(usize::from(slot)) {
+                    *owner = shard.0;
+                }
+            }
+        }
+        for master in masters.iter().filter(|m| !known.contains(&m.address)) {
+            shards.enlist(master, ownership)?;
+        }
+        let begun = ownership.observe(&owners);
+        if begun > 0 {
+            shards.event(
+                "info",
+                "source_slots",
+                &format!("{begun} slots have moved inside the source"),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn master(address: &str, slots: std::ops::RangeInclusive<u16>) -> Master {
+        Master {
+            address: address.into(),
+            slots: vec![slots],
+            replicas: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_slot_changes_hands_only_when_everybody_has_let_go() {
+        let (a, b) = (master("a", 0..=8191), master("b", 8192..=16383));
+        let (one, two) = (ShardId(0), ShardId(1));
+        let ownership = Ownership::new(&[(one, &a), (two, &b)], &[]);
+        let (mut of_one, mut of_two) = (Mine::default(), Mine::default());
+        ownership.meet(one, &mut of_one);
+        ownership.meet(two, &mut of_two);
+        assert_eq!(
+            (of_one.text(), of_two.text()),
+            ("0-8191".into(), "8192-16383".into())
+        );
+        let mut picture = vec![0u16; 8192];
+        picture.extend(vec![1u16; 8192]);
+        picture[5] = 1;
+        assert_eq!(ownership.observe(&picture), 1);
+        assert!(ownership.changed(&of_one) && ownership.changed(&of_two));
+        ownership.meet(two, &mut of_two);
+        ownership.observe(&picture);
+        // The old owner may still be writing.
+        assert!(ownership.arrived(two).is_empty());
+        ownership.meet(one, &mut of_one);
+        assert_eq!(of_one.text(), "0-4,6-8191");
+        assert_eq!(ownership.arrived(two), [5]);
+        assert!(ownership.arrived(one).is_empty());
+        ownership.adopt(two, &[5]);
+        ownership.meet(two, &mut of_two);
+        assert_eq!(of_two.text(), "5,8192-16383");
+        assert!(ownership.is_settled());
+    }
+
+    #[test]
+    fn what_an_earlier_run_had_otherwise_is_copied_first() {
+        let (a, b) = (master("a", 0..=99), master("b", 100..=16383));
+        let saved = [
+            (ShardId(0), "0-149".to_string()),
+            (ShardId(1), "160-16383".to_string()),
+        ];
+        let ownership = Ownership::new(&[(ShardId(0), &a), (ShardId(1), &b)], &saved);
+        let mut mine = Mine::default();
+        ownership.meet(ShardId(0), &mut mine);
+        assert_eq!(mine.text(), "0-99");
+        ownership.meet(ShardId(1), &mut mine);
+        assert_eq!(
+            ownership.arrived(ShardId(1)),
+            (100..160).collect::<Vec<u16>>()
+        );
+    }
+}
