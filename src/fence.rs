@@ -9,7 +9,7 @@ use crate::net::server::{Server, offset_in_role};
 use crate::net::{Conn, connect, info_field, refusal};
 use crate::plan::Endpoint;
 use crate::resp::Reply;
-use crate::types::{DbIndex, ExpireAt, ReplOffset};
+use crate::types::{DbIndex, ExpireAt, ReplId, ReplOffset};
 
 /// How many keys share one EXEC on a standalone source; in a cluster each key has its own, as slots differ.
 const KEYS_PER_EXEC: usize = 32;
@@ -23,6 +23,17 @@ pub struct KeyState {
     pub offset: ReplOffset,
     /// The key's slot is on its way to another master: nothing is known of it here.
     pub elsewhere: bool,
+}
+
+impl KeyState {
+    pub fn elsewhere() -> KeyState {
+        KeyState {
+            payload: None,
+            expire: None,
+            offset: ReplOffset(0),
+            elsewhere: true,
+        }
+    }
 }
 
 /// What XINFO GROUPS tells of a group.
@@ -44,9 +55,28 @@ pub struct Fence {
 
 impl Fence {
     /// Connects and finds out how this server tells expiry and offset.
-    pub async fn open(endpoint: &Endpoint, address: &str) -> Result<Fence> {
+    ///
+    /// `history` is the replication id that offsets are compared in: a server of another one (restarted without its
+    /// data, not yet a replica again) is `NotReady`.
+    pub async fn open(
+        endpoint: &Endpoint,
+        address: &str,
+        history: Option<ReplId>,
+    ) -> Result<Fence> {
         let mut conn = connect(endpoint, address).await?;
         let server = Server::ask(&mut conn).await?;
+        let info = conn.ask(&[b"INFO", b"replication"]).await?;
+        let info = info.text().unwrap_or_default();
+        let own = info_field(&info, "master_replid");
+        if let (Some(history), Some(own)) = (history, own)
+            && own != history.as_str()
+            && info_field(&info, "master_replid2") != Some(history.as_str())
+        {
+            return Err(Error::new(
+                ErrorKind::NotReady,
+                format!("{address} has another replication history than the stream"),
+            ));
+        }
         let role = offset_in_role(&conn.ask(&[b"ROLE"]).await?).is_some();
         Ok(Fence {
             conn,
@@ -127,17 +157,9 @@ impl Fence {
         let exec = self.conn.reply().await?;
         if let Some(text) = &refused
             && self.cluster
-            && is_elsewhere(text)
+            && is_on_its_way(text)
         {
-            return Ok(vec![
-                KeyState {
-                    payload: None,
-                    expire: None,
-                    offset: ReplOffset(0),
-                    elsewhere: true,
-                };
-                keys
-            ]);
+            return Ok(vec![KeyState::elsewhere(); keys]);
         }
         if let Some(text) = refused {
             return Err(refusal("DUMP in MULTI", &text));
@@ -307,10 +329,13 @@ impl Fence {
     }
 }
 
+/// The key has left for another master before its slot has.
+fn is_on_its_way(text: &str) -> bool {
+    ["ASK ", "TRYAGAIN"].iter().any(|w| text.starts_with(w))
+}
+
 fn is_elsewhere(text: &str) -> bool {
-    ["MOVED ", "ASK ", "TRYAGAIN"]
-        .iter()
-        .any(|w| text.starts_with(w))
+    text.starts_with("MOVED ") || is_on_its_way(text)
 }
 
 fn time_ms(reply: &Reply) -> Option<i64> {

@@ -257,7 +257,7 @@ fn a_source_master_fails_over() {
     );
     story.fill(5_000);
     let traffic = stubborn(&story, 2_000);
-    let mut running = story.migrate();
+    let mut running = story.plan.start("migrate --json --log debug");
     story.wait_loaded(&mut running);
     for round in 0..pick(1, 5) as usize {
         std::thread::sleep(Duration::from_secs(2));
@@ -294,7 +294,24 @@ fn a_source_master_fails_over() {
     }
     let report = traffic.stop();
     assert!(report.total() > 1_000, "{report:?}");
-    story.catch_up_and_stop(running);
+    println!("{}", story.catch_up_and_stop(running).stderr);
+    println!("{}", story.plan.run("verify --json").stdout);
+    let _ = std::process::Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "rm -rf /tmp/spooldbg; cp -r {} /tmp/spooldbg",
+            story.plan.work_dir().display()
+        ))
+        .status();
+    for n in story.source.nodes() {
+        for l in n
+            .log()
+            .lines()
+            .filter(|l| l.contains("sync") || l.contains("Failover") || l.contains("replication"))
+        {
+            println!("LOG {} {l}", n.address());
+        }
+    }
     story.verify();
     story.judge();
 }
@@ -313,7 +330,7 @@ fn source_slots_move() {
     );
     story.fill(10_000);
     let traffic = stubborn(&story, 2_000);
-    let mut running = story.migrate();
+    let mut running = story.plan.start("migrate --json --log debug");
     let Endpoint::Cluster(cluster) = &story.source else {
         unreachable!()
     };
@@ -326,7 +343,7 @@ fn source_slots_move() {
     let report = traffic.stop();
     assert!(report.total() > 1_000, "{report:?}");
     // The traffic's own account says how often a slot was on its way.
-    story.catch_up_and_stop(running);
+    println!("{}", story.catch_up_and_stop(running).stderr);
     story.verify();
     story.judge();
 }

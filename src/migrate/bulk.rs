@@ -29,6 +29,9 @@ impl Pump {
         let Some(db) = self.admit(h, dialect)? else {
             return Ok(());
         };
+        if h.expire.is_some() || payload::may_have_field_expiry(h.type_id) {
+            self.timed.add(h.key);
+        }
         let expire = self.held_expiry(h, mark);
         let fit = payload::fit(h.type_id, dialect, version, entry.value, &self.format);
         if self.shared.dry_run {
@@ -222,6 +225,9 @@ impl Pump {
         let Some(db) = self.admit(&h, dialect)? else {
             return Ok(false);
         };
+        if h.expire.is_some() || payload::may_have_field_expiry(h.type_id) {
+            self.timed.add(h.key);
+        }
         let expire = self.held_expiry(&h, mark);
         let key = h.key.to_vec();
         if self.shared.dry_run {

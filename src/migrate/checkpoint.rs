@@ -26,12 +26,20 @@ impl Pump {
         } else {
             self.shard.applied.unwrap_or(self.spool.stream_start())
         };
-        let lag_ms = self.spool.lag_ms(applied, unix_ms());
-        let lag = self.spool.stream_end().since(applied);
+        let down_ms = self.spool.down_ms(unix_ms());
+        let lag_ms = (self.spool.lag_ms(applied, unix_ms())).max(down_ms.unwrap_or(0));
+        let lag = self.spool.known_end().since(applied);
         self.progress.lag_bytes.store(lag, Relaxed);
         self.progress.lag_ms.store(lag_ms, Relaxed);
         if loaded {
-            if lag_ms < LAG_MS && self.window_end <= self.at {
+            if let Some(ms) = down_ms {
+                // What the source has written since is not known.
+                self.progress.caught_up.store(false, Relaxed);
+                self.lagging |= ms > 2 * LAG_MS;
+            } else if applied < self.spool.expected() {
+                // This was written while the link was down, however lately it has arrived.
+                self.progress.caught_up.store(false, Relaxed);
+            } else if lag_ms < LAG_MS && self.window_end <= self.at {
                 if self.holding || self.held.count > 0 {
                     self.release_held()?;
                 }
@@ -39,11 +47,14 @@ impl Pump {
                     self.pay_debts()?;
                 }
                 self.holding = self.held.count > 0;
-                let settled = (self.shared.ownership.as_ref()).is_none_or(|o| o.is_settled());
+                let settled = self.unsettled_ms().is_none();
                 self.progress
                     .caught_up
                     .store(!self.holding && settled, Relaxed);
+                self.lagging = false;
             } else if lag_ms > 2 * LAG_MS {
+                // During the first catching-up every near expiry is held already.
+                self.lagging |= !self.holding && self.source.is_some();
                 self.holding = true;
             }
         }
@@ -54,6 +65,11 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    /// For how long slots have been on their way inside the source.
+    fn unsettled_ms(&self) -> Option<u64> {
+        self.shared.ownership.as_ref()?.unsettled_ms()
     }
 
     /// Everything before this offset is acknowledged.
@@ -107,19 +123,27 @@ impl Pump {
             }),
         };
         self.note_stable(acknowledged)?;
+        let down_ms = self.spool.down_ms(unix_ms());
         self.shard.note = match self.progress.view().note {
             note if note.is_empty() && self.spool.is_full() => format!(
                 "the spool is full ({} bytes): nothing is read from the source until the target has caught up",
                 self.spool.limit()
             ),
+            note if note.is_empty() => match (down_ms, self.unsettled_ms()) {
+                (Some(ms), _) => {
+                    format!("the link to the source has been down for {} s", ms / 1000)
+                }
+                (None, Some(_)) => "slots are moving inside the source".into(),
+                (None, None) => note,
+            },
             note => note,
         };
-        let end = self.spool.stream_end();
+        let end = self.spool.known_end();
         self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
-        self.shard.lag_ms = self
-            .shard
-            .applied
-            .map_or(0, |a| self.spool.lag_ms(a, unix_ms()));
+        self.shard.lag_ms = (self.shard.applied)
+            .map_or(0, |a| self.spool.lag_ms(a, unix_ms()))
+            .max(down_ms.unwrap_or(0))
+            .max(self.unsettled_ms().unwrap_or(0));
         let (len, total, complete) = self.spool.snapshot();
         if !self.shard.snapshot_loaded {
             self.shard.snapshot_complete = complete;

@@ -11,6 +11,7 @@ use crate::net;
 use crate::rdb::file::Header;
 use crate::rdb::payload;
 use crate::resp::{self, Reply};
+use crate::source::spool::End;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, shown};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,8 +42,7 @@ impl Pump {
             list.sort_unstable();
             list.dedup();
             for chunk in list.chunks(HEAL_CHUNK) {
-                let states =
-                    self.fenced(|fence, runtime| runtime.block_on(fence.read(db, chunk)))?;
+                let states = self.states(db, chunk)?;
                 self.reserve(states.iter().map(|s| s.offset).max())?;
                 for (key, state) in chunk.iter().zip(&states) {
                     if state.elsewhere {
@@ -58,6 +58,30 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    /// Fenced reads of some keys; what moves away meanwhile is left to its new owner.
+    fn states(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<KeyState>> {
+        let (ownership, me) = (self.shared.ownership.clone(), self.shard.shard);
+        let adopting = self.adopting;
+        self.fenced(|fence, runtime| {
+            let goes = |key: &[u8]| {
+                !adopting && (ownership.as_ref()).is_some_and(|o| o.has_left(me, Slot::of(key)))
+            };
+            let here: Vec<&[u8]> = keys.iter().filter(|k| !goes(k)).copied().collect();
+            let mut read = runtime.block_on(fence.read(db, &here))?.into_iter();
+            let mut here = here.into_iter().peekable();
+            Ok(keys
+                .iter()
+                .map(|key| {
+                    let asked = here.next_if(|k| k == key).is_some();
+                    asked
+                        .then(|| read.next())
+                        .flatten()
+                        .unwrap_or_else(KeyState::elsewhere)
+                })
+                .collect())
+        })
     }
 
     /// Heals what the window after a crash has collected.
@@ -108,6 +132,9 @@ impl Pump {
             value.body,
             &self.format,
         );
+        if state.expire.is_some() || payload::may_have_field_expiry(value.type_id) {
+            self.timed.add(key);
+        }
         let header = Header {
             db,
             key,
@@ -158,7 +185,11 @@ impl Pump {
         loop {
             let attempt = match &mut self.fence {
                 Some(fence) => read(fence, &runtime),
-                None => match runtime.block_on(Fence::open(place.endpoint(), &place.address())) {
+                None => match runtime.block_on(Fence::open(
+                    place.endpoint(),
+                    &place.address(),
+                    self.spool.replid(),
+                )) {
                     Ok(fence) => read(self.fence.insert(fence), &runtime),
                     Err(e) => Err(e),
                 },
@@ -168,7 +199,10 @@ impl Pump {
                 Err(e) if e.retry() == Retry::Never || began.elapsed() > self.shared.patience => {
                     return Err(e);
                 }
-                Err(e) if self.shared.stop.requested() => {
+                Err(e)
+                    if self.shared.stop.requested()
+                        || self.spool.ended() == Some(End::Superseded) =>
+                {
                     return Err(Error::new(
                         ErrorKind::Interrupted,
                         "stopped while reading keys from the source",

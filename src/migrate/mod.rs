@@ -20,6 +20,7 @@ mod rewind;
 mod router;
 mod shard;
 mod shards;
+mod timed;
 mod trouble;
 
 use crate::error::{Context, Error, ErrorKind, Result};

@@ -10,7 +10,7 @@ use crate::net::server::Master;
 use crate::types::{SLOTS, ShardId, Slot};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_secs(1);
 const NOBODY: u16 = u16::MAX;
@@ -22,6 +22,8 @@ struct State {
     epoch: u64,
     owner: Vec<u16>,
     moving: BTreeMap<u16, Move>,
+    /// Since when something is on its way.
+    unsettled: Option<Instant>,
     /// The epoch up to which each pump has stopped writing to moving slots.
     acks: BTreeMap<u16, u64>,
 }
@@ -108,6 +110,7 @@ impl Ownership {
         Ownership(Mutex::new(State {
             epoch: 1,
             owner,
+            unsettled: (!moving.is_empty()).then(Instant::now),
             moving,
             acks: present.iter().map(|(shard, _)| (shard.0, 0)).collect(),
         }))
@@ -158,11 +161,36 @@ impl Ownership {
                 }
             }
         }
+        if state.moving.is_empty() {
+            state.unsettled = None;
+        }
     }
 
-    /// Nothing is on its way.
-    pub fn is_settled(&self) -> bool {
-        self.state().moving.is_empty()
+    /// Whether a slot is no longer (or not for sure) the shard's.
+    pub fn has_left(&self, me: ShardId, slot: Slot) -> bool {
+        let state = self.state();
+        state.owner.get(slot.index()) != Some(&me.0) || state.moving.contains_key(&slot.number())
+    }
+
+    /// A command on a slot came from a shard that does not own it: the slot is about to move there.
+    pub fn suspect(&self, slot: Slot) {
+        let mut state = self.state();
+        if !state.moving.contains_key(&slot.number()) {
+            state.epoch += 1;
+            let step = Move {
+                since: state.epoch,
+                seen: NOBODY,
+                settled: false,
+            };
+            state.moving.insert(slot.number(), step);
+            state.unsettled.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// For how long something has been on its way, in ms; `None` when nothing is.
+    pub fn unsettled_ms(&self) -> Option<u64> {
+        let since = self.state().unsettled?;
+        Some(u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     pub fn join(&self, shard: ShardId) {
@@ -204,6 +232,7 @@ impl Ownership {
         }
         if begun > 0 {
             state.epoch = next;
+            state.unsettled.get_or_insert_with(Instant::now);
         }
         begun
     }
@@ -297,7 +326,7 @@ mod tests {
         ownership.adopt(two, &[5]);
         ownership.meet(two, &mut of_two);
         assert_eq!(of_two.text(), "5,8192-16383");
-        assert!(ownership.is_settled());
+        assert!(ownership.unsettled_ms().is_none());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::fence::Fence;
 use crate::migrate::expiry::Held;
 use crate::migrate::ownership::{Mine, Ownership};
 use crate::migrate::progress::ShardProgress;
+use crate::migrate::timed::MaybeTimed;
 use crate::plan::Job;
 use crate::rdb::file::{Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
@@ -113,6 +114,9 @@ pub struct Pump {
     pub(super) held: Held,
     /// Expiries are being held back.
     pub(super) holding: bool,
+    /// Keys may have expired on the target that the source has renewed: see [`MaybeTimed`].
+    pub(super) lagging: bool,
+    pub(super) timed: MaybeTimed,
     /// Streams whose groups' entries-read is to be asked of the source.
     pub(super) debts: BTreeSet<(DbIndex, Vec<u8>)>,
     pub(super) debts_paid: Instant,
@@ -157,6 +161,7 @@ impl Pump {
         held: Held,
     ) -> Pump {
         let (at, db) = (shard.applied.unwrap_or(ReplOffset(0)), shard.applied_db);
+        let lagging = shard.snapshot_loaded && source.is_some();
         let snapshot_there = spool.snapshot().0 > 0;
         let stable = match (shard.stable, shard.applied) {
             (Some(at), _) if at >= spool.stream_start() => Mark::Stream {
@@ -186,6 +191,8 @@ impl Pump {
             dirty: Vec::new(),
             held,
             holding: true,
+            lagging,
+            timed: MaybeTimed::new(!shard.snapshot_loaded && shard.snapshot_at == 0),
             debts: BTreeSet::new(),
             debts_paid: Instant::now(),
             keys: Vec::new(),
@@ -217,7 +224,13 @@ impl Pump {
     }
 
     pub fn run(&mut self) -> Result<Ended> {
-        let result = self.run_phases();
+        let mut result = self.run_phases();
+        if matches!(&result, Err(e) if e.kind() == ErrorKind::Interrupted)
+            && self.spool.ended() == Some(End::Superseded)
+        {
+            // What was waited for will not come: the new full sync has it.
+            result = Ok(Ended::Superseded);
+        }
         if let Err(e) = &result
             && !matches!(e.kind(), ErrorKind::Interrupted)
         {

@@ -268,6 +268,9 @@ impl Pump {
             && !self.owns(key)
         {
             // The slot is on its way: its new owner copies it.
+            if let Some(ownership) = &self.shared.ownership {
+                ownership.suspect(Slot::of(key));
+            }
             self.count("left_to_adoption");
             return Ok(());
         }
@@ -318,7 +321,14 @@ impl Pump {
                 .iter()
                 .try_for_each(|(_, k)| self.lose(db, k, losses::DATABASE, &why));
         }
-        if end <= self.window_end {
+        let timed = spec.carries_expiry || keys.iter().any(|k| self.timed.may(key(k)));
+        if timed {
+            // What a timed key is renamed or copied to is timed as well.
+            for k in keys.iter().filter(|k| k.access == Access::Write) {
+                self.timed.add(key(k));
+            }
+        }
+        if end <= self.window_end || (self.lagging && timed) {
             let written = self.written(cmd, keys, |_| true);
             for (db, k) in written.into_iter().chain(moved_to(cmd, other_db, keys)) {
                 if !self.is_fenced(db, &k, end) {

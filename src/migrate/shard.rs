@@ -144,7 +144,8 @@ impl Runner {
             .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;
         let replid = match &start {
             Start::Full { replid, offset } => {
-                let again = shard.keys_written > 0 || shard.reconcile;
+                // The counters may not have been saved before a kill; that an attempt began, has been.
+                let again = shard.snapshot_offset.is_some() || shard.reconcile;
                 let (address, slots) = (shard.address.clone(), shard.slots.clone());
                 *shard = ShardState::new(shard.shard, address, slots);
                 // Keys of the attempt before may be gone at the source by now.

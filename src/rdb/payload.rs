@@ -204,15 +204,20 @@ pub struct Traits {
 
 impl Traits {
     pub fn of(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> Traits {
-        let timed = matches!(
-            type_id,
-            op::HASH_22 | op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX
-        );
+        let timed = may_have_field_expiry(type_id);
         Traits {
             disputed: is_disputed(type_id, body),
             field_expiry: timed && has_field_expiry(type_id, dialect, version, body),
         }
     }
+}
+
+/// Whether hashes of this type can have fields with an expiry.
+pub fn may_have_field_expiry(type_id: u8) -> bool {
+    matches!(
+        type_id,
+        op::HASH_22 | op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX
+    )
 }
 
 /// Decides how a value of this type gets to `target`.

@@ -98,8 +98,16 @@ impl Link {
         let mut full = matches!(start, Start::Full { .. });
         loop {
             self.state.connected.store(true, Ordering::Relaxed);
+            if !full {
+                match self.source_offset().await {
+                    Ok(at) => self.spool.await_offset(at),
+                    Err(e) => tracing::debug!("the source does not tell its offset: {e}"),
+                }
+            }
+            self.spool.set_link(true, unix_ms());
             let result = self.drain(conn, full, &mut writer, stop).await;
             self.state.connected.store(false, Ordering::Relaxed);
+            self.spool.set_link(false, unix_ms());
             let lost = match result {
                 Ok(()) => {
                     self.spool.end(End::Stopped);
@@ -141,6 +149,11 @@ impl Link {
                 }
             }
         }
+    }
+
+    async fn source_offset(&self) -> Result<ReplOffset> {
+        let mut conn = net::connect(self.place.endpoint(), &self.place.address()).await?;
+        net::server::replication_offset(&mut conn).await
     }
 
     /// Tries again until the source answers, `patience` is over (the error) or a stop is asked for (`None`).

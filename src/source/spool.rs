@@ -45,6 +45,10 @@ struct State {
     replid: Option<ReplId>,
     /// A snapshot file of the user's, read where it lies.
     file: Option<PathBuf>,
+    /// Since when nothing can arrive, because the link is down.
+    down_since_ms: Option<i64>,
+    /// How far the source was when the link was joined.
+    expected: ReplOffset,
 }
 
 impl State {
@@ -86,6 +90,8 @@ impl Spool {
                 arrivals: VecDeque::new(),
                 replid: None,
                 file: None,
+                down_since_ms: None,
+                expected: ReplOffset(0),
             }),
             changed: Condvar::new(),
         }))
@@ -122,6 +128,8 @@ impl Spool {
             arrivals: VecDeque::new(),
             replid: None,
             file: None,
+            down_since_ms: None,
+            expected: ReplOffset(0),
         };
         Ok(())
     }
@@ -147,6 +155,21 @@ impl Spool {
         state.snapshot_len = meta.len();
         state.snapshot_complete = true;
         Ok(())
+    }
+
+    /// Says whether the link to the source is up.
+    pub fn set_link(&self, up: bool, now_ms: i64) {
+        let mut state = self.state();
+        state.down_since_ms = match up {
+            true => None,
+            false => state.down_since_ms.or(Some(now_ms)),
+        };
+    }
+
+    /// For how long the link has been down, in ms; `None` while it is up.
+    pub fn down_ms(&self, now_ms: i64) -> Option<u64> {
+        let since = self.state().down_since_ms?;
+        Some(u64::try_from(now_ms - since).unwrap_or(0))
     }
 
     pub fn replid(&self) -> Option<ReplId> {
@@ -182,6 +205,22 @@ impl Spool {
             state.snapshot_total,
             state.snapshot_complete,
         )
+    }
+
+    /// The source has got to `at`: until that has arrived, there is a lag although nothing waits here.
+    pub fn await_offset(&self, at: ReplOffset) {
+        self.state().expected = at;
+    }
+
+    /// What was written before this has been under way since before the link was joined.
+    pub fn expected(&self) -> ReplOffset {
+        self.state().expected
+    }
+
+    /// The end of what is known to exist, arrived or not.
+    pub fn known_end(&self) -> ReplOffset {
+        let state = self.state();
+        state.stream_end.max(state.expected)
     }
 
     pub fn stream_end(&self) -> ReplOffset {

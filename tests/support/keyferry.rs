@@ -91,7 +91,13 @@ impl Plan {
     pub fn wait_caught_up(&self, running: &mut Running, limit: Duration) -> Value {
         self.wait_status(running, "caught up", limit, |status| {
             let stream = &status["stream"];
-            status["snapshot"]["done"] == true && (stream["lag_bytes"] == 0 || applied(stream))
+            // While a link is down, nobody knows what is still to come: its lag grows.
+            let up = |shard: &Value| shard["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX) < 500;
+            status["snapshot"]["done"] == true
+                && status["shards"]
+                    .as_array()
+                    .is_some_and(|s| s.iter().all(up))
+                && (stream["lag_bytes"] == 0 || applied(stream))
         })
     }
 

@@ -189,11 +189,12 @@ pub fn item(
         op::ZSET => {
             let member = string(r, "a sorted set member")?;
             let score = text_score(r)?;
-            sink.zset_member(&member, score)
+            sink.zset_member(&member, a_number(score, r)?)
         }
         op::ZSET_2 => {
             let member = string(r, "a sorted set member")?;
-            sink.zset_member(&member, f64::from_le_bytes(r.array("a score")?))
+            let score = f64::from_le_bytes(r.array("a score")?);
+            sink.zset_member(&member, a_number(score, r)?)
         }
         op::HASH => {
             let field = string(r, "a hash field")?;
@@ -254,6 +255,14 @@ pub fn item(
     }
 }
 
+/// No server writes or loads a score that is not a number.
+fn a_number(score: f64, r: &Reader<'_>) -> Result<f64> {
+    if score.is_nan() {
+        return Err(r.fail("a score", "it is not a number"));
+    }
+    Ok(score)
+}
+
 /// Old sorted sets hold scores as text (rdb.c rdbLoadDoubleValue).
 fn text_score(r: &mut Reader<'_>) -> Result<f64> {
     match r.u8("a score")? {
@@ -268,7 +277,8 @@ fn text_score(r: &mut Reader<'_>) -> Result<f64> {
 }
 
 fn score(text: &[u8]) -> Option<f64> {
-    std::str::from_utf8(text).ok()?.trim().parse().ok()
+    let score: f64 = std::str::from_utf8(text).ok()?.trim().parse().ok()?;
+    (!score.is_nan()).then_some(score)
 }
 
 /// Decodes a whole value; leftovers are an error.
