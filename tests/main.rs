@@ -13,3 +13,4 @@ mod rdb_properties;
 mod rdb_samples;
 mod rdb_servers;
 mod support;
+mod verify;

@@ -193,7 +193,7 @@ proptest! {
         value::decode(made.type_id, made.dialect, 12, &made.body, 0, &mut whole).unwrap();
         let file = file_of(&made);
         for limit in [0, 1 << 20] {
-            let options = Options { whole_value_limit: limit, ignore_checksum: false };
+            let options = Options { whole_value_limit: limit, unpacked_limit: limit as u64, ..Options::default() };
             let mut snapshot = Snapshot::open(file.as_slice(), options).unwrap();
             let mut told = Told::default();
             loop {

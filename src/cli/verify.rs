@@ -2,13 +2,18 @@
 
 use super::{Common, block_on, load_and_warn, output};
 use crate::error::{Error, ErrorKind, Result};
+use crate::migrate;
+use crate::plan::Job;
 use crate::report::{duration, grouped};
+use crate::store::{Lock, Store};
 use crate::task::Shutdown;
-use crate::verify;
+use crate::types::DbIndex;
+use crate::verify::{self, Slots, Summary};
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How many keys of each kind are listed for people; --json and the report have more.
 const LISTED: usize = 10;
@@ -23,24 +28,46 @@ Exit codes: 0 equal, 1 differences were found, 3 the comparison failed.
 
 Examples:
   keyferry verify move.json
-  keyferry verify move.json --json | jq .missing_count")]
+  keyferry verify move.json --json | jq .missing_count
+  keyferry verify move.json --sample 1%
+  keyferry verify move.json --repair")]
 pub struct Arguments {
     /// The plan; "-" is standard input
     plan: PathBuf,
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
+    /// Compare only these slots, as in 0-4095,8000
+    #[arg(long, value_name = "RANGES", conflicts_with = "sample")]
+    slots: Option<String>,
+    /// Compare a share of the slots, as in 1%
+    #[arg(long, value_name = "PERCENT")]
+    sample: Option<String>,
+    /// Write keys that differ again, as the source has them, and compare them once more
+    #[arg(long)]
+    repair: bool,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load_and_warn(&arguments.plan)?;
+    let slots = match (&arguments.slots, &arguments.sample) {
+        (Some(ranges), _) => Some(Slots::parse(ranges)?),
+        (None, Some(share)) => Some(Slots::sample(share)?),
+        (None, None) => None,
+    };
     let options = verify::Options {
         work_dir: common.state_dir(&job),
+        slots,
     };
     let summary = block_on(async {
         let stop = Shutdown::default();
         stop.on_signals()?;
-        verify::run(job, options, stop).await
+        let first = verify::run(job.clone(), options.clone(), stop.clone()).await?;
+        if arguments.repair && !first.equal {
+            repair(job, options, first, stop).await
+        } else {
+            Ok(first)
+        }
     })?;
     let answer = serde_json::to_value(&summary)
         .map_err(|e| Error::new(ErrorKind::Bug, "write the answer as JSON").cause(e))?;
@@ -55,6 +82,77 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         1
     })
 }
+
+/// Has the migration write the keys that differ again (the one that runs, or one of our own until it has caught up), and
+/// proves them.
+async fn repair(
+    job: Job,
+    options: verify::Options,
+    first: Summary,
+    stop: Shutdown,
+) -> Result<Summary> {
+    let mut last = first;
+    for _ in 0..REPAIR_ROUNDS {
+        let mut store = Store::open(&options.work_dir)?;
+        let keys: Vec<(DbIndex, Vec<u8>)> = (store.differences(u32::MAX)?.into_iter())
+            .map(|d| (d.db, d.key))
+            .collect();
+        if keys.is_empty() {
+            return Ok(last);
+        }
+        store.ask_repairs(&keys)?;
+        if Lock::holder(&options.work_dir).is_some() {
+            while !store.repairs(1)?.is_empty() {
+                if !stop.sleep(Duration::from_millis(200)).await {
+                    return Err(Error::new(ErrorKind::Interrupted, "the repair was stopped"));
+                }
+                if Lock::holder(&options.work_dir).is_none() {
+                    break;
+                }
+            }
+        }
+        if !store.repairs(1)?.is_empty() {
+            drop(store);
+            let run = migrate::Options {
+                dry_run: false,
+                until_caught_up: true,
+                fresh: false,
+                work_dir: options.work_dir.clone(),
+            };
+            // A stop of its own: reaching the end of this run is no reason to stop the proof.
+            let own = Shutdown::default();
+            let (all, one) = (stop.clone(), own.clone());
+            tokio::spawn(async move {
+                all.wait().await;
+                one.request();
+            });
+            migrate::run(job.clone(), run, Default::default(), own).await?;
+        }
+        let before = keys.len() as u64;
+        let slots = Slots::of_keys(keys.iter().map(|(_, k)| k.as_slice()));
+        let proof = verify::Options {
+            slots: Some(slots),
+            ..options.clone()
+        };
+        let next = verify::run(job.clone(), proof, stop.clone()).await?;
+        let left = next.missing_count + next.extra_count + next.different_count;
+        last = Summary {
+            slots_compared: last.slots_compared,
+            keys_source: last.keys_source,
+            keys_target: last.keys_target,
+            repaired_count: last.repaired_count + before.saturating_sub(left),
+            elapsed_ms: last.elapsed_ms + next.elapsed_ms,
+            ..next
+        };
+        if last.equal {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+/// How often keys are written again that still differ.
+const REPAIR_ROUNDS: u32 = 3;
 
 /// The answer for people, from the keys of `verify --json`.
 fn text(answer: &Value) -> String {
@@ -94,6 +192,27 @@ fn text(answer: &Value) -> String {
                 grouped(count - LISTED as u64)
             );
         }
+    }
+    for library in answer["functions_different"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
+        let _ = writeln!(text, "  function {}", library.as_str().unwrap_or(""));
+    }
+    if answer["slots_compared"].is_number() && n("slots_compared") < n("slots") {
+        let _ = writeln!(
+            text,
+            "  compared: {} slots only",
+            grouped(n("slots_compared"))
+        );
+    }
+    if n("known_losses") > 0 {
+        let _ = writeln!(
+            text,
+            "  listed losses, not compared: {}",
+            grouped(n("known_losses"))
+        );
     }
     if n("repaired_count") > 0 {
         let _ = writeln!(text, "  repaired: {}", grouped(n("repaired_count")));

@@ -43,11 +43,11 @@ impl Pump {
                 if self.holding || self.held.count > 0 {
                     self.release_held()?;
                 }
-                if self.debts_paid.elapsed() >= SAVE_EVERY {
+                if self.debts_paid.elapsed() >= *SAVE_EVERY {
                     self.pay_debts()?;
                 }
                 self.holding = self.held.count > 0;
-                let settled = self.unsettled_ms().is_none();
+                let settled = self.unsettled_ms().is_none() && !self.repairs_pending;
                 self.progress
                     .caught_up
                     .store(!self.holding && settled, Relaxed);
@@ -58,8 +58,9 @@ impl Pump {
                 self.holding = true;
             }
         }
-        if self.last_save.elapsed() >= SAVE_EVERY {
+        if self.last_save.elapsed() >= *SAVE_EVERY {
             self.save(false)?;
+            self.repair()?;
             if let (true, Mark::Stream { at, .. }) = (loaded, self.stable) {
                 self.spool.release(at)?;
             }

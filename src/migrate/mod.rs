@@ -16,6 +16,7 @@ pub mod progress;
 mod pump;
 pub mod rebuild;
 mod reload;
+mod repair;
 mod rewind;
 mod router;
 mod shard;
@@ -317,6 +318,7 @@ async fn migrate(
             topology.nodes.len(),
         ),
     );
+    compare_clocks(job, &shared).await?;
     let phase = if !saved.is_empty() && saved.iter().all(|s| s.snapshot_loaded) {
         Phase::Stream
     } else {
@@ -376,6 +378,35 @@ async fn migrate(
     }
     joined.map(|()| caught_up)
 }
+
+/// Expiries are absolute, so a target whose clock is ahead lets keys go early: that is said before it surprises.
+async fn compare_clocks(job: &Job, shared: &Shared) -> Result<()> {
+    let Source::Server { endpoint, .. } = &job.source else {
+        return Ok(());
+    };
+    let source = server::clock_ahead_ms(endpoint).await?;
+    let target = server::clock_ahead_ms(&job.target).await?;
+    let (Some(source), Some(target)) = (source, target) else {
+        return Ok(());
+    };
+    let ahead = target - source;
+    if ahead.abs() > CLOCK_TOLERANCE_MS {
+        shared.event(
+            "warning",
+            "clocks",
+            &format!(
+                "the target's clock is {} ms {} the source's: keys with an expiry live that much {} there",
+                ahead.abs(),
+                if ahead > 0 { "ahead of" } else { "behind" },
+                if ahead > 0 { "shorter" } else { "longer" },
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// By how much clocks may differ without a word.
+const CLOCK_TOLERANCE_MS: i64 = 250;
 
 /// The document that keeps the run ids of the target's masters.
 pub(crate) const MASTERS: &str = "target_masters";

@@ -25,12 +25,16 @@ use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 pub(super) const READ_BYTES: usize = 1 << 20;
-pub(super) const SAVE_EVERY: Duration = Duration::from_millis(1000);
+/// How often marks go to SQLite; only the benchmark of their cost (`benches/marks.sh`) sets anything else.
+pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
+    let asked = std::env::var("KEYFERRY_BENCH_SAVE_MS").ok();
+    Duration::from_millis(asked.and_then(|ms| ms.parse().ok()).unwrap_or(1000))
+});
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// What all pumps of a run share.
@@ -130,6 +134,8 @@ pub struct Pump {
     pub(super) unstable: VecDeque<(Instant, Mark)>,
     pub(super) stable: Mark,
     pub(super) losses_seen: u64,
+    /// A verification has asked for keys to be written again.
+    pub(super) repairs_pending: bool,
     /// What the target cannot hold, not yet saved.
     pub(super) losses: Vec<Loss>,
     /// Databases of the target, as far as asked.
@@ -203,6 +209,7 @@ impl Pump {
             unstable: VecDeque::new(),
             stable,
             losses_seen: 0,
+            repairs_pending: true,
             losses: Vec::new(),
             databases: BTreeMap::new(),
             sizes: crate::migrate::census::Census::default(),

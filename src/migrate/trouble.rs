@@ -192,7 +192,7 @@ impl Pump {
     }
 
     /// The source's database that goes to `target`.
-    fn source_db(&self, target: DbIndex) -> DbIndex {
+    pub(super) fn source_db(&self, target: DbIndex) -> DbIndex {
         (0..1024)
             .map(DbIndex)
             .find(|db| self.shared.job.databases.map(*db) == Some(target))

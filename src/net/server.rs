@@ -196,6 +196,25 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     ))
 }
 
+/// How far a server's clock is ahead of ours, in ms; `None` where TIME is refused.
+pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
+    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let ours = || {
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis() as i64)
+    };
+    let before = ours();
+    let reply = conn.ask(&[b"TIME"]).await?;
+    let after = ours();
+    let parts = reply.array().unwrap_or_default();
+    let number = |i: usize| parts.get(i).and_then(Reply::int);
+    let (Some(s), Some(us)) = (number(0), number(1)) else {
+        return Ok(None);
+    };
+    Ok(Some(s * 1000 + us / 1000 - (before + after) / 2))
+}
+
 /// The names of the modules that a server has loaded; none where it does not tell.
 pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
     let mut conn = connect(endpoint, &endpoint.address()).await?;

@@ -3,13 +3,15 @@
 //! Values come framed, their bytes untouched; one that is larger than the limit comes as [`LargeEntry`] in pieces.
 //! Invariant: [`Snapshot::position`] is always the start of a record, so reading can begin there again.
 
+mod pieces;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
 use crate::rdb::encoding::{self, Len};
 use crate::rdb::frame::Walk;
 use crate::rdb::old_module;
 use crate::rdb::opcode::{self as op, Dialect};
-use crate::rdb::value::{self, Layout, ValueSink, module_name};
+use crate::rdb::value::{self, ValueSink, module_name};
 use crate::types::{DbIndex, ExpireAt};
 use std::io::Read;
 
@@ -18,6 +20,8 @@ use std::io::Read;
 pub struct Options {
     /// A value whose bytes are more than this comes in pieces.
     pub whole_value_limit: usize,
+    /// So does a compressed string that is longer than this when it is unpacked.
+    pub unpacked_limit: u64,
     pub ignore_checksum: bool,
 }
 
@@ -25,6 +29,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             whole_value_limit: 8 << 20,
+            unpacked_limit: u64::MAX,
             ignore_checksum: false,
         }
     }
@@ -369,7 +374,13 @@ impl<R: Read> Snapshot<R> {
             Some(old_module::end(&mut self.input, key_end, Input::ends_at)?)
         } else {
             let mut walk = Walk::new(&mut self.input, key_end, limit);
-            let fits = walk.value(type_id, self.dialect)?.is_ok();
+            // What is small here may be large when it is unpacked.
+            let unpacked = match type_id {
+                op::STRING => walk.plain_length()?,
+                _ => 0,
+            };
+            let fits = walk.value(type_id, self.dialect)?.is_ok()
+                && unpacked <= self.options.unpacked_limit;
             fits.then_some(walk.at)
         };
         let Some(end) = end else {
@@ -487,107 +498,6 @@ impl<R: Read> Snapshot<R> {
             )),
             _ => Ok(()),
         }
-    }
-
-    /// Reads the value at the cursor item by item.
-    fn pieces(&mut self, type_id: u8, sink: &mut impl ValueSink) -> Result<()> {
-        match value::layout(type_id, self.dialect)? {
-            Layout::Items => {
-                self.input.ensure(1, "a value")?;
-                let mut walk = Walk::new(
-                    &mut self.input,
-                    if type_id == op::HASH_METADATA { 8 } else { 0 },
-                    usize::MAX,
-                );
-                walk.length("the number of items")?;
-                let n = walk.at;
-                let at = self.input.position();
-                let bytes = self.input.peek().get(..n).unwrap_or_default();
-                let head = value::head(type_id, &mut Reader::new(bytes, at))?;
-                self.input.consume(n);
-                for _ in 0..head.items {
-                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-                    let _ = walk.item(type_id, self.dialect)?;
-                    walk.there("an item")?;
-                    let n = walk.at;
-                    let at = self.input.position();
-                    let bytes = self.input.peek().get(..n).unwrap_or_default();
-                    value::item(
-                        type_id,
-                        self.dialect,
-                        &head,
-                        &mut Reader::new(bytes, at),
-                        sink,
-                    )?;
-                    self.input.consume(n);
-                }
-                Ok(())
-            }
-            Layout::String => self.string_pieces(sink),
-            Layout::Stream => {
-                for _ in 0..self.length("the number of stream nodes")? {
-                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-                    let _ = walk.string()?;
-                    let _ = walk.string()?;
-                    walk.there("a stream node")?;
-                    let n = walk.at;
-                    let at = self.input.position();
-                    let bytes = self.input.peek().get(..n).unwrap_or_default();
-                    value::stream::node(&mut Reader::new(bytes, at), sink)?;
-                    self.input.consume(n);
-                }
-                // What follows is as large as the pending lists are.
-                let bytes = self.tail_of_stream(type_id)?;
-                let meta =
-                    value::stream::meta(type_id, &mut Reader::new(&bytes, self.input.position()))?;
-                sink.stream_meta(&meta)
-            }
-            _ => {
-                let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-                let _ = walk.value(type_id, self.dialect)?;
-                walk.there("a value")?;
-                let n = walk.at;
-                let at = self.input.position();
-                let bytes = self.input.peek().get(..n).unwrap_or_default();
-                value::decode(type_id, self.dialect, self.version, bytes, at, sink)?;
-                self.input.consume(n);
-                Ok(())
-            }
-        }
-    }
-
-    fn tail_of_stream(&mut self, type_id: u8) -> Result<Vec<u8>> {
-        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-        let _ = walk.stream_meta(type_id)?;
-        walk.there("a stream")?;
-        let n = walk.at;
-        let bytes = self.input.peek().get(..n).unwrap_or_default().to_vec();
-        self.input.consume(n);
-        Ok(bytes)
-    }
-
-    fn string_pieces(&mut self, sink: &mut impl ValueSink) -> Result<()> {
-        const PIECE: usize = 1 << 20;
-        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-        let head = walk.length_or_encoding()?;
-        let Len::Plain(mut left) = head else {
-            // Compressed: it has to be held to be decompressed.
-            self.string_into_text("a string")?;
-            for piece in self.text.chunks(PIECE) {
-                sink.string_part(piece, false)?;
-            }
-            return sink.string_part(&[], true);
-        };
-        let n = walk.at;
-        self.input.consume(n);
-        while left > 0 {
-            let n = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-            self.input.ensure(n, "a string")?;
-            sink.string_part(self.input.peek().get(..n).unwrap_or_default(), false)?;
-            self.input.consume(n);
-            left -= n as u64;
-        }
-        sink.string_part(&[], true)
     }
 }
 

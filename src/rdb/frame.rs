@@ -61,6 +61,21 @@ impl<'b, B: Bytes> Walk<'b, B> {
         Ok(len)
     }
 
+    /// How long the string at the walk's place is when it is unpacked; the walk stays where it is.
+    pub fn plain_length(&mut self) -> Result<u64> {
+        let at = self.at;
+        let plain = match self.length_or_encoding()? {
+            Len::Plain(n) => n,
+            Len::Encoded(3) => {
+                self.length("a compressed string")?;
+                self.length("a compressed string")?
+            }
+            Len::Encoded(_) => 0,
+        };
+        self.at = at;
+        Ok(plain)
+    }
+
     pub fn length(&mut self, what: &'static str) -> Result<u64> {
         match self.length_or_encoding()? {
             Len::Plain(n) => Ok(n),

@@ -534,6 +534,29 @@ impl Store {
     }
 
     /// The first differences of the last verification.
+    /// Asks the migration to write these keys (of the target's databases) again.
+    pub fn ask_repairs(&mut self, keys: &[(DbIndex, Vec<u8>)]) -> Result<()> {
+        self.write("ask for repairs", |t| {
+            let mut insert =
+                t.prepare_cached("INSERT OR IGNORE INTO repair (db, key) VALUES (?1, ?2)")?;
+            (keys.iter()).try_for_each(|(db, key)| insert.execute(params![db.0, key]).map(drop))
+        })
+    }
+
+    pub fn repairs(&self, most: u32) -> Result<Vec<(DbIndex, Vec<u8>)>> {
+        let sql = "SELECT db, key FROM repair ORDER BY db, key LIMIT ?1";
+        self.rows("read the repairs", sql, [most], |row| {
+            Ok((DbIndex(row.get(0)?), row.get(1)?))
+        })
+    }
+
+    pub fn repaired(&mut self, keys: &[(DbIndex, Vec<u8>)]) -> Result<()> {
+        self.write("note the repairs", |t| {
+            let mut delete = t.prepare_cached("DELETE FROM repair WHERE db = ?1 AND key = ?2")?;
+            (keys.iter()).try_for_each(|(db, key)| delete.execute(params![db.0, key]).map(drop))
+        })
+    }
+
     pub fn differences(&self, most: u32) -> Result<Vec<Difference>> {
         let sql = "SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT ?1";
         self.rows("read the differences", sql, [most], |row| {

@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Result};
 
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -54,10 +54,14 @@ const MIGRATIONS: [&str; 3] = [
     ALTER TABLE shard ADD COLUMN stable_db INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE shard ADD COLUMN note TEXT NOT NULL DEFAULT '';
 ",
+    "
+    CREATE TABLE repair (db INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (db, key)) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// All tables that hold something of a migration; what `--fresh` empties.
-pub(super) const TABLES: [&str; 10] = [
+pub(super) const TABLES: [&str; 11] = [
+    "repair",
     "loss",
     "run",
     "phase",

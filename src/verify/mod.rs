@@ -4,6 +4,7 @@
 //! by one; what still differs is read again on both sides until it is equal, or stands still and differs.
 //! Invariant: a key is called different only if the source did not change between the readings that say so.
 
+mod functions;
 mod walk;
 
 use crate::digest::{self, SlotSum};
@@ -27,6 +28,74 @@ use walk::{KeyFact, Rules, Side};
 pub struct Options {
     /// The plan's own folder.
     pub work_dir: PathBuf,
+    /// Only these slots; `None` is all of them.
+    pub slots: Option<Slots>,
+}
+
+/// A choice of slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slots(Vec<bool>);
+
+impl Slots {
+    /// `0-4095,8000`.
+    pub fn parse(text: &str) -> Result<Slots> {
+        let wrong = || {
+            Error::new(ErrorKind::Usage, format!("--slots cannot be {text:?}"))
+                .hint("give numbers and ranges of 0 to 16383, as in 0-4095,8000")
+        };
+        let mut chosen = vec![false; SLOTS];
+        for range in text.split(',') {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let number = |t: &str| t.trim().parse::<usize>().map_err(|_| wrong());
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(wrong());
+            }
+            chosen.get_mut(first..=last).ok_or_else(wrong)?.fill(true);
+        }
+        Ok(Slots(chosen))
+    }
+
+    /// A share of the slots, spread over all of them; the same share is always the same slots.
+    pub fn sample(text: &str) -> Result<Slots> {
+        let wrong = || {
+            Error::new(ErrorKind::Usage, format!("--sample cannot be {text:?}"))
+                .hint("give a share of the slots, as in 1%")
+        };
+        let percent = text.trim().strip_suffix('%').ok_or_else(wrong)?;
+        let percent: f64 = percent.trim().parse().map_err(|_| wrong())?;
+        if !(percent > 0.0 && percent <= 100.0) {
+            return Err(wrong());
+        }
+        let wanted = ((percent / 100.0 * SLOTS as f64).ceil() as usize).min(SLOTS);
+        // An odd step visits every slot once.
+        let mut chosen = vec![false; SLOTS];
+        (0..wanted).for_each(|i| {
+            if let Some(place) = chosen.get_mut(i * 6_151 % SLOTS) {
+                *place = true;
+            }
+        });
+        Ok(Slots(chosen))
+    }
+
+    /// The slots of these keys.
+    pub fn of_keys<'k>(keys: impl Iterator<Item = &'k [u8]>) -> Slots {
+        let mut chosen = vec![false; SLOTS];
+        for key in keys {
+            if let Some(place) = chosen.get_mut(Slot::of(key).index()) {
+                *place = true;
+            }
+        }
+        Slots(chosen)
+    }
+
+    pub fn has(&self, slot: Slot) -> bool {
+        self.0.get(slot.index()).copied().unwrap_or(false)
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.iter().filter(|c| **c).count()
+    }
 }
 
 /// A key in the answer.
@@ -43,6 +112,8 @@ pub struct KeyReport {
 pub struct Summary {
     pub equal: bool,
     pub slots: usize,
+    /// Fewer with --slots or --sample.
+    pub slots_compared: usize,
     pub slots_different: usize,
     pub keys_source: u64,
     pub keys_target: u64,
@@ -57,6 +128,8 @@ pub struct Summary {
     pub repaired_count: u64,
     /// Keys that are not compared, because the migration has listed them as losses.
     pub known_losses: u64,
+    /// Function libraries that are missing at the target, are too much there, or have other code.
+    pub functions_different: Vec<String>,
     pub elapsed_ms: u64,
     pub keys_per_s: u64,
     pub peak_rss_bytes: u64,
@@ -125,9 +198,11 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
             stop: &stop,
             throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
             apart,
+            slots: options.slots.clone(),
         },
     };
     let found = check.run().await?;
+    let functions = functions::compare(&check.source, &check.target).await?;
     let rows: Vec<SlotRow> = (0..SLOTS)
         .map(|i| SlotRow {
             slot: i as u16,
@@ -142,15 +217,23 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
             },
         })
         .collect();
+    let rows: Vec<SlotRow> = (rows.into_iter())
+        .filter(|r| (options.slots.as_ref()).is_none_or(|s| s.has(Slot::numbered(r.slot))))
+        .collect();
     store.save_slot_sums(&rows, unix_ms())?;
     store.replace_differences(&found.differences)?;
     let mut summary = found.summary(started);
     summary.known_losses = losses.len() as u64;
+    summary.slots_compared = options.slots.as_ref().map_or(SLOTS, Slots::count);
+    summary.functions_different = functions;
+    summary.equal &= summary.functions_different.is_empty();
     let value = serde_json::to_value(&summary).unwrap_or_default();
     store.save_verify(&value, started_ms, unix_ms(), summary.equal)?;
     // A later difference takes the word back.
     match store.phase()? {
-        Phase::Stream if summary.equal => store.enter_phase(Phase::Verified, unix_ms())?,
+        Phase::Stream if summary.equal && options.slots.is_none() => {
+            store.enter_phase(Phase::Verified, unix_ms())?
+        }
         Phase::Verified if !summary.equal => store.enter_phase(Phase::Stream, unix_ms())?,
         _ => {}
     }
@@ -363,6 +446,7 @@ impl Found {
         Summary {
             equal: self.differences.is_empty() && self.unprovable.is_empty(),
             slots: SLOTS,
+            slots_compared: SLOTS,
             slots_different: self.bad_slots.len(),
             keys_source: self.keys.0,
             keys_target: self.keys.1,
@@ -376,6 +460,7 @@ impl Found {
             unprovable_count,
             repaired_count: 0,
             known_losses: 0,
+            functions_different: Vec::new(),
             elapsed_ms,
             keys_per_s: (self.keys.0 + self.keys.1).saturating_mul(1000) / elapsed_ms.max(1),
             peak_rss_bytes: peak_rss(),

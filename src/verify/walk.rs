@@ -1,6 +1,6 @@
 //! Reading one side: SCAN each master, DUMP and expiry pipelined, digests by slot or by key.
 
-use super::{Place, databases, digest_of, expiry_of, grouped};
+use super::{Place, Slots, databases, digest_of, expiry_of, grouped};
 use crate::digest::{KeyDigest, SlotSum};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Conn, refusal};
@@ -36,6 +36,8 @@ pub struct Rules<'a> {
     pub throttle: Throttle,
     /// Keys that are not compared: the target's own, which on_existing "skip" has kept, and listed losses.
     pub apart: Existing,
+    /// Only these slots, if some were chosen.
+    pub slots: Option<Slots>,
 }
 
 impl Rules<'_> {
@@ -43,6 +45,7 @@ impl Rules<'_> {
     fn compared(&self, db: DbIndex, key: &[u8]) -> bool {
         self.job.filter.accepts(key)
             && self.job.verify.exclude.accepts(key)
+            && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
             && !self.apart.contains(db, key)
     }
 }

@@ -110,6 +110,7 @@ impl Borders<'_> {
         self.set(b"s:10MB:random", &random)?;
         let words = b"the quick brown fox ".repeat((10 << 20) / 20);
         self.set(b"s:10MB:text", &words)?;
+        self.set(b"s:100MB:same", &vec![b'z'; 100 << 20])?;
         let at = now_ms() + 86_400_000;
         self.put(
             Command::new("SET")

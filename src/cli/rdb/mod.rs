@@ -77,6 +77,7 @@ pub fn run(command: RdbCommand) -> Result<u8> {
 fn options(ignore_checksum: bool) -> Options {
     Options {
         ignore_checksum,
+        unpacked_limit: 8 << 20,
         ..Options::default()
     }
 }

@@ -1,0 +1,37 @@
+//! Keys that a verification found to differ: read from the source and written again, in step with the stream.
+//!
+//! `verify --repair` writes them to SQLite; the pump of their slots heals them and takes them off the list.
+
+use crate::error::Result;
+use crate::migrate::heal::Key;
+use crate::migrate::pump::Pump;
+use crate::types::DbIndex;
+
+/// Keys taken at a time.
+const CHUNK: u32 = 1000;
+
+impl Pump {
+    /// Heals what has been asked for; called with every checkpoint.
+    pub(super) fn repair(&mut self) -> Result<()> {
+        if self.source.is_none() || self.shared.dry_run || !self.shard.snapshot_loaded {
+            return Ok(());
+        }
+        let asked = self.shared.store(|s| s.repairs(CHUNK))?;
+        self.repairs_pending = !asked.is_empty();
+        let mine: Vec<(DbIndex, Vec<u8>)> = (asked.into_iter())
+            .filter(|(_, key)| self.owns(key))
+            .collect();
+        if mine.is_empty() {
+            return Ok(());
+        }
+        self.heal_dirty()?;
+        let keys: Vec<Key> = (mine.iter())
+            .map(|(db, key)| (self.source_db(*db), key.clone()))
+            .collect();
+        let mark = self.now();
+        self.heal(&keys, mark)?;
+        self.settle_all()?;
+        *self.counts.entry("repaired").or_default() += mine.len() as u64;
+        self.shared.store(|s| s.repaired(&mine))
+    }
+}

@@ -1,0 +1,138 @@
+//! A value too large to be held, read item by item in bounded memory.
+
+use super::Snapshot;
+use crate::error::Result;
+use crate::rdb::cursor::{Bytes, Reader, corrupt};
+use crate::rdb::encoding::{Len, lzf};
+use crate::rdb::frame::Walk;
+use crate::rdb::opcode as op;
+use crate::rdb::value::{self, Layout, ValueSink};
+use std::io::Read;
+
+impl<R: Read> Snapshot<R> {
+    /// Reads the value at the cursor item by item.
+    pub(super) fn pieces(&mut self, type_id: u8, sink: &mut impl ValueSink) -> Result<()> {
+        match value::layout(type_id, self.dialect)? {
+            Layout::Items => {
+                self.input.ensure(1, "a value")?;
+                let mut walk = Walk::new(
+                    &mut self.input,
+                    if type_id == op::HASH_METADATA { 8 } else { 0 },
+                    usize::MAX,
+                );
+                walk.length("the number of items")?;
+                let n = walk.at;
+                let at = self.input.position();
+                let bytes = self.input.peek().get(..n).unwrap_or_default();
+                let head = value::head(type_id, &mut Reader::new(bytes, at))?;
+                self.input.consume(n);
+                for _ in 0..head.items {
+                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                    let _ = walk.item(type_id, self.dialect)?;
+                    walk.there("an item")?;
+                    let n = walk.at;
+                    let at = self.input.position();
+                    let bytes = self.input.peek().get(..n).unwrap_or_default();
+                    value::item(
+                        type_id,
+                        self.dialect,
+                        &head,
+                        &mut Reader::new(bytes, at),
+                        sink,
+                    )?;
+                    self.input.consume(n);
+                }
+                Ok(())
+            }
+            Layout::String => self.string_pieces(sink),
+            Layout::Stream => {
+                for _ in 0..self.length("the number of stream nodes")? {
+                    let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                    let _ = walk.string()?;
+                    let _ = walk.string()?;
+                    walk.there("a stream node")?;
+                    let n = walk.at;
+                    let at = self.input.position();
+                    let bytes = self.input.peek().get(..n).unwrap_or_default();
+                    value::stream::node(&mut Reader::new(bytes, at), sink)?;
+                    self.input.consume(n);
+                }
+                // What follows is as large as the pending lists are.
+                let bytes = self.tail_of_stream(type_id)?;
+                let meta =
+                    value::stream::meta(type_id, &mut Reader::new(&bytes, self.input.position()))?;
+                sink.stream_meta(&meta)
+            }
+            _ => {
+                let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+                let _ = walk.value(type_id, self.dialect)?;
+                walk.there("a value")?;
+                let n = walk.at;
+                let at = self.input.position();
+                let bytes = self.input.peek().get(..n).unwrap_or_default();
+                value::decode(type_id, self.dialect, self.version, bytes, at, sink)?;
+                self.input.consume(n);
+                Ok(())
+            }
+        }
+    }
+
+    fn tail_of_stream(&mut self, type_id: u8) -> Result<Vec<u8>> {
+        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+        let _ = walk.stream_meta(type_id)?;
+        walk.there("a stream")?;
+        let n = walk.at;
+        let bytes = self.input.peek().get(..n).unwrap_or_default().to_vec();
+        self.input.consume(n);
+        Ok(bytes)
+    }
+
+    /// A string that is not plain: a compressed one is unpacked in pieces.
+    fn compressed_pieces(&mut self, head: Len, sink: &mut impl ValueSink) -> Result<()> {
+        if head != Len::Encoded(3) {
+            self.string_into_text("a string")?;
+            sink.string_part(&self.text, false)?;
+            return sink.string_part(&[], true);
+        }
+        const WHAT: &str = "a compressed string";
+        self.input.consume(1);
+        let mut left = self.length(WHAT)?;
+        let mut unpacker = lzf::Unpacker::new(self.length(WHAT)?);
+        while left > 0 {
+            // At least one whole instruction, as much as lies there otherwise.
+            let least = left.min(lzf::LONGEST as u64) as usize;
+            self.input.ensure(least, WHAT)?;
+            let at = self.input.position();
+            let there = self.input.peek();
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(there.len());
+            let piece = there.get(..most).unwrap_or_default();
+            let used = unpacker.feed(piece, at, &mut |b| sink.string_part(b, false))?;
+            if used == 0 {
+                return Err(corrupt(at, WHAT, "it ends inside a run"));
+            }
+            self.input.consume(used);
+            left -= used as u64;
+        }
+        unpacker.finish(self.input.position(), &mut |b| sink.string_part(b, false))?;
+        sink.string_part(&[], true)
+    }
+
+    fn string_pieces(&mut self, sink: &mut impl ValueSink) -> Result<()> {
+        const PIECE: usize = 1 << 20;
+        let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
+        let head = walk.length_or_encoding()?;
+        let Len::Plain(mut left) = head else {
+            return self.compressed_pieces(head, sink);
+        };
+        let n = walk.at;
+        self.input.consume(n);
+        while left > 0 {
+            let n = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            self.input.ensure(n, "a string")?;
+            sink.string_part(self.input.peek().get(..n).unwrap_or_default(), false)?;
+            self.input.consume(n);
+            left -= n as u64;
+        }
+        sink.string_part(&[], true)
+    }
+}
