@@ -8,6 +8,9 @@ use crate::types::{Mark, ReplOffset};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
+/// From this lag on, keys that may have an expiry are read instead of replayed.
+const SHORT_LAG_MS: u64 = LAG_MS / 2;
+
 impl Pump {
     /// Now and then: marks to SQLite, numbers to the display, held expiries released.
     pub(super) fn tick(&mut self) -> Result<()> {
@@ -38,8 +41,9 @@ impl Pump {
                 self.lagging |= ms > 2 * LAG_MS;
             } else if applied < self.spool.expected() {
                 // This was written while the link was down, however lately it has arrived.
+                self.lagging |= !self.holding;
                 self.progress.caught_up.store(false, Relaxed);
-            } else if lag_ms < LAG_MS && self.window_end <= self.at {
+            } else if lag_ms <= SHORT_LAG_MS && self.window_end <= self.at {
                 if self.holding || self.held.count > 0 {
                     self.release_held()?;
                 }
@@ -51,11 +55,14 @@ impl Pump {
                 self.progress
                     .caught_up
                     .store(!self.holding && settled, Relaxed);
-                self.lagging = false;
-            } else if lag_ms > 2 * LAG_MS {
+                self.lagging &= applied < self.lag_until;
+            } else if lag_ms > SHORT_LAG_MS {
                 // During the first catching-up every near expiry is held already.
-                self.lagging |= !self.holding && self.source.is_some();
-                self.holding = true;
+                if self.source.is_some() && (self.lagging || !self.holding) {
+                    self.lagging = true;
+                    self.lag_until = self.spool.stream_end();
+                }
+                self.holding |= lag_ms > 2 * LAG_MS;
             }
         }
         if self.last_save.elapsed() >= *SAVE_EVERY {

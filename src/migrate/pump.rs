@@ -120,6 +120,8 @@ pub struct Pump {
     pub(super) holding: bool,
     /// Keys may have expired on the target that the source has renewed: see [`MaybeTimed`].
     pub(super) lagging: bool,
+    /// Up to here, at least.
+    pub(super) lag_until: ReplOffset,
     pub(super) timed: MaybeTimed,
     /// Streams whose groups' entries-read is to be asked of the source.
     pub(super) debts: BTreeSet<(DbIndex, Vec<u8>)>,
@@ -198,6 +200,7 @@ impl Pump {
             held,
             holding: true,
             lagging,
+            lag_until: ReplOffset(0),
             timed: MaybeTimed::new(!shard.snapshot_loaded && shard.snapshot_at == 0),
             debts: BTreeSet::new(),
             debts_paid: Instant::now(),

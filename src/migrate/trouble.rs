@@ -50,6 +50,11 @@ impl Pump {
                 return Ok(false);
             }
             self.count("faults.target");
+            // Meanwhile keys expire over there.
+            if !loading && self.source.is_some() {
+                self.lagging = true;
+                self.lag_until = self.spool.stream_end();
+            }
             let why = match (
                 &error,
                 units.iter().find_map(|u| match &u.fate {
@@ -200,24 +205,20 @@ impl Pump {
     }
 
     fn resend(&mut self, unit: &Unit, keys: &[(Key, Access)], mark: Mark) -> Result<()> {
-        match keys.first() {
+        let nodes = match keys.first() {
             Some(((_, key), _)) => {
                 let node = self.pipe.node_of(Slot::of(key));
-                self.pipe
-                    .batch(node, unit.db, mark)?
-                    .bytes
-                    .extend_from_slice(&unit.bytes);
-                self.pipe.added(node, unit.commands);
+                node..node + 1
             }
-            None => {
-                for node in 0..self.pipe.node_count() {
-                    self.pipe
-                        .batch(node, unit.db, mark)?
-                        .bytes
-                        .extend_from_slice(&unit.bytes);
-                    self.pipe.added(node, unit.commands);
-                }
-            }
+            None => 0..self.pipe.node_count(),
+        };
+        let expecting = expecting(unit);
+        for node in nodes {
+            let batch = self.pipe.batch(node, unit.db, mark)?;
+            let first = batch.commands;
+            batch.expect.extend(expecting.iter().map(|i| first + i));
+            batch.bytes.extend_from_slice(&unit.bytes);
+            self.pipe.added(node, unit.commands);
         }
         Ok(())
     }
@@ -268,6 +269,20 @@ impl Pump {
         } else {
             self.resend(unit, &touched, mark)
         }
+    }
+}
+
+/// Which commands of a unit expect their key to be there; inside a transaction they answer QUEUED.
+fn expecting(unit: &Unit) -> Vec<u32> {
+    let mut args = Vec::new();
+    if unit.commands != 1 || !matches!(resp::parse_command(&unit.bytes, &mut args), Ok(Some(_))) {
+        return Vec::new();
+    }
+    let name = args.first().and_then(|r| unit.bytes.get(r.clone()));
+    if name.is_some_and(command::expiry::expects_key) {
+        vec![0]
+    } else {
+        Vec::new()
     }
 }
 

@@ -12,7 +12,8 @@ fuzz_target!(|bytes: &[u8]| {
     let mut sealed = Vec::new();
     payload::seal(&mut sealed, &[], *type_id, body, version);
     let Ok(opened) = payload::open(&sealed) else { return };
-    let digest = keyferry::digest::of_body(opened.type_id, opened.dialect, u32::from(version), opened.body);
+    // Past the first millisecond of 1970: layouts differ in how they write an expiry of 0.
+    let digest = keyferry::digest::of_payload(&sealed, 1);
     for (_, target) in KNOWN {
         if payload::fit(opened.type_id, opened.dialect, u32::from(version), opened.body, &target) != Fit::Transcode {
             continue;
@@ -21,10 +22,11 @@ fuzz_target!(|bytes: &[u8]| {
         let converted =
             payload::transcode(opened.type_id, opened.dialect, u32::from(version), opened.body, &target, &mut out);
         if let Ok(new) = converted {
-            let dialect = keyferry::rdb::opcode::Dialect::of_version(u32::from(payload::footer_version(&target)));
-            let again = keyferry::digest::of_body(new, dialect, u32::from(payload::footer_version(&target)), &out);
+            let mut again = Vec::new();
+            payload::seal(&mut again, &[], new, &out, payload::footer_version(&target));
+            let again = keyferry::digest::of_payload(&again, 1);
             // Streams lose in an older layout what that layout lacks; everything else stays.
-            if let (Ok(a), Ok(b)) = (&digest, again)
+            if let (Ok(Some(a)), Ok(Some(b))) = (&digest, again)
                 && a.kind != keyferry::rdb::value::ValueKind::Stream
             {
                 assert_eq!(*a, b);
