@@ -65,8 +65,12 @@ impl Pump {
         let (ownership, me) = (self.shared.ownership.clone(), self.shard.shard);
         let adopting = self.adopting;
         self.fenced(|fence, runtime| {
+            // While slots are copied that have come to us, one may go on to the next.
             let goes = |key: &[u8]| {
-                !adopting && (ownership.as_ref()).is_some_and(|o| o.has_left(me, Slot::of(key)))
+                ownership.as_ref().is_some_and(|o| match adopting {
+                    true => !o.is_coming(me, Slot::of(key)),
+                    false => o.has_left(me, Slot::of(key)),
+                })
             };
             let here: Vec<&[u8]> = keys.iter().filter(|k| !goes(k)).copied().collect();
             let mut read = runtime.block_on(fence.read(db, &here))?.into_iter();

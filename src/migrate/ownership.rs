@@ -172,6 +172,12 @@ impl Ownership {
         state.owner.get(slot.index()) != Some(&me.0) || state.moving.contains_key(&slot.number())
     }
 
+    /// Whether a slot is on its way to `me`, as far as the last picture shows.
+    pub fn is_coming(&self, me: ShardId, slot: Slot) -> bool {
+        let state = self.state();
+        (state.moving.get(&slot.number())).is_some_and(|m| m.seen == me.0)
+    }
+
     /// A command on a slot came from a shard that does not own it: the slot is about to move there.
     pub fn suspect(&self, slot: Slot) {
         let mut state = self.state();
