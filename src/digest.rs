@@ -11,10 +11,12 @@ use crate::rdb::value::stream::{StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::{DbIndex, ExpireAt};
 
-/// A key's value in 64 bits.
+/// A key's value in 64 bits, and beside it what is not its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyDigest {
     pub value: u64,
+    /// The expiries of a hash's fields; the groups, consumers and pending entries of a stream; 0 without any.
+    pub beside: u64,
     pub kind: ValueKind,
 }
 
@@ -31,7 +33,8 @@ impl SlotSum {
     pub fn add(&mut self, db: DbIndex, key: &[u8], digest: &KeyDigest, expire: Option<ExpireAt>) {
         let mut h =
             crc(key) ^ mix(u64::from(db.0)) ^ expire.map_or(0, |e| mix(e.0 as u64).rotate_left(31));
-        h = mix(h).wrapping_add(digest.value.rotate_left(17));
+        let value = digest.value ^ digest.beside.rotate_left(9);
+        h = mix(h).wrapping_add(mix(value).rotate_left(17));
         self.sum = self.sum.wrapping_add(mix(h));
         self.count += 1;
     }
@@ -86,6 +89,7 @@ pub fn of_body(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> Resu
 struct State {
     acc: u64,
     count: u64,
+    beside: u64,
     version: u8,
     now_ms: i64,
 }
@@ -95,6 +99,7 @@ impl State {
         State {
             acc: mix(kind as u64 + 1),
             count: 0,
+            beside: 0,
             version,
             now_ms,
         }
@@ -103,6 +108,7 @@ impl State {
     fn finish(&self, kind: ValueKind) -> KeyDigest {
         KeyDigest {
             value: mix(self.acc ^ mix(self.count)),
+            beside: self.beside,
             kind,
         }
     }
@@ -120,8 +126,16 @@ impl State {
     }
 
     fn id(&mut self, id: StreamId) {
-        self.chain(mix(id.ms) ^ id.seq.rotate_left(32));
+        self.chain(id_hash(id));
     }
+
+    fn chain_beside(&mut self, h: u64) {
+        self.beside = mix(self.beside.rotate_left(5) ^ h ^ 1);
+    }
+}
+
+fn id_hash(id: StreamId) -> u64 {
+    mix(id.ms) ^ id.seq.rotate_left(32)
 }
 
 impl ValueSink for State {
@@ -151,8 +165,12 @@ impl ValueSink for State {
         if expire.is_some_and(|e| e.0 <= self.now_ms) {
             return Ok(());
         }
-        let expire = expire.map_or(0, |e| mix(e.0 as u64));
-        self.sum(mix(crc(field)) ^ mix(crc(value)).rotate_left(21) ^ expire);
+        let name = mix(crc(field));
+        self.sum(name ^ mix(crc(value)).rotate_left(21));
+        if let Some(e) = expire {
+            let timed = mix(name ^ mix(e.0 as u64).rotate_left(31));
+            self.beside = self.beside.wrapping_add(timed);
+        }
         Ok(())
     }
 
@@ -175,22 +193,22 @@ impl ValueSink for State {
         let mut groups: Vec<_> = meta.groups.iter().collect();
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         for group in groups {
-            self.chain(crc(&group.name));
-            self.id(group.last_id);
+            self.chain_beside(crc(&group.name));
+            self.chain_beside(id_hash(group.last_id));
             if self.version != opcode::STREAM {
-                self.chain(group.entries_read.unwrap_or(u64::MAX));
+                self.chain_beside(group.entries_read.unwrap_or(u64::MAX));
             }
             let mut consumers: Vec<_> = group.consumers.iter().map(|c| crc(&c.name)).collect();
             consumers.sort_unstable();
-            consumers.into_iter().for_each(|c| self.chain(c));
+            consumers.into_iter().for_each(|c| self.chain_beside(c));
             let owners = group.owners();
             let mut pending: Vec<_> = group.pending.iter().collect();
             pending.sort_by_key(|p| p.id);
             for p in pending {
-                self.id(p.id);
-                self.chain(owners.get(&p.id).map_or(0, |name| crc(name)));
-                self.chain(p.delivery_ms as u64);
-                self.chain(p.deliveries);
+                self.chain_beside(id_hash(p.id));
+                self.chain_beside(owners.get(&p.id).map_or(0, |name| crc(name)));
+                self.chain_beside(p.delivery_ms as u64);
+                self.chain_beside(p.deliveries);
             }
         }
         Ok(())

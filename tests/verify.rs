@@ -151,3 +151,113 @@ fn functions_are_compared() {
     let text = found["functions_different"][0].as_str().unwrap_or_default();
     assert!(text.contains("missing on"), "{found}");
 }
+
+/// One command at the target that plants a difference, and the reason it is to be found with.
+const PLANTED: &[(&str, &str, &str)] = &[
+    ("p:gone", "DEL p:gone", "missing"),
+    ("p:more", "SET p:more x", "extra"),
+    ("p:type", "SET p:type now-a-string", "type"),
+    ("p:byte", "SETRANGE p:byte 3 X", "value"),
+    ("p:list", "LSET p:list 0 b", "value"),
+    ("p:set", "SREM p:set two", "value"),
+    ("p:score", "ZADD p:score 1.0000000000000002 m", "value"),
+    ("p:soon", "PEXPIRE p:soon 100000", "expiry"),
+    ("p:kept", "PERSIST p:kept", "expiry"),
+    (
+        "p:stream",
+        "XCLAIM p:stream g alice 0 1-1 RETRYCOUNT 9 JUSTID",
+        "group state",
+    ),
+    ("p:group", "XGROUP SETID p:group g 1-1", "group state"),
+    (
+        "p:consumer",
+        "XGROUP CREATECONSUMER p:consumer g nobody",
+        "group state",
+    ),
+];
+
+#[test]
+fn each_planted_difference_is_found_and_named_and_mended() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(2_000);
+    for words in [
+        "SET p:gone 1",
+        "RPUSH p:type a",
+        "SET p:byte abcdef",
+        "SET p:swap1 first",
+        "SET p:swap2 second",
+        "RPUSH p:list a b",
+        "SADD p:set one two",
+        "ZADD p:score 1 m",
+        "SET p:soon 1 PX 900000",
+        "SET p:kept 1 PX 900000",
+        "XADD p:stream 1-1 f v",
+        "XGROUP CREATE p:stream g 0",
+        "XREADGROUP GROUP g alice STREAMS p:stream >",
+        "XADD p:group 1-1 f v",
+        "XGROUP CREATE p:group g 0",
+        "XADD p:consumer 1-1 f v",
+        "XGROUP CREATE p:consumer g 0",
+    ] {
+        story.source.nodes()[0].run(words);
+    }
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
+    let find = |expected: &[(&str, &str)]| {
+        let found = story.plan.run("verify --json").exits(1).json;
+        let mut named: Vec<(String, String)> = Vec::new();
+        for list in ["missing", "extra", "different"] {
+            for d in found[list].as_array().expect("a list") {
+                let word = |k: &str| d[k].as_str().expect("a word").to_owned();
+                named.push((word("key"), word("reason")));
+            }
+        }
+        named.sort();
+        let mut wanted: Vec<(String, String)> = expected
+            .iter()
+            .map(|(k, r)| ((*k).to_owned(), (*r).to_owned()))
+            .collect();
+        wanted.sort();
+        assert_eq!(named, wanted);
+        story.plan.run("verify --repair --json").exits(0);
+    };
+    let target = &story.target.nodes()[0];
+    // Each by itself, then all at once.
+    for (key, plant, reason) in PLANTED {
+        target.run(plant);
+        find(&[(*key, *reason)]);
+    }
+    target.run("SET p:swap1 second");
+    target.run("SET p:swap2 first");
+    find(&[("p:swap1", "value"), ("p:swap2", "value")]);
+    PLANTED
+        .iter()
+        .for_each(|(_, plant, _)| drop(target.run(plant)));
+    let all: Vec<(&str, &str)> = PLANTED.iter().map(|(k, _, r)| (*k, *r)).collect();
+    find(&all);
+    story.judge();
+}
+
+#[test]
+fn a_fields_expiry_is_a_difference_of_its_own() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.source.nodes()[0].run("HSET h a 1 b 2");
+    story.source.nodes()[0].run("HPEXPIRE h 900000 FIELDS 1 a");
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
+    story.target.nodes()[0].run("HPERSIST h FIELDS 1 a");
+    let found = story.plan.run("verify --json").exits(1).json;
+    assert_eq!(found["different"][0]["reason"], "field expiry", "{found}");
+    story.plan.run("verify --repair --json").exits(0);
+    story.judge();
+}

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn};
 use crate::plan::{Endpoint, Job, OnExisting, Source};
+use crate::rdb::value::ValueKind;
 use crate::resp::Reply;
 use crate::source::{private_dir, unix_ms};
 use crate::store::{Difference, Existing, Lock, Phase, Run, SlotRow, Store};
@@ -417,6 +418,13 @@ fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64) -> Option<&'static str> {
     }
     if a.digest.value != b.digest.value {
         return Some("value");
+    }
+    if a.digest.beside != b.digest.beside {
+        return Some(match a.digest.kind {
+            ValueKind::Hash => "field expiry",
+            ValueKind::Stream => "group state",
+            _ => "value",
+        });
     }
     match (a.expire, b.expire) {
         (None, None) => None,
