@@ -132,9 +132,10 @@ impl Pump {
         };
         self.note_stable(acknowledged)?;
         let down_ms = self.spool.down_ms(unix_ms());
+        self.spool.look_at_disk();
         self.shard.note = match self.progress.view().note {
             note if note.is_empty() && self.spool.is_full() => format!(
-                "the spool is full ({} bytes): nothing is read from the source until the target has caught up",
+                "the spool is full ({} bytes are allowed) or its disk nearly is: nothing is read from the source until the target has caught up",
                 self.spool.limit()
             ),
             note if note.is_empty() => match (down_ms, self.unsettled_ms()) {

@@ -15,6 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 const SEGMENT_BYTES: u64 = 64 << 20;
+/// Free space that the spool leaves to others.
+const DISK_RESERVE: u64 = 128 << 20;
 const SNAPSHOT: &str = "snapshot.rdb";
 /// Arrival times are kept for pieces at least this far apart, and this many of them.
 const ARRIVAL_GRAIN_MS: i64 = 5;
@@ -47,6 +49,8 @@ struct State {
     file: Option<PathBuf>,
     /// Since when nothing can arrive, because the link is down.
     down_since_ms: Option<i64>,
+    /// The disk is nearly full, whatever the limit says.
+    disk_low: bool,
     /// How far the source was when the link was joined.
     expected: ReplOffset,
 }
@@ -91,6 +95,7 @@ impl Spool {
                 replid: None,
                 file: None,
                 down_since_ms: None,
+                disk_low: false,
                 expected: ReplOffset(0),
             }),
             changed: Condvar::new(),
@@ -129,6 +134,7 @@ impl Spool {
             replid: None,
             file: None,
             down_since_ms: None,
+            disk_low: false,
             expected: ReplOffset(0),
         };
         Ok(())
@@ -242,8 +248,21 @@ impl Spool {
         SEGMENT_BYTES.min(self.limit / 8)
     }
 
+    /// Nothing more is read from the source while the limit is reached or the disk is nearly full.
     pub fn is_full(&self) -> bool {
-        self.bytes() >= self.limit
+        self.bytes() >= self.limit || self.state().disk_low
+    }
+
+    /// Looks how much the disk still has: the state file must be able to grow.
+    pub fn look_at_disk(&self) {
+        let Ok(stat) = rustix::fs::statvfs(&self.dir) else {
+            return;
+        };
+        let (free, all) = (
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+        );
+        self.state().disk_low = free < DISK_RESERVE.min(all / 5);
     }
 
     pub fn limit(&self) -> u64 {
