@@ -4,8 +4,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use std::future::Future;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -158,6 +158,34 @@ impl Throttle {
         let from = (*paid_at).max(now.checked_sub(Throttle::BURST).unwrap_or(now));
         *paid_at = from + Duration::from_secs_f64(seconds);
         paid_at.saturating_duration_since(now)
+    }
+}
+
+/// The places at which the fault driver can have the process die; see `tests/faults.rs`.
+pub const FAILPOINTS: [&str; 9] = [
+    "snapshot-arriving",
+    "snapshot-complete",
+    "load-begun",
+    "load-done",
+    "before-save",
+    "after-save",
+    "heal-read",
+    "heal-written",
+    "stream-command",
+];
+
+/// Dies at once, as by SIGKILL, when `KEYFERRY_FAILPOINT` names this place: `NAME` or `NAME:n` for the n-th time.
+pub fn failpoint(name: &str) {
+    static ARMED: LazyLock<Option<(String, AtomicU64)>> = LazyLock::new(|| {
+        let text = std::env::var("KEYFERRY_FAILPOINT").ok()?;
+        let (name, times) = text.split_once(':').unwrap_or((&text, "1"));
+        Some((name.to_owned(), AtomicU64::new(times.parse().unwrap_or(1))))
+    });
+    if let Some((armed, left)) = &*ARMED
+        && armed == name
+        && left.fetch_sub(1, Ordering::Relaxed) == 1
+    {
+        std::process::abort();
     }
 }
 

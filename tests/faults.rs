@@ -103,6 +103,42 @@ fn killed_at_random_moments() {
     );
 }
 
+/// Dies at each named place, twice in a row, and goes on.
+#[test]
+fn dies_at_every_failpoint() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut rng = seed();
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(5_000);
+    let traffic = busy(&story);
+    for round in 0..pick(1, 4) {
+        for point in keyferry::task::FAILPOINTS {
+            let times = match point {
+                "load-begun" => rng.range(1, 4_000),
+                "stream-command" => rng.range(1, 8_000),
+                "load-done" | "snapshot-complete" => 1,
+                _ => rng.range(1, 4),
+            };
+            println!("round {round}: {point}:{times}");
+            let armed = format!("{point}:{times}");
+            let mut running = story
+                .plan
+                .start_with("migrate --json", &[("KEYFERRY_FAILPOINT", &armed)]);
+            // Places of the load are passed once only; the run is killed when it does not come by in time.
+            let ended = std::time::Instant::now();
+            while running.ended().is_none() && ended.elapsed() < Duration::from_secs(4) {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            running.signal("KILL");
+            running.wait(Duration::from_secs(10));
+        }
+    }
+    prove(&story, traffic, true);
+}
+
 /// A snapshot that is complete in the spool is not asked for again.
 #[test]
 fn killed_while_a_complete_snapshot_is_loaded() {

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::migrate::expiry::LAG_MS;
 use crate::migrate::pump::{Pump, SAVE_EVERY, TICK};
 use crate::source::unix_ms;
+use crate::task::failpoint;
 use crate::types::{Mark, ReplOffset};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -168,11 +169,14 @@ impl Pump {
         let shard = self.shard.clone();
         let counts = std::mem::take(&mut self.counts);
         let losses = std::mem::take(&mut self.losses);
+        failpoint("before-save");
         self.shared.store(|store| {
             // First, so that a mark never passes a loss that is not listed.
             store.add_losses(&losses)?;
             store.save_shards(std::slice::from_ref(&shard), &counts)
-        })
+        })?;
+        failpoint("after-save");
+        Ok(())
     }
 
     pub(super) fn finish_counts(&mut self) -> Result<()> {

@@ -12,6 +12,7 @@ use crate::rdb::file::Header;
 use crate::rdb::payload;
 use crate::resp::{self, Reply};
 use crate::source::spool::End;
+use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, shown};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -43,6 +44,7 @@ impl Pump {
             list.dedup();
             for chunk in list.chunks(HEAL_CHUNK) {
                 let states = self.states(db, chunk)?;
+                failpoint("heal-read");
                 self.reserve(states.iter().map(|s| s.offset).max())?;
                 for (key, state) in chunk.iter().zip(&states) {
                     if state.elsewhere {
@@ -55,6 +57,7 @@ impl Pump {
                     self.shard.healed_keys += 1;
                     self.progress.healed.store(self.shard.healed_keys, Relaxed);
                 }
+                failpoint("heal-written");
             }
         }
         Ok(())

@@ -21,7 +21,7 @@ use crate::source::unix_ms;
 use crate::store::{Existing, Loss, ShardState, Store};
 use crate::target::Pipe;
 use crate::target::health::Health;
-use crate::task::{Shutdown, Throttle};
+use crate::task::{Shutdown, Throttle, failpoint};
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -276,6 +276,7 @@ impl Pump {
                 self.reconcile()?;
                 self.shard.reconcile = false;
             }
+            failpoint("load-done");
             self.shard.snapshot_loaded = true;
             self.shard.applied = Some(self.at);
             self.shard.applied_db = self.db;
@@ -339,6 +340,7 @@ impl Pump {
                     continue 'again;
                 }
                 records = records.wrapping_add(1);
+                failpoint("load-begun");
                 if records.is_multiple_of(256) {
                     if self.shared.stop.requested() {
                         return self.stop_loading().map(Some);
@@ -518,6 +520,7 @@ impl Pump {
             return self.take_transaction(buf, len);
         }
         let end = self.at.plus(len as u64);
+        failpoint("stream-command");
         self.command(&cmd, end, self.now())
             .map_err(|e| self.in_stream(e, self.at))?;
         self.at = end;

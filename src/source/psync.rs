@@ -11,7 +11,7 @@ use crate::source::handshake::{self, Framing, Start, not_allowed};
 use crate::source::place::Place;
 use crate::source::spool::{End, Spool, SpoolWriter};
 use crate::source::unix_ms;
-use crate::task::Shutdown;
+use crate::task::{Shutdown, failpoint};
 use crate::types::{ReplId, ReplOffset};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -220,6 +220,7 @@ impl Link {
                 }
             }
             writer.finish_snapshot()?;
+            failpoint("snapshot-complete");
         }
         // A diskless source sends nothing before the first ACK.
         ack(&mut write, self.spool.stream_end(), &address).await?;
@@ -293,6 +294,7 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     /// Moves the snapshot's bytes from `buf` to the spool; true when it has ended (`buf` then holds stream).
     fn take(&mut self, buf: &mut Vec<u8>) -> Result<bool> {
+        failpoint("snapshot-arriving");
         let (snapshot, skip, done) = handshake::cut(&mut self.framing, buf);
         if snapshot > 0 {
             self.writer

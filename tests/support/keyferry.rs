@@ -64,7 +64,13 @@ impl Plan {
 
     /// Starts `keyferry WORDS… PLAN`, where the words may include flags.
     pub fn start(&self, words: &str) -> Running {
+        self.start_with(words, &[])
+    }
+
+    /// The same with more in its environment.
+    pub fn start_with(&self, words: &str, environment: &[(&str, &str)]) -> Running {
         let mut command = program();
+        command.envs(environment.iter().copied());
         let mut words = words.split_ascii_whitespace();
         command
             .args(words.next())
