@@ -378,7 +378,8 @@ fn source_slots_move() {
     }
     let report = traffic.stop();
     assert!(report.total() > 1_000, "{report:?}");
-    // The traffic's own account says how often a slot was on its way.
+    // A move is looked for every second, and believed when it is seen twice.
+    std::thread::sleep(Duration::from_secs(3));
     println!("{}", story.catch_up_and_stop(running).stderr);
     story.verify();
     story.judge();

@@ -153,7 +153,8 @@ impl Pump {
         self.shard.lag_ms = (self.shard.applied)
             .map_or(0, |a| self.spool.lag_ms(a, unix_ms()))
             .max(down_ms.unwrap_or(0))
-            .max(self.unsettled_ms().unwrap_or(0));
+            // Whatever has moved may be older than the move.
+            .max(self.unsettled_ms().map_or(0, |ms| ms + 1_000));
         let (len, total, complete) = self.spool.snapshot();
         if !self.shard.snapshot_loaded {
             self.shard.snapshot_complete = complete;

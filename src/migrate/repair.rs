@@ -13,7 +13,11 @@ const CHUNK: u32 = 1000;
 impl Pump {
     /// Heals what has been asked for; called with every checkpoint.
     pub(super) fn repair(&mut self) -> Result<()> {
-        if self.source.is_none() || self.shared.dry_run || !self.shard.snapshot_loaded {
+        if self.source.is_none() || self.shared.dry_run {
+            self.repairs_pending = false;
+            return Ok(());
+        }
+        if !self.shard.snapshot_loaded {
             return Ok(());
         }
         let asked = self.shared.store(|s| s.repairs(CHUNK))?;
