@@ -42,7 +42,7 @@ one() { # save interval in ms -> commands per second
     pids+=("$ferry")
     "$cli" -p "$source" set first 1 >/dev/null
     until [ "$("$cli" -p "$target" exists first)" = 1 ]; do sleep 0.05; done
-    "$cli" -p "$target" client pause 600000 all >/dev/null
+    "$cli" -p "$target" client pause 600000 write >/dev/null
     seq "$commands" | awk '{print "SET key:" $1 " value:" $1}' | "$cli" -p "$source" --pipe >/dev/null
     local from
     from=$(date +%s%N)
