@@ -44,7 +44,7 @@ impl Pump {
                 // This was written while the link was down, however lately it has arrived.
                 self.lagging |= !self.holding;
                 self.progress.caught_up.store(false, Relaxed);
-            } else if lag_ms <= SHORT_LAG_MS && self.window_end <= self.at {
+            } else if lag_ms < LAG_MS && self.window_end <= self.at {
                 if self.holding || self.held.count > 0 {
                     self.release_held()?;
                 }
@@ -57,7 +57,8 @@ impl Pump {
                     .caught_up
                     .store(!self.holding && settled, Relaxed);
                 self.lagging &= applied < self.lag_until;
-            } else if lag_ms > SHORT_LAG_MS {
+            }
+            if lag_ms > SHORT_LAG_MS && down_ms.is_none() {
                 // During the first catching-up every near expiry is held already.
                 if self.source.is_some() && (self.lagging || !self.holding) {
                     self.lagging = true;

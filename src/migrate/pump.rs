@@ -482,6 +482,16 @@ impl Pump {
         }
         self.heal_dirty()?;
         let finished = self.spool.ended() == Some(End::Finished) && !self.shared.stop.requested();
+        // All that has arrived is applied: what was held back for it need not wait for the next run.
+        if self.source.is_some()
+            && self.held.count > 0
+            && self.at == self.spool.stream_end()
+            && self.window_end <= self.at
+            && self.spool.ended() != Some(End::Superseded)
+            && let Err(e) = self.release_held()
+        {
+            tracing::warn!("held expiries wait for the next run: {e}");
+        }
         if self.source.is_some() && self.spool.ended() != Some(End::Superseded) {
             self.pay_debts()?;
         }
