@@ -3,7 +3,7 @@
 //! Memory is bounded: members are sorted in [`Members`], long strings and streams wait in a temporary file.
 
 use super::members::Members;
-use super::{options, to_stdout};
+use super::{library, options, temporary, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
 use crate::migrate::rebuild::score_text;
 use crate::rdb::file::{Header, Item, Snapshot};
@@ -23,27 +23,30 @@ pub fn write_json(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
     let mut snapshot = Snapshot::open(input, options(ignore_checksum))?;
     let (dialect, version) = (snapshot.dialect(), snapshot.version());
     let mut members = Members::default();
+    // The line of a small value: only a value that is whole is written.
+    let mut whole = Vec::new();
     loop {
         match snapshot.next()? {
             Item::End => return Ok(()),
             Item::Function(code) => function(out, code)?,
             Item::FunctionPreGa { name, engine, code } => {
-                let head = [b"#!", engine, b" name=", name, b"\n"].concat();
-                function(out, &[&head, code].concat())?;
+                function(out, &library(name, engine, code))?;
             }
             Item::Entry(e) => {
                 let h = &e.header;
-                let mut line = Line::begin(out, h, value::kind(h.type_id, dialect)?, &mut members)?;
-                let done =
-                    value::decode(h.type_id, dialect, version, e.value, h.value_at, &mut line);
-                line.end(done)?;
+                let kind = value::kind(h.type_id, dialect)?;
+                let mut line = Line::begin(&mut whole, h, kind, &mut members)?;
+                value::decode(h.type_id, dialect, version, e.value, h.value_at, &mut line)?;
+                line.end()?;
+                put(out, &whole)?;
+                whole.clear();
             }
             Item::Large(large) => {
                 let h = large.header();
                 let kind = value::kind(h.type_id, dialect)?;
                 let mut line = Line::begin(out, &h, kind, &mut members)?;
-                let done = large.decode(&mut line);
-                line.end(done)?;
+                large.decode(&mut line)?;
+                line.end()?;
             }
             _ => {}
         }
@@ -87,7 +90,7 @@ struct Line<'a, W: Write> {
     out: &'a mut W,
     kind: ValueKind,
     members: &'a mut Members,
-    /// The first bytes of the line, kept back until the value begins.
+    /// No element of an array has been written yet.
     first: bool,
     /// A long string, or a stream's entries.
     waiting: SpooledTempFile,
@@ -123,7 +126,6 @@ impl<'a, W: Write> Line<'a, W> {
             tail.extend_from_slice(format!(",\"idle_s\":{idle}").as_bytes());
         }
         tail.extend_from_slice(b"}\n");
-        // A value that breaks leaves its own line unfinished, so the head of a small one waits for the value.
         put(out, &head)?;
         Ok(Line {
             out,
@@ -144,8 +146,7 @@ impl<'a, W: Write> Line<'a, W> {
         put(self.out, mark)
     }
 
-    fn end(mut self, decoded: Result<()>) -> Result<()> {
-        decoded?;
+    fn end(mut self) -> Result<()> {
         match self.kind {
             ValueKind::Set | ValueKind::Zset | ValueKind::Hash => self.put_members()?,
             ValueKind::List if self.first => put(self.out, b"[]")?,
@@ -188,6 +189,13 @@ impl<'a, W: Write> Line<'a, W> {
             }
         })?;
         put(out, b"]")
+    }
+
+    /// Begins the `i`th object of an array with its name.
+    fn name(&mut self, i: usize, name: &[u8]) -> Result<()> {
+        put(self.out, if i == 0 { b"{" } else { b",{" })?;
+        put(self.out, b"\"name\":")?;
+        text(self.out, name)
     }
 
     fn wait(&mut self, bytes: &[u8]) -> Result<()> {
@@ -246,13 +254,6 @@ impl<'a, W: Write> Line<'a, W> {
 
 /// How a field without an expiry is kept.
 const NO_EXPIRY: i64 = i64::MIN;
-
-fn temporary() -> String {
-    format!(
-        "keep a long value in a temporary file in {} (TMPDIR chooses another folder)",
-        std::env::temp_dir().display()
-    )
-}
 
 impl<W: Write> ValueSink for Line<'_, W> {
     fn string(&mut self, value: &[u8]) -> Result<()> {
@@ -320,15 +321,7 @@ impl<W: Write> ValueSink for Line<'_, W> {
         let mut groups: Vec<_> = m.groups.iter().collect();
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         for (i, g) in groups.into_iter().enumerate() {
-            put(
-                self.out,
-                if i == 0 {
-                    b"{\"name\":"
-                } else {
-                    b",{\"name\":"
-                },
-            )?;
-            text(self.out, &g.name)?;
+            self.name(i, &g.name)?;
             let read = g.entries_read.filter(|n| *n != u64::MAX);
             let read = read.map_or("null".into(), |n| n.to_string());
             let head = format!(
@@ -354,15 +347,7 @@ impl<W: Write> ValueSink for Line<'_, W> {
             let mut consumers: Vec<_> = g.consumers.iter().collect();
             consumers.sort_by(|a, b| a.name.cmp(&b.name));
             for (i, c) in consumers.into_iter().enumerate() {
-                put(
-                    self.out,
-                    if i == 0 {
-                        b"{\"name\":"
-                    } else {
-                        b",{\"name\":"
-                    },
-                )?;
-                text(self.out, &c.name)?;
+                self.name(i, &c.name)?;
                 let mut ids = c.pending.clone();
                 ids.sort();
                 let ids: Vec<String> = ids.iter().map(|id| format!("\"{id}\"")).collect();

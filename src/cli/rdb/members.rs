@@ -2,6 +2,7 @@
 //!
 //! What does not fit is sorted and written to an unnamed temporary file; at the end the runs are merged.
 
+use super::temporary;
 use crate::error::{Context, ErrorKind, Result};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -139,13 +140,6 @@ impl Run {
         self.file.read_exact(&mut self.rest)?;
         Ok(Some(member))
     }
-}
-
-fn temporary() -> String {
-    format!(
-        "sort in a temporary file in {} (TMPDIR chooses another folder)",
-        std::env::temp_dir().display()
-    )
 }
 
 #[cfg(test)]

@@ -101,6 +101,18 @@ fn stream_out(
     }
 }
 
+/// The code of a library as FUNCTION LOAD takes it, from the form of Redis 7.0's release candidates.
+fn library(name: &[u8], engine: &[u8], code: &[u8]) -> Vec<u8> {
+    [b"#!", engine, b" name=", name, b"\n", code].concat()
+}
+
+fn temporary() -> String {
+    format!(
+        "keep a large value in a temporary file in {} (TMPDIR chooses another folder)",
+        std::env::temp_dir().display()
+    )
+}
+
 fn to_stdout() -> String {
     "write to standard output".into()
 }

@@ -1,6 +1,6 @@
 //! Commands that recreate the data of a snapshot, as RESP for `redis-cli --pipe`.
 
-use super::{options, to_stdout};
+use super::{library, options, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
 use crate::migrate::rebuild::Rebuild;
 use crate::rdb::file::{Item, Snapshot};
@@ -30,7 +30,7 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                 resp::command(&mut buf, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
             }
             Item::FunctionPreGa { name, engine, code } => {
-                let library = [b"#!", engine, b" name=", name, b"\n", code].concat();
+                let library = library(name, engine, code);
                 resp::command(&mut buf, &[b"FUNCTION", b"LOAD", b"REPLACE", &library]);
             }
             Item::Entry(e) => {

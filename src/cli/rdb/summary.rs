@@ -6,7 +6,7 @@ use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::payload::{self, Fit, Traits};
 use crate::rdb::value::stream::{StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};
-use crate::source::unix_ms;
+use crate::types::unix_ms;
 use crate::types::{ExpireAt, shown};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -131,7 +131,7 @@ pub fn read(input: Box<dyn Read>, options: Options) -> Result<Summary> {
             Item::Function(_) | Item::FunctionPreGa { .. } => s.functions += 1,
             Item::Entry(e) => {
                 let h = &e.header;
-                let mut measure = Measure::new(h);
+                let mut measure = Measure::default();
                 value::decode(
                     h.type_id,
                     dialect,
@@ -146,7 +146,7 @@ pub fn read(input: Box<dyn Read>, options: Options) -> Result<Summary> {
             }
             Item::Large(large) => {
                 let h = large.header();
-                let mut measure = Measure::new(&h);
+                let mut measure = Measure::default();
                 let (type_id, expire) = (h.type_id, h.expire);
                 let key = h.key.to_vec();
                 let header = Header {
@@ -401,6 +401,7 @@ fn encoding(type_id: u8, dialect: Dialect) -> &'static str {
 }
 
 /// Counts a value's elements and their bytes.
+#[derive(Default)]
 struct Measure {
     items: u64,
     bytes: u64,
@@ -409,15 +410,6 @@ struct Measure {
 }
 
 impl Measure {
-    fn new(_: &Header<'_>) -> Measure {
-        Measure {
-            items: 0,
-            bytes: 0,
-            expiries: 0,
-            extra: 0,
-        }
-    }
-
     fn add(&mut self, bytes: usize) {
         self.items += 1;
         self.bytes += bytes as u64;
