@@ -2,6 +2,8 @@
 
 use super::{DryRun, Report, Verification, status};
 use crate::store::Difference;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 /// The whole report as one object; times are Unix milliseconds.
@@ -24,6 +26,7 @@ pub fn render(report: &Report) -> Value {
         "counters": report.counts,
         "verify": report.verify.as_ref().map(verification),
         "dry_run": report.dry_run.as_ref().map(|DryRun { status, census }| json!({"status": status, "census": census})),
+        "losses": report.losses.iter().map(|(db, key, what)| json!({"db": db.0, "key": byte_string(key), "what": what})).collect::<Vec<_>>(),
         "unproven": report.unproven,
         "events": report.events,
     })
@@ -50,26 +53,8 @@ fn difference(d: &Difference) -> Value {
 pub fn byte_string(bytes: &[u8]) -> Value {
     match std::str::from_utf8(bytes) {
         Ok(text) => json!(text),
-        Err(_) => json!({"base64": base64(bytes)}),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
     }
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let group =
-            chunk.iter().fold(0u32, |g, b| g << 8 | u32::from(*b)) << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let digit = (group >> (18 - 6 * place)) & 63;
-            out.push(if place <= chunk.len() {
-                char::from(DIGITS[digit as usize])
-            } else {
-                '='
-            });
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -143,6 +143,15 @@ pub fn render(report: &Report) -> String {
     if let Some(verify) = &report.verify {
         comparison(&mut page, verify);
     }
+    if !report.losses.is_empty() {
+        page.heading("What the target could not hold");
+        page.table(&["database", "key", "what is lost"]);
+        for (db, key, what) in report.losses.iter().take(ROWS) {
+            let key = key.escape_ascii().to_string();
+            page.row(&[&db.to_string(), &code(&key), &text(what)]);
+        }
+        page.more(report.losses.len());
+    }
     if let Some(dry) = &report.dry_run {
         page.heading("Dry run");
         page.line(format_args!(

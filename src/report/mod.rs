@@ -14,6 +14,7 @@ use crate::plan::{Job, OnExisting};
 use crate::store::{
     Difference, Event, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store, VerifyRun,
 };
+use crate::types::DbIndex;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +22,7 @@ use std::path::Path;
 /// How many differences a report lists.
 const DIFFERENCES_LISTED: u32 = 1000;
 const EVENTS_LISTED: u32 = 500;
+const LOSSES_LISTED: u64 = 1000;
 
 /// Everything a report says.
 pub struct Report {
@@ -35,6 +37,8 @@ pub struct Report {
     pub verify: Option<Verification>,
     /// What a dry run of this plan counted, with the time of its last state.
     pub dry_run: Option<DryRun>,
+    /// What the target could not hold, as the plan allows: its database, the key, and what is lost.
+    pub losses: Vec<(DbIndex, Vec<u8>, String)>,
     /// What this page must not be taken for; one sentence each.
     pub unproven: Vec<String>,
 }
@@ -75,6 +79,7 @@ impl Report {
             events: Vec::new(),
             verify: None,
             dry_run,
+            losses: Vec::new(),
             unproven: Vec::new(),
         };
         if let Some(store) = Store::open_readonly(dir)? {
@@ -83,6 +88,7 @@ impl Report {
             report.phases = store.phases()?;
             report.counts = store.counts()?;
             report.events = store.events(EVENTS_LISTED)?;
+            report.losses = store.losses(LOSSES_LISTED)?;
             report.verify = store
                 .last_verify()?
                 .map(|run| verification(&store, run))
