@@ -5,7 +5,7 @@
 //! Invariant: the offset belongs to the very same EXEC as the state; it is never read before or after.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::server::{Server, offset_in_role};
+use crate::net::server::{Server, offset_in_role, time_ms};
 use crate::net::{Conn, connect, info_field, refusal};
 use crate::plan::Endpoint;
 use crate::resp::Reply;
@@ -64,9 +64,9 @@ impl Fence {
         history: Option<ReplId>,
     ) -> Result<Fence> {
         let mut conn = connect(endpoint, address).await?;
-        let server = Server::ask(&mut conn).await?;
-        let info = conn.ask(&[b"INFO", b"replication"]).await?;
-        let info = info.text().unwrap_or_default();
+        let reply = conn.call(&[b"INFO", b"everything"]).await?;
+        let info = reply.text().unwrap_or_default();
+        let server = Server::parse(&info);
         let own = info_field(&info, "master_replid");
         if let (Some(history), Some(own)) = (history, own)
             && own != history.as_str()
@@ -336,11 +336,6 @@ fn is_on_its_way(text: &str) -> bool {
 
 fn is_elsewhere(text: &str) -> bool {
     text.starts_with("MOVED ") || is_on_its_way(text)
-}
-
-fn time_ms(reply: &Reply) -> Option<i64> {
-    let parts = reply.array()?;
-    Some(parts.first()?.int()? * 1000 + parts.get(1)?.int()? / 1000)
 }
 
 fn unforeseen() -> Error {

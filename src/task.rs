@@ -1,4 +1,4 @@
-//! Shutdown and the group that owns every task: nothing is spawned outside of it.
+//! The wish to stop, how a task's panic becomes an error, and what a process knows about itself.
 //!
 //! Only the first stage of a flow hears [`Shutdown`]; later stages end when their channel closes.
 

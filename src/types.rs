@@ -4,6 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How many hash slots a cluster has; standalone data is counted by the same slots.
 pub const SLOTS: usize = 16384;
@@ -53,6 +54,84 @@ impl Slot {
 impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// A set of slots, written as in "0-5460,6000".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotSet(Vec<bool>);
+
+impl SlotSet {
+    pub fn none() -> SlotSet {
+        SlotSet(vec![false; SLOTS])
+    }
+
+    pub fn all() -> SlotSet {
+        SlotSet(vec![true; SLOTS])
+    }
+
+    /// Numbers and ranges between commas, as [`fmt::Display`] writes them; `None` for anything else.
+    pub fn parse(text: &str) -> Option<SlotSet> {
+        let mut set = SlotSet::none();
+        for range in text.split(',').filter(|_| !text.is_empty()) {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (usize, usize) =
+                (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            if first > last {
+                return None;
+            }
+            set.0.get_mut(first..=last)?.fill(true);
+        }
+        Some(set)
+    }
+
+    pub fn insert(&mut self, slot: Slot) {
+        if let Some(place) = self.0.get_mut(slot.index()) {
+            *place = true;
+        }
+    }
+
+    pub fn has(&self, slot: Slot) -> bool {
+        self.0.get(slot.index()).copied().unwrap_or(false)
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.iter().filter(|c| **c).count()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Slot> {
+        (0u16..)
+            .zip(&self.0)
+            .filter(|(_, there)| **there)
+            .map(|(n, _)| Slot(n))
+    }
+}
+
+impl FromIterator<Slot> for SlotSet {
+    fn from_iter<I: IntoIterator<Item = Slot>>(slots: I) -> SlotSet {
+        let mut set = SlotSet::none();
+        slots.into_iter().for_each(|s| set.insert(s));
+        set
+    }
+}
+
+impl fmt::Display for SlotSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for slot in self.iter().map(Slot::number) {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == slot => *last = slot,
+                _ => ranges.push((slot, slot)),
+            }
+        }
+        for (i, (first, last)) in ranges.into_iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            match first == last {
+                true => write!(f, "{comma}{first}")?,
+                false => write!(f, "{comma}{first}-{last}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -181,6 +260,25 @@ pub enum Mark {
     Stream { at: ReplOffset, db: DbIndex },
 }
 
+/// A key with its database as one name: how keys are kept in sets and files.
+pub fn db_key(db: DbIndex, key: &[u8]) -> Vec<u8> {
+    [&db.0.to_be_bytes(), key].concat()
+}
+
+/// The database and the key of a [`db_key`].
+pub fn split_db_key(name: &[u8]) -> (DbIndex, Vec<u8>) {
+    let (db, key) = name.split_at(4.min(name.len()));
+    let db = u32::from_be_bytes(db.try_into().unwrap_or_default());
+    (DbIndex(db), key.to_vec())
+}
+
+/// Now, as Unix time in milliseconds.
+pub fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+}
+
 /// A key in a message: printable, and not longer than a line.
 pub fn shown(key: &[u8]) -> String {
     let text: String = key.escape_ascii().map(char::from).take(120).collect();
@@ -202,5 +300,15 @@ mod tests {
         assert_eq!(Slot::of(b"foo{}{bar}"), Slot(crc16(b"foo{}{bar}") & 0x3fff));
         assert_eq!(Slot::of(b"foo{{bar}}zap"), Slot(crc16(b"{bar") & 0x3fff));
         assert_eq!(Slot::of(b"").number(), 0);
+    }
+
+    #[test]
+    fn sets_of_slots_read_back_as_they_are_written() {
+        for text in ["", "5", "0-4,6-8191", "5,8192-16383", "0-16383"] {
+            assert_eq!(SlotSet::parse(text).unwrap().to_string(), text);
+        }
+        for wrong in ["x", "3-", "7-5", "16384", "0-99999", "1,,2"] {
+            assert!(SlotSet::parse(wrong).is_none(), "{wrong}");
+        }
     }
 }

@@ -1,21 +1,10 @@
 //! The key-position table against the servers themselves: every write command they know, and where they find its keys.
 
-use crate::support::server::{self, Server};
+use crate::support::server::{self, SERVERS, Server};
 use crate::support::skip;
 use crate::support::wire::{Command as Ask, Value};
 use keyferry::command::{Command, lookup};
 use std::collections::BTreeSet;
-
-const SERVERS: [&str; 8] = [
-    "redis-6.0",
-    "redis-6.2",
-    "redis-7.0",
-    "redis-8.0",
-    "redict-7.3",
-    "valkey-8.0",
-    "valkey-8.1",
-    "valkey-9.1",
-];
 
 /// Calls whose keys do not stand at fixed places, or whose shape a filler would not have.
 const CALLS: &[&str] = &[

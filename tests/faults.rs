@@ -189,26 +189,7 @@ fn a_target_shard_fails_over() {
             .collect();
         let victim = masters[rng.below(masters.len() as u64) as usize];
         println!("node {victim} of {masters:?} is killed");
-        cluster.node_mut(victim).kill();
-        wait_until("the replica is promoted", Duration::from_secs(60), || {
-            (0..6)
-                .filter(|n| *n != victim && role(&cluster.nodes()[*n]) == "master")
-                .count()
-                == 3
-        });
-        cluster.node_mut(victim).restart();
-        let node = &cluster.nodes()[victim];
-        wait_until(
-            "the dead master is a replica",
-            Duration::from_secs(60),
-            || {
-                role(node) == "slave"
-                    && node
-                        .client()
-                        .info("replication", "master_link_status")
-                        .is_ok_and(|s| s == "up")
-            },
-        );
+        fail_over(cluster, victim, Duration::ZERO);
     }
     let report = traffic.stop();
     story.catch_up_and_stop(running);
@@ -216,6 +197,32 @@ fn a_target_shard_fails_over() {
     story.judge();
     story.check_counters(&report);
     assert_eq!(story.source.info("stats", "sync_full"), 1);
+}
+
+/// Kills a master, waits for its replica to be promoted, and starts it again as a replica after `pause`.
+fn fail_over(cluster: &mut Cluster, victim: usize, pause: Duration) {
+    let nodes = cluster.nodes().len();
+    let masters = cluster.masters().len();
+    cluster.node_mut(victim).kill();
+    wait_until("the replica is promoted", Duration::from_secs(60), || {
+        let others = (0..nodes).filter(|n| *n != victim);
+        others
+            .filter(|n| role(&cluster.nodes()[*n]) == "master")
+            .count()
+            == masters
+    });
+    std::thread::sleep(pause);
+    cluster.node_mut(victim).restart();
+    let node = &cluster.nodes()[victim];
+    let linked = || {
+        let link = node.client().info("replication", "master_link_status");
+        role(node) == "slave" && link.is_ok_and(|s| s == "up")
+    };
+    wait_until(
+        "the dead master is a replica",
+        Duration::from_secs(60),
+        linked,
+    );
 }
 
 fn role(node: &Server) -> String {
@@ -305,49 +312,12 @@ fn a_source_master_fails_over() {
             .collect();
         let victim = masters[round % masters.len()];
         println!("source node {victim} of {masters:?} is killed");
-        cluster.node_mut(victim).kill();
-        wait_until("the replica is promoted", Duration::from_secs(60), || {
-            (0..6)
-                .filter(|n| *n != victim && role(&cluster.nodes()[*n]) == "master")
-                .count()
-                == 3
-        });
-        std::thread::sleep(Duration::from_secs(2));
-        cluster.node_mut(victim).restart();
-        let node = &cluster.nodes()[victim];
-        wait_until(
-            "the dead master is a replica",
-            Duration::from_secs(60),
-            || {
-                role(node) == "slave"
-                    && node
-                        .client()
-                        .info("replication", "master_link_status")
-                        .is_ok_and(|s| s == "up")
-            },
-        );
+        fail_over(cluster, victim, Duration::from_secs(2));
         assert!(running.ended().is_none(), "{}", running.stderr_now());
     }
     let report = traffic.stop();
     assert!(report.total() > 1_000, "{report:?}");
-    println!("{}", story.catch_up_and_stop(running).stderr);
-    println!("{}", story.plan.run("verify --json").stdout);
-    let _ = std::process::Command::new("sh")
-        .arg("-c")
-        .arg(format!(
-            "rm -rf /tmp/spooldbg; cp -r {} /tmp/spooldbg",
-            story.plan.work_dir().display()
-        ))
-        .status();
-    for n in story.source.nodes() {
-        for l in n
-            .log()
-            .lines()
-            .filter(|l| l.contains("sync") || l.contains("Failover") || l.contains("replication"))
-        {
-            println!("LOG {} {l}", n.address());
-        }
-    }
+    story.catch_up_and_stop(running);
     story.verify();
     story.judge();
 }
@@ -380,7 +350,7 @@ fn source_slots_move() {
     assert!(report.total() > 1_000, "{report:?}");
     // A move is looked for every second, and believed when it is seen twice.
     std::thread::sleep(Duration::from_secs(3));
-    println!("{}", story.catch_up_and_stop(running).stderr);
+    story.catch_up_and_stop(running);
     story.verify();
     story.judge();
 }

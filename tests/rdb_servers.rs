@@ -13,17 +13,6 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-const SERVERS: [&str; 8] = [
-    "redis-6.0",
-    "redis-6.2",
-    "redis-7.0",
-    "redis-8.0",
-    "redict-7.3",
-    "valkey-8.0",
-    "valkey-8.1",
-    "valkey-9.1",
-];
-
 fn full() -> bool {
     std::env::var_os("KEYFERRY_FULL").is_some()
 }
@@ -216,7 +205,7 @@ macro_rules! servers {
             #[test]
             fn every_target_takes_it() {
                 let short = [$($target),+];
-                super::reaches_every_target($name, if super::full() { &super::SERVERS } else { &short });
+                super::reaches_every_target($name, if super::full() { &crate::support::server::SERVERS } else { &short });
             }
         }
     )* };

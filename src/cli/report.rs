@@ -3,7 +3,8 @@
 use super::{Common, load, output};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::report::{Report, json, markdown};
-use crate::source::{private_dir, unix_ms};
+use crate::source::private_dir;
+use crate::types::unix_ms;
 use clap::Args;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;

@@ -7,8 +7,8 @@ use crate::plan::Job;
 use crate::report::{duration, grouped};
 use crate::store::{Lock, Store};
 use crate::task::Shutdown;
-use crate::types::DbIndex;
-use crate::verify::{self, Slots, Summary};
+use crate::types::{DbIndex, Slot};
+use crate::verify::{self, Summary};
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write;
@@ -51,8 +51,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load_and_warn(&arguments.plan)?;
     let slots = match (&arguments.slots, &arguments.sample) {
-        (Some(ranges), _) => Some(Slots::parse(ranges)?),
-        (None, Some(share)) => Some(Slots::sample(share)?),
+        (Some(ranges), _) => Some(verify::slots(ranges)?),
+        (None, Some(share)) => Some(verify::sample(share)?),
         (None, None) => None,
     };
     let options = verify::Options {
@@ -129,7 +129,7 @@ async fn repair(
             migrate::run(job.clone(), run, Default::default(), own).await?;
         }
         let before = keys.len() as u64;
-        let slots = Slots::of_keys(keys.iter().map(|(_, k)| k.as_slice()));
+        let slots = keys.iter().map(|(_, k)| Slot::of(k)).collect();
         let proof = verify::Options {
             slots: Some(slots),
             ..options.clone()

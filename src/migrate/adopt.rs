@@ -1,10 +1,10 @@
 //! Slots that have come to this source shard: every key of them is copied before its stream is applied to them.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::migrate::pump::Pump;
+use crate::net::scan::{self, Scan};
 use crate::net::{self, Conn};
-use crate::resp::Reply;
-use crate::types::{DbIndex, Slot};
+use crate::types::{DbIndex, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Keys copied at a time.
@@ -115,7 +115,7 @@ impl Pump {
                 if cluster {
                     list(&mut conn, &slots).await
                 } else {
-                    scan(&mut conn, &slots).await
+                    search(&mut conn, &slots).await
                 }
             })?;
             keys.extend(found);
@@ -128,52 +128,17 @@ impl Pump {
 async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
     let mut keys = BTreeSet::new();
     for slot in slots {
-        let slot = slot.to_string();
-        let count = conn
-            .call(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()])
-            .await?;
-        // A few more, for keys that come in between; those are in the stream as well.
-        let count = (count.int().unwrap_or(0) + 1000).to_string();
-        let reply = conn
-            .call(&[
-                b"CLUSTER",
-                b"GETKEYSINSLOT",
-                slot.as_bytes(),
-                count.as_bytes(),
-            ])
-            .await?;
-        let found = reply.array().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Protocol,
-                "CLUSTER GETKEYSINSLOT was answered in a form that is not understood",
-            )
-        })?;
-        keys.extend(found.iter().filter_map(Reply::bytes).map(<[u8]>::to_vec));
+        keys.extend(scan::slot_keys(conn, Slot::numbered(*slot)).await?);
     }
     Ok(keys)
 }
 
 /// The same of a server that is no cluster.
-async fn scan(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
-    let wanted: BTreeSet<u16> = slots.iter().copied().collect();
-    let mut keys = BTreeSet::new();
-    let mut cursor = b"0".to_vec();
-    loop {
-        let reply = conn.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]).await?;
-        let parts = reply.array().unwrap_or_default();
-        cursor = parts
-            .first()
-            .and_then(Reply::bytes)
-            .unwrap_or(b"0")
-            .to_vec();
-        let page = parts.get(1).and_then(Reply::array).unwrap_or_default();
-        keys.extend(
-            (page.iter().filter_map(Reply::bytes))
-                .filter(|k| wanted.contains(&Slot::of(k).number()))
-                .map(<[u8]>::to_vec),
-        );
-        if cursor == b"0" {
-            return Ok(keys);
-        }
+async fn search(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+    let wanted: SlotSet = slots.iter().copied().map(Slot::numbered).collect();
+    let (mut keys, mut scan) = (BTreeSet::new(), Scan::new());
+    while let Some(page) = scan.next(conn, 1000).await? {
+        keys.extend(page.into_iter().filter(|k| wanted.has(Slot::of(k))));
     }
+    Ok(keys)
 }

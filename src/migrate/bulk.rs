@@ -11,7 +11,7 @@ use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
 use crate::rdb::value::{self, ValueKind};
 use crate::resp;
-use crate::source::unix_ms;
+use crate::types::unix_ms;
 use crate::types::{DbIndex, ExpireAt, Mark, Slot, shown};
 use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use crate::migrate::expiry::LAG_MS;
 use crate::migrate::pump::{Pump, SAVE_EVERY, TICK};
-use crate::source::unix_ms;
 use crate::task::failpoint;
+use crate::types::unix_ms;
 use crate::types::{Mark, ReplOffset};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;

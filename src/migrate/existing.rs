@@ -2,8 +2,8 @@
 
 use crate::error::Result;
 use crate::net;
+use crate::net::scan::{self, Scan};
 use crate::plan::Endpoint;
-use crate::resp::Reply;
 use crate::store::Existing;
 use crate::target::topology::Topology;
 use crate::types::DbIndex;
@@ -17,32 +17,13 @@ pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<
     let mut found = Existing::default();
     for address in &topology.nodes {
         let mut conn = net::connect(target, address).await?;
-        let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
-        let text = reply.text().unwrap_or_default();
-        let dbs: Vec<u32> = text
-            .lines()
-            .filter_map(|l| l.strip_prefix("db")?.split_once(':')?.0.parse().ok())
-            .collect();
-        for db in dbs {
-            if db != 0 {
+        for db in scan::databases(&mut conn).await? {
+            if db != DbIndex::ZERO {
                 conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
             }
-            let mut cursor = b"0".to_vec();
-            loop {
-                let reply = conn.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]).await?;
-                let parts = reply.array().unwrap_or_default();
-                cursor = parts
-                    .first()
-                    .and_then(Reply::bytes)
-                    .unwrap_or(b"0")
-                    .to_vec();
-                let keys = parts.get(1).and_then(Reply::array).unwrap_or_default();
-                for key in keys.iter().filter_map(Reply::bytes) {
-                    found.insert(DbIndex(db), key);
-                }
-                if cursor == b"0" {
-                    break;
-                }
+            let mut scan = Scan::new();
+            while let Some(page) = scan.next(&mut conn, 1000).await? {
+                page.iter().for_each(|key| found.insert(db, key));
             }
         }
     }

@@ -5,15 +5,15 @@
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::fence::{Fence, KeyState};
 use crate::migrate::expiry::HEAL_WHOLE;
-use crate::migrate::fence_key;
 use crate::migrate::pump::Pump;
 use crate::net;
+use crate::net::scan::Scan;
 use crate::rdb::file::Header;
 use crate::rdb::payload;
 use crate::resp::{self, Reply};
 use crate::source::spool::End;
 use crate::task::failpoint;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, shown};
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -52,7 +52,7 @@ impl Pump {
                         continue;
                     }
                     self.write_state(db, key, state, mark)?;
-                    self.fenced.insert(fence_key(db, key), state.offset);
+                    self.fenced.insert(db_key(db, key), state.offset);
                     self.fenced_to = self.fenced_to.max(state.offset);
                     self.shard.healed_keys += 1;
                     self.progress.healed.store(self.shard.healed_keys, Relaxed);
@@ -75,19 +75,17 @@ impl Pump {
                     false => o.has_left(me, Slot::of(key)),
                 })
             };
-            let here: Vec<&[u8]> = keys.iter().filter(|k| !goes(k)).copied().collect();
-            let mut read = runtime.block_on(fence.read(db, &here))?.into_iter();
-            let mut here = here.into_iter().peekable();
-            Ok(keys
-                .iter()
-                .map(|key| {
-                    let asked = here.next_if(|k| k == key).is_some();
-                    asked
-                        .then(|| read.next())
-                        .flatten()
-                        .unwrap_or_else(KeyState::elsewhere)
-                })
-                .collect())
+            let (at, here): (Vec<usize>, Vec<&[u8]>) = (keys.iter().enumerate())
+                .filter(|(_, k)| !goes(k))
+                .map(|(i, k)| (i, *k))
+                .unzip();
+            let mut states = vec![KeyState::elsewhere(); keys.len()];
+            for (i, state) in at.into_iter().zip(runtime.block_on(fence.read(db, &here))?) {
+                if let Some(place) = states.get_mut(i) {
+                    *place = state;
+                }
+            }
+            Ok(states)
         })
     }
 
@@ -344,53 +342,38 @@ impl Pump {
                 {
                     break;
                 }
-                let mut cursor = b"0".to_vec();
-                loop {
-                    let reply =
-                        runtime.block_on(conn.call(&[b"SCAN", &cursor, b"COUNT", b"1000"]))?;
-                    let parts = reply.array().unwrap_or_default();
-                    cursor = parts
-                        .first()
-                        .and_then(Reply::bytes)
-                        .unwrap_or(b"0")
-                        .to_vec();
-                    let keys: Vec<&[u8]> = parts
-                        .get(1)
-                        .and_then(Reply::array)
-                        .unwrap_or_default()
-                        .iter()
-                        .filter_map(Reply::bytes)
-                        .collect();
-                    let ours: Vec<&[u8]> = keys
-                        .into_iter()
-                        .filter(|k| self.shared.job.filter.accepts(k) && self.owns(k))
-                        .collect();
-                    let there = self
-                        .fenced(|fence, runtime| runtime.block_on(fence.exist(source_db, &ours)))?;
-                    let gone: Vec<Key> = ours
-                        .iter()
-                        .zip(there)
-                        .filter(|(_, there)| !there)
-                        .map(|(k, _)| (source_db, k.to_vec()))
-                        .collect();
-                    if !gone.is_empty() {
-                        *self.counts.entry("removed").or_default() += gone.len() as u64;
-                        let mark = self.now();
-                        self.heal(&gone, mark)?;
-                    }
-                    if self.shared.stop.requested() {
-                        return Err(Error::new(
-                            ErrorKind::Interrupted,
-                            "stopped while removing keys that the source no longer holds",
-                        ));
-                    }
-                    if cursor == b"0" {
-                        break;
-                    }
+                let mut scan = Scan::new();
+                while let Some(page) = runtime.block_on(scan.next(&mut conn, 1000))? {
+                    self.remove_gone(source_db, &page)?;
                 }
             }
         }
         self.settle_all()?;
+        Ok(())
+    }
+
+    /// Removes those of some keys of the target that the source does not hold.
+    fn remove_gone(&mut self, source_db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
+        let ours: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
+            .filter(|k| self.shared.job.filter.accepts(k) && self.owns(k))
+            .collect();
+        let there =
+            self.fenced(|fence, runtime| runtime.block_on(fence.exist(source_db, &ours)))?;
+        let gone: Vec<Key> = (ours.iter().zip(there))
+            .filter(|(_, there)| !there)
+            .map(|(k, _)| (source_db, k.to_vec()))
+            .collect();
+        if !gone.is_empty() {
+            *self.counts.entry("removed").or_default() += gone.len() as u64;
+            let mark = self.now();
+            self.heal(&gone, mark)?;
+        }
+        if self.shared.stop.requested() {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                "stopped while removing keys that the source no longer holds",
+            ));
+        }
         Ok(())
     }
 }

@@ -33,12 +33,13 @@ use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::place::Place;
-use crate::source::{private_dir, unix_ms};
+use crate::source::private_dir;
 use crate::store::{Existing, Lock, Phase, Run, ShardState, Store};
 use crate::target::health;
 use crate::target::topology::{self, Topology};
 use crate::task::{Shutdown, Throttle, peak_rss};
-use crate::types::{DbIndex, ShardId};
+use crate::types::unix_ms;
+use crate::types::{DbIndex, ShardId, SlotSet};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -76,18 +77,6 @@ pub struct Summary {
     pub interrupted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub census: Option<serde_json::Value>,
-}
-
-fn fence_key(db: DbIndex, key: &[u8]) -> Vec<u8> {
-    [&db.0.to_be_bytes(), key].concat()
-}
-
-fn split_fence_key(fence_key: &[u8]) -> (DbIndex, Vec<u8>) {
-    let (db, key) = fence_key.split_at(4.min(fence_key.len()));
-    (
-        DbIndex(u32::from_be_bytes(db.try_into().unwrap_or_default())),
-        key.to_vec(),
-    )
 }
 
 /// Runs the migration of `job` until it is done, caught up (if asked), or stopped.
@@ -222,7 +211,7 @@ async fn find_source(job: &Job) -> Result<(Layout, Option<Server>)> {
         Source::Rdb { .. } => {
             let master = Master {
                 address: source_name(&job.source),
-                slots: vec![0..=16383],
+                slots: SlotSet::all(),
                 replicas: Vec::new(),
             };
             Ok((
@@ -294,7 +283,6 @@ async fn migrate(
         ownership,
         health: watch.as_ref().map(health::Watch::health),
         target_modules: server::modules(&job.target).await?,
-        source_cluster: layout.cluster,
         target_has_functions: target.has_functions(),
         load_estimate_ms: estimate,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
@@ -430,7 +418,7 @@ fn assign(masters: &[Master], saved: &[ShardState]) -> Vec<ShardState> {
         .collect();
     (masters.iter().zip(by_address))
         .map(|(master, known)| {
-            let slots = master.slots_text();
+            let slots = master.slots.to_string();
             let known = known.or_else(|| take(&mut free, &|s| s.slots == slots));
             known.unwrap_or_else(|| {
                 next += 1;

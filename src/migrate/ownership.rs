@@ -7,7 +7,7 @@
 use crate::error::Result;
 use crate::migrate::shards::Shards;
 use crate::net::server::Master;
-use crate::types::{SLOTS, ShardId, Slot};
+use crate::types::{SLOTS, ShardId, Slot, SlotSet};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,62 +40,51 @@ struct Move {
 #[derive(Default)]
 pub struct Mine {
     epoch: u64,
-    slots: Vec<bool>,
+    /// `None` before the first meeting.
+    slots: Option<SlotSet>,
 }
 
 impl Mine {
     pub fn has(&self, slot: Slot) -> bool {
-        self.slots.get(slot.index()).copied().unwrap_or(true)
+        self.slots.as_ref().is_none_or(|s| s.has(slot))
     }
 
     /// "0-5460,6000".
     pub fn text(&self) -> String {
-        let mut ranges: Vec<(usize, usize)> = Vec::new();
-        for slot in (0..self.slots.len()).filter(|s| self.slots.get(*s) == Some(&true)) {
-            match ranges.last_mut() {
-                Some((_, last)) if *last + 1 == slot => *last = slot,
-                _ => ranges.push((slot, slot)),
+        self.slots
+            .as_ref()
+            .map(SlotSet::to_string)
+            .unwrap_or_default()
+    }
+}
+
+/// The owner of each slot, [`NOBODY`] where none is named.
+fn owners<'s>(sets: impl IntoIterator<Item = (ShardId, &'s SlotSet)>) -> Vec<u16> {
+    let mut owners = vec![NOBODY; SLOTS];
+    for (shard, slots) in sets {
+        for slot in slots.iter() {
+            if let Some(owner) = owners.get_mut(slot.index()) {
+                *owner = shard.0;
             }
         }
-        let texts: Vec<String> = (ranges.iter())
-            .map(|(a, b)| {
-                if a == b {
-                    a.to_string()
-                } else {
-                    format!("{a}-{b}")
-                }
-            })
-            .collect();
-        texts.join(",")
     }
+    owners
 }
 
 impl Ownership {
     /// `saved` is what an earlier run had settled; without it the present owners are taken as they are.
     pub fn new(present: &[(ShardId, &Master)], saved: &[(ShardId, String)]) -> Ownership {
-        let mut owner = vec![NOBODY; SLOTS];
-        for (shard, master) in present {
-            for slot in master.slots.iter().flat_map(|r| r.clone()) {
-                if let Some(place) = owner.get_mut(usize::from(slot)) {
-                    *place = shard.0;
-                }
-            }
-        }
+        let owner = owners(
+            present
+                .iter()
+                .map(|(shard, master)| (*shard, &master.slots)),
+        );
         let mut moving = BTreeMap::new();
         if !saved.is_empty() {
-            let mut before = vec![NOBODY; SLOTS];
-            for (shard, ranges) in saved {
-                for range in ranges.split(',').filter(|r| !r.is_empty()) {
-                    let (first, last) = range.split_once('-').unwrap_or((range, range));
-                    let (Ok(first), Ok(last)) = (first.parse::<usize>(), last.parse::<usize>())
-                    else {
-                        continue;
-                    };
-                    if let Some(part) = before.get_mut(first..=last) {
-                        part.fill(shard.0);
-                    }
-                }
-            }
+            let saved: Vec<(ShardId, SlotSet)> = (saved.iter())
+                .filter_map(|(shard, ranges)| Some((*shard, SlotSet::parse(ranges)?)))
+                .collect();
+            let before = owners(saved.iter().map(|(shard, slots)| (*shard, slots)));
             for (slot, (now, before)) in owner.iter().zip(&before).enumerate() {
                 if now != before {
                     let step = Move {
@@ -129,11 +118,11 @@ impl Ownership {
     pub fn meet(&self, me: ShardId, mine: &mut Mine) {
         let mut state = self.state();
         mine.epoch = state.epoch;
-        mine.slots = (0..SLOTS)
-            .map(|slot| {
-                state.owner.get(slot) == Some(&me.0) && !state.moving.contains_key(&(slot as u16))
-            })
-            .collect();
+        let settled = Slot::all().filter(|slot| {
+            state.owner.get(slot.index()) == Some(&me.0)
+                && !state.moving.contains_key(&slot.number())
+        });
+        mine.slots = Some(settled.collect());
         let epoch = state.epoch;
         state.acks.insert(me.0, epoch);
     }
@@ -258,8 +247,7 @@ pub async fn watch(shards: &Shards, ownership: &Ownership) -> Result<()> {
             continue;
         };
         let taken: Vec<String> = places.iter().map(|(_, p)| p.address()).collect();
-        let mut owners = vec![NOBODY; SLOTS];
-        let mut known: Vec<String> = Vec::new();
+        let mut known: Vec<(ShardId, &Master)> = Vec::new();
         for (shard, place) in &places {
             if !place.follow(&masters, &taken) {
                 // All its slots have gone to others: nothing will come from it any more.
@@ -268,20 +256,18 @@ pub async fn watch(shards: &Shards, ownership: &Ownership) -> Result<()> {
                 continue;
             }
             let address = place.address();
-            known.push(address.clone());
-            for slot in (masters.iter())
-                .filter(|m| m.address == address)
-                .flat_map(|m| m.slots.iter().flat_map(|r| r.clone()))
-            {
-                if let Some(owner) = owners.get_mut(usize::from(slot)) {
-                    *owner = shard.0;
-                }
-            }
+            known.extend(
+                masters
+                    .iter()
+                    .filter(|m| m.address == address)
+                    .map(|m| (*shard, m)),
+            );
         }
-        for master in masters.iter().filter(|m| !known.contains(&m.address)) {
+        let followed = |m: &Master| known.iter().any(|(_, k)| k.address == m.address);
+        for master in masters.iter().filter(|m| !followed(m)) {
             shards.enlist(master, ownership)?;
         }
-        let begun = ownership.observe(&owners);
+        let begun = ownership.observe(&owners(known.iter().map(|(shard, m)| (*shard, &m.slots))));
         if begun > 0 {
             shards.event(
                 "info",
@@ -299,7 +285,7 @@ mod tests {
     fn master(address: &str, slots: std::ops::RangeInclusive<u16>) -> Master {
         Master {
             address: address.into(),
-            slots: vec![slots],
+            slots: slots.map(Slot::numbered).collect(),
             replicas: Vec::new(),
         }
     }

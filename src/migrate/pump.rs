@@ -17,11 +17,11 @@ use crate::rdb::payload;
 use crate::resp;
 use crate::source::place::Place;
 use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
-use crate::source::unix_ms;
 use crate::store::{Existing, Loss, ShardState, Store};
 use crate::target::Pipe;
 use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle, failpoint};
+use crate::types::unix_ms;
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -57,8 +57,6 @@ pub struct Shared {
     pub ownership: Option<Arc<Ownership>>,
     /// The target's modules.
     pub target_modules: Vec<String>,
-    /// More than one source master: a flush of one concerns its own slots only.
-    pub source_cluster: bool,
     pub target_has_functions: bool,
     /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
     pub load_estimate_ms: i64,
@@ -108,7 +106,7 @@ pub struct Pump {
     pub(super) fence: Option<Fence>,
     /// What the target takes.
     pub(super) format: payload::Target,
-    /// Keys whose state on the target is already that of a later offset, by [`fence_key`].
+    /// Keys whose state on the target is already that of a later offset, by [`db_key`](crate::types::db_key).
     pub(super) fenced: HashMap<Vec<u8>, ReplOffset>,
     pub(super) fenced_to: ReplOffset,
     /// Up to here the stream is read, not replayed: it may have run before a crash.

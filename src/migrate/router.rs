@@ -4,13 +4,12 @@ use crate::command::{self, Access, Command, Kind, Spec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::bulk::no_database;
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
-use crate::migrate::fence_key;
 use crate::migrate::losses;
 use crate::migrate::pump::Pump;
 use crate::plan::OnExisting;
 use crate::resp;
-use crate::source::unix_ms;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, shown};
+use crate::types::unix_ms;
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
 use std::sync::atomic::Ordering::Relaxed;
 
 impl Pump {
@@ -51,6 +50,7 @@ impl Pump {
         let special = end <= self.window_end
             || !self.fenced.is_empty()
             || self.holding
+            || self.lagging
             || self.shared.relative_ttls
             || !self.shared.job.filter.is_empty();
         if special {
@@ -79,6 +79,7 @@ impl Pump {
                     .insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
             }
             spec.keys(&cmd, &mut keys)?;
+            self.note_timed(&cmd, spec, &keys);
             for key in &keys {
                 let key = cmd.arg(key.index).unwrap_or_default();
                 if !self.owns(key) {
@@ -207,7 +208,8 @@ impl Pump {
             ),
         );
         self.heal_dirty()?;
-        let simple = !self.shared.source_cluster
+        // In a cluster, a flush of one master concerns its own slots only.
+        let simple = self.shared.ownership.is_none()
             && self.shared.job.databases.is_identity()
             && self.shared.job.filter.is_empty()
             && self.shared.job.on_existing == OnExisting::Fail;
@@ -229,11 +231,7 @@ impl Pump {
                 self.pipe.added(node, 1);
             }
             // States that were read later than the flush have just been wiped: write them once more.
-            let again: Vec<_> = self
-                .fenced
-                .keys()
-                .map(|k| crate::migrate::split_fence_key(k))
-                .collect();
+            let again: Vec<_> = self.fenced.keys().map(|k| split_db_key(k)).collect();
             self.heal(&again, mark)
         } else {
             // Only what is ours may go: every key of the target is compared with the source.
@@ -321,13 +319,7 @@ impl Pump {
                 .iter()
                 .try_for_each(|(_, k)| self.lose(db, k, losses::DATABASE, &why));
         }
-        let timed = spec.carries_expiry || keys.iter().any(|k| self.timed.may(key(k)));
-        if timed {
-            // What a timed key is renamed or copied to is timed as well.
-            for k in keys.iter().filter(|k| k.access == Access::Write) {
-                self.timed.add(key(k));
-            }
-        }
+        let timed = self.note_timed(cmd, spec, keys);
         if end <= self.window_end || (self.lagging && timed) {
             let written = self.written(cmd, keys, |_| true);
             for (db, k) in written.into_iter().chain(moved_to(cmd, other_db, keys)) {
@@ -398,6 +390,26 @@ impl Pump {
         self.heal(&written, mark)
     }
 
+    /// Notes the keys that a command gives an expiry; whether it touches a timed key, which only matters while lagging.
+    fn note_timed(
+        &mut self,
+        cmd: &Command<'_>,
+        spec: &'static Spec,
+        keys: &[command::KeyArg],
+    ) -> bool {
+        let several = keys.len() > 1;
+        let arg = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
+        let timed = spec.carries_expiry
+            || ((self.lagging || several) && keys.iter().any(|k| self.timed.may(arg(k))));
+        // What a timed key is renamed or copied to is timed as well.
+        if timed && (spec.carries_expiry || several) {
+            for k in keys.iter().filter(|k| k.access == Access::Write) {
+                self.timed.add(arg(k));
+            }
+        }
+        timed
+    }
+
     fn written(
         &self,
         cmd: &Command<'_>,
@@ -418,11 +430,7 @@ impl Pump {
     }
 
     pub(super) fn is_fenced(&self, db: DbIndex, key: &[u8], end: ReplOffset) -> bool {
-        !self.fenced.is_empty()
-            && self
-                .fenced
-                .get(&fence_key(db, key))
-                .is_some_and(|f| end <= *f)
+        !self.fenced.is_empty() && self.fenced.get(&db_key(db, key)).is_some_and(|f| end <= *f)
     }
 
     /// Appends a command that keeps to one slot, its expiry made absolute and held back where need be.

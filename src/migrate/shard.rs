@@ -8,7 +8,7 @@ use crate::net::server::Server;
 use crate::plan::{OnExisting, RdbPath, Source};
 use crate::source::handshake::Start;
 use crate::source::place::Place;
-use crate::source::psync::{self, Link, LinkState};
+use crate::source::psync::{self, Link};
 use crate::source::spool::{End, Spool, SpoolWriter};
 use crate::source::{aof, gzip, private_dir};
 use crate::store::ShardState;
@@ -192,7 +192,6 @@ impl Runner {
         let link = Link {
             place: place.clone(),
             spool: spool.clone(),
-            state: Arc::new(LinkState::default()),
             patience: self.shared.patience,
         };
         let stop = self.stop.clone();

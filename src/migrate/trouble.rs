@@ -5,14 +5,13 @@
 
 use crate::command::{self, Access, Command};
 use crate::error::{Error, ErrorKind, Result, Retry};
-use crate::migrate::fence_key;
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::resp::{self, Reply};
 use crate::target::writer::NOTHING_THERE;
 use crate::target::{Fate, Unit};
-use crate::types::{DbIndex, Mark, Slot, shown};
+use crate::types::{DbIndex, Mark, Slot, db_key, shown};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -130,7 +129,7 @@ impl Pump {
             let touched = self.keys_of(&unit)?;
             let touches = touched
                 .iter()
-                .any(|(k, _)| healing.contains_key(&fence_key(k.0, &k.1)));
+                .any(|(k, _)| healing.contains_key(&db_key(k.0, &k.1)));
             let again = match &unit.fate {
                 Fate::Unsent => true,
                 Fate::Uncertain => touched.is_empty(),
@@ -155,7 +154,7 @@ impl Pump {
             }
             for (key, access) in touched {
                 if access == Access::Write {
-                    healing.insert(fence_key(key.0, &key.1), key);
+                    healing.insert(db_key(key.0, &key.1), key);
                 }
             }
         }

@@ -4,8 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Conn, connect, info_field};
 use crate::plan::{Endpoint, Topology};
 use crate::resp::Reply;
-use crate::types::{ReplOffset, Slot};
-use std::ops::RangeInclusive;
+use crate::types::{ReplOffset, Slot, SlotSet, unix_ms};
 
 /// The products that differ in what they accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +32,8 @@ impl Server {
         Ok(Server::parse(&info))
     }
 
-    fn parse(info: &str) -> Server {
+    /// From the answer of INFO.
+    pub fn parse(info: &str) -> Server {
         let (product, version) = match (
             info_field(info, "server_name"),
             info_field(info, "valkey_version"),
@@ -127,30 +127,8 @@ impl std::fmt::Display for Server {
 pub struct Master {
     /// host:port as the cluster announces it; [`connect`] maps it by the plan's `address_map`.
     pub address: String,
-    pub slots: Vec<RangeInclusive<u16>>,
+    pub slots: SlotSet,
     pub replicas: Vec<String>,
-}
-
-impl Master {
-    pub fn serves(&self, slot: Slot) -> bool {
-        self.slots.iter().any(|r| r.contains(&slot.number()))
-    }
-
-    /// "0-5460,6000-6001".
-    pub fn slots_text(&self) -> String {
-        let texts: Vec<String> = self
-            .slots
-            .iter()
-            .map(|r| {
-                if r.start() == r.end() {
-                    r.start().to_string()
-                } else {
-                    format!("{}-{}", r.start(), r.end())
-                }
-            })
-            .collect();
-        texts.join(",")
-    }
 }
 
 /// What stands behind an endpoint.
@@ -175,7 +153,7 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     if !cluster {
         let everything = Master {
             address,
-            slots: vec![0..=16383],
+            slots: SlotSet::all(),
             replicas: Vec::new(),
         };
         return Ok((
@@ -199,20 +177,16 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
 /// How far a server's clock is ahead of ours, in ms; `None` where TIME is refused.
 pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
     let mut conn = connect(endpoint, &endpoint.address()).await?;
-    let ours = || {
-        std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| d.as_millis() as i64)
-    };
-    let before = ours();
+    let before = unix_ms();
     let reply = conn.ask(&[b"TIME"]).await?;
-    let after = ours();
-    let parts = reply.array().unwrap_or_default();
-    let number = |i: usize| parts.get(i).and_then(Reply::int);
-    let (Some(s), Some(us)) = (number(0), number(1)) else {
-        return Ok(None);
-    };
-    Ok(Some(s * 1000 + us / 1000 - (before + after) / 2))
+    let after = unix_ms();
+    Ok(time_ms(&reply).map(|theirs| theirs - (before + after) / 2))
+}
+
+/// The answer of TIME, as Unix time in ms.
+pub fn time_ms(reply: &Reply) -> Option<i64> {
+    let parts = reply.array()?;
+    Some(parts.first()?.int()? * 1000 + parts.get(1)?.int()? / 1000)
 }
 
 /// The names of the modules that a server has loaded; none where it does not tell.
@@ -258,22 +232,21 @@ pub async fn masters(conn: &mut Conn, endpoint: &Endpoint) -> Result<Vec<Master>
     ranges.sort_by_key(|r| r.array().and_then(|p| p.first()).and_then(Reply::int));
     for range in ranges {
         let parts = range.array().ok_or_else(bad)?;
-        let number = |i: usize| {
-            parts
-                .get(i)
-                .and_then(Reply::int)
-                .and_then(|n| u16::try_from(n).ok())
+        let slot = |i: usize| {
+            let n = parts.get(i).and_then(Reply::int)?;
+            u16::try_from(n).ok().and_then(Slot::new)
         };
-        let (Some(first), Some(last)) = (number(0), number(1)) else {
+        let (Some(first), Some(last)) = (slot(0), slot(1)) else {
             return Err(bad());
         };
+        let served = (first.number()..=last.number()).map(Slot::numbered);
         let address = parts.get(2).and_then(node).ok_or_else(bad)?;
         let replicas: Vec<String> = parts.iter().skip(3).filter_map(node).collect();
         match masters.iter_mut().find(|m| m.address == address) {
-            Some(master) => master.slots.push(first..=last),
+            Some(master) => served.for_each(|s| master.slots.insert(s)),
             None => masters.push(Master {
                 address,
-                slots: vec![first..=last],
+                slots: served.collect(),
                 replicas,
             }),
         }

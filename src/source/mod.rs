@@ -10,7 +10,6 @@ pub mod spool;
 use crate::error::{Context, ErrorKind, Result};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Creates a folder that only its owner may read: it will hold user data.
 pub fn private_dir(dir: &Path) -> Result<()> {
@@ -21,11 +20,4 @@ pub fn private_dir(dir: &Path) -> Result<()> {
         .context(ErrorKind::Disk, || {
             format!("create the folder {}", dir.display())
         })
-}
-
-/// Now, as Unix time in milliseconds.
-pub fn unix_ms() -> i64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }

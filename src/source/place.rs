@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::net::server::{self, Master};
 use crate::plan::Endpoint;
-use std::ops::RangeInclusive;
+use crate::types::SlotSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One source shard's place; shared by its link, its pump and the watch over the cluster.
@@ -18,7 +18,7 @@ struct State {
     address: String,
     /// Nodes to ask when the master is away.
     known: Vec<String>,
-    slots: Vec<RangeInclusive<u16>>,
+    slots: SlotSet,
 }
 
 impl Place {
@@ -51,12 +51,7 @@ impl Place {
     /// How many of the shard's slots a master serves.
     fn overlap(&self, master: &Master) -> usize {
         let state = self.state();
-        state
-            .slots
-            .iter()
-            .flat_map(|r| r.clone())
-            .filter(|slot| master.slots.iter().any(|r| r.contains(slot)))
-            .count()
+        state.slots.iter().filter(|s| master.slots.has(*s)).count()
     }
 
     /// Takes what a picture of the cluster says of this shard: the master at its address, else the one that has taken

@@ -10,11 +10,10 @@ use crate::resp::{self, Reply};
 use crate::source::handshake::{self, Framing, Start, not_allowed};
 use crate::source::place::Place;
 use crate::source::spool::{End, Spool, SpoolWriter};
-use crate::source::unix_ms;
 use crate::task::{Shutdown, failpoint};
+use crate::types::unix_ms;
 use crate::types::{ReplId, ReplOffset};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -65,19 +64,10 @@ pub async fn start(
     Ok((conn, handshake::answer(&line)?))
 }
 
-/// What the link tells the rest of the program while it runs.
-#[derive(Default)]
-pub struct LinkState {
-    pub connected: AtomicBool,
-    pub reconnects: AtomicU64,
-    pub received: AtomicU64,
-}
-
 /// A link that fills one shard's spool.
 pub struct Link {
     pub place: Arc<Place>,
     pub spool: Arc<Spool>,
-    pub state: Arc<LinkState>,
     /// How long the source may be away before the run gives up.
     pub patience: Duration,
 }
@@ -97,7 +87,6 @@ impl Link {
         let mut writer = SpoolWriter::new(self.spool.clone());
         let mut full = matches!(start, Start::Full { .. });
         loop {
-            self.state.connected.store(true, Ordering::Relaxed);
             if !full {
                 match self.source_offset().await {
                     Ok(at) => self.spool.await_offset(at),
@@ -106,7 +95,6 @@ impl Link {
             }
             self.spool.set_link(true, unix_ms());
             let result = self.drain(conn, full, &mut writer, stop).await;
-            self.state.connected.store(false, Ordering::Relaxed);
             self.spool.set_link(false, unix_ms());
             let lost = match result {
                 Ok(()) => {
@@ -164,7 +152,6 @@ impl Link {
             if !stop.sleep(backoff.next()).await {
                 return Ok(None);
             }
-            self.state.reconnects.fetch_add(1, Ordering::Relaxed);
             let from = self.spool.replid().map(|id| (id, self.spool.stream_end()));
             // A failover may have made another node the master; while no node tells, the old address is as good.
             if let Err(e) = self.place.locate().await {
@@ -202,11 +189,7 @@ impl Link {
         let mut buf = unread;
         buf.reserve(READ_BYTES);
         if let Some(framing) = mark {
-            let mut rest = Receiver {
-                framing,
-                writer,
-                received: &self.state.received,
-            };
+            let mut rest = Receiver { framing, writer };
             loop {
                 if rest.take(&mut buf)? {
                     break;
@@ -227,9 +210,6 @@ impl Link {
         let mut next_ack = tokio::time::Instant::now() + ACK_EVERY;
         loop {
             if !buf.is_empty() {
-                self.state
-                    .received
-                    .fetch_add(buf.len() as u64, Ordering::Relaxed);
                 let asked = memchr::memmem::find(&buf, b"GETACK").is_some();
                 writer.append_stream(&buf, unix_ms())?;
                 buf.clear();
@@ -288,7 +268,6 @@ impl Link {
 struct Receiver<'a> {
     framing: Framing,
     writer: &'a mut SpoolWriter,
-    received: &'a AtomicU64,
 }
 
 impl Receiver<'_> {
@@ -299,7 +278,6 @@ impl Receiver<'_> {
         if snapshot > 0 {
             self.writer
                 .append_snapshot(buf.get(..snapshot).unwrap_or_default())?;
-            self.received.fetch_add(snapshot as u64, Ordering::Relaxed);
         }
         buf.drain(..snapshot + skip);
         Ok(done)
@@ -362,7 +340,6 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let spool = Spool::open(dir.path(), 1 << 30).unwrap();
             let mut writer = SpoolWriter::new(spool.clone());
-            let received = AtomicU64::new(0);
             let framing = Framing::Mark {
                 mark,
                 finder: memchr::memmem::Finder::new(&mark).into_owned(),
@@ -370,7 +347,6 @@ mod tests {
             let mut receiver = Receiver {
                 framing,
                 writer: &mut writer,
-                received: &received,
             };
             let mut buf = Vec::new();
             let mut done = false;

@@ -4,15 +4,18 @@
 //! A shard's folder holds `snapshot.rdb` and the stream as segments named by the offset of their first byte.
 //! Invariant: bytes are in the file before they are announced, so whatever was sent to the target can be read again.
 
-use crate::error::{Context, Error, ErrorKind, Result};
+mod tail;
+
+pub use tail::{SnapshotTail, StreamTail};
+
+use crate::error::{Context, ErrorKind, Result};
 use crate::types::{ReplId, ReplOffset};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Free space that the spool leaves to others.
@@ -56,6 +59,25 @@ struct State {
 }
 
 impl State {
+    /// With a snapshot of this length and a stream from `start` to `end` on disk.
+    fn new(snapshot_len: u64, start: ReplOffset, end: ReplOffset) -> State {
+        State {
+            snapshot_len,
+            snapshot_total: None,
+            snapshot_complete: false,
+            stream_start: start,
+            stream_end: end,
+            released: start,
+            end: None,
+            arrivals: VecDeque::new(),
+            replid: None,
+            file: None,
+            down_since_ms: None,
+            disk_low: false,
+            expected: ReplOffset(0),
+        }
+    }
+
     /// The snapshot is of no use any more, or not now.
     fn ended_early(&self) -> bool {
         matches!(self.end, Some(End::Stopped | End::Superseded))
@@ -83,21 +105,7 @@ impl Spool {
         Ok(Arc::new(Spool {
             dir: dir.to_owned(),
             limit,
-            state: Mutex::new(State {
-                snapshot_len,
-                snapshot_total: None,
-                snapshot_complete: false,
-                stream_start: start,
-                stream_end: end,
-                released: start,
-                end: None,
-                arrivals: VecDeque::new(),
-                replid: None,
-                file: None,
-                down_since_ms: None,
-                disk_low: false,
-                expected: ReplOffset(0),
-            }),
+            state: Mutex::new(State::new(snapshot_len, start, end)),
             changed: Condvar::new(),
         }))
     }
@@ -121,22 +129,7 @@ impl Spool {
                 _ => {}
             }
         }
-        let mut state = self.state();
-        *state = State {
-            snapshot_len: 0,
-            snapshot_total: None,
-            snapshot_complete: false,
-            stream_start: ReplOffset(0),
-            stream_end: ReplOffset(0),
-            released: ReplOffset(0),
-            end: None,
-            arrivals: VecDeque::new(),
-            replid: None,
-            file: None,
-            down_since_ms: None,
-            disk_low: false,
-            expected: ReplOffset(0),
-        };
+        *self.state() = State::new(0, ReplOffset(0), ReplOffset(0));
         Ok(())
     }
 
@@ -444,145 +437,11 @@ impl SpoolWriter {
     }
 }
 
-/// Reads the snapshot while it is still arriving; blocks for more, ends at its end.
-pub struct SnapshotTail {
-    spool: Arc<Spool>,
-    file: Option<File>,
-    at: u64,
-}
-
-impl SnapshotTail {
-    pub fn new(spool: Arc<Spool>, at: u64) -> SnapshotTail {
-        SnapshotTail {
-            spool,
-            file: None,
-            at,
-        }
-    }
-}
-
-impl Read for SnapshotTail {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        let mut state = self.spool.state();
-        while state.snapshot_len <= self.at {
-            if state.snapshot_complete {
-                return Ok(0);
-            }
-            if state.ended_early() {
-                return Err(std::io::ErrorKind::ConnectionAborted.into());
-            }
-            state = self
-                .spool
-                .changed
-                .wait(state)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-        if state.ended_early() {
-            return Err(std::io::ErrorKind::ConnectionAborted.into());
-        }
-        let there = state.snapshot_len - self.at;
-        drop(state);
-        let file = match &mut self.file {
-            Some(file) => file,
-            None => {
-                let mut file = File::open(self.spool.snapshot_path())?;
-                file.seek(SeekFrom::Start(self.at))?;
-                self.file.insert(file)
-            }
-        };
-        let want = buf.len().min(usize::try_from(there).unwrap_or(usize::MAX));
-        let n = file.read(buf.get_mut(..want).unwrap_or_default())?;
-        self.at += n as u64;
-        Ok(n)
-    }
-}
-
-/// Reads the stream from an offset on.
-pub struct StreamTail {
-    spool: Arc<Spool>,
-    file: Option<(File, ReplOffset)>,
-    at: ReplOffset,
-}
-
-impl StreamTail {
-    pub fn new(spool: Arc<Spool>, at: ReplOffset) -> StreamTail {
-        StreamTail {
-            spool,
-            file: None,
-            at,
-        }
-    }
-
-    /// Appends what is there to `buf`, at most `most` bytes; waits up to `patience` for the first byte.
-    ///
-    /// Returns the number of bytes appended; 0 says that none came in time.
-    pub fn read(&mut self, buf: &mut Vec<u8>, most: usize, patience: Duration) -> Result<usize> {
-        let mut state = self.spool.state();
-        if state.stream_end <= self.at && state.end.is_none() {
-            let (next, _) = self
-                .spool
-                .changed
-                .wait_timeout(state, patience)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            state = next;
-        }
-        let there = state.stream_end.since(self.at);
-        drop(state);
-        if there == 0 {
-            return Ok(0);
-        }
-        self.enter_segment()?;
-        let Some((file, _)) = &mut self.file else {
-            return Ok(0);
-        };
-        let want = most.min(usize::try_from(there).unwrap_or(usize::MAX));
-        let n = file
-            .take(want as u64)
-            .read_to_end(buf)
-            .context(ErrorKind::Disk, || {
-                format!("read the spool in {}", self.spool.dir.display())
-            })?;
-        self.at = self.at.plus(n as u64);
-        if n == 0 {
-            // The end of this segment: the next call opens the next one.
-            self.file = None;
-            return self.read(buf, most, patience);
-        }
-        Ok(n)
-    }
-
-    fn enter_segment(&mut self) -> Result<()> {
-        if self.file.is_some() {
-            return Ok(());
-        }
-        let found = segments(&self.spool.dir)?
-            .into_iter()
-            .rev()
-            .find(|(start, _)| *start <= self.at);
-        let Some((start, len)) = found.filter(|(start, len)| start.plus(*len) > self.at) else {
-            return Err(Error::new(
-                ErrorKind::State,
-                format!(
-                    "the spool in {} does not hold offset {}",
-                    self.spool.dir.display(),
-                    self.at
-                ),
-            ));
-        };
-        let _ = len;
-        let path = self.spool.segment(start);
-        let mut file =
-            File::open(&path).context(ErrorKind::Disk, || format!("open {}", path.display()))?;
-        file.seek(SeekFrom::Start(self.at.since(start)))
-            .context(ErrorKind::Disk, || format!("read {}", path.display()))?;
-        self.file = Some((file, start));
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Read;
+    use std::time::Duration;
 
     #[test]
     fn the_stream_reads_back_over_segments_and_restarts() {

@@ -3,7 +3,7 @@
 //! Invariant: the file is complete or not there; it is written before anything is written to the target.
 
 use crate::error::{Context, ErrorKind, Result};
-use crate::types::DbIndex;
+use crate::types::{DbIndex, db_key};
 use std::collections::HashSet;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -60,14 +60,10 @@ impl Existing {
     }
 
     pub fn insert(&mut self, db: DbIndex, key: &[u8]) {
-        self.0.insert(name(db, key));
+        self.0.insert(db_key(db, key));
     }
 
     pub fn contains(&self, db: DbIndex, key: &[u8]) -> bool {
-        !self.0.is_empty() && self.0.contains(&name(db, key))
+        !self.0.is_empty() && self.0.contains(&db_key(db, key))
     }
-}
-
-fn name(db: DbIndex, key: &[u8]) -> Vec<u8> {
-    [&db.0.to_be_bytes(), key].concat()
 }

@@ -1,7 +1,7 @@
 //! Everything that a restart, a report or an auditor needs, in one SQLite file per plan.
 //!
-//! Every SQL statement of the program is in this file and in `schema.rs`; `record.rs` holds the values, `lock.rs` keeps
-//! a second process away.
+//! Every SQL statement of the program is in this file, in `verification.rs` and in `schema.rs`; `record.rs` holds the
+//! values, `lock.rs` keeps a second process away.
 //! Invariant: times come in as Unix milliseconds; no statement asks a clock, and no row holds a secret or a value.
 
 mod column;
@@ -9,6 +9,7 @@ mod existing;
 mod lock;
 mod record;
 mod schema;
+mod verification;
 
 pub use existing::Existing;
 pub use lock::Lock;
@@ -34,8 +35,6 @@ const FILE: &str = "state.sqlite";
 /// How long a statement waits for another process's transaction.
 const BUSY: Duration = Duration::from_secs(10);
 const EVENTS_KEPT: u32 = 10_000;
-/// How many differences of one reason are kept; the true numbers are in the run's totals.
-pub const DIFFERENCES_KEPT: u64 = 10_000;
 
 /// An open state file.
 pub struct Store {
@@ -432,142 +431,6 @@ impl Store {
             )
             .optional()
             .map_err(self.failed("read a document"))
-    }
-
-    // Verification.
-
-    /// Notes a verification that has come to its end, with the answer of `verify --json`.
-    pub fn save_verify(
-        &mut self,
-        answer: &Value,
-        started_ms: i64,
-        ended_ms: i64,
-        equal: bool,
-    ) -> Result<()> {
-        self.write("save a verification", |t| {
-            t.execute(
-                "INSERT INTO verify_run (started_ms, ended_ms, equal, answer) VALUES (?1, ?2, ?3, ?4)",
-                params![started_ms, ended_ms, equal, answer.to_string()],
-            )
-            .map(drop)
-        })
-    }
-
-    pub fn last_verify(&self) -> Result<Option<VerifyRun>> {
-        let sql =
-            "SELECT started_ms, ended_ms, equal, answer FROM verify_run ORDER BY id DESC LIMIT 1";
-        let read = |row: &Row| {
-            Ok(VerifyRun {
-                started_ms: row.get(0)?,
-                ended_ms: row.get(1)?,
-                equal: row.get(2)?,
-                answer: document(row, 3)?,
-            })
-        };
-        let found = self.db.query_row(sql, [], read).optional();
-        found.map_err(self.failed("read the verification"))
-    }
-
-    /// Replaces the sums of all slots.
-    pub fn save_slot_sums(&mut self, rows: &[SlotRow], now_ms: i64) -> Result<()> {
-        self.write("save the slot sums", |t| {
-            t.execute("DELETE FROM slot_sum", [])?;
-            let mut insert = t.prepare_cached(
-                "INSERT INTO slot_sum (slot, source_keys, source_sum, target_keys, target_sum, state, verified_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?;
-            for r in rows {
-                insert.execute(params![
-                    r.slot,
-                    int(r.source_keys),
-                    int(r.source_sum),
-                    int(r.target_keys),
-                    int(r.target_sum),
-                    r.state,
-                    now_ms
-                ])?;
-            }
-            Ok(())
-        })
-    }
-
-    /// How many slots are in each state.
-    pub fn slot_states(&self) -> Result<BTreeMap<String, u64>> {
-        let sql = "SELECT state, count(*) FROM slot_sum GROUP BY state";
-        let rows = self.rows("count the slots", sql, [], |row| {
-            Ok((row.get(0)?, big(row, 1)?))
-        })?;
-        Ok(rows.into_iter().collect())
-    }
-
-    /// The slots that are in any other state than `equal`.
-    pub fn slots_apart(&self) -> Result<Vec<SlotApart>> {
-        let sql = "SELECT slot, state, source_keys, target_keys FROM slot_sum WHERE state <> 'equal' ORDER BY slot";
-        self.rows("read the slot sums", sql, [], |row| {
-            Ok(SlotApart {
-                slot: row.get(0)?,
-                state: row.get(1)?,
-                keys_source: big(row, 2)?,
-                keys_target: big(row, 3)?,
-            })
-        })
-    }
-
-    /// Replaces the differences by those of the last verification; of one reason no more than
-    /// [`DIFFERENCES_KEPT`] are kept.
-    pub fn replace_differences(&mut self, found: &[Difference]) -> Result<()> {
-        let mut kept: BTreeMap<&str, u64> = BTreeMap::new();
-        self.write("save the differences", |t| {
-            t.execute("DELETE FROM difference", [])?;
-            let mut insert = t.prepare_cached(
-                "INSERT INTO difference (db, key, slot, reason, detail) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?;
-            for d in found {
-                let n = kept.entry(&d.reason).or_default();
-                if *n < DIFFERENCES_KEPT {
-                    *n += 1;
-                    insert.execute(params![d.db.0, d.key, d.slot, d.reason, d.detail])?;
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// The first differences of the last verification.
-    /// Asks the migration to write these keys (of the target's databases) again.
-    pub fn ask_repairs(&mut self, keys: &[(DbIndex, Vec<u8>)]) -> Result<()> {
-        self.write("ask for repairs", |t| {
-            let mut insert =
-                t.prepare_cached("INSERT OR IGNORE INTO repair (db, key) VALUES (?1, ?2)")?;
-            (keys.iter()).try_for_each(|(db, key)| insert.execute(params![db.0, key]).map(drop))
-        })
-    }
-
-    pub fn repairs(&self, most: u32) -> Result<Vec<(DbIndex, Vec<u8>)>> {
-        let sql = "SELECT db, key FROM repair ORDER BY db, key LIMIT ?1";
-        self.rows("read the repairs", sql, [most], |row| {
-            Ok((DbIndex(row.get(0)?), row.get(1)?))
-        })
-    }
-
-    pub fn repaired(&mut self, keys: &[(DbIndex, Vec<u8>)]) -> Result<()> {
-        self.write("note the repairs", |t| {
-            let mut delete = t.prepare_cached("DELETE FROM repair WHERE db = ?1 AND key = ?2")?;
-            (keys.iter()).try_for_each(|(db, key)| delete.execute(params![db.0, key]).map(drop))
-        })
-    }
-
-    pub fn differences(&self, most: u32) -> Result<Vec<Difference>> {
-        let sql = "SELECT db, key, slot, reason, detail FROM difference ORDER BY id LIMIT ?1";
-        self.rows("read the differences", sql, [most], |row| {
-            Ok(Difference {
-                db: DbIndex(row.get(0)?),
-                key: row.get(1)?,
-                slot: row.get(2)?,
-                reason: row.get(3)?,
-                detail: row.get(4)?,
-            })
-        })
     }
 }
 

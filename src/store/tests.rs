@@ -1,6 +1,7 @@
 //! What is written comes back, what does not fit is refused.
 
 use super::*;
+use crate::store::verification::DIFFERENCES_KEPT;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 

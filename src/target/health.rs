@@ -178,14 +178,9 @@ impl Watch {
                 self.conns.entry(address.to_owned()).or_insert(conn)
             }
         };
-        let mut info = String::new();
-        for section in ["server", "replication", "keyspace"] {
-            // A target that refuses INFO tells nothing: then only time counts.
-            if let Some(text) = conn.ask(&[b"INFO", section.as_bytes()]).await?.text() {
-                info.push_str(&text);
-                info.push('\n');
-            }
-        }
+        // A target that refuses INFO tells nothing: then only time counts.
+        let reply = conn.ask(&[b"INFO"]).await?;
+        let info = reply.text().unwrap_or_default();
         if info_field(&info, "role") == Some("slave") {
             return Err(Error::new(
                 ErrorKind::NotReady,

@@ -20,11 +20,9 @@ impl Topology {
     pub fn of(layout: &Layout, proxy: bool) -> Result<Topology> {
         let mut node_of = vec![u16::MAX; SLOTS];
         for (i, master) in layout.masters.iter().enumerate() {
-            for range in &master.slots {
-                for slot in range.clone() {
-                    if let Some(node) = node_of.get_mut(usize::from(slot)) {
-                        *node = i as u16;
-                    }
+            for slot in master.slots.iter() {
+                if let Some(node) = node_of.get_mut(slot.index()) {
+                    *node = i as u16;
                 }
             }
         }

@@ -9,15 +9,17 @@ mod walk;
 
 use crate::digest::{self, SlotSum};
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::scan;
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn};
 use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::rdb::value::ValueKind;
 use crate::resp::Reply;
-use crate::source::{private_dir, unix_ms};
+use crate::source::private_dir;
 use crate::store::{Difference, Existing, Lock, Phase, Run, SlotRow, Store};
 use crate::task::{Shutdown, Throttle, peak_rss};
-use crate::types::{DbIndex, SLOTS, Slot};
+use crate::types::unix_ms;
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -30,72 +32,34 @@ pub struct Options {
     /// The plan's own folder.
     pub work_dir: PathBuf,
     /// Only these slots; `None` is all of them.
-    pub slots: Option<Slots>,
+    pub slots: Option<SlotSet>,
 }
 
-/// A choice of slots.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slots(Vec<bool>);
-
-impl Slots {
-    /// `0-4095,8000`.
-    pub fn parse(text: &str) -> Result<Slots> {
-        let wrong = || {
+/// The slots that `--slots` names.
+pub fn slots(text: &str) -> Result<SlotSet> {
+    SlotSet::parse(text)
+        .filter(|s| s.count() > 0)
+        .ok_or_else(|| {
             Error::new(ErrorKind::Usage, format!("--slots cannot be {text:?}"))
                 .hint("give numbers and ranges of 0 to 16383, as in 0-4095,8000")
-        };
-        let mut chosen = vec![false; SLOTS];
-        for range in text.split(',') {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            let number = |t: &str| t.trim().parse::<usize>().map_err(|_| wrong());
-            let (first, last) = (number(first)?, number(last)?);
-            if first > last {
-                return Err(wrong());
-            }
-            chosen.get_mut(first..=last).ok_or_else(wrong)?.fill(true);
-        }
-        Ok(Slots(chosen))
-    }
+        })
+}
 
-    /// A share of the slots, spread over all of them; the same share is always the same slots.
-    pub fn sample(text: &str) -> Result<Slots> {
-        let wrong = || {
+/// A share of the slots, spread over all of them; the same share is always the same slots.
+pub fn sample(text: &str) -> Result<SlotSet> {
+    let percent = text.trim().strip_suffix('%').unwrap_or("").trim();
+    match percent.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => {
+            let wanted = (percent / 100.0 * SLOTS as f64).ceil() as usize;
+            // An odd step visits every slot once.
+            let visited =
+                (0..wanted.min(SLOTS)).map(|i| Slot::numbered((i * 6_151 % SLOTS) as u16));
+            Ok(visited.collect())
+        }
+        _ => Err(
             Error::new(ErrorKind::Usage, format!("--sample cannot be {text:?}"))
-                .hint("give a share of the slots, as in 1%")
-        };
-        let percent = text.trim().strip_suffix('%').ok_or_else(wrong)?;
-        let percent: f64 = percent.trim().parse().map_err(|_| wrong())?;
-        if !(percent > 0.0 && percent <= 100.0) {
-            return Err(wrong());
-        }
-        let wanted = ((percent / 100.0 * SLOTS as f64).ceil() as usize).min(SLOTS);
-        // An odd step visits every slot once.
-        let mut chosen = vec![false; SLOTS];
-        (0..wanted).for_each(|i| {
-            if let Some(place) = chosen.get_mut(i * 6_151 % SLOTS) {
-                *place = true;
-            }
-        });
-        Ok(Slots(chosen))
-    }
-
-    /// The slots of these keys.
-    pub fn of_keys<'k>(keys: impl Iterator<Item = &'k [u8]>) -> Slots {
-        let mut chosen = vec![false; SLOTS];
-        for key in keys {
-            if let Some(place) = chosen.get_mut(Slot::of(key).index()) {
-                *place = true;
-            }
-        }
-        Slots(chosen)
-    }
-
-    pub fn has(&self, slot: Slot) -> bool {
-        self.0.get(slot.index()).copied().unwrap_or(false)
-    }
-
-    pub fn count(&self) -> usize {
-        self.0.iter().filter(|c| **c).count()
+                .hint("give a share of the slots, as in 1%"),
+        ),
     }
 }
 
@@ -204,28 +168,30 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     };
     let found = check.run().await?;
     let functions = functions::compare(&check.source, &check.target).await?;
-    let rows: Vec<SlotRow> = (0..SLOTS)
-        .map(|i| SlotRow {
-            slot: i as u16,
-            source_keys: found.sums.0.get(i).map_or(0, |s| s.count),
-            source_sum: found.sums.0.get(i).map_or(0, |s| s.sum),
-            target_keys: found.sums.1.get(i).map_or(0, |s| s.count),
-            target_sum: found.sums.1.get(i).map_or(0, |s| s.sum),
-            state: if found.bad_slots.contains(&(i as u16)) {
-                "different"
-            } else {
-                "equal"
-            },
+    let rows: Vec<SlotRow> = Slot::all()
+        .filter(|slot| (options.slots.as_ref()).is_none_or(|s| s.has(*slot)))
+        .map(|slot| {
+            let of = |sums: &[SlotSum]| sums.get(slot.index()).copied().unwrap_or_default();
+            let (source, target) = (of(&found.sums.0), of(&found.sums.1));
+            SlotRow {
+                slot: slot.number(),
+                source_keys: source.count,
+                source_sum: source.sum,
+                target_keys: target.count,
+                target_sum: target.sum,
+                state: if found.bad_slots.contains(&slot.number()) {
+                    "different"
+                } else {
+                    "equal"
+                },
+            }
         })
-        .collect();
-    let rows: Vec<SlotRow> = (rows.into_iter())
-        .filter(|r| (options.slots.as_ref()).is_none_or(|s| s.has(Slot::numbered(r.slot))))
         .collect();
     store.save_slot_sums(&rows, unix_ms())?;
     store.replace_differences(&found.differences)?;
     let mut summary = found.summary(started);
     summary.known_losses = losses.len() as u64;
-    summary.slots_compared = options.slots.as_ref().map_or(SLOTS, Slots::count);
+    summary.slots_compared = options.slots.as_ref().map_or(SLOTS, SlotSet::count);
     summary.functions_different = functions;
     summary.equal &= summary.functions_different.is_empty();
     let value = serde_json::to_value(&summary).unwrap_or_default();
@@ -488,24 +454,18 @@ impl Place {
             .layout
             .masters
             .iter()
-            .find(|m| m.serves(slot))
+            .find(|m| m.slots.has(slot))
             .or(self.layout.masters.first());
         master.map_or("", |m| m.address.as_str())
     }
 }
 
-/// The databases of a side that hold keys, from INFO.
+/// The databases of a side that hold keys.
 async fn databases(conn: &mut Conn, cluster: bool) -> Result<Vec<DbIndex>> {
-    if cluster {
-        return Ok(vec![DbIndex::ZERO]);
+    match cluster {
+        true => Ok(vec![DbIndex::ZERO]),
+        false => scan::databases(conn).await,
     }
-    let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
-    let text = reply.text().unwrap_or_default();
-    Ok(text
-        .lines()
-        .filter_map(|l| l.strip_prefix("db")?.split_once(':')?.0.parse().ok())
-        .map(DbIndex)
-        .collect())
 }
 
 /// Groups keys by what `of` says, keeping each key's place.

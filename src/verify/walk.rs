@@ -1,19 +1,20 @@
 //! Reading one side: SCAN each master, DUMP and expiry pipelined, digests by slot or by key.
 
-use super::{Place, Slots, databases, digest_of, expiry_of, grouped};
+use super::{Place, databases, digest_of, expiry_of, grouped};
 use crate::digest::{KeyDigest, SlotSum};
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::scan::Scan;
 use crate::net::{Conn, refusal};
 use crate::plan::Job;
 use crate::resp::Reply;
-use crate::source::unix_ms;
 use crate::store::Existing;
 use crate::task::{Shutdown, Throttle};
-use crate::types::{DbIndex, ExpireAt, SLOTS, Slot};
+use crate::types::unix_ms;
+use crate::types::{DbIndex, ExpireAt, SLOTS, Slot, SlotSet};
 use std::collections::{BTreeSet, HashMap};
 
 /// Keys asked for in one SCAN and read in one round trip.
-const PAGE: &[u8] = b"500";
+const PAGE: u32 = 500;
 
 /// Which side is read: it decides how databases and filters apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub struct Rules<'a> {
     /// Keys that are not compared: the target's own, which on_existing "skip" has kept, and listed losses.
     pub apart: Existing,
     /// Only these slots, if some were chosen.
-    pub slots: Option<Slots>,
+    pub slots: Option<SlotSet>,
 }
 
 impl Rules<'_> {
@@ -134,26 +135,14 @@ async fn walk(
         if db != DbIndex::ZERO {
             conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
         }
-        let mut cursor = b"0".to_vec();
-        loop {
-            let reply = conn.call(&[b"SCAN", &cursor, b"COUNT", PAGE]).await?;
-            let parts = reply.array().unwrap_or_default();
-            cursor = parts
-                .first()
-                .and_then(Reply::bytes)
-                .unwrap_or(b"0")
-                .to_vec();
-            let keys: Vec<&[u8]> = (parts
-                .get(1)
-                .and_then(Reply::array)
-                .unwrap_or_default()
-                .iter())
-            .filter_map(Reply::bytes)
-            .filter(|k| {
-                rules.compared(name_db, k)
-                    && slots.is_none_or(|s| s.contains(&Slot::of(k).number()))
-            })
-            .collect();
+        let mut scan = Scan::new();
+        while let Some(page) = scan.next(&mut conn, PAGE).await? {
+            let keys: Vec<&[u8]> = (page.iter().map(Vec::as_slice))
+                .filter(|k| {
+                    rules.compared(name_db, k)
+                        && slots.is_none_or(|s| s.contains(&Slot::of(k).number()))
+                })
+                .collect();
             for (key, fact) in keys
                 .iter()
                 .zip(fetch(&mut conn, place.pexpiretime, &keys).await?)
@@ -169,9 +158,6 @@ async fn walk(
                     ErrorKind::Interrupted,
                     "the verification was stopped",
                 ));
-            }
-            if cursor == b"0" {
-                break;
             }
         }
     }

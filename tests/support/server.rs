@@ -34,6 +34,18 @@ pub fn servers_dir() -> PathBuf {
     }
 }
 
+/// The versions that every snapshot and command is tried with.
+pub const SERVERS: [&str; 8] = [
+    "redis-6.0",
+    "redis-6.2",
+    "redis-7.0",
+    "redis-8.0",
+    "redict-7.3",
+    "valkey-8.0",
+    "valkey-8.1",
+    "valkey-9.1",
+];
+
 /// The name under which a wanted server is to be had here.
 pub fn find(wanted: &str) -> Option<String> {
     let there = |name: &str| program(name).is_some();

@@ -1,0 +1,111 @@
+//! Listing the keys of one node: its databases, SCAN page by page, and the keys of a slot.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Conn;
+use crate::resp::Reply;
+use crate::types::{DbIndex, Slot};
+
+/// SCAN over the selected database.
+///
+/// A key that is there all the time comes at least once, and while the server resizes its table perhaps twice.
+pub struct Scan {
+    /// `None` when the end has been reached.
+    cursor: Option<Vec<u8>>,
+}
+
+impl Scan {
+    pub fn new() -> Scan {
+        Scan::from(b"0".to_vec())
+    }
+
+    /// Goes on where an earlier scan of the same server has stopped.
+    pub fn from(cursor: Vec<u8>) -> Scan {
+        Scan {
+            cursor: Some(cursor),
+        }
+    }
+
+    /// The next page, which may be empty; `None` after the last one.
+    pub async fn next(&mut self, conn: &mut Conn, count: u32) -> Result<Option<Vec<Vec<u8>>>> {
+        let Some(cursor) = &self.cursor else {
+            return Ok(None);
+        };
+        let count = count.to_string();
+        let reply = conn
+            .call(&[b"SCAN", cursor, b"COUNT", count.as_bytes()])
+            .await?;
+        let Reply::Array(parts) = reply else {
+            return Err(unforeseen("SCAN", conn));
+        };
+        let mut parts = parts.into_iter();
+        let (Some(Reply::Bulk(next)), Some(Reply::Array(page))) = (parts.next(), parts.next())
+        else {
+            return Err(unforeseen("SCAN", conn));
+        };
+        self.cursor = Some(next).filter(|c| c != b"0");
+        Ok(Some(names(page)))
+    }
+
+    /// Where the next page begins; `None` at the end.
+    pub fn cursor(&self) -> Option<&[u8]> {
+        self.cursor.as_deref()
+    }
+}
+
+impl Default for Scan {
+    fn default() -> Scan {
+        Scan::new()
+    }
+}
+
+fn names(page: Vec<Reply>) -> Vec<Vec<u8>> {
+    page.into_iter()
+        .filter_map(|key| match key {
+            Reply::Bulk(key) => Some(key),
+            _ => None,
+        })
+        .collect()
+}
+
+fn unforeseen(command: &str, conn: &Conn) -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        format!(
+            "{} answered {command} in a form that is not understood",
+            conn.address()
+        ),
+    )
+}
+
+/// The databases that hold keys, from INFO.
+pub async fn databases(conn: &mut Conn) -> Result<Vec<DbIndex>> {
+    let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
+    let text = reply.text().unwrap_or_default();
+    Ok(text
+        .lines()
+        .filter_map(|l| l.strip_prefix("db")?.split_once(':')?.0.parse().ok())
+        .map(DbIndex)
+        .collect())
+}
+
+/// The keys of one slot, as a cluster node lists them.
+pub async fn slot_keys(conn: &mut Conn, slot: Slot) -> Result<Vec<Vec<u8>>> {
+    let slot = slot.to_string();
+    let count = conn
+        .call(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()])
+        .await?;
+    // A few more, for keys that come in between.
+    let count = (count.int().unwrap_or(0) + 1000).to_string();
+    let reply = conn
+        .call(&[
+            b"CLUSTER",
+            b"GETKEYSINSLOT",
+            slot.as_bytes(),
+            count.as_bytes(),
+        ])
+        .await?;
+    match reply {
+        Reply::Array(page) => Ok(names(page)),
+        _ => Err(unforeseen("CLUSTER GETKEYSINSLOT", conn)),
+    }
+}

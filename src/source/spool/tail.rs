@@ -1,0 +1,145 @@
+//! Reading the spool while it grows: the snapshot to its end, the stream from an offset on.
+
+use super::{Spool, segments};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::types::ReplOffset;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Reads the snapshot while it is still arriving; blocks for more, ends at its end.
+pub struct SnapshotTail {
+    spool: Arc<Spool>,
+    file: Option<File>,
+    at: u64,
+}
+
+impl SnapshotTail {
+    pub fn new(spool: Arc<Spool>, at: u64) -> SnapshotTail {
+        SnapshotTail {
+            spool,
+            file: None,
+            at,
+        }
+    }
+}
+
+impl Read for SnapshotTail {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let mut state = self.spool.state();
+        while state.snapshot_len <= self.at {
+            if state.snapshot_complete {
+                return Ok(0);
+            }
+            if state.ended_early() {
+                return Err(std::io::ErrorKind::ConnectionAborted.into());
+            }
+            state = self
+                .spool
+                .changed
+                .wait(state)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        if state.ended_early() {
+            return Err(std::io::ErrorKind::ConnectionAborted.into());
+        }
+        let there = state.snapshot_len - self.at;
+        drop(state);
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let mut file = File::open(self.spool.snapshot_path())?;
+                file.seek(SeekFrom::Start(self.at))?;
+                self.file.insert(file)
+            }
+        };
+        let want = buf.len().min(usize::try_from(there).unwrap_or(usize::MAX));
+        let n = file.read(buf.get_mut(..want).unwrap_or_default())?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// Reads the stream from an offset on.
+pub struct StreamTail {
+    spool: Arc<Spool>,
+    file: Option<(File, ReplOffset)>,
+    at: ReplOffset,
+}
+
+impl StreamTail {
+    pub fn new(spool: Arc<Spool>, at: ReplOffset) -> StreamTail {
+        StreamTail {
+            spool,
+            file: None,
+            at,
+        }
+    }
+
+    /// Appends what is there to `buf`, at most `most` bytes; waits up to `patience` for the first byte.
+    ///
+    /// Returns the number of bytes appended; 0 says that none came in time.
+    pub fn read(&mut self, buf: &mut Vec<u8>, most: usize, patience: Duration) -> Result<usize> {
+        let mut state = self.spool.state();
+        if state.stream_end <= self.at && state.end.is_none() {
+            let (next, _) = self
+                .spool
+                .changed
+                .wait_timeout(state, patience)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = next;
+        }
+        let there = state.stream_end.since(self.at);
+        drop(state);
+        if there == 0 {
+            return Ok(0);
+        }
+        self.enter_segment()?;
+        let Some((file, _)) = &mut self.file else {
+            return Ok(0);
+        };
+        let want = most.min(usize::try_from(there).unwrap_or(usize::MAX));
+        let n = file
+            .take(want as u64)
+            .read_to_end(buf)
+            .context(ErrorKind::Disk, || {
+                format!("read the spool in {}", self.spool.dir.display())
+            })?;
+        self.at = self.at.plus(n as u64);
+        if n == 0 {
+            // The end of this segment: the next call opens the next one.
+            self.file = None;
+            return self.read(buf, most, patience);
+        }
+        Ok(n)
+    }
+
+    fn enter_segment(&mut self) -> Result<()> {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        let found = segments(&self.spool.dir)?
+            .into_iter()
+            .rev()
+            .find(|(start, _)| *start <= self.at);
+        let Some((start, len)) = found.filter(|(start, len)| start.plus(*len) > self.at) else {
+            return Err(Error::new(
+                ErrorKind::State,
+                format!(
+                    "the spool in {} does not hold offset {}",
+                    self.spool.dir.display(),
+                    self.at
+                ),
+            ));
+        };
+        let _ = len;
+        let path = self.spool.segment(start);
+        let mut file =
+            File::open(&path).context(ErrorKind::Disk, || format!("open {}", path.display()))?;
+        file.seek(SeekFrom::Start(self.at.since(start)))
+            .context(ErrorKind::Disk, || format!("read {}", path.display()))?;
+        self.file = Some((file, start));
+        Ok(())
+    }
+}
