@@ -36,6 +36,7 @@ impl Pump {
         self.progress.lag_bytes.store(lag, Relaxed);
         self.progress.lag_ms.store(lag_ms, Relaxed);
         if loaded {
+            self.narrow_window();
             if let Some(ms) = down_ms {
                 // What the source has written since is not known.
                 self.progress.caught_up.store(false, Relaxed);

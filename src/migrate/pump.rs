@@ -231,6 +231,14 @@ impl Pump {
         self.window_end = end;
     }
 
+    /// Offsets are reserved ahead of what is written: no key of an earlier run can be of later than what the source had
+    /// when this run asked it.
+    pub(super) fn narrow_window(&mut self) {
+        if self.spool.expected() > ReplOffset(0) {
+            self.window_end = self.window_end.min(self.spool.known_end());
+        }
+    }
+
     pub fn run(&mut self) -> Result<Ended> {
         let mut result = self.run_phases();
         if matches!(&result, Err(e) if e.kind() == ErrorKind::Interrupted)
@@ -479,6 +487,7 @@ impl Pump {
             }
         }
         self.heal_dirty()?;
+        self.narrow_window();
         let finished = self.spool.ended() == Some(End::Finished) && !self.shared.stop.requested();
         // All that has arrived is applied: what was held back for it need not wait for the next run.
         if self.source.is_some()
