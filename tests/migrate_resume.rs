@@ -91,6 +91,34 @@ fn killed_during_the_load_it_starts_again_by_itself() {
     story.judge();
 }
 
+/// A heal reserves offsets far ahead of the stream; a source that then falls silent must not be waited for.
+#[test]
+fn after_a_kill_a_quiet_source_is_caught_up_with() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = story(&name);
+    story.fill(500);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    let source = &story.source.nodes()[0];
+    for key in ["across", "another"] {
+        source.run(&format!("SET {key} x"));
+        // From one slot to another: the key is read and written, not renamed.
+        source.run(&format!("RENAME {key} slots:{key}"));
+    }
+    let healed = |s: &serde_json::Value| s["healed_keys"].as_u64() > Some(0);
+    story
+        .plan
+        .wait_status(&mut running, "healed", Duration::from_secs(30), healed);
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10)).exits(-1);
+    source.run("SET short-lived x PX 3000");
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    std::thread::sleep(Duration::from_secs(4));
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
+    story.judge();
+}
+
 #[test]
 fn a_cut_link_is_joined_again() {
     let Some([name]) = need(["any"]) else { return };
