@@ -5,19 +5,46 @@
 //! Not covered, because servers invent or forget them: seen and active times, access frequency, idle time.
 
 use crate::error::Result;
-use crate::rdb::opcode::{self, Dialect};
+use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
 use crate::rdb::value::stream::{StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::{DbIndex, ExpireAt};
+use siphasher::sip::SipHasher24;
+use std::hash::Hasher;
 
-/// A key's value in 64 bits, and beside it what is not its elements.
+/// A key's value in 64 bits (or 128), and beside it what is not its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyDigest {
     pub value: u64,
     /// The expiries of a hash's fields; the groups, consumers and pending entries of a stream; 0 without any.
     pub beside: u64,
+    /// What streams have counted since Redis 7: entries added, the last id deleted, entries read by each group.
+    /// `None` for a payload that cannot hold it.
+    pub later: Option<u64>,
+    /// Value and beside once more, by a hash of another family; 0 with [`Width::Bits64`].
+    pub wide: u64,
     pub kind: ValueKind,
+}
+
+impl KeyDigest {
+    /// Whether streams agree in what both sides have counted.
+    pub fn agrees_later(&self, other: &KeyDigest) -> bool {
+        match (self.later, other.later) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        }
+    }
+}
+
+/// How many bits a digest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Width {
+    /// CRC-64 with a non-linear mix.
+    #[default]
+    Bits64,
+    /// SipHash-2-4 beside it.
+    Bits128,
 }
 
 /// An order-free sum over the keys of a slot; the count stands beside it.
@@ -31,9 +58,13 @@ impl SlotSum {
     /// Adds a key with its expiry, to the millisecond: a difference within the plan's tolerance sends its slot to the
     /// comparison key by key, which knows the tolerance.
     pub fn add(&mut self, db: DbIndex, key: &[u8], digest: &KeyDigest, expire: Option<ExpireAt>) {
-        let mut h =
-            crc(key) ^ mix(u64::from(db.0)) ^ expire.map_or(0, |e| mix(e.0 as u64).rotate_left(31));
-        let value = digest.value ^ digest.beside.rotate_left(9);
+        let mut h = Lane::Crc.hash(key)
+            ^ mix(u64::from(db.0))
+            ^ expire.map_or(0, |e| mix(e.0 as u64).rotate_left(31));
+        let value = digest.value
+            ^ digest.beside.rotate_left(9)
+            ^ digest.later.map_or(0, |l| mix(l).rotate_left(23))
+            ^ digest.wide.rotate_left(41);
         h = mix(h).wrapping_add(mix(value).rotate_left(17));
         self.sum = self.sum.wrapping_add(mix(h));
         self.count += 1;
@@ -43,13 +74,6 @@ impl SlotSum {
         self.sum = self.sum.wrapping_add(other.sum);
         self.count += other.count;
     }
-}
-
-fn crc(bytes: &[u8]) -> u64 {
-    let mut digest = crc64fast::Digest::new();
-    digest.write(bytes);
-    // The length keeps apart what leading zeros would not.
-    digest.sum64() ^ (bytes.len() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// A bijection without linear structure (the finalizer of SplitMix64).
@@ -63,52 +87,187 @@ fn mix(mut x: u64) -> u64 {
 /// The digest of a DUMP answer as of `now_ms`: hash fields that have expired count as gone, as readers see it.
 ///
 /// `None` when nothing is left of the key then.
-pub fn of_payload(dump: &[u8], now_ms: i64) -> Result<Option<KeyDigest>> {
+pub fn of_payload(dump: &[u8], now_ms: i64, width: Width) -> Result<Option<KeyDigest>> {
     let p = payload::open(dump)?;
-    let kind = value::kind(p.type_id, p.dialect)?;
-    let mut state = State::new(kind, p.type_id, now_ms);
+    let mut digester = Digester::new(value::kind(p.type_id, p.dialect)?, now_ms, width);
     value::decode(
         p.type_id,
         p.dialect,
         u32::from(p.version),
         p.body,
         0,
-        &mut state,
+        &mut digester,
     )?;
-    Ok((kind != ValueKind::Hash || state.count > 0).then(|| state.finish(kind)))
+    Ok(digester.finish())
 }
 
 /// The digest of a value's bytes.
 pub fn of_body(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> Result<KeyDigest> {
     let kind = value::kind(type_id, dialect)?;
-    let mut state = State::new(kind, type_id, i64::MIN);
+    let mut state = State::new(kind, i64::MIN, Lane::Crc);
     value::decode(type_id, dialect, version, body, 0, &mut state)?;
-    Ok(state.finish(kind))
+    Ok(state.finish(kind, 0))
+}
+
+/// Takes a value's elements, wherever they come from.
+pub struct Digester {
+    kind: ValueKind,
+    first: State,
+    second: Option<State>,
+}
+
+impl Digester {
+    pub fn new(kind: ValueKind, now_ms: i64, width: Width) -> Digester {
+        let second = width == Width::Bits128;
+        Digester {
+            kind,
+            first: State::new(kind, now_ms, Lane::Crc),
+            second: second.then(|| State::new(kind, now_ms, Lane::Sip)),
+        }
+    }
+
+    /// `None` for a hash of which nothing is left.
+    pub fn finish(self) -> Option<KeyDigest> {
+        let wide = self.second.map_or(0, |s| {
+            let other = s.finish(self.kind, 0);
+            mix(other.value ^ other.beside.rotate_left(19))
+        });
+        let left = self.kind != ValueKind::Hash || self.first.count > 0;
+        left.then(|| self.first.finish(self.kind, wide))
+    }
+
+    fn each(&mut self, mut take: impl FnMut(&mut State) -> Result<()>) -> Result<()> {
+        take(&mut self.first)?;
+        self.second.as_mut().map_or(Ok(()), take)
+    }
+}
+
+/// Everything goes to both states.
+impl ValueSink for Digester {
+    fn string(&mut self, value: &[u8]) -> Result<()> {
+        self.each(|s| s.string(value))
+    }
+
+    fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
+        self.each(|s| s.string_part(part, last))
+    }
+
+    fn list_item(&mut self, item: &[u8]) -> Result<()> {
+        self.each(|s| s.list_item(item))
+    }
+
+    fn set_member(&mut self, member: &[u8]) -> Result<()> {
+        self.each(|s| s.set_member(member))
+    }
+
+    fn zset_member(&mut self, member: &[u8], score: f64) -> Result<()> {
+        self.each(|s| s.zset_member(member, score))
+    }
+
+    fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
+        self.each(|s| s.hash_field(field, value, expire))
+    }
+
+    fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        self.each(|s| s.stream_entry(id, fields))
+    }
+
+    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
+        self.each(|s| s.stream_meta(meta))
+    }
+
+    fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
+        self.each(|s| s.array_element(index, text))
+    }
+
+    fn array_cursor(&mut self, next: Option<u64>) -> Result<()> {
+        self.each(|s| s.array_cursor(next))
+    }
+
+    fn number(&mut self, n: u64) -> Result<()> {
+        self.each(|s| s.number(n))
+    }
+
+    fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
+        self.each(|s| s.module(name, version, raw))
+    }
+}
+
+/// Which hash an element's bytes go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Crc,
+    Sip,
+}
+
+impl Lane {
+    fn hash(self, bytes: &[u8]) -> u64 {
+        let mut hasher = self.hasher();
+        hasher.write(bytes);
+        hasher.finish(bytes.len() as u64)
+    }
+
+    fn hasher(self) -> LaneHasher {
+        match self {
+            Lane::Crc => LaneHasher::Crc(crc64fast::Digest::new()),
+            Lane::Sip => LaneHasher::Sip(SipHasher24::new()),
+        }
+    }
+}
+
+enum LaneHasher {
+    Crc(crc64fast::Digest),
+    Sip(SipHasher24),
+}
+
+impl LaneHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        match self {
+            LaneHasher::Crc(digest) => digest.write(bytes),
+            LaneHasher::Sip(hasher) => hasher.write(bytes),
+        }
+    }
+
+    fn finish(&self, len: u64) -> u64 {
+        let hash = match self {
+            LaneHasher::Crc(digest) => digest.sum64(),
+            LaneHasher::Sip(hasher) => hasher.finish(),
+        };
+        // The length keeps apart what leading zeros would not.
+        hash ^ len.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
 }
 
 struct State {
     acc: u64,
     count: u64,
     beside: u64,
-    version: u8,
+    later: Option<u64>,
     now_ms: i64,
+    lane: Lane,
+    /// A string that comes in parts.
+    part: Option<(LaneHasher, u64)>,
 }
 
 impl State {
-    fn new(kind: ValueKind, version: u8, now_ms: i64) -> State {
+    fn new(kind: ValueKind, now_ms: i64, lane: Lane) -> State {
         State {
             acc: mix(kind as u64 + 1),
             count: 0,
             beside: 0,
-            version,
+            later: None,
             now_ms,
+            lane,
+            part: None,
         }
     }
 
-    fn finish(&self, kind: ValueKind) -> KeyDigest {
+    fn finish(&self, kind: ValueKind, wide: u64) -> KeyDigest {
         KeyDigest {
             value: mix(self.acc ^ mix(self.count)),
             beside: self.beside,
+            later: self.later,
+            wide,
             kind,
         }
     }
@@ -140,24 +299,35 @@ fn id_hash(id: StreamId) -> u64 {
 
 impl ValueSink for State {
     fn string(&mut self, value: &[u8]) -> Result<()> {
-        self.chain(crc(value));
+        self.chain(self.lane.hash(value));
+        Ok(())
+    }
+
+    fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
+        let lane = self.lane;
+        let (hasher, len) = self.part.get_or_insert_with(|| (lane.hasher(), 0));
+        hasher.write(part);
+        *len += part.len() as u64;
+        if last && let Some((hasher, len)) = self.part.take() {
+            self.chain(hasher.finish(len));
+        }
         Ok(())
     }
 
     fn list_item(&mut self, item: &[u8]) -> Result<()> {
-        self.chain(crc(item));
+        self.chain(self.lane.hash(item));
         Ok(())
     }
 
     fn set_member(&mut self, member: &[u8]) -> Result<()> {
-        self.sum(crc(member));
+        self.sum(self.lane.hash(member));
         Ok(())
     }
 
     fn zset_member(&mut self, member: &[u8], score: f64) -> Result<()> {
         // The server compares -0 and 0 as equal, and a listpack cannot tell them apart.
         let bits = if score == 0.0 { 0 } else { score.to_bits() };
-        self.sum(mix(crc(member)) ^ mix(bits).rotate_left(21));
+        self.sum(mix(self.lane.hash(member)) ^ mix(bits).rotate_left(21));
         Ok(())
     }
 
@@ -165,8 +335,8 @@ impl ValueSink for State {
         if expire.is_some_and(|e| e.0 <= self.now_ms) {
             return Ok(());
         }
-        let name = mix(crc(field));
-        self.sum(name ^ mix(crc(value)).rotate_left(21));
+        let name = mix(self.lane.hash(field));
+        self.sum(name ^ mix(self.lane.hash(value)).rotate_left(21));
         if let Some(e) = expire {
             let timed = mix(name ^ mix(e.0 as u64).rotate_left(31));
             self.beside = self.beside.wrapping_add(timed);
@@ -177,28 +347,28 @@ impl ValueSink for State {
     fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
         self.id(id);
         for (field, value) in fields {
-            self.chain(crc(field));
-            self.chain(crc(value));
+            self.chain(self.lane.hash(field));
+            self.chain(self.lane.hash(value));
         }
         Ok(())
     }
 
     fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
-        let zero = StreamId { ms: 0, seq: 0 };
         self.chain(meta.length);
         self.id(meta.last_id);
-        // What the oldest layout lacks, servers invent on loading; so do we.
-        self.id(meta.max_deleted_id.unwrap_or(zero));
-        self.chain(meta.entries_added.unwrap_or(meta.length));
+        // What the oldest layout lacks, servers invent on loading and count on from there: it stands apart.
+        let mut later = (meta.entries_added.zip(meta.max_deleted_id))
+            .map(|(added, deleted)| mix(mix(added) ^ id_hash(deleted)));
         let mut groups: Vec<_> = meta.groups.iter().collect();
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         for group in groups {
-            self.chain_beside(crc(&group.name));
+            self.chain_beside(self.lane.hash(&group.name));
             self.chain_beside(id_hash(group.last_id));
-            if self.version != opcode::STREAM {
-                self.chain_beside(group.entries_read.unwrap_or(u64::MAX));
-            }
-            let mut consumers: Vec<_> = group.consumers.iter().map(|c| crc(&c.name)).collect();
+            later = (later.zip(group.entries_read)).map(|(l, read)| mix(l.rotate_left(5) ^ read));
+            let lane = self.lane;
+            let mut consumers: Vec<_> = (group.consumers.iter())
+                .map(|c| lane.hash(&c.name))
+                .collect();
             consumers.sort_unstable();
             consumers.into_iter().for_each(|c| self.chain_beside(c));
             let owners = group.owners();
@@ -206,16 +376,17 @@ impl ValueSink for State {
             pending.sort_by_key(|p| p.id);
             for p in pending {
                 self.chain_beside(id_hash(p.id));
-                self.chain_beside(owners.get(&p.id).map_or(0, |name| crc(name)));
+                self.chain_beside(owners.get(&p.id).map_or(0, |name| lane.hash(name)));
                 self.chain_beside(p.delivery_ms as u64);
                 self.chain_beside(p.deliveries);
             }
         }
+        self.later = later;
         Ok(())
     }
 
     fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
-        self.sum(mix(index) ^ crc(text).rotate_left(21));
+        self.sum(mix(index) ^ self.lane.hash(text).rotate_left(21));
         Ok(())
     }
 
@@ -230,7 +401,7 @@ impl ValueSink for State {
     }
 
     fn module(&mut self, _: &str, _: u16, raw: &[u8]) -> Result<()> {
-        self.chain(crc(raw));
+        self.chain(self.lane.hash(raw));
         Ok(())
     }
 }
@@ -240,6 +411,7 @@ mod tests {
     use super::*;
     use crate::rdb::encoding::listpack::{Builder, Packed};
     use crate::rdb::encoding::put_string;
+    use crate::rdb::opcode;
 
     fn digest(type_id: u8, body: &[u8]) -> u64 {
         of_body(type_id, Dialect::Redis, 11, body).unwrap().value
@@ -273,6 +445,26 @@ mod tests {
             digest(opcode::SET, &plain(&[b"a", b"b"])),
             "the type counts"
         );
+    }
+
+    #[test]
+    fn a_string_in_parts_is_the_string() {
+        for width in [Width::Bits64, Width::Bits128] {
+            let digest = |parts: &[&[u8]]| {
+                let mut d = Digester::new(ValueKind::String, 0, width);
+                for part in parts {
+                    d.string_part(part, false).unwrap();
+                }
+                d.string_part(b"", true).unwrap();
+                d.finish().unwrap()
+            };
+            let mut whole = Digester::new(ValueKind::String, 0, width);
+            whole.string(b"hello world").unwrap();
+            let whole = whole.finish().unwrap();
+            assert_eq!(digest(&[b"hello", b" world"]), whole);
+            assert_ne!(digest(&[b"hello", b"\0world"]), whole);
+            assert_eq!(whole.wide != 0, width == Width::Bits128);
+        }
     }
 
     #[test]

@@ -97,5 +97,8 @@ fn from_a_replica() {
     let replica = Endpoint::alone(Setup::new(&name).replica_of(&master.nodes()[0]));
     let mut story = Story::new(master, Endpoint::alone(Setup::new(&name)));
     story.plan.set("/source/url", replica.url().into());
-    story.tell(5_000, Duration::from_secs(2));
+    story.fill(5_000);
+    // What the replica does not have yet would not be in its snapshot.
+    story.source.nodes()[0].run("WAIT 1 30000");
+    story.tell(10, Duration::from_secs(2));
 }

@@ -1,18 +1,20 @@
 //! `keyferry verify`: compares both sides; the answer is the exit code.
 
 use super::{Common, block_on, load_and_warn, output};
+use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate;
 use crate::plan::Job;
 use crate::report::{duration, grouped};
 use crate::store::{Lock, Store};
 use crate::task::Shutdown;
-use crate::types::{DbIndex, Slot};
+use crate::types::{Slot, SlotSet};
 use crate::verify::{self, Summary};
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How many keys of each kind are listed for people; --json and the report have more.
@@ -30,6 +32,7 @@ Examples:
   keyferry verify move.json
   keyferry verify move.json --json | jq .missing_count
   keyferry verify move.json --sample 1%
+  keyferry verify move.json --incremental
   keyferry verify move.json --repair")]
 pub struct Arguments {
     /// The plan; "-" is standard input
@@ -43,9 +46,18 @@ pub struct Arguments {
     /// Compare a share of the slots, as in 1%
     #[arg(long, value_name = "PERCENT")]
     sample: Option<String>,
+    /// Read only slots that were written to since they were last found equal
+    #[arg(long, conflicts_with_all = ["slots", "sample"])]
+    incremental: bool,
     /// Write keys that differ again, as the source has them, and compare them once more
     #[arg(long)]
     repair: bool,
+    /// Digests of 128 bits instead of 64
+    #[arg(long)]
+    strong: bool,
+    /// Begin anew, even if an earlier verification was stopped before its end
+    #[arg(long)]
+    fresh: bool,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
@@ -58,6 +70,15 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let options = verify::Options {
         work_dir: common.state_dir(&job),
         slots,
+        incremental: arguments.incremental,
+        keep: false,
+        repair: arguments.repair,
+        fresh: arguments.fresh,
+        width: match arguments.strong {
+            true => Width::Bits128,
+            false => Width::Bits64,
+        },
+        gauge: Arc::default(),
     };
     let summary = block_on(async {
         let stop = Shutdown::default();
@@ -93,14 +114,14 @@ async fn repair(
 ) -> Result<Summary> {
     let mut last = first;
     for _ in 0..REPAIR_ROUNDS {
-        let mut store = Store::open(&options.work_dir)?;
-        let keys: Vec<(DbIndex, Vec<u8>)> = (store.differences(u32::MAX)?.into_iter())
-            .map(|d| (d.db, d.key))
+        let store = Store::open(&options.work_dir)?;
+        let slots: SlotSet = (store.slots_apart()?.iter())
+            .filter_map(|s| Slot::new(s.slot))
             .collect();
-        if keys.is_empty() {
+        let before = last.missing_count + last.extra_count + last.different_count;
+        if before == 0 {
             return Ok(last);
         }
-        store.ask_repairs(&keys)?;
         if Lock::holder(&options.work_dir).is_some() {
             while !store.repairs(1)?.is_empty() {
                 if !stop.sleep(Duration::from_millis(200)).await {
@@ -128,18 +149,17 @@ async fn repair(
             });
             migrate::run(job.clone(), run, Default::default(), own).await?;
         }
-        let before = keys.len() as u64;
-        let slots = keys.iter().map(|(_, k)| Slot::of(k)).collect();
         let proof = verify::Options {
             slots: Some(slots),
+            incremental: false,
+            keep: true,
+            fresh: true,
             ..options.clone()
         };
         let next = verify::run(job.clone(), proof, stop.clone()).await?;
         let left = next.missing_count + next.extra_count + next.different_count;
         last = Summary {
             slots_compared: last.slots_compared,
-            keys_source: last.keys_source,
-            keys_target: last.keys_target,
             repaired_count: last.repaired_count + before.saturating_sub(left),
             elapsed_ms: last.elapsed_ms + next.elapsed_ms,
             ..next

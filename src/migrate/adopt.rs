@@ -126,9 +126,11 @@ impl Pump {
 
 /// The keys of slots, as a cluster node lists them.
 async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+    let slots: Vec<Slot> = slots.iter().copied().map(Slot::numbered).collect();
     let mut keys = BTreeSet::new();
-    for slot in slots {
-        keys.extend(scan::slot_keys(conn, Slot::numbered(*slot)).await?);
+    for some in slots.chunks(16) {
+        let listed = scan::slots_keys(conn, some, i64::MAX - 1000).await?;
+        keys.extend(listed.into_iter().flatten().flatten());
     }
     Ok(keys)
 }

@@ -172,11 +172,12 @@ impl Pump {
         let shard = self.shard.clone();
         let counts = std::mem::take(&mut self.counts);
         let losses = std::mem::take(&mut self.losses);
+        let written = (self.touched.as_mut()).and_then(|t| t.take(shard.shard));
         failpoint("before-save");
         self.shared.store(|store| {
             // First, so that a mark never passes a loss that is not listed.
             store.add_losses(&losses)?;
-            store.save_shards(std::slice::from_ref(&shard), &counts)
+            store.save_shards(std::slice::from_ref(&shard), &counts, written.as_ref())
         })?;
         failpoint("after-save");
         Ok(())

@@ -17,7 +17,7 @@ pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<
     let mut found = Existing::default();
     for address in &topology.nodes {
         let mut conn = net::connect(target, address).await?;
-        for db in scan::databases(&mut conn).await? {
+        for (db, _) in scan::databases(&mut conn).await? {
             if db != DbIndex::ZERO {
                 conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
             }

@@ -52,6 +52,9 @@ impl Pump {
                         continue;
                     }
                     self.write_state(db, key, state, mark)?;
+                    if let Some(touched) = &mut self.touched {
+                        touched.note(key);
+                    }
                     self.fenced.insert(db_key(db, key), state.offset);
                     self.fenced_to = self.fenced_to.max(state.offset);
                     self.shard.healed_keys += 1;
@@ -259,6 +262,9 @@ impl Pump {
                 let mark = self.now();
                 for (key, expiry) in names.iter().zip(expiries) {
                     released += 1;
+                    if let Some(touched) = &mut self.touched {
+                        touched.note(key);
+                    }
                     let node = self.pipe.node_of(Slot::of(key));
                     let out = &mut self.pipe.batch(node, target_db, mark)?.bytes;
                     match expiry {

@@ -22,6 +22,7 @@ mod router;
 mod shard;
 mod shards;
 mod timed;
+mod touched;
 mod trouble;
 
 use crate::error::{Context, Error, ErrorKind, Result};

@@ -10,6 +10,7 @@ use crate::migrate::expiry::Held;
 use crate::migrate::ownership::{Mine, Ownership};
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::timed::MaybeTimed;
+use crate::migrate::touched::Touched;
 use crate::plan::Job;
 use crate::rdb::file::{Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
@@ -121,6 +122,8 @@ pub struct Pump {
     /// Up to here, at least.
     pub(super) lag_until: ReplOffset,
     pub(super) timed: MaybeTimed,
+    /// Which slots were written to since the stream began; none before that.
+    pub(super) touched: Option<Touched>,
     /// Streams whose groups' entries-read is to be asked of the source.
     pub(super) debts: BTreeSet<(DbIndex, Vec<u8>)>,
     pub(super) debts_paid: Instant,
@@ -200,6 +203,7 @@ impl Pump {
             lagging,
             lag_until: ReplOffset(0),
             timed: MaybeTimed::new(!shard.snapshot_loaded && shard.snapshot_at == 0),
+            touched: None,
             debts: BTreeSet::new(),
             debts_paid: Instant::now(),
             keys: Vec::new(),
@@ -283,6 +287,7 @@ impl Pump {
                 self.shard.reconcile = false;
             }
             failpoint("load-done");
+            self.touched = Some(Touched::new());
             self.shard.snapshot_loaded = true;
             self.shard.applied = Some(self.at);
             self.shard.applied_db = self.db;
@@ -293,8 +298,18 @@ impl Pump {
             self.finish_counts()?;
             return Ok(Some(Ended::Finished));
         }
+        if self.touched.is_none() {
+            self.touched = Some(self.touched_before()?);
+        }
         self.progress.set_phase("stream");
         self.follow()
+    }
+
+    /// What an earlier run has noted of this stream.
+    fn touched_before(&self) -> Result<Touched> {
+        let saved = self.shared.store(|s| s.written())?;
+        let mine = saved.iter().find(|w| w.shard == self.shard.shard);
+        Ok(mine.map_or_else(Touched::new, Touched::resume))
     }
 
     pub(super) fn now(&self) -> Mark {

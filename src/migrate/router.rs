@@ -93,6 +93,9 @@ impl Pump {
                     return Ok(false);
                 }
                 slot = Some(this);
+                if let Some(touched) = &mut self.touched {
+                    touched.note(key);
+                }
             }
         }
         self.keys = keys;
@@ -207,6 +210,9 @@ impl Pump {
                 String::from_utf8_lossy(cmd.name())
             ),
         );
+        if let Some(touched) = &mut self.touched {
+            touched.note_all();
+        }
         self.heal_dirty()?;
         // In a cluster, a flush of one master concerns its own slots only.
         let simple = self.shared.ownership.is_none()
@@ -271,6 +277,12 @@ impl Pump {
             }
             self.count("left_to_adoption");
             return Ok(());
+        }
+        if let Some(touched) = &mut self.touched {
+            keys.iter()
+                .filter(|k| k.access == Access::Write)
+                .filter_map(|k| cmd.arg(k.index))
+                .for_each(|k| touched.note(k));
         }
         let source_db = self.db;
         let job = &self.shared.job;

@@ -186,7 +186,7 @@ impl Runner {
             ReplOffset(0)
         };
         self.shared
-            .store(|s| s.save_shards(std::slice::from_ref(shard), &BTreeMap::new()))?;
+            .store(|s| s.save_shards(std::slice::from_ref(shard), &BTreeMap::new(), None))?;
         spool.set_replid(replid);
 
         let link = Link {

@@ -135,7 +135,13 @@ impl Pump {
                 Fate::Uncertain => touched.is_empty(),
                 Fate::Refused(text) => is_temporary(text),
             };
-            if again && !touches {
+            // What has expired over there meanwhile would be missing: such a key is read, not written to.
+            let expired = self.shard.snapshot_loaded
+                && self.source.is_some()
+                && name_of(&unit) != "RESTORE"
+                && !matches!(&unit.fate, Fate::Refused(text) if text.starts_with("ASK "))
+                && touched.iter().any(|(k, _)| self.timed.may(&k.1));
+            if again && !touches && !expired {
                 match unit.fate {
                     Fate::Refused(ref text) if text.starts_with("ASK ") => self.ask(&unit, text)?,
                     _ => self.resend(&unit, &touched, mark)?,

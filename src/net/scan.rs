@@ -1,7 +1,7 @@
 //! Listing the keys of one node: its databases, SCAN page by page, and the keys of a slot.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::Conn;
+use crate::net::{Conn, refusal};
 use crate::resp::Reply;
 use crate::types::{DbIndex, Slot};
 
@@ -77,35 +77,55 @@ fn unforeseen(command: &str, conn: &Conn) -> Error {
     )
 }
 
-/// The databases that hold keys, from INFO.
-pub async fn databases(conn: &mut Conn) -> Result<Vec<DbIndex>> {
+/// The databases that hold keys, and how many, from INFO.
+pub async fn databases(conn: &mut Conn) -> Result<Vec<(DbIndex, u64)>> {
     let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
     let text = reply.text().unwrap_or_default();
-    Ok(text
-        .lines()
-        .filter_map(|l| l.strip_prefix("db")?.split_once(':')?.0.parse().ok())
-        .map(DbIndex)
-        .collect())
+    let database = |line: &str| {
+        let (db, rest) = line.strip_prefix("db")?.split_once(":keys=")?;
+        let keys = rest.split(',').next()?.parse().ok()?;
+        Some((DbIndex(db.parse().ok()?), keys))
+    };
+    Ok(text.lines().filter_map(database).collect())
 }
 
-/// The keys of one slot, as a cluster node lists them.
-pub async fn slot_keys(conn: &mut Conn, slot: Slot) -> Result<Vec<Vec<u8>>> {
-    let slot = slot.to_string();
-    let count = conn
-        .call(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()])
-        .await?;
-    // A few more, for keys that come in between.
-    let count = (count.int().unwrap_or(0) + 1000).to_string();
-    let reply = conn
-        .call(&[
-            b"CLUSTER",
-            b"GETKEYSINSLOT",
-            slot.as_bytes(),
-            count.as_bytes(),
-        ])
-        .await?;
-    match reply {
-        Reply::Array(page) => Ok(names(page)),
-        _ => Err(unforeseen("CLUSTER GETKEYSINSLOT", conn)),
+/// The keys of slots, as a cluster node lists them; `None` for a slot that holds more than `most`.
+pub async fn slots_keys(
+    conn: &mut Conn,
+    slots: &[Slot],
+    most: i64,
+) -> Result<Vec<Option<Vec<Vec<u8>>>>> {
+    for slot in slots {
+        let slot = slot.to_string();
+        conn.push(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()]);
     }
+    conn.flush().await?;
+    let mut counts = Vec::with_capacity(slots.len());
+    for _ in slots {
+        match conn.reply().await? {
+            Reply::Int(n) => counts.push(n),
+            Reply::Error(text) => return Err(refusal("CLUSTER COUNTKEYSINSLOT", &text)),
+            _ => return Err(unforeseen("CLUSTER COUNTKEYSINSLOT", conn)),
+        }
+    }
+    let asked = |n: i64| n <= most;
+    for (slot, n) in slots.iter().zip(&counts).filter(|(_, n)| asked(**n)) {
+        // A few more, for keys that come in between.
+        let (slot, n) = (slot.to_string(), (n + 1000).to_string());
+        conn.push(&[b"CLUSTER", b"GETKEYSINSLOT", slot.as_bytes(), n.as_bytes()]);
+    }
+    conn.flush().await?;
+    let mut listed = Vec::with_capacity(slots.len());
+    for n in counts {
+        listed.push(if asked(n) {
+            match conn.reply().await? {
+                Reply::Array(page) => Some(names(page)),
+                Reply::Error(text) => return Err(refusal("CLUSTER GETKEYSINSLOT", &text)),
+                _ => return Err(unforeseen("CLUSTER GETKEYSINSLOT", conn)),
+            }
+        } else {
+            None
+        });
+    }
+    Ok(listed)
 }

@@ -231,7 +231,7 @@ mod tests {
             ..ShardState::new(ShardId(n), format!("h:{n}"), String::new())
         };
         store
-            .save_shards(&[shard(0), shard(1)], &BTreeMap::new())
+            .save_shards(&[shard(0), shard(1)], &BTreeMap::new(), None)
             .unwrap();
         store.add_count("skipped.filter", 3).unwrap();
         store.add_count("cross_slot", 3).unwrap();

@@ -42,7 +42,7 @@ fn moved(dir: &Path) -> Store {
         updated_at: 70_000,
         ..ShardState::new(ShardId(0), "s:1".into(), String::new())
     };
-    store.save_shards(&[shard], &BTreeMap::new()).unwrap();
+    store.save_shards(&[shard], &BTreeMap::new(), None).unwrap();
     store
 }
 
@@ -113,7 +113,7 @@ fn differences_are_listed_and_their_names_cannot_break_the_page() {
         reason: "missing".into(),
         detail: "<b>|x".into(),
     };
-    store.replace_differences(&[difference]).unwrap();
+    store.add_differences(&[difference]).unwrap();
     let row = SlotRow {
         slot: 5,
         source_keys: 1,
@@ -122,7 +122,7 @@ fn differences_are_listed_and_their_names_cannot_break_the_page() {
         target_sum: 0,
         state: "different",
     };
-    store.save_slot_sums(&[row], 1).unwrap();
+    store.save_slot_sums(&[row], 1, false).unwrap();
     let answer = json!({"missing_count": 1, "missing": [1, 2]});
     store.save_verify(&answer, 71_000, 72_000, false).unwrap();
     let report = Report::read(dir.path(), &job(), 80_000).unwrap();

@@ -15,7 +15,7 @@ pub use existing::Existing;
 pub use lock::Lock;
 pub use record::{
     Difference, Event, Loss, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow,
-    VerifyRun,
+    VerifyProgress, VerifyRun, Written,
 };
 
 use self::column::{big, document, int, offset, unreadable};
@@ -321,8 +321,16 @@ impl Store {
         &mut self,
         shards: &[ShardState],
         counts: &BTreeMap<&'static str, u64>,
+        written: Option<&Written>,
     ) -> Result<()> {
         self.write("save the marks", |t| {
+            if let Some(w) = written {
+                let last: Vec<u8> = w.last.iter().flat_map(|n| n.to_le_bytes()).collect();
+                t.execute(
+                    "INSERT OR REPLACE INTO written (shard, since_ms, last) VALUES (?1, ?2, ?3)",
+                    params![w.shard.0, w.since_ms, last],
+                )?;
+            }
             let mut insert = t.prepare_cached(
                 "INSERT OR REPLACE INTO shard (shard, address, slots, replid, snapshot_offset, snapshot_at, snapshot_db, snapshot_valkey,
                  snapshot_version, snapshot_len, snapshot_complete, snapshot_loaded, reconcile, applied, applied_db, stable,

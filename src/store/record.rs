@@ -1,6 +1,6 @@
 //! What the state file holds, as values.
 
-use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
+use crate::types::{DbIndex, ReplId, ReplOffset, ShardId, Slot};
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt;
@@ -243,4 +243,35 @@ pub struct Loss {
     pub db: DbIndex,
     pub key: Vec<u8>,
     pub what: &'static str,
+}
+
+/// How far an unfinished verification has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// What it compares, and how.
+    pub about: String,
+    /// Its position, as JSON.
+    pub at: String,
+    /// Four little-endian words for each slot: sum and count of the source, sum and count of the target.
+    pub sums: Vec<u8>,
+    /// Names of keys, each behind its length in four bytes.
+    pub candidates: Vec<u8>,
+}
+
+/// When the slots of a source shard were written to last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub shard: ShardId,
+    /// Nothing is known of what was written before.
+    pub since_ms: i64,
+    /// For each slot seconds after `since_ms`, plus one; 0 is never.
+    pub last: Vec<u32>,
+}
+
+impl Written {
+    /// When a slot was written to last, rounded up; `None` when it was not.
+    pub fn last_ms(&self, slot: Slot) -> Option<i64> {
+        let seconds = self.last.get(slot.index()).copied().filter(|n| *n > 0)?;
+        Some(self.since_ms + i64::from(seconds) * 1000)
+    }
 }

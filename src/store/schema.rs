@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Result};
 
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -57,10 +57,19 @@ const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE repair (db INTEGER NOT NULL, key BLOB NOT NULL, PRIMARY KEY (db, key)) STRICT, WITHOUT ROWID;
 ",
+    "
+    CREATE TABLE verify_progress (
+        only INTEGER PRIMARY KEY CHECK (only = 1), about TEXT NOT NULL, at TEXT NOT NULL, sums BLOB NOT NULL,
+        candidates BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE written (shard INTEGER PRIMARY KEY, since_ms INTEGER NOT NULL, last BLOB NOT NULL) STRICT;
+",
 ];
 
 /// All tables that hold something of a migration; what `--fresh` empties.
-pub(super) const TABLES: [&str; 11] = [
+pub(super) const TABLES: [&str; 13] = [
+    "verify_progress",
+    "written",
     "repair",
     "loss",
     "run",

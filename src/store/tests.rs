@@ -1,7 +1,6 @@
 //! What is written comes back, what does not fit is refused.
 
 use super::*;
-use crate::store::verification::DIFFERENCES_KEPT;
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 
@@ -138,7 +137,7 @@ fn shards_come_back_as_they_were_saved_also_in_another_process() {
         ..ShardState::new(ShardId(1), "h:2".into(), String::new())
     };
     store
-        .save_shards(&[two.clone(), one.clone()], &BTreeMap::new())
+        .save_shards(&[two.clone(), one.clone()], &BTreeMap::new(), None)
         .unwrap();
     let reader = Store::open_readonly(&dir.path().join("a/b"))
         .unwrap()
@@ -150,10 +149,10 @@ fn shards_come_back_as_they_were_saved_also_in_another_process() {
     };
     let counts = BTreeMap::from([("skipped.filter", 3)]);
     store
-        .save_shards(std::slice::from_ref(&two), &counts)
+        .save_shards(std::slice::from_ref(&two), &counts, None)
         .unwrap();
     store
-        .save_shards(std::slice::from_ref(&two), &counts)
+        .save_shards(std::slice::from_ref(&two), &counts, None)
         .unwrap();
     assert_eq!(
         reader.shards().unwrap(),
@@ -211,7 +210,7 @@ fn the_last_events_come_oldest_first() {
 }
 
 #[test]
-fn a_verification_keeps_its_slots_and_a_bounded_number_of_differences() {
+fn a_verification_keeps_its_slots_and_its_differences() {
     let (_dir, mut store) = store();
     assert_eq!(store.last_verify().unwrap(), None);
     let difference = |n: u64, reason: &str| Difference {
@@ -221,16 +220,16 @@ fn a_verification_keeps_its_slots_and_a_bounded_number_of_differences() {
         reason: reason.into(),
         detail: String::new(),
     };
-    let mut found: Vec<Difference> = (0..DIFFERENCES_KEPT + 5)
-        .map(|n| difference(n, "missing"))
-        .collect();
-    found.push(difference(1, "extra"));
-    store.replace_differences(&found).unwrap();
+    let found = [
+        difference(0, "missing"),
+        difference(1, "extra"),
+        difference(2, "missing"),
+    ];
+    store.add_differences(&found[..1]).unwrap();
+    store.add_differences(&found[1..]).unwrap();
     assert_eq!(store.differences(2).unwrap(), found[..2]);
-    let kept = store.differences(u32::MAX).unwrap();
-    assert_eq!(kept.len() as u64, DIFFERENCES_KEPT + 1);
-    assert_eq!(kept.last(), found.last());
-    store.replace_differences(&[]).unwrap();
+    assert_eq!(store.differences_of("extra", 9).unwrap(), found[1..2]);
+    store.clear_verify().unwrap();
     assert!(store.differences(1).unwrap().is_empty());
 
     store
@@ -255,9 +254,11 @@ fn a_verification_keeps_its_slots_and_a_bounded_number_of_differences() {
         target_sum: 5,
         state,
     };
-    store.save_slot_sums(&[row(1, "different")], 1).unwrap();
     store
-        .save_slot_sums(&[row(0, "equal"), row(16383, "different")], 2)
+        .save_slot_sums(&[row(1, "different")], 1, false)
+        .unwrap();
+    store
+        .save_slot_sums(&[row(0, "equal"), row(16383, "different")], 2, false)
         .unwrap();
     let states = BTreeMap::from([("equal".to_string(), 1), ("different".to_string(), 1)]);
     assert_eq!(store.slot_states().unwrap(), states);

@@ -1,20 +1,29 @@
 //! Function libraries of both sides: by name and code, on every master of the target.
 
-use super::Place;
+use super::side::Side;
+use super::{Check, Origin};
 use crate::error::Result;
 use crate::resp::Reply;
 use std::collections::BTreeMap;
 
 /// The libraries that differ, each with what is wrong.
-pub async fn compare(source: &Place, target: &Place) -> Result<Vec<String>> {
-    let Some(first) = source.layout.masters.first() else {
-        return Ok(Vec::new());
-    };
-    let Some(ours) = libraries(source, &first.address).await? else {
-        return Ok(Vec::new());
+pub async fn compare(check: &Check) -> Result<Vec<String>> {
+    let target = &check.target;
+    let ours = match &check.origin {
+        Origin::File(file) => file.functions(),
+        Origin::Server(side) => {
+            let layout = side.layout();
+            let Some(first) = layout.masters.first() else {
+                return Ok(Vec::new());
+            };
+            let Some(ours) = libraries(side, &first.address).await? else {
+                return Ok(Vec::new());
+            };
+            ours
+        }
     };
     let mut found = Vec::new();
-    for master in &target.layout.masters {
+    for master in &target.layout().masters {
         // A target without functions was said when it was loaded.
         let Some(theirs) = libraries(target, &master.address).await? else {
             continue;
@@ -36,8 +45,8 @@ pub async fn compare(source: &Place, target: &Place) -> Result<Vec<String>> {
 }
 
 /// Name to code; `None` where FUNCTION is not known or not allowed.
-async fn libraries(place: &Place, address: &str) -> Result<Option<BTreeMap<String, Vec<u8>>>> {
-    let mut conn = place.connect(address).await?;
+async fn libraries(side: &Side, address: &str) -> Result<Option<BTreeMap<String, Vec<u8>>>> {
+    let mut conn = side.connect(address).await?;
     let reply = conn.ask(&[b"FUNCTION", b"LIST", b"WITHCODE"]).await?;
     let Reply::Array(list) = reply else {
         return Ok(None);

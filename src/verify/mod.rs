@@ -1,38 +1,66 @@
-//! Verification: per-slot checksums of both sides, drill-down to keys, differences confirmed by fenced reads.
+//! Verification: every key of both sides read and compared, sums per slot, differences proven, live.
 //!
-//! First every key of both sides is read and summed by slot; then the keys of slots whose sums differ are compared one
-//! by one; what still differs is read again on both sides until it is equal, or stands still and differs.
-//! Invariant: a key is called different only if the source did not change between the readings that say so.
+//! First the source's keys are listed, and each is read on both sides at the same time; then the target's keys, for
+//! those that the source lacks; what did not agree is read again until it is equal, or proven different (`confirm`).
+//! Invariant: a key is called different only if the source did not change between the readings that say so, and the
+//! migration, where one runs, had applied everything before them.
 
+mod confirm;
+mod file;
 mod functions;
+mod incremental;
+mod list;
+mod progress;
+mod side;
+mod typed;
 mod walk;
 
-use crate::digest::{self, SlotSum};
+use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::scan;
-use crate::net::server::{self, Layout};
-use crate::net::{self, Conn};
-use crate::plan::{Endpoint, Job, OnExisting, Source};
+use crate::plan::{Job, OnExisting, Source};
 use crate::rdb::value::ValueKind;
-use crate::resp::Reply;
 use crate::source::private_dir;
-use crate::store::{Difference, Existing, Lock, Phase, Run, SlotRow, Store};
+use crate::store::{Existing, Lock, Phase, Run, SlotRow, Store};
 use crate::task::{Shutdown, Throttle, peak_rss};
-use crate::types::unix_ms;
-use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
+use file::Snap;
+use progress::{Done, Name, Pass, Progress, UNPROVABLE};
 use serde::Serialize;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use side::{Found, KeyFact, Role, Side};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use walk::{KeyFact, Rules, Side};
+
+/// How long a side may be away.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a verification is run, beside its plan.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The plan's own folder.
     pub work_dir: PathBuf,
     /// Only these slots; `None` is all of them.
     pub slots: Option<SlotSet>,
+    /// Only slots that were written to since they were compared last.
+    pub incremental: bool,
+    /// What earlier verifications have found of other slots stays.
+    pub keep: bool,
+    /// Asks the migration to write again what differs.
+    pub repair: bool,
+    /// Forgets what an earlier verification has left when it was stopped.
+    pub fresh: bool,
+    pub width: Width,
+    /// Told how far it is.
+    pub gauge: Arc<Gauge>,
+}
+
+/// How far a verification is.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    pub done: AtomicU64,
+    /// 0 while it is not known.
+    pub total: AtomicU64,
 }
 
 /// The slots that `--slots` names.
@@ -95,57 +123,212 @@ pub struct Summary {
     pub known_losses: u64,
     /// Function libraries that are missing at the target, are too much there, or have other code.
     pub functions_different: Vec<String>,
+    /// Keys as the servers count them, by the target's database: a cross-check that knows no filter.
+    pub dbsize: Vec<DbSize>,
+    /// True when this went on where an earlier verification was stopped.
+    pub resumed: bool,
+    /// True when only slots were read that were written to since they were compared last.
+    pub incremental: bool,
     pub elapsed_ms: u64,
     pub keys_per_s: u64,
+    /// Bytes received.
+    pub bytes_source: u64,
+    pub bytes_target: u64,
+    /// The share of one CPU that all masters of a side used meanwhile, other work included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_percent_source: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_percent_target: Option<u64>,
     pub peak_rss_bytes: u64,
 }
 
-const LISTED: usize = 1000;
-/// Keys compared at once in the drill-down; slots are taken in groups of about this many keys.
-const GROUP_KEYS: u64 = 200_000;
-/// How often a key that differs is read again before it is called unprovable.
-const CONFIRM_TRIES: u32 = 12;
+/// How many keys a database holds on each side.
+#[derive(Debug, Clone, Serialize)]
+pub struct DbSize {
+    pub db: u32,
+    pub source: u64,
+    pub target: u64,
+}
 
-/// What was found out about one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
-    Equal,
-    Missing,
-    Extra,
-    Different(&'static str),
-    Unprovable,
+const LISTED: usize = 1000;
+
+/// Where the keys come from that the target is compared with.
+pub enum Origin {
+    Server(Arc<Side>),
+    File(Snap),
+}
+
+impl Origin {
+    fn server(&self) -> Option<&Arc<Side>> {
+        match self {
+            Origin::Server(side) => Some(side),
+            Origin::File(_) => None,
+        }
+    }
+
+    fn file_fact(&self, name: &Name) -> Found {
+        match self {
+            Origin::File(file) => file.fact(name),
+            Origin::Server(_) => Found::Gone,
+        }
+    }
+}
+
+/// A comparison on its way: what every worker shares.
+pub struct Check {
+    job: Job,
+    origin: Origin,
+    target: Arc<Side>,
+    work_dir: PathBuf,
+    slots: Option<SlotSet>,
+    width: Width,
+    repair: bool,
+    /// Keys that are not compared: the target's own, which on_existing "skip" has kept, and listed losses.
+    apart: Existing,
+    throttle: Throttle,
+    /// Bytes that the throttle has taken.
+    paced: AtomicU64,
+    stop: Shutdown,
+    patience: Duration,
+    gauge: Arc<Gauge>,
+    /// What saved progress must be about to go on with it.
+    about: String,
+    store: Mutex<Store>,
+    progress: Mutex<Progress>,
+    /// Held by the one worker that confirms before the end.
+    confirming: tokio::sync::Mutex<()>,
+}
+
+impl Check {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An error when a stop was asked for.
+    fn go_on(&self) -> Result<()> {
+        match self.stop.requested() {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorKind::Interrupted,
+                "the verification was stopped",
+            )),
+        }
+    }
+
+    /// Whether a key is compared; `db` is the target's.
+    fn compared(&self, db: DbIndex, key: &[u8]) -> bool {
+        self.job.filter.accepts(key)
+            && self.job.verify.exclude.accepts(key)
+            && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
+            && !self.apart.contains(db, key)
+    }
+
+    /// The source's databases that go to one of the target's.
+    fn sources_of(&self, db: DbIndex) -> Vec<DbIndex> {
+        let from = (0..1024).map(DbIndex);
+        from.filter(|from| self.job.databases.map(*from) == Some(db))
+            .collect()
+    }
+
+    /// The databases of a side that are compared; empty is all.
+    fn dbs(&self, role: Role) -> Vec<DbIndex> {
+        if self.job.databases.is_identity() {
+            return Vec::new();
+        }
+        let all = (0..1024)
+            .map(DbIndex)
+            .filter_map(|from| Some((from, self.job.databases.map(from)?)));
+        match role {
+            Role::Source => all.map(|(from, _)| from).collect(),
+            Role::Target => all.map(|(_, to)| to).collect(),
+        }
+    }
+
+    /// Waits as long as the plan's limits want after so many keys.
+    async fn pace(&self, keys: usize) -> Result<()> {
+        let bytes = self.target.bytes.load(Relaxed)
+            + self.origin.server().map_or(0, |s| s.bytes.load(Relaxed));
+        let before = self.paced.swap(bytes, Relaxed);
+        let wait = self
+            .throttle
+            .take(keys as u64, bytes.saturating_sub(before));
+        if !wait.is_zero() {
+            self.stop.sleep(wait).await;
+        }
+        self.go_on()
+    }
+
+    /// Takes what a page has come to; now and then everything so far goes to SQLite.
+    fn commit(&self, seq: u64, done: Done) -> Result<()> {
+        let mut progress = self.progress();
+        progress.done(seq, done);
+        if progress.wants_saving() {
+            self.save(&mut progress)?;
+        }
+        Ok(())
+    }
+
+    fn save(&self, progress: &mut Progress) -> Result<()> {
+        match self.origin {
+            Origin::Server(_) => progress.save(&mut self.store(), &self.about),
+            // A file is read from its beginning again.
+            Origin::File(_) => Ok(()),
+        }
+    }
+
+    /// All passes that are still to be made.
+    async fn run(self: &Arc<Check>) -> Result<()> {
+        if self.progress().at.pass == Pass::Source {
+            walk::pass(self, Pass::Source, self.slots.clone()).await?;
+            self.progress().enter(Pass::Target);
+        }
+        if self.progress().at.pass == Pass::Target {
+            match &self.origin {
+                Origin::Server(_) => {
+                    walk::pass(self, Pass::Target, self.slots.clone()).await?;
+                }
+                Origin::File(file) => {
+                    for range in file.ranges() {
+                        file.search(self, range.clone()).await?;
+                        walk::pass(self, Pass::Target, Some(range)).await?;
+                    }
+                }
+            }
+            let mut progress = self.progress();
+            progress.enter(Pass::Confirm);
+            self.save(&mut progress)?;
+        }
+        confirm::run(self).await
+    }
 }
 
 /// Compares source and target of `job`.
 ///
-/// Errors: as for any connection; `Unsupported` when the source is a file (compare against a snapshot is not built yet).
+/// Errors: as for any connection; `Interrupted` after a stop, with the state saved: the same call goes on.
 pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> {
     let started = Instant::now();
-    let started_ms = unix_ms();
     private_dir(&options.work_dir)?;
     let verify_dir = options.work_dir.join("verify");
     private_dir(&verify_dir)?;
     // A migration may run meanwhile; only a second verification may not.
     let _lock = Lock::acquire(&verify_dir)?;
-    let Source::Server {
-        endpoint: source, ..
-    } = &job.source
-    else {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "verification against a snapshot file is not built yet",
-        )
-        .hint("load the file into a server and verify against that"));
-    };
     let mut store = Store::open(&options.work_dir)?;
     store.begin_run(&Run {
         plan: job.name.clone(),
         fingerprint: job.fingerprint.clone(),
         redacted: job.redacted.clone(),
-        mode: "replica".into(),
-        source: source.redacted_url(),
+        mode: match job.source {
+            Source::Server { .. } => "replica",
+            Source::Rdb { .. } => "rdb",
+        }
+        .into(),
+        source: job.source.to_string(),
         target: job.target.redacted_url(),
-        started_ms,
+        started_ms: unix_ms(),
     })?;
     let mut apart = (job.on_existing == OnExisting::Skip)
         .then(|| Existing::load(&options.work_dir))
@@ -155,237 +338,241 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     for (db, key, _) in &losses {
         apart.insert(*db, key);
     }
-    let check = Check {
-        source: open_side(source, "source").await?,
-        target: open_side(&job.target, "target").await?,
-        rules: Rules {
-            job: &job,
-            stop: &stop,
-            throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
-            apart,
-            slots: options.slots.clone(),
-        },
+    let origin = match &job.source {
+        Source::Server { endpoint, .. } => {
+            Origin::Server(Arc::new(Side::open(endpoint, Role::Source).await?))
+        }
+        Source::Rdb { path } => Origin::File(Snap::open(path)?),
     };
-    let found = check.run().await?;
-    let functions = functions::compare(&check.source, &check.target).await?;
-    let rows: Vec<SlotRow> = Slot::all()
-        .filter(|slot| (options.slots.as_ref()).is_none_or(|s| s.has(*slot)))
-        .map(|slot| {
-            let of = |sums: &[SlotSum]| sums.get(slot.index()).copied().unwrap_or_default();
-            let (source, target) = (of(&found.sums.0), of(&found.sums.1));
-            SlotRow {
-                slot: slot.number(),
-                source_keys: source.count,
-                source_sum: source.sum,
-                target_keys: target.count,
-                target_sum: target.sum,
-                state: if found.bad_slots.contains(&slot.number()) {
-                    "different"
-                } else {
-                    "equal"
-                },
+    let target = Arc::new(Side::open(&job.target, Role::Target).await?);
+    let slots = match options.incremental {
+        true => Some(incremental::slots(&origin, &options.work_dir, &store, &stop).await?),
+        false => options.slots.clone(),
+    };
+    let about = about(&job, &options, slots.as_ref(), &origin, &target);
+    let saved = match options.fresh {
+        true => None,
+        false => Progress::load(&store, &about)?,
+    };
+    let progress = match saved {
+        Some(progress) => progress,
+        None => {
+            store.clear_verify()?;
+            Progress::new(unix_ms())
+        }
+    };
+    let (resumed, started_ms) = (progress.resumed, progress.at.started_ms);
+    options.gauge.done.store(progress.at.compared, Relaxed);
+    if let Origin::Server(side) = &origin {
+        let total = list::estimate(side, slots.as_ref()).await
+            + list::estimate(&target, slots.as_ref()).await;
+        options.gauge.total.store(total, Relaxed);
+    }
+    let check = Arc::new(Check {
+        throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
+        patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
+        origin,
+        target,
+        work_dir: options.work_dir.clone(),
+        slots,
+        width: options.width,
+        repair: options.repair,
+        apart,
+        stop,
+        gauge: options.gauge.clone(),
+        about,
+        store: Mutex::new(store),
+        progress: Mutex::new(progress),
+        confirming: Default::default(),
+        paced: AtomicU64::new(0),
+        job,
+    });
+    let cpu = cpu_s(&check).await;
+    let ran = check.run().await;
+    if let Err(e) = ran {
+        // What was compared is worth keeping, whatever went wrong.
+        let saved = check.save(&mut check.progress());
+        return Err(e).inspect_err(|_| {
+            if let Err(e) = saved {
+                tracing::warn!("{e}");
             }
-        })
-        .collect();
-    store.save_slot_sums(&rows, unix_ms())?;
-    store.replace_differences(&found.differences)?;
-    let mut summary = found.summary(started);
+        });
+    }
+    let functions = functions::compare(&check).await?;
+    let cpu_now = cpu_s(&check).await;
+    let seconds = started.elapsed().as_secs_f64().max(0.001);
+    let percent = |before: Option<f64>, after: Option<f64>| {
+        Some((100.0 * (after? - before?).max(0.0) / seconds).round() as u64)
+    };
+    let mut summary = conclude(&check, started, started_ms, &options)?;
     summary.known_losses = losses.len() as u64;
-    summary.slots_compared = options.slots.as_ref().map_or(SLOTS, SlotSet::count);
+    summary.resumed = resumed;
+    summary.cpu_percent_source = percent(cpu.0, cpu_now.0);
+    summary.cpu_percent_target = percent(cpu.1, cpu_now.1);
+    summary.dbsize = dbsize(&check).await?;
     summary.functions_different = functions;
     summary.equal &= summary.functions_different.is_empty();
+    let mut store = check.store();
     let value = serde_json::to_value(&summary).unwrap_or_default();
     store.save_verify(&value, started_ms, unix_ms(), summary.equal)?;
+    let whole = options.slots.is_none() || options.keep;
     // A later difference takes the word back.
     match store.phase()? {
-        Phase::Stream if summary.equal && options.slots.is_none() => {
-            store.enter_phase(Phase::Verified, unix_ms())?
-        }
+        Phase::Stream if summary.equal && whole => store.enter_phase(Phase::Verified, unix_ms())?,
         Phase::Verified if !summary.equal => store.enter_phase(Phase::Stream, unix_ms())?,
         _ => {}
     }
     Ok(summary)
 }
 
-async fn open_side(endpoint: &Endpoint, name: &str) -> Result<Place> {
-    let (layout, server) = server::layout(endpoint)
-        .await
-        .map_err(|e| e.context(format!("look at the {name}")))?;
-    Ok(Place {
-        endpoint: endpoint.clone(),
-        layout,
-        pexpiretime: server.has_pexpiretime(),
+/// Names the comparison that saved progress belongs to: the plan, its options, and the nodes on both sides.
+fn about(
+    job: &Job,
+    options: &Options,
+    slots: Option<&SlotSet>,
+    origin: &Origin,
+    target: &Side,
+) -> String {
+    let nodes = |side: &Side| {
+        let layout = side.layout();
+        let nodes: Vec<&str> = layout.masters.iter().map(|m| m.address.as_str()).collect();
+        nodes.join(",")
+    };
+    format!(
+        "{} slots={} {:?} {} {}",
+        job.fingerprint,
+        slots.map_or("all".into(), SlotSet::to_string),
+        options.width,
+        origin.server().map_or("file".into(), |s| nodes(s)),
+        nodes(target),
+    )
+}
+
+async fn cpu_s(check: &Check) -> (Option<f64>, Option<f64>) {
+    let source = match &check.origin {
+        Origin::Server(side) => side.cpu_s().await,
+        Origin::File(_) => None,
+    };
+    (source, check.target.cpu_s().await)
+}
+
+async fn dbsize(check: &Check) -> Result<Vec<DbSize>> {
+    let Origin::Server(side) = &check.origin else {
+        return Ok(Vec::new());
+    };
+    let mut sizes: std::collections::BTreeMap<u32, (u64, u64)> = Default::default();
+    for (db, keys) in side.sizes().await? {
+        if let Some(to) = check.job.databases.map(db) {
+            sizes.entry(to.0).or_default().0 += keys;
+        }
+    }
+    for (db, keys) in check.target.sizes().await? {
+        sizes.entry(db.0).or_default().1 += keys;
+    }
+    let list = sizes
+        .into_iter()
+        .map(|(db, (source, target))| DbSize { db, source, target });
+    Ok(list.collect())
+}
+
+/// Writes the slots' rows and makes the answer.
+fn conclude(
+    check: &Check,
+    started: Instant,
+    started_ms: i64,
+    options: &Options,
+) -> Result<Summary> {
+    let (progress, mut store) = (check.progress(), check.store());
+    let rows: Vec<SlotRow> = Slot::all()
+        .filter(|slot| (check.slots.as_ref()).is_none_or(|s| s.has(*slot)))
+        .map(|slot| {
+            let (source, target) = progress.sums.get(slot.index()).copied().unwrap_or_default();
+            SlotRow {
+                slot: slot.number(),
+                source_keys: source.count,
+                source_sum: source.sum,
+                target_keys: target.count,
+                target_sum: target.sum,
+                state: match slot {
+                    s if progress.different.has(s) => "different",
+                    s if progress.unprovable.has(s) => "unprovable",
+                    _ => "equal",
+                },
+            }
+        })
+        .collect();
+    store.save_slot_sums(&rows, started_ms, options.keep || options.incremental)?;
+    store.end_verify_progress()?;
+    let counts = &progress.at.counts;
+    let count = |wanted: &dyn Fn(&str) -> bool| -> u64 {
+        counts
+            .iter()
+            .filter(|(r, _)| wanted(r))
+            .map(|(_, n)| n)
+            .sum()
+    };
+    let other = |r: &str| r != "missing" && r != "extra" && r != UNPROVABLE;
+    let list = |wanted: &dyn Fn(&str) -> bool| -> Result<Vec<KeyReport>> {
+        let mut listed = Vec::new();
+        for reason in counts.keys().filter(|r| wanted(r)) {
+            for d in store.differences_of(reason, (LISTED - listed.len()) as u32)? {
+                listed.push(KeyReport {
+                    db: d.db.0,
+                    key: String::from_utf8_lossy(&d.key).into_owned(),
+                    slot: d.slot,
+                    reason: d.reason,
+                });
+            }
+        }
+        Ok(listed)
+    };
+    let (keys_source, keys_target) = store.slot_keys()?;
+    let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let read: u64 = rows.iter().map(|r| r.source_keys + r.target_keys).sum();
+    Ok(Summary {
+        equal: counts.is_empty(),
+        slots: SLOTS,
+        slots_compared: rows.len(),
+        slots_different: rows.iter().filter(|r| r.state == "different").count(),
+        keys_source,
+        keys_target,
+        missing: list(&|r| r == "missing")?,
+        missing_count: count(&|r| r == "missing"),
+        extra: list(&|r| r == "extra")?,
+        extra_count: count(&|r| r == "extra"),
+        different: list(&other)?,
+        different_count: count(&other),
+        unprovable: list(&|r| r == UNPROVABLE)?,
+        unprovable_count: count(&|r| r == UNPROVABLE),
+        repaired_count: 0,
+        known_losses: 0,
+        functions_different: Vec::new(),
+        dbsize: Vec::new(),
+        resumed: false,
+        incremental: options.incremental,
+        elapsed_ms,
+        keys_per_s: read.saturating_mul(1000) / elapsed_ms.max(1),
+        bytes_source: check.origin.server().map_or(0, |s| s.bytes.load(Relaxed)),
+        bytes_target: check.target.bytes.load(Relaxed),
+        cpu_percent_source: None,
+        cpu_percent_target: None,
+        peak_rss_bytes: peak_rss(),
     })
 }
 
-/// One side: where it is and what it consists of.
-pub struct Place {
-    endpoint: Endpoint,
-    layout: Layout,
-    pexpiretime: bool,
-}
-
-struct Check<'a> {
-    source: Place,
-    target: Place,
-    rules: Rules<'a>,
-}
-
-struct Found {
-    sums: (Vec<SlotSum>, Vec<SlotSum>),
-    keys: (u64, u64),
-    bad_slots: BTreeSet<u16>,
-    differences: Vec<Difference>,
-    unprovable: Vec<Difference>,
-}
-
-impl Check<'_> {
-    async fn run(&self) -> Result<Found> {
-        let (a, b) = tokio::try_join!(
-            walk::sums(&self.source, Side::Source, &self.rules),
-            walk::sums(&self.target, Side::Target, &self.rules),
-        )?;
-        let unequal: Vec<u16> = (0..SLOTS)
-            .filter(|i| a.get(*i) != b.get(*i))
-            .map(|i| i as u16)
-            .collect();
-        let count = |sums: &[SlotSum]| sums.iter().map(|s| s.count).sum::<u64>();
-        let mut found = Found {
-            keys: (count(&a), count(&b)),
-            sums: (a, b),
-            bad_slots: BTreeSet::new(),
-            differences: Vec::new(),
-            unprovable: Vec::new(),
-        };
-        // Slots are drilled down in groups, so that memory does not grow with the number of differences.
-        let mut group: BTreeSet<u16> = BTreeSet::new();
-        let mut keys = 0;
-        for slot in unequal {
-            let size = |sums: &[SlotSum]| sums.get(usize::from(slot)).map_or(0, |s| s.count);
-            keys += size(&found.sums.0).max(size(&found.sums.1));
-            group.insert(slot);
-            if keys >= GROUP_KEYS {
-                self.drill(&std::mem::take(&mut group), &mut found).await?;
-                keys = 0;
-            }
-        }
-        if !group.is_empty() {
-            self.drill(&group, &mut found).await?;
-        }
-        Ok(found)
-    }
-
-    /// Compares the keys of some slots one by one.
-    async fn drill(&self, slots: &BTreeSet<u16>, found: &mut Found) -> Result<()> {
-        let (mut a, b) = tokio::try_join!(
-            walk::facts(&self.source, Side::Source, &self.rules, slots),
-            walk::facts(&self.target, Side::Target, &self.rules, slots),
-        )?;
-        let mut candidates: Vec<(DbIndex, Vec<u8>)> = Vec::new();
-        for (key, theirs) in b {
-            match a.remove(&key) {
-                Some(ours) if self.same(&ours, &theirs) => {}
-                _ => candidates.push(key),
-            }
-        }
-        candidates.extend(a.into_keys());
-        candidates.sort();
-        for chunk in candidates.chunks(256) {
-            for ((db, key), verdict) in chunk.iter().zip(self.confirm(chunk).await?) {
-                let slot = Slot::of(key).number();
-                let difference = |reason: &str| Difference {
-                    db: *db,
-                    key: key.clone(),
-                    slot,
-                    reason: reason.to_owned(),
-                    detail: String::new(),
-                };
-                match verdict {
-                    Verdict::Equal => {}
-                    Verdict::Missing => found.differences.push(difference("missing")),
-                    Verdict::Extra => found.differences.push(difference("extra")),
-                    Verdict::Different(reason) => found.differences.push(difference(reason)),
-                    Verdict::Unprovable => found
-                        .unprovable
-                        .push(difference("written while it was compared")),
-                }
-                if !matches!(verdict, Verdict::Equal | Verdict::Unprovable) {
-                    found.bad_slots.insert(slot);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The source's database names the key; whether its facts on both sides agree.
-    fn same(&self, a: &KeyFact, b: &KeyFact) -> bool {
-        reason(a, b, self.rules.job.verify.ttl_tolerance_ms).is_none()
-    }
-
-    /// Reads keys that differ again, source before and after the target, until each is proven one way or the other.
-    async fn confirm(&self, keys: &[(DbIndex, Vec<u8>)]) -> Result<Vec<Verdict>> {
-        let mut verdicts: Vec<Option<Verdict>> = vec![None; keys.len()];
-        // A difference seen before must be seen again after the stream has had time to bring what is on its way.
-        let mut seen: HashMap<usize, (Option<KeyFact>, Option<KeyFact>)> = HashMap::new();
-        for attempt in 0..CONFIRM_TRIES {
-            let open: Vec<usize> = (0..keys.len())
-                .filter(|i| verdicts.get(*i).is_some_and(Option::is_none))
-                .collect();
-            if open.is_empty() {
-                break;
-            }
-            if attempt > 0 {
-                tokio::time::sleep(Duration::from_millis(100 + 50 * u64::from(attempt))).await;
-            }
-            let list: Vec<(DbIndex, &[u8])> = open
-                .iter()
-                .filter_map(|i| keys.get(*i))
-                .map(|(db, k)| (*db, k.as_slice()))
-                .collect();
-            let before = walk::read(&self.source, Side::Source, self.rules.job, &list).await?;
-            let there = walk::read(&self.target, Side::Target, self.rules.job, &list).await?;
-            let after = walk::read(&self.source, Side::Source, self.rules.job, &list).await?;
-            for (n, i) in open.iter().enumerate() {
-                let (Some(before), Some(there), Some(after)) =
-                    (before.get(n), there.get(n), after.get(n))
-                else {
-                    continue;
-                };
-                let tolerance = self.rules.job.verify.ttl_tolerance_ms;
-                let verdict = match (before, there) {
-                    (None, None) => Some(Verdict::Equal),
-                    (Some(a), Some(b)) if reason(a, b, tolerance).is_none() => Some(Verdict::Equal),
-                    // The source moved on: look again.
-                    _ if before != after => None,
-                    _ if seen.get(i) != Some(&(before.clone(), there.clone())) || attempt < 3 => {
-                        None
-                    }
-                    (Some(_), None) => Some(Verdict::Missing),
-                    (None, Some(_)) => Some(Verdict::Extra),
-                    (Some(a), Some(b)) => reason(a, b, tolerance).map(Verdict::Different),
-                };
-                seen.insert(*i, (before.clone(), there.clone()));
-                if let Some(place) = verdicts.get_mut(*i) {
-                    *place = verdict;
-                }
-            }
-        }
-        Ok(verdicts
-            .into_iter()
-            .map(|v| v.unwrap_or(Verdict::Unprovable))
-            .collect())
-    }
-}
-
 /// Why two keys differ; `None` when they do not.
-fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64) -> Option<&'static str> {
+pub fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64) -> Option<&'static str> {
     if a.digest.kind != b.digest.kind {
         return Some("type");
     }
     if a.digest.value != b.digest.value {
         return Some("value");
     }
-    if a.digest.beside != b.digest.beside {
+    let beside = a.digest.beside == b.digest.beside && a.digest.agrees_later(&b.digest);
+    if beside && a.digest.wide != b.digest.wide {
+        return Some("value");
+    }
+    if !beside {
         return Some(match a.digest.kind {
             ValueKind::Hash => "field expiry",
             ValueKind::Stream => "group state",
@@ -397,95 +584,4 @@ fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64) -> Option<&'static str> {
         (Some(x), Some(y)) if (x.0 - y.0).abs() <= tolerance_ms => None,
         _ => Some("expiry"),
     }
-}
-
-impl Found {
-    fn summary(&self, started: Instant) -> Summary {
-        let list = |keep: &dyn Fn(&str) -> bool, from: &[Difference]| {
-            let all: Vec<&Difference> = from.iter().filter(|d| keep(&d.reason)).collect();
-            let shown = all.iter().take(LISTED).map(|d| KeyReport {
-                db: d.db.0,
-                key: String::from_utf8_lossy(&d.key).into_owned(),
-                slot: d.slot,
-                reason: d.reason.clone(),
-            });
-            (shown.collect(), all.len() as u64)
-        };
-        let (missing, missing_count) = list(&|r| r == "missing", &self.differences);
-        let (extra, extra_count) = list(&|r| r == "extra", &self.differences);
-        let (different, different_count) =
-            list(&|r| r != "missing" && r != "extra", &self.differences);
-        let (unprovable, unprovable_count) = list(&|_| true, &self.unprovable);
-        let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Summary {
-            equal: self.differences.is_empty() && self.unprovable.is_empty(),
-            slots: SLOTS,
-            slots_compared: SLOTS,
-            slots_different: self.bad_slots.len(),
-            keys_source: self.keys.0,
-            keys_target: self.keys.1,
-            missing,
-            missing_count,
-            extra,
-            extra_count,
-            different,
-            different_count,
-            unprovable,
-            unprovable_count,
-            repaired_count: 0,
-            known_losses: 0,
-            functions_different: Vec::new(),
-            elapsed_ms,
-            keys_per_s: (self.keys.0 + self.keys.1).saturating_mul(1000) / elapsed_ms.max(1),
-            peak_rss_bytes: peak_rss(),
-        }
-    }
-}
-
-impl Place {
-    async fn connect(&self, address: &str) -> Result<Conn> {
-        net::connect(&self.endpoint, address).await
-    }
-
-    /// The master that serves a key.
-    fn address_of(&self, key: &[u8]) -> &str {
-        let slot = Slot::of(key);
-        let master = self
-            .layout
-            .masters
-            .iter()
-            .find(|m| m.slots.has(slot))
-            .or(self.layout.masters.first());
-        master.map_or("", |m| m.address.as_str())
-    }
-}
-
-/// The databases of a side that hold keys.
-async fn databases(conn: &mut Conn, cluster: bool) -> Result<Vec<DbIndex>> {
-    match cluster {
-        true => Ok(vec![DbIndex::ZERO]),
-        false => scan::databases(conn).await,
-    }
-}
-
-/// Groups keys by what `of` says, keeping each key's place.
-fn grouped<'k, G: Ord>(
-    keys: &[(DbIndex, &'k [u8])],
-    of: impl Fn(DbIndex, &[u8]) -> Option<G>,
-) -> BTreeMap<G, Vec<(usize, &'k [u8])>> {
-    let mut groups: BTreeMap<G, Vec<(usize, &[u8])>> = BTreeMap::new();
-    for (i, (db, key)) in keys.iter().enumerate() {
-        if let Some(group) = of(*db, key) {
-            groups.entry(group).or_default().push((i, key));
-        }
-    }
-    groups
-}
-
-fn expiry_of(reply: &Reply, now: i64) -> Option<i64> {
-    reply.int().filter(|n| *n >= 0).map(|n| n + now)
-}
-
-fn digest_of(dump: &[u8]) -> Result<Option<digest::KeyDigest>> {
-    digest::of_payload(dump, unix_ms())
 }

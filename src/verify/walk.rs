@@ -1,245 +1,367 @@
-//! Reading one side: SCAN each master, DUMP and expiry pipelined, digests by slot or by key.
+//! The workers: each takes a page of keys, reads them on both sides at the same time, and says what did not agree.
 
-use super::{Place, databases, digest_of, expiry_of, grouped};
-use crate::digest::{KeyDigest, SlotSum};
-use crate::error::{Error, ErrorKind, Result};
-use crate::net::scan::Scan;
-use crate::net::{Conn, refusal};
-use crate::plan::Job;
-use crate::resp::Reply;
-use crate::store::Existing;
-use crate::task::{Shutdown, Throttle};
-use crate::types::unix_ms;
-use crate::types::{DbIndex, ExpireAt, SLOTS, Slot, SlotSet};
-use std::collections::{BTreeSet, HashMap};
+use super::list::{Listing, PAGE, Page};
+use super::progress::{Done, Name, Pass};
+use super::side::{Dumped, Found, KeyFact, Reader, Role, same_body};
+use super::{Check, Origin, confirm, reason};
+use crate::digest::SlotSum;
+use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::net::Backoff;
+use crate::types::{DbIndex, Slot, SlotSet};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+use tokio::sync::{Mutex, mpsc};
 
-/// Keys asked for in one SCAN and read in one round trip.
-const PAGE: u32 = 500;
-
-/// Which side is read: it decides how databases and filters apply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    Source,
-    Target,
-}
-
-/// What is compared of a key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyFact {
-    pub digest: KeyDigest,
-    pub expire: Option<ExpireAt>,
-}
-
-/// What is compared, and how fast it may be read.
-pub struct Rules<'a> {
-    pub job: &'a Job,
-    pub stop: &'a Shutdown,
-    pub throttle: Throttle,
-    /// Keys that are not compared: the target's own, which on_existing "skip" has kept, and listed losses.
-    pub apart: Existing,
-    /// Only these slots, if some were chosen.
-    pub slots: Option<SlotSet>,
-}
-
-impl Rules<'_> {
-    /// Whether a key is compared; `db` is the target's.
-    fn compared(&self, db: DbIndex, key: &[u8]) -> bool {
-        self.job.filter.accepts(key)
-            && self.job.verify.exclude.accepts(key)
-            && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
-            && !self.apart.contains(db, key)
-    }
-}
-
-/// A key's name on both sides: the target's database.
-type Name = (DbIndex, Vec<u8>);
-
-/// The sums of all slots of a side.
-pub async fn sums(place: &Place, side: Side, rules: &Rules<'_>) -> Result<Vec<SlotSum>> {
-    let mut all = vec![SlotSum::default(); SLOTS];
-    let walks = place.layout.masters.iter().map(|m| async move {
-        let mut mine = vec![SlotSum::default(); SLOTS];
-        walk(
-            place,
-            &m.address,
-            side,
-            rules,
-            None,
-            &mut |(db, key), fact| {
-                if let Some(sum) = mine.get_mut(Slot::of(&key).index()) {
-                    sum.add(db, &key, &fact.digest, fact.expire);
-                }
-            },
-        )
-        .await?;
-        Ok::<_, Error>(mine)
-    });
-    for mine in futures::future::try_join_all(walks).await? {
-        all.iter_mut()
-            .zip(mine)
-            .for_each(|(all, mine)| all.merge(mine));
-    }
-    Ok(all)
-}
-
-/// The keys of some slots with their facts.
-pub async fn facts(
-    place: &Place,
-    side: Side,
-    rules: &Rules<'_>,
-    slots: &BTreeSet<u16>,
-) -> Result<HashMap<Name, KeyFact>> {
-    let mut all = HashMap::new();
-    for m in &place.layout.masters {
-        walk(
-            place,
-            &m.address,
-            side,
-            rules,
-            Some(slots),
-            &mut |name, fact| {
-                all.insert(name, fact);
-            },
-        )
-        .await?;
-    }
-    Ok(all)
-}
-
-/// The database of the target under which a key of `side` is compared; `None` when the plan leaves it out.
-fn compared_db(side: Side, job: &Job, db: DbIndex) -> Option<DbIndex> {
-    match side {
-        Side::Source => job.databases.map(db),
-        // Databases of the target that nothing is moved to are not ours.
-        Side::Target => (0..1024)
-            .map(DbIndex)
-            .any(|from| job.databases.map(from) == Some(db))
-            .then_some(db),
-    }
-}
-
-async fn walk(
-    place: &Place,
-    address: &str,
-    side: Side,
-    rules: &Rules<'_>,
-    slots: Option<&BTreeSet<u16>>,
-    each: &mut (dyn FnMut(Name, KeyFact) + Send),
-) -> Result<()> {
-    let job = rules.job;
-    let mut conn = place.connect(address).await?;
-    for db in databases(&mut conn, place.layout.cluster).await? {
-        let Some(name_db) = compared_db(side, job, db) else {
-            continue;
+const WORKERS: usize = 4;
+/// Keys that did not agree are confirmed before the end when there are more than this.
+const CANDIDATES: usize = 100_000;
+/// Walks one listing to its end.
+pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Result<()> {
+    let (send, pages) = mpsc::channel(WORKERS);
+    let pages = Arc::new(Mutex::new(pages));
+    check.progress().begin();
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..WORKERS {
+        let worker = Worker {
+            check: check.clone(),
+            pass,
+            source: (check.origin.server()).map(|s| Reader::new(s.clone(), check.width)),
+            target: Reader::new(check.target.clone(), check.width),
         };
-        if db != DbIndex::ZERO {
-            conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
-        }
-        let mut scan = Scan::new();
-        while let Some(page) = scan.next(&mut conn, PAGE).await? {
-            let keys: Vec<&[u8]> = (page.iter().map(Vec::as_slice))
-                .filter(|k| {
-                    rules.compared(name_db, k)
-                        && slots.is_none_or(|s| s.contains(&Slot::of(k).number()))
-                })
-                .collect();
-            for (key, fact) in keys
-                .iter()
-                .zip(fetch(&mut conn, place.pexpiretime, &keys).await?)
-            {
-                if let Some(fact) = fact.filter(|f| job.filter.accepts_type(f.digest.kind.name())) {
-                    each((name_db, key.to_vec()), fact);
-                }
-            }
-            let bytes = conn.take_received();
-            let wait = rules.throttle.take(keys.len() as u64, bytes);
-            if !rules.stop.sleep(wait).await || rules.stop.requested() {
-                return Err(Error::new(
-                    ErrorKind::Interrupted,
-                    "the verification was stopped",
-                ));
-            }
-        }
+        workers.spawn(worker.run(pages.clone()));
     }
-    Ok(())
-}
-
-/// The facts of keys of the selected database; `None` for one that is gone.
-async fn fetch(conn: &mut Conn, pexpiretime: bool, keys: &[&[u8]]) -> Result<Vec<Option<KeyFact>>> {
-    for key in keys {
-        conn.push(&[b"DUMP", key]);
-        conn.push(&[if pexpiretime { b"PEXPIRETIME" } else { b"PTTL" }, key]);
-    }
-    conn.flush().await?;
-    let mut facts = Vec::with_capacity(keys.len());
-    for key in keys {
-        let dump = conn.reply().await?;
-        let now = if pexpiretime { 0 } else { unix_ms() };
-        let expire = expiry_of(&conn.reply().await?, now).map(ExpireAt);
-        facts.push(match dump {
-            Reply::Nil => None,
-            Reply::Bulk(bytes) => {
-                let digest = digest_of(&bytes).map_err(|e| {
-                    e.context(format!(
-                        "read the key {} of {}",
-                        crate::types::shown(key),
-                        conn.address()
-                    ))
-                })?;
-                digest.map(|digest| KeyFact { digest, expire })
+    // When the workers fail, nobody is left to listen.
+    drop(pages);
+    let listing = async {
+        match (&check.origin, pass) {
+            (Origin::File(file), Pass::Source) => file.list(check, send).await,
+            (Origin::Server(side), Pass::Source) => {
+                let dbs = check.dbs(side.role);
+                let listing = Listing {
+                    side: side.clone(),
+                    from: check.progress().at.position.clone(),
+                    slots: slots.clone(),
+                    dbs,
+                    stop: check.stop.clone(),
+                    patience: check.patience,
+                };
+                listing.run(send).await
             }
-            Reply::Error(text) => return Err(refusal("DUMP", &text)),
             _ => {
-                return Err(Error::new(
-                    ErrorKind::Protocol,
-                    format!(
-                        "{} answered DUMP in a form that is not understood",
-                        conn.address()
-                    ),
-                ));
+                let listing = Listing {
+                    side: check.target.clone(),
+                    from: check.progress().at.position.clone(),
+                    slots: slots.clone(),
+                    dbs: check.dbs(check.target.role),
+                    stop: check.stop.clone(),
+                    patience: check.patience,
+                };
+                listing.run(send).await
             }
-        });
-    }
-    Ok(facts)
+        }
+    };
+    let working = async {
+        while let Some(ended) = workers.join_next().await {
+            ended.map_err(|e| {
+                Error::new(ErrorKind::Bug, "a worker of the comparison panicked").cause(e)
+            })??;
+        }
+        Ok(())
+    };
+    tokio::try_join!(listing, working).map(drop)
 }
 
-/// Reads given keys (named by the target's database) again.
-pub async fn read(
-    place: &Place,
-    side: Side,
-    job: &Job,
-    keys: &[(DbIndex, &[u8])],
-) -> Result<Vec<Option<KeyFact>>> {
-    let mut facts = vec![None; keys.len()];
-    let groups = grouped(keys, |db, key| {
-        let dbs: Vec<DbIndex> = match side {
-            Side::Target => vec![db],
-            Side::Source => (0..1024)
-                .map(DbIndex)
-                .filter(|from| job.databases.map(*from) == Some(db))
-                .collect(),
-        };
-        Some((place.address_of(key).to_owned(), dbs))
-    });
-    for ((address, dbs), members) in groups {
-        let mut conn = place.connect(&address).await?;
-        let names: Vec<&[u8]> = members.iter().map(|(_, k)| *k).collect();
-        for db in dbs {
-            if db != DbIndex::ZERO
-                && let Reply::Error(_) = conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await?
-            {
-                // The server has fewer databases.
-                break;
+struct Worker {
+    check: Arc<Check>,
+    pass: Pass,
+    source: Option<Reader>,
+    target: Reader,
+}
+
+impl Worker {
+    async fn run(mut self, pages: Arc<Mutex<mpsc::Receiver<Page>>>) -> Result<()> {
+        loop {
+            let page = pages.lock().await.recv().await;
+            let Some(page) = page else { return Ok(()) };
+            let (began, mut backoff) = (Instant::now(), Backoff::new());
+            let done = loop {
+                self.check.go_on()?;
+                let work: BoxFuture<'_, Result<Done>> = match self.pass {
+                    Pass::Source => self.compare(&page).boxed(),
+                    _ => self.search(&page).boxed(),
+                };
+                match work.await {
+                    Ok(done) => break done,
+                    Err(e) if e.retry() == Retry::Never => return Err(e),
+                    Err(e) if began.elapsed() > self.check.patience => return Err(e),
+                    Err(e) => {
+                        tracing::warn!("reading keys failed, trying again: {e}");
+                        if !self.check.stop.sleep(backoff.next()).await {
+                            return Err(e);
+                        }
+                        self.reset().await;
+                    }
+                }
+            };
+            self.check.commit(page.seq, done)?;
+            if self.check.progress().candidates.len() > CANDIDATES {
+                let _one = self.check.confirming.lock().await;
+                confirm::some(&self.check, CANDIDATES / 2).boxed().await?;
             }
-            for ((i, _), fact) in members
-                .iter()
-                .zip(fetch(&mut conn, place.pexpiretime, &names).await?)
-            {
-                if let (Some(place), Some(fact)) = (facts.get_mut(*i), fact) {
-                    *place = Some(fact);
+        }
+    }
+
+    async fn reset(&mut self) {
+        self.target.reset();
+        let _ = self.check.target.refresh().await;
+        if let Some(source) = &mut self.source {
+            source.reset();
+            let _ = source.side.refresh().await;
+        }
+    }
+
+    /// The source's keys: read on both sides.
+    async fn compare(&mut self, page: &Page) -> Result<Done> {
+        let mut done = Done {
+            position: page.next.clone(),
+            ..Done::default()
+        };
+        let check = self.check.clone();
+        let Some(name_db) = check.job.databases.map(page.db) else {
+            return Ok(done);
+        };
+        let mut tally = Tally {
+            check: &check,
+            db: name_db,
+            sums: HashMap::new(),
+            done: &mut done,
+        };
+        if let Some(facts) = &page.facts {
+            // Of a file: only the target is read.
+            let (mut keys, mut ours) = (Vec::new(), Vec::new());
+            for (key, fact) in page.keys.iter().zip(facts) {
+                if check.compared(name_db, key) {
+                    keys.push(key.as_slice());
+                    ours.push(fact);
+                }
+            }
+            let theirs = self.target.facts(name_db, &keys).await?;
+            for ((key, a), b) in keys.iter().zip(ours).zip(theirs) {
+                tally.take(key, Found::Here(a.clone()), b);
+            }
+            if let Origin::File(file) = &check.origin {
+                file.count(keys.len() as u64);
+            }
+            self.check.pace(keys.len()).await?;
+        } else if let Some(source) = &mut self.source {
+            let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
+                .filter(|k| check.compared(name_db, k))
+                .collect();
+            let (windows, large) = source.windows(page.db, &keys).await?;
+            for window in windows {
+                let read = pairs(source, page.db, &mut self.target, name_db, &window).await?;
+                for (key, (a, b)) in window.iter().zip(read) {
+                    tally.take(key, a, b);
+                }
+                self.check.pace(window.len()).await?;
+            }
+            for key in large {
+                let (a, b) =
+                    tokio::try_join!(source.typed(page.db, key), self.target.typed(name_db, key))?;
+                tally.take(key, a, b);
+                self.check.pace(1).await?;
+            }
+        }
+        self.check
+            .gauge
+            .done
+            .fetch_add(page.keys.len() as u64, Relaxed);
+        let sums = tally.sums.into_iter();
+        done.sums = sums.map(|(slot, (a, b))| (slot, a, b)).collect();
+        Ok(done)
+    }
+
+    /// The target's keys: those that the source lacks.
+    async fn search(&mut self, page: &Page) -> Result<Done> {
+        let mut done = Done {
+            position: page.next.clone(),
+            ..Done::default()
+        };
+        let check = self.check.clone();
+        let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
+            .filter(|k| check.compared(page.db, k))
+            .collect();
+        let gone = match (&check.origin, &mut self.source) {
+            (Origin::File(file), _) => file.lacks(page.db, &keys),
+            (_, Some(source)) => absent(&check, source, page.db, &keys).await?,
+            _ => Vec::new(),
+        };
+        done.candidates = gone.into_iter().map(|k| (page.db, k)).collect();
+        check.gauge.done.fetch_add(page.keys.len() as u64, Relaxed);
+        check.pace(keys.len()).await?;
+        Ok(done)
+    }
+}
+
+/// Takes what was found of a page's keys.
+struct Tally<'a> {
+    check: &'a Check,
+    /// The target's.
+    db: DbIndex,
+    sums: HashMap<u16, (SlotSum, SlotSum)>,
+    done: &'a mut Done,
+}
+
+impl Tally<'_> {
+    fn take(&mut self, key: &[u8], a: Found, b: Found) {
+        let (check, db) = (self.check, self.db);
+        match (&a, &b) {
+            (Found::Here(a), _) if !check.job.filter.accepts_type(a.digest.kind.name()) => {}
+            (Found::Here(a), Found::Here(b)) if check.agree(a, b) => {
+                let (ours, theirs) = self.sums.entry(Slot::of(key).number()).or_default();
+                // Within the tolerance an expiry counts as the source's.
+                ours.add(db, key, &a.digest, a.expire);
+                theirs.add(db, key, &a.digest, a.expire);
+                self.done.compared += 1;
+            }
+            (Found::Gone, Found::Gone) => {}
+            _ => {
+                if let (Origin::File(file), Found::Here(a)) = (&check.origin, &a) {
+                    file.keep((db, key.to_vec()), a.clone());
+                }
+                self.done.candidates.push((db, key.to_vec()));
+            }
+        }
+    }
+}
+
+/// Those of some keys of the target that the source does not hold.
+async fn absent(
+    check: &Check,
+    source: &mut Reader,
+    db: DbIndex,
+    keys: &[&[u8]],
+) -> Result<Vec<Vec<u8>>> {
+    let mut gone: Vec<&[u8]> = keys.to_vec();
+    for from in check.sources_of(db) {
+        let types = source.types(from, &gone).await?;
+        gone = (gone.iter().zip(types))
+            .filter(|(_, name)| {
+                (name.as_ref()).is_none_or(|n| !n.is_empty() && !check.job.filter.accepts_type(n))
+            })
+            .map(|(k, _)| *k)
+            .collect();
+    }
+    Ok(gone.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// What both sides hold of some keys; values of the same bytes are decoded once.
+async fn pairs(
+    source: &mut Reader,
+    source_db: DbIndex,
+    target: &mut Reader,
+    target_db: DbIndex,
+    keys: &[&[u8]],
+) -> Result<Vec<(Found, Found)>> {
+    if !(source.side.dump.load(Relaxed) && target.side.dump.load(Relaxed)) {
+        let (a, b) = tokio::try_join!(
+            source.window(source_db, keys),
+            target.window(target_db, keys)
+        )?;
+        return Ok(a.into_iter().zip(b).collect());
+    }
+    let read = tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
+    let (ours, theirs) = match read {
+        Ok(read) => read,
+        // One side refuses DUMP: `window` finds out which.
+        Err(e) if e.kind() == ErrorKind::Refused => {
+            source.reset();
+            target.reset();
+            let (a, b) = tokio::try_join!(
+                source.window(source_db, keys),
+                target.window(target_db, keys)
+            )?;
+            return Ok(a.into_iter().zip(b).collect());
+        }
+        Err(e) => return Err(e),
+    };
+    let mut found = Vec::with_capacity(keys.len());
+    for ((a, b), key) in ours.iter().zip(&theirs).zip(keys) {
+        let first = source.digest(a, key)?;
+        let second = match (a, b, &first) {
+            (Dumped::Here(p, _), Dumped::Here(q, expire), Found::Here(fact)) if same_body(p, q) => {
+                Found::Here(KeyFact {
+                    digest: fact.digest,
+                    expire: *expire,
+                })
+            }
+            _ => target.digest(b, key)?,
+        };
+        found.push((first, second));
+    }
+    Ok(found)
+}
+
+/// What both sides hold of given keys (of the target's databases), read at the same time.
+pub async fn both(
+    check: &Check,
+    source: Option<&mut Reader>,
+    target: &mut Reader,
+    names: &[Name],
+) -> Result<Vec<(Found, Found)>> {
+    let theirs = of_names(check, target, names);
+    match source {
+        Some(source) => {
+            let ours = of_names(check, source, names);
+            let (a, b) = tokio::try_join!(ours, theirs)?;
+            Ok(a.into_iter().zip(b).collect())
+        }
+        None => {
+            let ours = (names.iter()).map(|name| check.origin.file_fact(name));
+            Ok(ours.zip(theirs.await?).collect())
+        }
+    }
+}
+
+/// What one side holds of given keys (of the target's databases).
+pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Result<Vec<Found>> {
+    let mut found = vec![Found::Gone; names.len()];
+    let mut by_db: HashMap<DbIndex, Vec<usize>> = HashMap::new();
+    for (i, (db, _)) in names.iter().enumerate() {
+        by_db.entry(*db).or_default().push(i);
+    }
+    for (db, places) in by_db {
+        let dbs = match reader.side.role {
+            Role::Source => check.sources_of(db),
+            Role::Target => vec![db],
+        };
+        for from in dbs {
+            for places in places.chunks(PAGE) {
+                let keys: Vec<&[u8]> = (places.iter())
+                    .filter_map(|i| names.get(*i))
+                    .map(|(_, k)| k.as_slice())
+                    .collect();
+                let facts = reader.facts(from, &keys).await?;
+                for (i, fact) in places.iter().zip(facts) {
+                    if let Some(place) = found.get_mut(*i)
+                        && fact != Found::Gone
+                    {
+                        *place = fact;
+                    }
                 }
             }
         }
     }
-    Ok(facts)
+    Ok(found)
+}
+
+impl Check {
+    /// Whether two facts are the same, the plan's tolerance granted.
+    pub fn agree(&self, a: &KeyFact, b: &KeyFact) -> bool {
+        reason(a, b, self.job.verify.ttl_tolerance_ms).is_none()
+    }
 }

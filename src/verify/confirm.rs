@@ -1,0 +1,247 @@
+//! Proof of a difference: what was not equal is read again until it is equal, or stands still and differs.
+//!
+//! The source is read, then the migration is waited for until it has applied what the source had written by then, then
+//! the target is read, then the source once more. Only a key that the source did not change in between can be called
+//! different, and only when two such rounds say the same.
+
+use super::progress::{Name, UNPROVABLE};
+use super::side::{Found, Reader, Side};
+use super::{Check, reason, walk};
+use crate::digest::SlotSum;
+use crate::error::{Result, Retry};
+use crate::net::server;
+use crate::store::{Difference, Lock, Store};
+use crate::task::Shutdown;
+use crate::types::{ReplOffset, Slot};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Keys confirmed at a time.
+const CHUNK: usize = 20_000;
+/// Readings without waiting for the migration.
+const QUICK: u32 = 4;
+/// Readings before a key is called unprovable.
+const TRIES: u32 = 14;
+/// How long the migration may take to apply what the source has written.
+const LAG_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What was found out about one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Verdict {
+    Equal,
+    Different(&'static str),
+}
+
+/// Confirms all candidates; differences go to SQLite, their sums to the slots.
+pub async fn run(check: &Check) -> Result<()> {
+    some(check, 0).await
+}
+
+/// Confirms candidates until no more than `left` are left.
+pub async fn some(check: &Check, left: usize) -> Result<()> {
+    let mut source = (check.origin.server()).map(|s| Reader::new(s.clone(), check.width));
+    let mut target = Reader::new(check.target.clone(), check.width);
+    loop {
+        check.go_on()?;
+        let names: Vec<Name> = {
+            let progress = check.progress();
+            let many = progress.candidates.len() > left;
+            let some = progress.candidates.iter().take(CHUNK).cloned();
+            if many { some.collect() } else { Vec::new() }
+        };
+        if names.is_empty() {
+            return Ok(());
+        }
+        let read = confirm(check, source.as_mut(), &mut target, &names).await?;
+        let (mut progress, mut store) = (check.progress(), check.store());
+        let (mut differences, mut repairs) = (Vec::new(), Vec::new());
+        for (name, (a, b, verdict)) in names.iter().zip(&read) {
+            let (db, key) = name;
+            let slot = Slot::of(key).number();
+            let (mut ours, mut theirs) = (SlotSum::default(), SlotSum::default());
+            let equal = *verdict == Some(Verdict::Equal);
+            if let Some(a) = a.fact() {
+                ours.add(*db, key, &a.digest, a.expire);
+            }
+            if let Some(b) = b.fact() {
+                // Within the tolerance an expiry counts as the source's.
+                let expire = a.fact().filter(|_| equal).map_or(b.expire, |a| a.expire);
+                theirs.add(*db, key, &b.digest, expire);
+            }
+            progress.add(slot, ours, theirs);
+            progress.candidates.remove(name);
+            let reason = match verdict {
+                Some(Verdict::Equal) => {
+                    progress.at.compared += 1;
+                    continue;
+                }
+                Some(Verdict::Different(reason)) => reason,
+                None => UNPROVABLE,
+            };
+            if reason != UNPROVABLE {
+                repairs.push(name.clone());
+            }
+            if !progress.differs(slot, reason) {
+                continue;
+            }
+            differences.push(Difference {
+                db: *db,
+                key: key.clone(),
+                slot,
+                reason: reason.to_owned(),
+                detail: String::new(),
+            });
+        }
+        if check.repair {
+            store.ask_repairs(&repairs)?;
+        }
+        store.add_differences(&differences)?;
+        drop(store);
+        check.save(&mut progress)?;
+    }
+}
+
+type Read = (Found, Found, Option<Verdict>);
+
+async fn confirm(
+    check: &Check,
+    mut source: Option<&mut Reader>,
+    target: &mut Reader,
+    names: &[Name],
+) -> Result<Vec<Read>> {
+    let mut read: Vec<Read> = vec![(Found::Gone, Found::Gone, None); names.len()];
+    // What a round has proven; a second one must say the same.
+    let mut proven: HashMap<usize, (Found, Found)> = HashMap::new();
+    let (began, mut attempt) = (Instant::now(), 0);
+    while attempt < TRIES {
+        check.go_on()?;
+        let open: Vec<usize> = (0..names.len())
+            .filter(|i| read.get(*i).is_some_and(|r| r.2.is_none()))
+            .collect();
+        if open.is_empty() {
+            break;
+        }
+        let list: Vec<Name> = open.iter().filter_map(|i| names.get(*i)).cloned().collect();
+        let round = async {
+            if attempt < QUICK {
+                let both = walk::both(check, source.as_deref_mut(), target, &list).await?;
+                return Ok((both, None));
+            }
+            match source.as_deref_mut() {
+                None => Ok((
+                    walk::both(check, None, target, &list).await?,
+                    Some(Vec::new()),
+                )),
+                Some(source) => {
+                    let before = walk::of_names(check, source, &list).await?;
+                    let caught_up = match Lock::holder(&check.work_dir) {
+                        Some(_) => {
+                            let side = source.side.clone();
+                            wait_for_stream(&side, &check.work_dir, &check.stop, true).await?
+                        }
+                        None => true,
+                    };
+                    let theirs = walk::of_names(check, target, &list).await?;
+                    let after = walk::of_names(check, source, &list).await?;
+                    let both = before.into_iter().zip(theirs).collect();
+                    Ok((both, caught_up.then_some(after)))
+                }
+            }
+        };
+        let (both, after) = match round.await {
+            Ok(found) => found,
+            Err(e) => {
+                let e: crate::error::Error = e;
+                if e.retry() == Retry::Never || began.elapsed() > check.patience {
+                    return Err(e);
+                }
+                tracing::warn!("reading keys again failed, trying again: {e}");
+                target.reset();
+                let _ = check.target.refresh().await;
+                if let Some(source) = source.as_deref_mut() {
+                    source.reset();
+                    let _ = source.side.refresh().await;
+                }
+                check.stop.sleep(Duration::from_millis(300)).await;
+                continue;
+            }
+        };
+        for (n, (i, (a, b))) in open.iter().zip(both).enumerate() {
+            let why = difference(check, &a, &b);
+            let stood_still = match &after {
+                // A file stands still.
+                Some(after) => after.get(n).is_none_or(|now| *now == a),
+                None => false,
+            };
+            let verdict = match why {
+                None if a != Found::Elsewhere && b != Found::Elsewhere => Some(Verdict::Equal),
+                Some(reason) if stood_still => {
+                    let again = proven.insert(*i, (a.clone(), b.clone()));
+                    (again == Some((a.clone(), b.clone()))).then_some(Verdict::Different(reason))
+                }
+                _ => None,
+            };
+            if let Some(place) = read.get_mut(*i) {
+                *place = (a, b, verdict);
+            }
+        }
+        if attempt < QUICK || after.is_none() {
+            let nap = Duration::from_millis(20 << attempt.min(5));
+            check.stop.sleep(nap).await;
+        }
+        attempt += 1;
+    }
+    Ok(read)
+}
+
+/// Why two findings differ; `None` when they do not.
+fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
+    let wanted =
+        |f: &Found| (f.fact()).is_some_and(|f| check.job.filter.accepts_type(f.digest.kind.name()));
+    match (a, b) {
+        (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
+        (Found::Here(x), Found::Here(y)) if wanted(a) => {
+            reason(x, y, check.job.verify.ttl_tolerance_ms)
+        }
+        _ if wanted(a) => Some("missing"),
+        _ if wanted(b) => Some("extra"),
+        _ => None,
+    }
+}
+
+/// Waits until the migration has applied what the source has written until now; false when it does not get there.
+pub async fn wait_for_stream(
+    source: &Side,
+    work_dir: &Path,
+    stop: &Shutdown,
+    running: bool,
+) -> Result<bool> {
+    let mut wanted: BTreeMap<String, ReplOffset> = BTreeMap::new();
+    for master in &source.layout().masters {
+        let mut conn = source.connect(&master.address).await?;
+        let offset = server::replication_offset(&mut conn).await?;
+        wanted.insert(master.address.clone(), offset);
+    }
+    let began = Instant::now();
+    loop {
+        let Some(store) = Store::open_readonly(work_dir)? else {
+            return Ok(true);
+        };
+        let behind = store.shards()?.iter().any(|s| {
+            let wanted = wanted.get(&s.address);
+            // While its snapshot is being loaded, what is missing is missing.
+            s.snapshot_loaded && wanted.is_some_and(|at| s.applied.is_none_or(|done| done < *at))
+        });
+        if !behind {
+            return Ok(true);
+        }
+        let gone = running && Lock::holder(work_dir).is_none();
+        if !running || gone || began.elapsed() > LAG_PATIENCE {
+            return Ok(gone);
+        }
+        if !stop.sleep(Duration::from_millis(100)).await {
+            return Ok(false);
+        }
+    }
+}

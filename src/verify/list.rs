@@ -1,0 +1,330 @@
+//! Lists the keys of one side page by page, in an order in which a stopped comparison can go on.
+//!
+//! By slot where the server can list a slot, else by SCAN, whose repetitions are left out.
+
+use super::side::{KeyFact, Side};
+use crate::error::{Error, Result, Retry};
+use crate::net::scan::{self, Scan};
+use crate::net::{Backoff, Conn};
+use crate::resp::Reply;
+use crate::task::Shutdown;
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet, db_key};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Keys of a page.
+pub const PAGE: usize = 1000;
+/// Slots asked for at a time.
+const SLOTS_AT_ONCE: usize = 64;
+/// A slot with more keys than this is not listed in one answer.
+const SLOT_LIMIT: i64 = 500_000;
+/// Hashes of keys kept to leave repetitions of SCAN out: 80 MB. Beyond, a key may be counted twice (on both sides).
+const SEEN_LIMIT: usize = 7_000_000;
+
+/// Where a listing goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Position {
+    /// In the order of slots: the next one.
+    Slot(u16),
+    /// SCAN: the master, its database, and the cursor of the next page.
+    Scan {
+        node: String,
+        db: u32,
+        cursor: String,
+    },
+    End,
+}
+
+/// Some keys of one database.
+pub struct Page {
+    pub seq: u64,
+    pub db: DbIndex,
+    pub keys: Vec<Vec<u8>>,
+    /// What they hold, where the listing tells (a snapshot file).
+    pub facts: Option<Vec<KeyFact>>,
+    /// Where the listing goes on once this page is done; `None` in the middle of slots.
+    pub next: Option<Position>,
+}
+
+/// What is listed.
+pub struct Listing {
+    pub side: Arc<Side>,
+    pub from: Option<Position>,
+    /// Only these slots.
+    pub slots: Option<SlotSet>,
+    /// Only these databases; empty is all.
+    pub dbs: Vec<DbIndex>,
+    pub stop: Shutdown,
+    pub patience: Duration,
+}
+
+/// Pages on their way to the workers.
+pub struct Out {
+    pages: mpsc::Sender<Page>,
+    seq: u64,
+}
+
+impl Out {
+    pub fn new(pages: mpsc::Sender<Page>) -> Out {
+        Out { pages, seq: 0 }
+    }
+
+    /// False when nobody listens any more.
+    pub async fn send(
+        &mut self,
+        db: DbIndex,
+        keys: Vec<Vec<u8>>,
+        facts: Option<Vec<KeyFact>>,
+        next: Option<Position>,
+    ) -> bool {
+        let page = Page {
+            seq: self.seq,
+            db,
+            keys,
+            facts,
+            next,
+        };
+        self.seq += 1;
+        self.pages.send(page).await.is_ok()
+    }
+}
+
+impl Listing {
+    /// Sends all pages; ends early when nobody listens or a stop is asked for.
+    pub async fn run(self, pages: mpsc::Sender<Page>) -> Result<()> {
+        let mut out = Out::new(pages);
+        let by_slot = match &self.from {
+            Some(Position::End) => return Ok(()),
+            Some(Position::Slot(_)) => true,
+            Some(Position::Scan { .. }) => false,
+            None => self.side.cluster && self.lists_slots().await?,
+        };
+        match by_slot {
+            true => self.by_slot(&mut out).await,
+            false => self.by_scan(&mut out).await,
+        }
+    }
+
+    async fn lists_slots(&self) -> Result<bool> {
+        let layout = self.side.layout();
+        let Some(master) = layout.masters.first() else {
+            return Ok(false);
+        };
+        let mut conn = self.side.connect(&master.address).await?;
+        let reply = conn.ask(&[b"CLUSTER", b"COUNTKEYSINSLOT", b"0"]).await?;
+        Ok(matches!(reply, Reply::Int(_)))
+    }
+
+    fn wants(&self, slot: Slot) -> bool {
+        self.slots.as_ref().is_none_or(|s| s.has(slot))
+    }
+
+    async fn by_slot(&self, out: &mut Out) -> Result<()> {
+        let first = match self.from {
+            Some(Position::Slot(n)) => usize::from(n),
+            _ => 0,
+        };
+        let wanted: Vec<Slot> = (Slot::all().skip(first))
+            .filter(|s| self.wants(*s))
+            .collect();
+        let mut conns: HashMap<String, Conn> = HashMap::new();
+        for slots in wanted.chunks(SLOTS_AT_ONCE) {
+            let (began, mut backoff) = (Instant::now(), Backoff::new());
+            let listed = loop {
+                match self.slots(&mut conns, slots).await {
+                    Ok(listed) => break listed,
+                    Err(e) => {
+                        conns.clear();
+                        self.again(e, began, &mut backoff).await?;
+                    }
+                }
+            };
+            // Small slots share a page; a large one has several.
+            let mut page = Vec::new();
+            for (slot, keys) in slots.iter().zip(listed) {
+                let mut keys = keys.into_iter();
+                loop {
+                    page.extend(keys.by_ref().take(PAGE.saturating_sub(page.len())));
+                    if page.len() < PAGE {
+                        break;
+                    }
+                    if !out
+                        .send(DbIndex::ZERO, std::mem::take(&mut page), None, None)
+                        .await
+                    {
+                        return Ok(());
+                    }
+                }
+                if Some(slot) == slots.last() {
+                    let next = Some(Position::Slot(slot.number().saturating_add(1)));
+                    if !out
+                        .send(DbIndex::ZERO, std::mem::take(&mut page), None, next)
+                        .await
+                    {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The keys of each slot, asked of its master.
+    async fn slots(
+        &self,
+        conns: &mut HashMap<String, Conn>,
+        slots: &[Slot],
+    ) -> Result<Vec<Vec<Vec<u8>>>> {
+        let layout = self.side.layout();
+        let mut by_master: BTreeMap<&str, Vec<(usize, Slot)>> = BTreeMap::new();
+        for (i, slot) in slots.iter().enumerate() {
+            if let Some(master) = layout.masters.iter().find(|m| m.slots.has(*slot)) {
+                by_master
+                    .entry(&master.address)
+                    .or_default()
+                    .push((i, *slot));
+            }
+        }
+        let mut listed = vec![Vec::new(); slots.len()];
+        for (address, slots) in by_master {
+            let conn = match conns.get_mut(address) {
+                Some(conn) => conn,
+                None => {
+                    let conn = self.side.connect(address).await?;
+                    conns.entry(address.to_owned()).or_insert(conn)
+                }
+            };
+            let asked: Vec<Slot> = slots.iter().map(|(_, s)| *s).collect();
+            let found = scan::slots_keys(conn, &asked, SLOT_LIMIT).await?;
+            for ((i, slot), keys) in slots.into_iter().zip(found) {
+                let keys = match keys {
+                    Some(keys) => keys,
+                    None => search(conn, slot).await?,
+                };
+                if let Some(place) = listed.get_mut(i) {
+                    *place = keys;
+                }
+            }
+        }
+        Ok(listed)
+    }
+
+    async fn by_scan(&self, out: &mut Out) -> Result<()> {
+        let (mut from, mut seen) = (self.from.clone(), HashSet::new());
+        let units = self.units().await?;
+        for (i, (address, db)) in units.iter().enumerate() {
+            let mut scan = match &from {
+                Some(Position::Scan { node, db: at, .. }) if (node, at) != (address, &db.0) => {
+                    continue;
+                }
+                Some(Position::Scan { cursor, .. }) => Scan::from(cursor.clone().into_bytes()),
+                _ => Scan::new(),
+            };
+            from = None;
+            let after = match units.get(i + 1) {
+                Some((node, db)) => at(node, *db, b"0"),
+                None => Position::End,
+            };
+            let mut conn = self.open(address, *db).await?;
+            let (mut began, mut backoff) = (Instant::now(), Backoff::new());
+            loop {
+                let mut keys = match scan.next(&mut conn, PAGE as u32).await {
+                    Ok(Some(keys)) => keys,
+                    Ok(None) => break,
+                    Err(e) => {
+                        self.again(e, began, &mut backoff).await?;
+                        if let Ok(next) = self.open(address, *db).await {
+                            conn = next;
+                        }
+                        continue;
+                    }
+                };
+                (began, backoff) = (Instant::now(), Backoff::new());
+                keys.retain(|key| {
+                    self.wants(Slot::of(key))
+                        && (seen.len() >= SEEN_LIMIT || seen.insert(hash(*db, key)))
+                });
+                let next = match scan.cursor() {
+                    Some(cursor) => at(address, *db, cursor),
+                    None => after.clone(),
+                };
+                if !out.send(*db, keys, None, Some(next)).await {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Masters and databases in the order in which they are scanned.
+    async fn units(&self) -> Result<Vec<(String, DbIndex)>> {
+        let mut units = Vec::new();
+        for master in &self.side.layout().masters {
+            let mut conn = self.side.connect(&master.address).await?;
+            let found = match self.side.cluster {
+                true => vec![(DbIndex::ZERO, 0)],
+                false => scan::databases(&mut conn).await?,
+            };
+            let wanted = |db: &DbIndex| self.dbs.is_empty() || self.dbs.contains(db);
+            let dbs = found.into_iter().map(|(db, _)| db).filter(wanted);
+            units.extend(dbs.map(|db| (master.address.clone(), db)));
+        }
+        Ok(units)
+    }
+
+    async fn open(&self, address: &str, db: DbIndex) -> Result<Conn> {
+        let mut conn = self.side.connect(address).await?;
+        if db != DbIndex::ZERO {
+            conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        }
+        Ok(conn)
+    }
+
+    /// Waits after a failure that may pass; the failure itself when it will not.
+    async fn again(&self, e: Error, began: Instant, backoff: &mut Backoff) -> Result<()> {
+        if e.retry() == Retry::Never || began.elapsed() > self.patience {
+            return Err(e);
+        }
+        tracing::warn!("listing keys failed, trying again: {e}");
+        if !self.stop.sleep(backoff.next()).await {
+            return Err(e);
+        }
+        let _ = self.side.refresh().await;
+        Ok(())
+    }
+}
+
+fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
+    Position::Scan {
+        node: node.to_owned(),
+        db: db.0,
+        cursor: String::from_utf8_lossy(cursor).into_owned(),
+    }
+}
+
+fn hash(db: DbIndex, key: &[u8]) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &db_key(db, key))
+}
+
+/// The keys of a slot that is too large for one answer.
+async fn search(conn: &mut Conn, slot: Slot) -> Result<Vec<Vec<u8>>> {
+    let (mut keys, mut scan) = (Vec::new(), Scan::new());
+    while let Some(page) = scan.next(conn, PAGE as u32).await? {
+        keys.extend(page.into_iter().filter(|k| Slot::of(k) == slot));
+    }
+    Ok(keys)
+}
+
+/// About how many keys are listed, for a display.
+pub async fn estimate(side: &Side, slots: Option<&SlotSet>) -> u64 {
+    let Ok(sizes) = side.sizes().await else {
+        return 0;
+    };
+    let all: u64 = sizes.values().sum();
+    let share = slots.map_or(SLOTS, SlotSet::count) as u64;
+    all.saturating_mul(share) / SLOTS as u64
+}
