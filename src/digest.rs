@@ -19,21 +19,21 @@ pub struct KeyDigest {
     pub value: u64,
     /// The expiries of a hash's fields; the groups, consumers and pending entries of a stream; 0 without any.
     pub beside: u64,
-    /// What streams have counted since Redis 7: entries added, the last id deleted, entries read by each group.
-    /// `None` for a payload that cannot hold it.
+    /// What streams have counted since Redis 7: entries added and the last id deleted; `None` for a payload that cannot
+    /// hold it.
     pub later: Option<u64>,
+    /// The same of how many entries each group has read, which older sources do not replicate.
+    pub read: Option<u64>,
     /// Value and beside once more, by a hash of another family; 0 with [`Width::Bits64`].
     pub wide: u64,
     pub kind: ValueKind,
 }
 
 impl KeyDigest {
-    /// Whether streams agree in what both sides have counted.
-    pub fn agrees_later(&self, other: &KeyDigest) -> bool {
-        match (self.later, other.later) {
-            (Some(a), Some(b)) => a == b,
-            _ => true,
-        }
+    /// Whether streams agree in what both sides have counted; `silent` leaves out what groups have read.
+    pub fn agrees_later(&self, other: &KeyDigest, silent: bool) -> bool {
+        let agree = |a: Option<u64>, b: Option<u64>| a.zip(b).is_none_or(|(a, b)| a == b);
+        agree(self.later, other.later) && (silent || agree(self.read, other.read))
     }
 }
 
@@ -64,6 +64,7 @@ impl SlotSum {
         let value = digest.value
             ^ digest.beside.rotate_left(9)
             ^ digest.later.map_or(0, |l| mix(l).rotate_left(23))
+            ^ digest.read.map_or(0, |r| mix(r).rotate_left(33))
             ^ digest.wide.rotate_left(41);
         h = mix(h).wrapping_add(mix(value).rotate_left(17));
         self.sum = self.sum.wrapping_add(mix(h));
@@ -243,6 +244,7 @@ struct State {
     count: u64,
     beside: u64,
     later: Option<u64>,
+    read: Option<u64>,
     now_ms: i64,
     lane: Lane,
     /// A string that comes in parts.
@@ -256,6 +258,7 @@ impl State {
             count: 0,
             beside: 0,
             later: None,
+            read: None,
             now_ms,
             lane,
             part: None,
@@ -267,6 +270,7 @@ impl State {
             value: mix(self.acc ^ mix(self.count)),
             beside: self.beside,
             later: self.later,
+            read: self.read,
             wide,
             kind,
         }
@@ -357,14 +361,15 @@ impl ValueSink for State {
         self.chain(meta.length);
         self.id(meta.last_id);
         // What the oldest layout lacks, servers invent on loading and count on from there: it stands apart.
-        let mut later = (meta.entries_added.zip(meta.max_deleted_id))
+        self.later = (meta.entries_added.zip(meta.max_deleted_id))
             .map(|(added, deleted)| mix(mix(added) ^ id_hash(deleted)));
+        let mut read = self.later.map(|_| 0u64);
         let mut groups: Vec<_> = meta.groups.iter().collect();
         groups.sort_by(|a, b| a.name.cmp(&b.name));
         for group in groups {
             self.chain_beside(self.lane.hash(&group.name));
             self.chain_beside(id_hash(group.last_id));
-            later = (later.zip(group.entries_read)).map(|(l, read)| mix(l.rotate_left(5) ^ read));
+            read = (read.zip(group.entries_read)).map(|(acc, n)| mix(acc.rotate_left(5) ^ n));
             let lane = self.lane;
             let mut consumers: Vec<_> = (group.consumers.iter())
                 .map(|c| lane.hash(&c.name))
@@ -381,7 +386,7 @@ impl ValueSink for State {
                 self.chain_beside(p.deliveries);
             }
         }
-        self.later = later;
+        self.read = read;
         Ok(())
     }
 

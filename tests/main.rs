@@ -14,3 +14,4 @@ mod rdb_samples;
 mod rdb_servers;
 mod support;
 mod verify;
+mod verify_ways;

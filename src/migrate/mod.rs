@@ -276,11 +276,7 @@ async fn migrate(
         relative_ttls: source
             .as_ref()
             .is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
-        silent_entries_read: source.as_ref().is_some_and(|s| match s.product {
-            Product::Redis => !s.at_least(7, 4),
-            Product::Valkey => !s.at_least(8, 0),
-            Product::Redict => true,
-        }),
+        silent_entries_read: source.as_ref().is_some_and(Server::silent_entries_read),
         ownership,
         health: watch.as_ref().map(health::Watch::health),
         target_modules: server::modules(&job.target).await?,

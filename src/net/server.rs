@@ -83,6 +83,15 @@ impl Server {
         self.has_pexpiretime()
     }
 
+    /// What groups have read of a stream is not replicated (Redis before 7.4, Valkey before 8.0).
+    pub fn silent_entries_read(&self) -> bool {
+        match self.product {
+            Product::Redis => !self.at_least(7, 4),
+            Product::Valkey => !self.at_least(8, 0),
+            Product::Redict => true,
+        }
+    }
+
     /// Hash fields may expire (Redis 7.4, Valkey 9.0).
     pub fn has_field_expiry(&self) -> bool {
         match self.product {

@@ -202,7 +202,7 @@ fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
     match (a, b) {
         (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
         (Found::Here(x), Found::Here(y)) if wanted(a) => {
-            reason(x, y, check.job.verify.ttl_tolerance_ms)
+            reason(x, y, check.job.verify.ttl_tolerance_ms, check.silent)
         }
         _ if wanted(a) => Some("missing"),
         _ if wanted(b) => Some("extra"),

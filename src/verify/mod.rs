@@ -195,6 +195,8 @@ pub struct Check {
     about: String,
     store: Mutex<Store>,
     progress: Mutex<Progress>,
+    /// The source does not replicate what groups have read: while a migration runs, that lags.
+    silent: bool,
     /// Held by the one worker that confirms before the end.
     confirming: tokio::sync::Mutex<()>,
 }
@@ -368,7 +370,10 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
             + list::estimate(&target, slots.as_ref()).await;
         options.gauge.total.store(total, Relaxed);
     }
+    let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
+        && Lock::holder(&options.work_dir).is_some();
     let check = Arc::new(Check {
+        silent,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
         origin,
@@ -561,14 +566,14 @@ fn conclude(
 }
 
 /// Why two keys differ; `None` when they do not.
-pub fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64) -> Option<&'static str> {
+pub fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64, silent: bool) -> Option<&'static str> {
     if a.digest.kind != b.digest.kind {
         return Some("type");
     }
     if a.digest.value != b.digest.value {
         return Some("value");
     }
-    let beside = a.digest.beside == b.digest.beside && a.digest.agrees_later(&b.digest);
+    let beside = a.digest.beside == b.digest.beside && a.digest.agrees_later(&b.digest, silent);
     if beside && a.digest.wide != b.digest.wide {
         return Some("value");
     }

@@ -59,6 +59,7 @@ pub struct Side {
     pub cluster: bool,
     pub pexpiretime: bool,
     pub field_expiry: bool,
+    pub silent_entries_read: bool,
     layout: Mutex<Arc<Layout>>,
     /// What was received so far.
     pub bytes: AtomicU64,
@@ -83,6 +84,7 @@ impl Side {
             cluster: layout.cluster,
             pexpiretime: server.has_pexpiretime(),
             field_expiry: server.has_field_expiry(),
+            silent_entries_read: server.silent_entries_read(),
             layout: Mutex::new(Arc::new(layout)),
             bytes: AtomicU64::new(0),
             dump: AtomicBool::new(true),

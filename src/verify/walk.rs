@@ -362,6 +362,6 @@ pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Res
 impl Check {
     /// Whether two facts are the same, the plan's tolerance granted.
     pub fn agree(&self, a: &KeyFact, b: &KeyFact) -> bool {
-        reason(a, b, self.job.verify.ttl_tolerance_ms).is_none()
+        reason(a, b, self.job.verify.ttl_tolerance_ms, self.silent).is_none()
     }
 }
