@@ -211,6 +211,60 @@ impl Rate {
     }
 }
 
+/// Draws a count that grows to a known total: a verification's keys.
+pub struct Meter {
+    bar: Option<ProgressBar>,
+    begun: Option<(Instant, u64)>,
+    last_plain: Instant,
+}
+
+impl Meter {
+    pub fn new(plain: bool) -> Meter {
+        let draws = !plain && std::io::stderr().is_terminal();
+        let bar = draws.then(|| {
+            let style = ProgressStyle::with_template("{prefix} {bar:20} {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            SCREEN.add(ProgressBar::new(1).with_style(style.progress_chars("=> ")))
+        });
+        Meter {
+            bar,
+            begun: None,
+            last_plain: Instant::now(),
+        }
+    }
+
+    pub fn draw(&mut self, what: &'static str, done: u64, total: u64) {
+        let (at, first) = *self.begun.get_or_insert((Instant::now(), done));
+        let line = count_line(done, total, done.saturating_sub(first), at.elapsed());
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(what);
+            bar.set_length(total.max(1));
+            bar.set_position(done.min(total));
+            bar.set_message(line);
+        } else if self.last_plain.elapsed() >= PLAIN_EVERY {
+            self.last_plain = Instant::now();
+            let _ = writeln!(std::io::stderr(), "{what} {line}");
+        }
+    }
+
+    pub fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn count_line(done: u64, total: u64, here: u64, passed: Duration) -> String {
+    let rate = here as f64 / passed.as_secs_f64().max(0.001);
+    let mut text = format!("{} of {} keys", grouped(done), grouped(total.max(done)));
+    text += &format!(", {} keys/s", grouped(rate as u64));
+    if rate >= 1.0 && total > done {
+        let left = (total - done) as f64 / rate * 1000.0;
+        text += &format!(", {} left", duration(left as u64));
+    }
+    text
+}
+
 /// Standard error for the log: what is drawn steps aside for each line.
 #[derive(Default)]
 pub struct Aside;
@@ -262,6 +316,14 @@ mod tests {
         assert_eq!(
             line(&view("stream"), &rate),
             "stream, 1 500 keys, 7 commands, 500/s, lag 2.0 KiB and 30 ms"
+        );
+    }
+
+    #[test]
+    fn a_count_says_how_long_it_takes() {
+        assert_eq!(
+            count_line(3_000, 5_000, 1_000, Duration::from_secs(2)),
+            "3 000 of 5 000 keys, 500 keys/s, 4.0 s left"
         );
     }
 

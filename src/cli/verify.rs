@@ -1,11 +1,12 @@
 //! `keyferry verify`: compares both sides; the answer is the exit code.
 
+use super::progress::Meter;
 use super::{Common, block_on, load_and_warn, output};
 use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate;
 use crate::plan::Job;
-use crate::report::{duration, grouped};
+use crate::report::{bytes, duration, grouped};
 use crate::store::{Lock, Store};
 use crate::task::Shutdown;
 use crate::types::{Slot, SlotSet};
@@ -15,6 +16,7 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// How many keys of each kind are listed for people; --json and the report have more.
@@ -22,8 +24,8 @@ const LISTED: usize = 10;
 
 /// Compare source and target, slot by slot and down to the key
 ///
-/// Every key of both sides is read and summed per slot; slots that differ are compared key by key, and a key counts
-/// as different only when it still is after being read again.
+/// Every key is read on both sides at the same time; a key counts as different only when it still is after the
+/// migration has applied what the source had written. Stopped (Ctrl-C), it goes on at the next call.
 #[derive(Args)]
 #[command(after_help = "\
 Exit codes: 0 equal, 1 differences were found, 3 the comparison failed.
@@ -83,7 +85,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let summary = block_on(async {
         let stop = Shutdown::default();
         stop.on_signals()?;
-        let first = verify::run(job.clone(), options.clone(), stop.clone()).await?;
+        let first = follow(job.clone(), options.clone(), stop.clone(), common).await?;
         if arguments.repair && !first.equal {
             repair(job, options, first, stop).await
         } else {
@@ -102,6 +104,30 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     } else {
         1
     })
+}
+
+/// Runs a verification and shows how far it is.
+async fn follow(
+    job: Job,
+    options: verify::Options,
+    stop: Shutdown,
+    common: &Common,
+) -> Result<Summary> {
+    let gauge = options.gauge.clone();
+    let mut meter = Meter::new(common.no_progress);
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let flow = verify::run(job, options, stop);
+    tokio::pin!(flow);
+    let result = loop {
+        tokio::select! {
+            result = &mut flow => break result,
+            _ = tick.tick() => {
+                meter.draw("compare", gauge.done.load(Relaxed), gauge.total.load(Relaxed));
+            }
+        }
+    };
+    meter.finish();
+    result
 }
 
 /// Has the migration write the keys that differ again (the one that runs, or one of our own until it has caught up), and
@@ -233,6 +259,36 @@ fn text(answer: &Value) -> String {
             "  listed losses, not compared: {}",
             grouped(n("known_losses"))
         );
+    }
+    let rate = |key: &str| bytes(n(key).saturating_mul(1000) / n("elapsed_ms").max(1));
+    if answer["bytes_target"].is_number() {
+        let _ = write!(
+            text,
+            "  read: {} keys/s, {}/s of the source and {}/s of the target",
+            grouped(n("keys_per_s")),
+            rate("bytes_source"),
+            rate("bytes_target")
+        );
+        for side in ["source", "target"] {
+            if let Some(percent) = answer[format!("cpu_percent_{side}")].as_u64() {
+                let _ = write!(text, "; the {side} used {percent} % of a CPU");
+            }
+        }
+        let _ = writeln!(text, "; peak memory {}", bytes(n("peak_rss_bytes")));
+    }
+    for db in answer["dbsize"].as_array().into_iter().flatten() {
+        if db["source"] != db["target"] {
+            let _ = writeln!(
+                text,
+                "  the servers count {} and {} keys in database {} (expired ones that they have not removed included)",
+                grouped(db["source"].as_u64().unwrap_or(0)),
+                grouped(db["target"].as_u64().unwrap_or(0)),
+                db["db"]
+            );
+        }
+    }
+    if answer["resumed"] == true {
+        text += "  this went on where an earlier verification was stopped\n";
     }
     if n("repaired_count") > 0 {
         let _ = writeln!(text, "  repaired: {}", grouped(n("repaired_count")));
