@@ -390,6 +390,51 @@ fn connections_are_cut_delayed_and_halved() {
     story.check_counters(&report);
 }
 
+/// Renewed in the last moment of their lives, over a line on which that comes too late: nothing is counted anew.
+#[test]
+fn renewals_that_come_too_late_lose_nothing() {
+    let Some([name]) = need(["any"]) else { return };
+    let source = Endpoint::alone(Setup::new(&name));
+    let target = Endpoint::alone(Setup::new(&name));
+    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
+    let mut story = Story::new(source, target);
+    story
+        .plan
+        .set("/target/url", json!(format!("redis://{}", line.address())));
+    story.fill(200);
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    // What the first catching-up holds back is released by now.
+    std::thread::sleep(Duration::from_secs(2));
+    let mut client = story.source.nodes()[0].client();
+    for round in 0..25 {
+        for n in 0..40 {
+            for words in [
+                format!("INCR late:{n}"),
+                format!("PEXPIRE late:{n} 390"),
+                format!("ZADD late:{{{n}}}:z {round} m{round}"),
+                format!("PEXPIRE late:{{{n}}}:z 390"),
+                format!("ZUNIONSTORE late:{{{n}}}:u 1 late:{{{n}}}:z"),
+            ] {
+                client.words(&words).expect("an answer");
+            }
+        }
+        std::thread::sleep(Duration::from_millis(320));
+    }
+    for n in 0..40 {
+        for key in [format!("late:{n}"), format!("late:{{{n}}}:z")] {
+            client
+                .words(&format!("PEXPIRE {key} 600000"))
+                .expect("an answer");
+        }
+    }
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
 /// Keys whose TTL is renewed all the time are all there after a load that takes far longer than the TTL.
 #[test]
 fn renewed_expiries_survive_a_slow_load() {

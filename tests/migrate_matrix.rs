@@ -100,5 +100,5 @@ fn from_a_replica() {
     story.fill(5_000);
     // What the replica does not have yet would not be in its snapshot.
     story.source.nodes()[0].run("WAIT 1 30000");
-    story.tell(10, Duration::from_secs(2));
+    story.follow(Duration::from_secs(2));
 }

@@ -109,6 +109,29 @@ static INDEX: LazyLock<HashMap<&'static [u8], &'static Spec>> = LazyLock::new(||
         .collect()
 });
 
+/// Whether a command reads or changes what its `i`-th key held before, so that it must not run on a key that is missing.
+pub fn needs_key(spec: &Spec, cmd: &Command<'_>, i: usize, access: Access) -> bool {
+    match spec.name {
+        "SET" => {
+            // With an expiry of its own, or with nothing, it replaces whatever was there.
+            let words = (3..cmd.len()).filter_map(|n| cmd.arg(n));
+            let depends = |w: &[u8]| {
+                [&b"KEEPTTL"[..], b"NX", b"XX", b"GET", b"IFEQ"]
+                    .iter()
+                    .any(|o| w.eq_ignore_ascii_case(o))
+            };
+            words.into_iter().any(depends)
+        }
+        "SETEX" | "PSETEX" | "MSET" | "DEL" | "UNLINK" | "RESTORE" | "GETDEL" => false,
+        // The answer 0 tells it anyway.
+        "EXPIRE" | "PEXPIRE" | "EXPIREAT" | "PEXPIREAT" | "PERSIST" => false,
+        "RENAME" | "RENAMENX" => i == 0,
+        "COPY" | "BITOP" | "SORT" | "GEORADIUS" | "GEORADIUSBYMEMBER" => access == Access::Read,
+        name if name.ends_with("STORE") => access == Access::Read,
+        _ => true,
+    }
+}
+
 /// Longest name in the table.
 const MAX_NAME: usize = 32;
 

@@ -96,6 +96,7 @@ impl Pump {
     pub(super) fn save(&mut self, clean: bool) -> Result<()> {
         self.last_save = Instant::now();
         self.held.save()?;
+        self.timed.save()?;
         let mark = self.pipe.oldest();
         if self.shard.snapshot_loaded {
             match mark {

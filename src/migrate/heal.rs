@@ -52,6 +52,7 @@ impl Pump {
                         continue;
                     }
                     self.write_state(db, key, state, mark)?;
+                    self.timed.note(db, key, state.payload.is_some());
                     if let Some(touched) = &mut self.touched {
                         touched.note(key);
                     }

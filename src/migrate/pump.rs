@@ -168,6 +168,7 @@ impl Pump {
         source: Option<Arc<Place>>,
         format: payload::Target,
         held: Held,
+        timed: MaybeTimed,
     ) -> Pump {
         let (at, db) = (shard.applied.unwrap_or(ReplOffset(0)), shard.applied_db);
         let lagging = shard.snapshot_loaded && source.is_some();
@@ -202,7 +203,7 @@ impl Pump {
             holding: true,
             lagging,
             lag_until: ReplOffset(0),
-            timed: MaybeTimed::new(!shard.snapshot_loaded && shard.snapshot_at == 0),
+            timed,
             touched: None,
             debts: BTreeSet::new(),
             debts_paid: Instant::now(),

@@ -1,6 +1,6 @@
 //! What becomes of each key and each command: forwarded as it is, split by slot, or made exact by healing its keys.
 
-use crate::command::{self, Access, Command, Kind, Spec};
+use crate::command::{self, Access, Command, Kind, Spec, SplitKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::bulk::no_database;
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
@@ -61,6 +61,7 @@ impl Pump {
         };
         let mut slot = None;
         let mut args = Vec::new();
+        let mut guarded: Vec<Vec<u8>> = Vec::new();
         let mut keys = std::mem::take(&mut self.keys);
         for pair in ends.windows(2) {
             let [from, to] = pair else { continue };
@@ -79,7 +80,17 @@ impl Pump {
                     .insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
             }
             spec.keys(&cmd, &mut keys)?;
+            for (i, key) in keys.iter().enumerate() {
+                let name = cmd.arg(key.index).unwrap_or_default();
+                if self.timed.expected(self.db, name)
+                    && command::needs_key(spec, &cmd, i, key.access)
+                    && !guarded.iter().any(|k| k == name)
+                {
+                    guarded.push(name.to_vec());
+                }
+            }
             self.note_timed(&cmd, spec, &keys);
+            self.note_there(&cmd, spec, &keys);
             for key in &keys {
                 let key = cmd.arg(key.index).unwrap_or_default();
                 if !self.owns(key) {
@@ -102,10 +113,14 @@ impl Pump {
         let Some(slot) = slot else { return Ok(false) };
         let node = self.pipe.node_of(slot);
         let batch = self.pipe.batch(node, db, mark)?;
+        let mut guards = 0;
+        for key in &guarded {
+            batch.guard(&mut guards, key);
+        }
         batch.bytes.extend_from_slice(whole);
         // MULTI, the commands, EXEC.
         let commands = ends.len() as u32 + 1;
-        self.pipe.added(node, commands);
+        self.pipe.added(node, guards + commands);
         self.progress
             .commands
             .fetch_add(u64::from(commands) - 2, Relaxed);
@@ -213,6 +228,7 @@ impl Pump {
         if let Some(touched) = &mut self.touched {
             touched.note_all();
         }
+        self.timed.forget_absent();
         self.heal_dirty()?;
         // In a cluster, a flush of one master concerns its own slots only.
         let simple = self.shared.ownership.is_none()
@@ -373,7 +389,9 @@ impl Pump {
         let together =
             !self.pipe.topology().one_slot || keys.iter().all(|k| Slot::of(key(k)) == slot);
         if together {
-            return self.forward(cmd, spec, slot, target_db, mark);
+            self.forward(cmd, spec, keys, slot, target_db, mark)?;
+            self.note_there(cmd, spec, keys);
+            return Ok(());
         }
         self.count("cross_slot");
         if let Kind::Split(kind) = spec.kind {
@@ -387,6 +405,7 @@ impl Pump {
                             args: &args,
                         },
                         spec,
+                        &[],
                         slot,
                         target_db,
                         mark,
@@ -396,6 +415,7 @@ impl Pump {
                     failed = Some(e);
                 }
             })?;
+            self.note_there(cmd, spec, keys);
             return failed.map_or(Ok(()), Err);
         }
         let written = self.written(cmd, keys, |_| true);
@@ -420,6 +440,20 @@ impl Pump {
             }
         }
         timed
+    }
+
+    /// Notes which keys are there after a command, and which are gone.
+    fn note_there(&mut self, cmd: &Command<'_>, spec: &'static Spec, keys: &[command::KeyArg]) {
+        let gone = matches!(spec.kind, Kind::Split(SplitKind::Keys)) && spec.name != "TOUCH";
+        let moved = matches!(spec.name, "RENAME" | "RENAMENX" | "GETDEL");
+        for (i, k) in keys
+            .iter()
+            .enumerate()
+            .filter(|(_, k)| k.access == Access::Write)
+        {
+            let key = cmd.arg(k.index).unwrap_or_default();
+            self.timed.note(self.db, key, !(gone || (moved && i == 0)));
+        }
     }
 
     fn written(
@@ -450,6 +484,7 @@ impl Pump {
         &mut self,
         cmd: &Command<'_>,
         spec: &'static Spec,
+        keys: &[command::KeyArg],
         slot: Slot,
         db: DbIndex,
         mark: Mark,
@@ -485,8 +520,15 @@ impl Pump {
             }
         }
         let batch = self.pipe.batch(node, db, mark)?;
+        let mut guards = 0;
+        for (i, key) in keys.iter().enumerate() {
+            let name = cmd.arg(key.index).unwrap_or_default();
+            if self.timed.expected(self.db, name) && command::needs_key(spec, cmd, i, key.access) {
+                batch.guard(&mut guards, name);
+            }
+        }
         if command::expiry::expects_key(cmd.name()) {
-            batch.expect.push(batch.commands);
+            batch.expect.push(batch.commands + guards);
         }
         if raw.first() == Some(&b'*') {
             batch.bytes.extend_from_slice(raw);
@@ -495,7 +537,7 @@ impl Pump {
             let words: Vec<&[u8]> = (0..cmd.len()).filter_map(|i| cmd.arg(i)).collect();
             resp::command(&mut batch.bytes, &words);
         }
-        self.pipe.added(node, 1);
+        self.pipe.added(node, guards + 1);
         Ok(())
     }
 }

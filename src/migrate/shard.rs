@@ -4,6 +4,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::expiry::Held;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::pump::{Ended, Pump, Shared};
+use crate::migrate::timed::MaybeTimed;
 use crate::net::server::Server;
 use crate::plan::{OnExisting, RdbPath, Source};
 use crate::source::handshake::Start;
@@ -251,6 +252,8 @@ impl Runner {
             self.target.payload_target(),
         );
         let held = Held::open(&self.dir);
+        let begun = shard.snapshot_loaded || shard.snapshot_at > 0;
+        let timed = MaybeTimed::open(&self.dir, begun);
         view.keys_read.store(shard.keys_read, Relaxed);
         view.keys_written.store(shard.keys_written, Relaxed);
         let work = tokio::task::spawn_blocking(move || {
@@ -260,7 +263,9 @@ impl Runner {
                 shared.runtime.clone(),
                 options,
             );
-            let mut pump = Pump::new(shared, shard, spool, pipe, view, source, format, held);
+            let mut pump = Pump::new(
+                shared, shard, spool, pipe, view, source, format, held, timed,
+            );
             pump.set_window(window_end);
             pump.run()
         });

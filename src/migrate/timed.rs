@@ -1,50 +1,188 @@
-//! Which keys may have an expiry, so that their commands are not replayed after a lag.
+//! Which keys may have an expiry, and which are known to be gone: commands on a key that expired early must not run.
+//!
+//! Clocks and lag let a key expire on the target although the source has renewed it. While lagging, commands on such
+//! keys are not replayed but healed; else each is sent behind a guard, an EXISTS whose 0 says that it ran on nothing.
+
+use crate::error::{Context, ErrorKind, Result};
+use crate::types::DbIndex;
+use std::collections::{BTreeSet, HashSet};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// 8 MiB: one key in a hundred is wrongly suspected with 7 million timed keys.
+const WORDS: usize = 1 << 20;
+const PAGE_WORDS: usize = 512;
+/// Names of keys known to be gone; more are forgotten, which only costs a reading each.
+const ABSENT: usize = 500_000;
 
 /// Keys that may have an expiry on the target (or fields that have one): a Bloom filter, so some have none.
 ///
-/// While we lag, such a key may expire on the target although the source has renewed it: its commands cannot be replayed.
+/// It is kept in a file, because keys outlive the process that wrote them.
 pub struct MaybeTimed {
     bits: Vec<u64>,
-    /// False after a restart: then any key may.
+    /// False when an earlier run has left no file: then any key may.
     complete: bool,
+    path: PathBuf,
+    file: Option<File>,
+    /// Pages with bits that the file does not have.
+    fresh: BTreeSet<usize>,
+    /// Hashes of timed keys that the source has deleted, so that a command on them makes them anew.
+    absent: HashSet<u64>,
 }
 
 impl MaybeTimed {
-    /// 8 MiB: one key in a hundred is wrongly suspected with 7 million timed keys.
-    const WORDS: usize = 1 << 20;
-
-    pub fn new(complete: bool) -> MaybeTimed {
+    /// `begun`: an earlier run has written keys.
+    pub fn open(dir: &Path, begun: bool) -> MaybeTimed {
+        let path = dir.join("timed");
+        let words = |bytes: Vec<u8>| -> Option<Vec<u64>> {
+            let words = bytes.chunks_exact(8);
+            let words = words.map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
+            Some(words.collect()).filter(|w: &Vec<u64>| w.len() == WORDS)
+        };
+        let kept = match begun {
+            true => std::fs::read(&path).ok().and_then(words),
+            false => Some(vec![0; WORDS]),
+        };
+        if !begun {
+            // What an earlier migration has left is about other keys.
+            let _ = std::fs::remove_file(&path);
+        }
         MaybeTimed {
-            bits: Vec::new(),
-            complete,
+            complete: kept.is_some(),
+            bits: kept.unwrap_or_else(|| vec![0; WORDS]),
+            path,
+            file: None,
+            fresh: BTreeSet::new(),
+            absent: HashSet::new(),
         }
     }
 
-    fn places(key: &[u8]) -> [usize; 2] {
-        let hash = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, key);
+    /// Writes new bits to the file; before the marks that pass the commands which set them.
+    pub fn save(&mut self) -> Result<()> {
+        if !self.complete || (self.fresh.is_empty() && self.file.is_some()) {
+            return Ok(());
+        }
+        let failed = || format!("write {}", self.path.display());
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new()
+                    .create(true)
+                    .truncate(false)
+                    .write(true)
+                    .mode(0o600)
+                    .open(&self.path)
+                    .context(ErrorKind::Disk, failed)?;
+                file.set_len(WORDS as u64 * 8)
+                    .context(ErrorKind::Disk, failed)?;
+                self.file.insert(file)
+            }
+        };
+        for page in std::mem::take(&mut self.fresh) {
+            let from = page * PAGE_WORDS;
+            let words = self.bits.get(from..from + PAGE_WORDS).unwrap_or_default();
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            file.write_all_at(&bytes, from as u64 * 8)
+                .context(ErrorKind::Disk, failed)?;
+        }
+        Ok(())
+    }
+
+    fn hash(key: &[u8]) -> u64 {
+        crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, key)
+    }
+
+    fn places(hash: u64) -> [usize; 2] {
         let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let bits = MaybeTimed::WORDS * 64;
+        let bits = WORDS * 64;
         [hash as usize % bits, (mixed >> 32) as usize % bits]
     }
 
     pub fn add(&mut self, key: &[u8]) {
-        if !self.complete {
-            return;
-        }
-        if self.bits.is_empty() {
-            self.bits = vec![0; MaybeTimed::WORDS];
-        }
-        for place in MaybeTimed::places(key) {
-            if let Some(word) = self.bits.get_mut(place / 64) {
-                *word |= 1 << (place % 64);
+        for place in MaybeTimed::places(MaybeTimed::hash(key)) {
+            let (word, bit) = (place / 64, 1u64 << (place % 64));
+            if let Some(word) = self.bits.get_mut(word)
+                && *word & bit == 0
+            {
+                *word |= bit;
+                self.fresh.insert(place / 64 / PAGE_WORDS);
             }
         }
     }
 
+    /// Whether a key may have an expiry.
     pub fn may(&self, key: &[u8]) -> bool {
-        !self.complete
-            || MaybeTimed::places(key).iter().all(|place| {
-                (self.bits.get(place / 64)).is_some_and(|word| word & 1 << (place % 64) != 0)
-            })
+        !self.complete || self.known(MaybeTimed::hash(key))
+    }
+
+    fn known(&self, hash: u64) -> bool {
+        MaybeTimed::places(hash).iter().all(|place| {
+            (self.bits.get(place / 64)).is_some_and(|word| word & 1 << (place % 64) != 0)
+        })
+    }
+
+    /// Whether a key has got an expiry and should be there: a command on it needs a guard.
+    pub fn expected(&self, db: DbIndex, key: &[u8]) -> bool {
+        let hash = MaybeTimed::hash(key);
+        self.known(hash) && !self.absent.contains(&in_db(hash, db))
+    }
+
+    /// Notes that the source holds a key, or has deleted it.
+    pub fn note(&mut self, db: DbIndex, key: &[u8], there: bool) {
+        let hash = MaybeTimed::hash(key);
+        if there {
+            if !self.absent.is_empty() {
+                self.absent.remove(&in_db(hash, db));
+            }
+        } else if self.known(hash) {
+            if self.absent.len() >= ABSENT {
+                self.absent.clear();
+            }
+            self.absent.insert(in_db(hash, db));
+        }
+    }
+
+    /// A flush: what is there is not known, and a guard that fails costs a reading.
+    pub fn forget_absent(&mut self) {
+        self.absent.clear();
+    }
+}
+
+fn in_db(hash: u64, db: DbIndex) -> u64 {
+    hash ^ u64::from(db.0).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_timed_is_known_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut timed = MaybeTimed::open(dir.path(), false);
+        timed.add(b"a");
+        timed.save().unwrap();
+        timed.add(b"b");
+        timed.save().unwrap();
+        let again = MaybeTimed::open(dir.path(), true);
+        assert!(again.may(b"a") && again.may(b"b") && !again.may(b"c"));
+        // A new migration knows nothing, and one without the file suspects everything.
+        assert!(!MaybeTimed::open(dir.path(), false).may(b"a"));
+        assert!(MaybeTimed::open(dir.path(), true).may(b"c"));
+    }
+
+    #[test]
+    fn a_deleted_key_is_not_expected_until_it_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut timed = MaybeTimed::open(dir.path(), false);
+        let db = DbIndex::ZERO;
+        assert!(!timed.expected(db, b"k"), "it has no expiry");
+        timed.add(b"k");
+        assert!(timed.expected(db, b"k"));
+        timed.note(db, b"k", false);
+        assert!(!timed.expected(db, b"k") && timed.expected(DbIndex(1), b"k"));
+        timed.note(db, b"k", true);
+        assert!(timed.expected(db, b"k"));
     }
 }

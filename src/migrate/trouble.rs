@@ -48,6 +48,16 @@ impl Pump {
                 self.progress.set_note("");
                 return Ok(false);
             }
+            if error.is_none() && units.iter().all(|u| u.fate == nothing_there()) {
+                // Keys that have expired over there before their commands came.
+                self.count("healed.expired_there");
+                self.redo(units, mark)?;
+                if self.pipe.troubled() {
+                    continue;
+                }
+                self.pipe.flush();
+                return Ok(false);
+            }
             self.count("faults.target");
             // Meanwhile keys expire over there.
             if !loading && self.source.is_some() {
@@ -289,6 +299,10 @@ fn expecting(unit: &Unit) -> Vec<u32> {
     } else {
         Vec::new()
     }
+}
+
+fn nothing_there() -> Fate {
+    Fate::Refused(NOTHING_THERE.into())
 }
 
 /// Errors that pass: the same command may be sent again.

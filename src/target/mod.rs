@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::topology::Topology;
-use crate::target::writer::{Batch, Failure, Order, Shared, Trouble, Writer};
+use crate::target::writer::{Batch, Failure, GUARD, NOTHING_THERE, Order, Shared, Trouble, Writer};
 use crate::types::{DbIndex, Mark, Slot};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -386,9 +386,11 @@ fn split_units(
 ) {
     let mut args = Vec::new();
     let (mut at, mut index) = (0usize, 0u32);
+    // A guard that failed in front of the unit.
+    let mut unguarded = false;
     while index < batch.commands {
         let (start, first) = (at, index);
-        let mut inside = false;
+        let (mut inside, mut guard) = (false, false);
         loop {
             let rest = batch.bytes.get(at..).unwrap_or_default();
             // We encoded these bytes ourselves, or parsed them before.
@@ -403,6 +405,7 @@ fn split_units(
                 name.eq_ignore_ascii_case(b"MULTI"),
                 name.eq_ignore_ascii_case(b"EXEC"),
             );
+            guard = guard || (!inside && name == GUARD);
             at += len;
             index += 1;
             inside = (inside || begins) && !ends;
@@ -411,7 +414,14 @@ fn split_units(
             }
         }
         let bytes = batch.bytes.get(start..at).unwrap_or_default();
-        if let Some(fate) = fate(first..index) {
+        if guard {
+            // By itself it is nothing: what it says is the fate of what stands behind it.
+            unguarded |= fate(first..index) == Some(Fate::Refused(NOTHING_THERE.into()));
+            continue;
+        }
+        let failed = unguarded.then(|| Fate::Refused(NOTHING_THERE.into()));
+        unguarded = false;
+        if let Some(fate) = failed.or_else(|| fate(first..index)) {
             units.push(Unit {
                 bytes: bytes.to_vec(),
                 commands: index - first,
@@ -425,6 +435,37 @@ fn split_units(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
+        let mut batch = Batch {
+            bytes: Vec::new(),
+            commands: 0,
+            db: DbIndex::ZERO,
+            seq: 1,
+            expect: Vec::new(),
+        };
+        let mut guards = 0;
+        batch.guard(&mut guards, b"a");
+        batch.guard(&mut guards, b"b");
+        resp::command(&mut batch.bytes, &[b"SINTERSTORE", b"d", b"a", b"b"]);
+        resp::command(&mut batch.bytes, &[b"DEL", b"x"]);
+        batch.commands = guards + 2;
+        assert_eq!(batch.expect, [0, 1]);
+        let failures = vec![Failure {
+            index: 1,
+            text: NOTHING_THERE.into(),
+        }];
+        let trouble = Trouble {
+            failed: vec![(Arc::new(batch), failures)],
+            ..Trouble::default()
+        };
+        let mut units = Vec::new();
+        units_of(trouble, &mut units, &mut None);
+        assert_eq!(units.len(), 1);
+        assert!(units[0].bytes.starts_with(b"*4\r\n$11\r\nSINTERSTORE"));
+        assert_eq!(units[0].fate, Fate::Refused(NOTHING_THERE.into()));
+    }
 
     #[test]
     fn a_transaction_is_one_unit() {

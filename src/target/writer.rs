@@ -30,6 +30,18 @@ pub struct Batch {
     pub expect: Vec<u32>,
 }
 
+/// The command of a guard: it is sent for nothing else.
+pub const GUARD: &[u8] = b"EXISTS";
+
+impl Batch {
+    /// Asks whether a key is there, in front of a command that must not run without it; `guards` counts them.
+    pub fn guard(&mut self, guards: &mut u32, key: &[u8]) {
+        resp::command(&mut self.bytes, &[GUARD, key]);
+        self.expect.push(self.commands + *guards);
+        *guards += 1;
+    }
+}
+
 /// A reply that was an error (or a 0 where none was expected).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {

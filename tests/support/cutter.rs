@@ -23,10 +23,23 @@ struct State {
     cuts: AtomicU64,
     /// Bytes between two cuts, on the average.
     mean: u64,
+    /// How long every piece waits.
+    delay: Duration,
 }
 
 impl Cutter {
     pub fn start(target: &str, seed: u64, mean: u64) -> Cutter {
+        Cutter::with(target, seed, mean, Duration::ZERO)
+    }
+
+    /// Cuts nothing: a line that is this long.
+    pub fn far(target: &str, delay: Duration) -> Cutter {
+        let cutter = Cutter::with(target, 1, u64::MAX / 4, delay);
+        cutter.calm();
+        cutter
+    }
+
+    fn with(target: &str, seed: u64, mean: u64, delay: Duration) -> Cutter {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let state = Arc::new(State {
@@ -36,6 +49,7 @@ impl Cutter {
             seed: AtomicU64::new(seed),
             cuts: AtomicU64::new(0),
             mean,
+            delay,
         });
         let shared = state.clone();
         std::thread::spawn(move || {
@@ -96,6 +110,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
             break;
         }
         left -= (n as u64).min(left - 1);
+        std::thread::sleep(state.delay);
         if !calm && rng.chance(1) {
             std::thread::sleep(Duration::from_millis(rng.below(40)));
         }

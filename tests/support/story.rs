@@ -159,6 +159,12 @@ impl Story {
     #[track_caller]
     pub fn tell(&self, keys: u64, follow: Duration) -> Report {
         self.fill(keys);
+        self.follow(follow)
+    }
+
+    /// The same with the keys that are there.
+    #[track_caller]
+    pub fn follow(&self, follow: Duration) -> Report {
         let traffic = self.traffic();
         let mut running = self.migrate();
         self.wait_loaded(&mut running);
