@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 /// Keys confirmed at a time.
 const CHUNK: usize = 20_000;
-/// Readings without waiting for the migration.
-const QUICK: u32 = 4;
+/// Readings without waiting for the migration, as long as each settles something.
+const QUICK: u32 = 12;
 /// Readings before a key is called unprovable.
-const TRIES: u32 = 14;
+const TRIES: u32 = 22;
 /// How long the migration may take to apply what the source has written.
 const LAG_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -167,6 +167,7 @@ async fn confirm(
                 continue;
             }
         };
+        let mut settled = 0;
         for (n, (i, (a, b))) in open.iter().zip(both).enumerate() {
             let why = difference(check, &a, &b);
             let stood_still = match &after {
@@ -182,15 +183,19 @@ async fn confirm(
                 }
                 _ => None,
             };
+            settled += u32::from(verdict.is_some());
             if let Some(place) = read.get_mut(*i) {
                 *place = (a, b, verdict);
             }
         }
         if attempt < QUICK || after.is_none() {
-            let nap = Duration::from_millis(20 << attempt.min(5));
+            let nap = Duration::from_millis(10 << attempt.min(4));
             check.stop.sleep(nap).await;
         }
-        attempt += 1;
+        attempt = match attempt {
+            2..QUICK if settled == 0 => QUICK,
+            _ => attempt + 1,
+        };
     }
     Ok(read)
 }
