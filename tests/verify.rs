@@ -159,6 +159,7 @@ const PLANTED: &[(&str, &str, &str)] = &[
     ("p:type", "SET p:type now-a-string", "type"),
     ("p:byte", "SETRANGE p:byte 3 X", "value"),
     ("p:list", "LSET p:list 0 b", "value"),
+    ("p:order", "LMOVE p:order p:order LEFT RIGHT", "value"),
     ("p:set", "SREM p:set two", "value"),
     ("p:score", "ZADD p:score 1.0000000000000002 m", "value"),
     ("p:soon", "PEXPIRE p:soon 100000", "expiry"),
@@ -183,14 +184,21 @@ fn each_planted_difference_is_found_and_named_and_mended() {
         Endpoint::alone(Setup::new(&name)),
         Endpoint::alone(Setup::new(&name)),
     );
-    story.fill(2_000);
+    let full = std::env::var_os("KEYFERRY_FULL").is_some();
+    story.fill(if full { 1_000_000 } else { 2_000 });
     for words in [
         "SET p:gone 1",
         "RPUSH p:type a",
         "SET p:byte abcdef",
         "SET p:swap1 first",
+        "SET p:{same}:1 first",
+        "SET p:{same}:2 second",
         "SET p:swap2 second",
         "RPUSH p:list a b",
+        "RPUSH p:order a b c",
+        "SADD p:from one two three",
+        "SADD p:into four",
+        "SET p:db x",
         "SADD p:set one two",
         "ZADD p:score 1 m",
         "SET p:soon 1 PX 900000",
@@ -234,6 +242,13 @@ fn each_planted_difference_is_found_and_named_and_mended() {
     target.run("SET p:swap1 second");
     target.run("SET p:swap2 first");
     find(&[("p:swap1", "value"), ("p:swap2", "value")]);
+    target.run("SET p:{same}:1 second");
+    target.run("SET p:{same}:2 first");
+    find(&[("p:{same}:1", "value"), ("p:{same}:2", "value")]);
+    target.run("SMOVE p:from p:into two");
+    find(&[("p:from", "value"), ("p:into", "value")]);
+    target.run("MOVE p:db 1");
+    find(&[("p:db", "missing"), ("p:db", "extra")]);
     PLANTED
         .iter()
         .for_each(|(_, plant, _)| drop(target.run(plant)));
