@@ -12,6 +12,7 @@ mod rdb_hostile;
 mod rdb_properties;
 mod rdb_samples;
 mod rdb_servers;
+mod scan;
 mod support;
 mod verify;
 mod verify_ways;

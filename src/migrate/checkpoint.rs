@@ -78,6 +78,20 @@ impl Pump {
         Ok(())
     }
 
+    /// The same in mode "scan": there is no stream to look at.
+    pub(super) fn tick_scan(&mut self) -> Result<()> {
+        if self.last_tick.elapsed() >= TICK {
+            self.last_tick = Instant::now();
+            let lag = self.sweep_lag.map_or(0, |since| since.elapsed().as_millis());
+            let lag = u64::try_from(lag).unwrap_or(u64::MAX);
+            self.progress.lag_ms.store(lag, Relaxed);
+            if self.last_save.elapsed() >= *SAVE_EVERY {
+                self.save(false)?;
+            }
+        }
+        Ok(())
+    }
+
     /// For how long slots have been on their way inside the source.
     fn unsettled_ms(&self) -> Option<u64> {
         self.shared.ownership.as_ref()?.unsettled_ms()
@@ -157,7 +171,10 @@ impl Pump {
             .map_or(0, |a| self.spool.lag_ms(a, unix_ms()))
             .max(down_ms.unwrap_or(0))
             // Whatever has moved may be older than the move.
-            .max(self.unsettled_ms().map_or(0, |ms| ms + 1_000));
+            .max(self.unsettled_ms().map_or(0, |ms| ms + 1_000))
+            .max(self.sweep_lag.map_or(0, |since| {
+                u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+            }));
         let (len, total, complete) = self.spool.snapshot();
         if !self.shard.snapshot_loaded {
             self.shard.snapshot_complete = complete;

@@ -117,7 +117,7 @@ impl Pump {
         Ok(())
     }
 
-    fn write_state(&mut self, db: DbIndex, key: &[u8], state: &KeyState, mark: Mark) -> Result<()> {
+    pub(super) fn write_state(&mut self, db: DbIndex, key: &[u8], state: &KeyState, mark: Mark) -> Result<()> {
         let Some(target_db) = self.shared.job.databases.map(db) else {
             return Ok(());
         };

@@ -21,6 +21,7 @@ mod rewind;
 mod router;
 mod shard;
 mod shards;
+pub(crate) mod sweep;
 mod timed;
 mod touched;
 mod trouble;
@@ -34,7 +35,7 @@ use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::place::Place;
-use crate::source::private_dir;
+use crate::source::{private_dir, psync};
 use crate::store::{Existing, Lock, Phase, Run, ShardState, Store};
 use crate::target::health;
 use crate::target::topology::{self, Topology};
@@ -194,20 +195,54 @@ fn remove_spool(dir: &Path) -> Result<()> {
     }
 }
 
-/// The source's masters and product; for a snapshot file there is one, which is the file.
-async fn find_source(job: &Job) -> Result<(Layout, Option<Server>)> {
+/// What the source is, and how it is read.
+struct Found {
+    /// Its masters; for a snapshot file there is one, which is the file, and for a scan one, which is all of it.
+    layout: Layout,
+    server: Option<Server>,
+    scan: bool,
+}
+
+/// The document that remembers how a source is read whose plan leaves that open.
+pub const MODE: &str = "mode";
+
+/// Looks at the source; "auto" means PSYNC where that is allowed.
+async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
     match &job.source {
         Source::Server { endpoint, mode } => {
-            if *mode == Mode::Scan {
-                return Err(
-                    Error::new(ErrorKind::Plan, "source.mode \"scan\" is not built yet")
-                        .hint("use \"replica\" or \"rdb\""),
-                );
-            }
-            let (layout, server) = server::layout(endpoint)
+            let (mut layout, server) = server::layout(endpoint)
                 .await
                 .map_err(|e| e.context("look at the source"))?;
-            Ok((layout, Some(server)))
+            let before = store.json(MODE)?;
+            let scan = match (mode, before.as_ref().and_then(|v| v.as_str())) {
+                (Mode::Scan, _) => true,
+                (Mode::Replica, _) => false,
+                (Mode::Auto, Some(before)) => before == "scan",
+                (Mode::Auto, None) => !psync::allowed(endpoint).await?,
+            };
+            store.put_json(MODE, &if scan { "scan" } else { "replica" }.into())?;
+            if scan {
+                if job.on_existing == OnExisting::Replace {
+                    return Err(Error::new(
+                        ErrorKind::Plan,
+                        "a scan cannot tell the target's own keys from those that the source has deleted",
+                    )
+                    .hint("set on_existing to \"skip\" to keep the target's own keys, or to \"reconcile\" to have only the source's"));
+                }
+                layout = Layout {
+                    cluster: false,
+                    masters: vec![Master {
+                        address: endpoint.address(),
+                        slots: SlotSet::all(),
+                        replicas: Vec::new(),
+                    }],
+                };
+            }
+            Ok(Found {
+                layout,
+                server: Some(server),
+                scan,
+            })
         }
         Source::Rdb { .. } => {
             let master = Master {
@@ -215,13 +250,14 @@ async fn find_source(job: &Job) -> Result<(Layout, Option<Server>)> {
                 slots: SlotSet::all(),
                 replicas: Vec::new(),
             };
-            Ok((
-                Layout {
+            Ok(Found {
+                layout: Layout {
                     cluster: false,
                     masters: vec![master],
                 },
-                None,
-            ))
+                server: None,
+                scan: false,
+            })
         }
     }
 }
@@ -234,7 +270,11 @@ async fn migrate(
     progress: Arc<Progress>,
     stop: &Shutdown,
 ) -> Result<bool> {
-    let (layout, source) = find_source(job).await?;
+    let Found {
+        layout,
+        server: source,
+        scan,
+    } = find_source(job, &mut store).await?;
     let (topology, target) = topology::discover(&job.target)
         .await
         .map_err(|e| e.context("look at the target"))?;
@@ -272,6 +312,7 @@ async fn migrate(
         stop: stop.clone(),
         dry_run: options.dry_run,
         until_caught_up: options.until_caught_up,
+        scan,
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
         relative_ttls: source
             .as_ref()

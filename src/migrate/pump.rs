@@ -48,6 +48,8 @@ pub struct Shared {
     pub until_caught_up: bool,
     /// How long the target may be away before the run gives up.
     pub patience: Duration,
+    /// The source is read by SCAN and DUMP: it has no stream.
+    pub scan: bool,
     /// The source sends relative TTLs in its stream (Redis before 7.0).
     pub relative_ttls: bool,
     /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
@@ -122,6 +124,9 @@ pub struct Pump {
     /// Up to here, at least.
     pub(super) lag_until: ReplOffset,
     pub(super) timed: MaybeTimed,
+    /// Mode "scan": since when nothing has proven both sides alike, and how many changed keys wait.
+    pub(super) sweep_lag: Option<Instant>,
+    pub(super) sweep_waiting: u64,
     /// Which slots were written to since the stream began; none before that.
     pub(super) touched: Option<Touched>,
     /// Streams whose groups' entries-read is to be asked of the source.
@@ -204,6 +209,8 @@ impl Pump {
             lagging,
             lag_until: ReplOffset(0),
             timed,
+            sweep_lag: None,
+            sweep_waiting: 0,
             touched: None,
             debts: BTreeSet::new(),
             debts_paid: Instant::now(),
@@ -245,7 +252,10 @@ impl Pump {
     }
 
     pub fn run(&mut self) -> Result<Ended> {
-        let mut result = self.run_phases();
+        let mut result = match self.shared.scan {
+            true => self.run_sweeps(),
+            false => self.run_phases(),
+        };
         if matches!(&result, Err(e) if e.kind() == ErrorKind::Interrupted)
             && self.spool.ended() == Some(End::Superseded)
         {

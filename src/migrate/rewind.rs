@@ -54,6 +54,16 @@ impl Pump {
             .is_some_and(|h| h.view().losses != self.losses_seen)
     }
 
+    /// Mode "scan": what was lost is found by the next sweep.
+    pub(super) fn note_loss(&mut self) -> bool {
+        let lost = self.has_lost();
+        if let (true, Some(health)) = (lost, &self.shared.health) {
+            self.losses_seen = health.view().losses;
+            self.count("faults.target_lost");
+        }
+        lost
+    }
+
     /// Goes back to the stable mark; the snapshot is to be loaded again when it was not stable yet.
     pub(super) fn rewind(&mut self) -> Result<()> {
         let Some(health) = self.shared.health.clone() else {

@@ -33,7 +33,7 @@ impl Pump {
         Ok(())
     }
 
-    fn broadcast(&mut self, command: &[u8], mark: Mark) -> Result<()> {
+    pub(super) fn broadcast(&mut self, command: &[u8], mark: Mark) -> Result<()> {
         for node in 0..self.pipe.node_count() {
             self.pipe
                 .batch(node, DbIndex::ZERO, mark)?

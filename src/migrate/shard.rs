@@ -50,6 +50,10 @@ impl Runner {
             let spool = Spool::open(&self.dir, spool_limit)?;
             let ended = match &self.shared.job.source {
                 Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
+                Source::Server { .. } if self.shared.scan => {
+                    let place = self.place.clone();
+                    self.pump(shard.clone(), spool, place, ReplOffset(0)).await?
+                }
                 Source::Server { .. } => self.replica(&mut shard, spool).await?,
             };
             if ended != Ended::Superseded || self.stop.requested() {

@@ -34,7 +34,7 @@ impl Pump {
     /// True when the snapshot must be read again from its saved mark, because it is not known what has run.
     pub(super) fn resolve(&mut self) -> Result<bool> {
         let (began, mut backoff) = (Instant::now(), net::Backoff::new());
-        let loading = !self.shard.snapshot_loaded;
+        let loading = !self.shard.snapshot_loaded && !self.shared.scan;
         loop {
             let mark = self.pipe.oldest().unwrap_or_else(|| {
                 if loading {
@@ -137,6 +137,11 @@ impl Pump {
         let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
         for unit in units {
             let touched = self.keys_of(&unit)?;
+            if self.shared.scan {
+                // It is read and written again, as it is then.
+                self.dirty.extend(touched.into_iter().map(|(key, _)| key));
+                continue;
+            }
             let touches = touched
                 .iter()
                 .any(|(k, _)| healing.contains_key(&db_key(k.0, &k.1)));

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::plan::Job;
 use crate::store::{Lock, Phase, ShardState, Store, VerifyRun};
 use crate::types::ReplOffset;
+use crate::migrate::MODE;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -108,7 +109,11 @@ impl Status {
         Ok(Status {
             plan: job.name.clone(),
             phase: phases.last().map_or(Phase::New, |p| p.phase),
-            mode: run.map_or_else(|| job.source.mode_name().to_string(), |r| r.run.mode),
+            // "auto" has become one or the other.
+            mode: match store.json(MODE)?.as_ref().and_then(Value::as_str) {
+                Some(found) => found.to_owned(),
+                None => run.map_or_else(|| job.source.mode_name().to_string(), |r| r.run.mode),
+            },
             pid,
             snapshot: SnapshotStatus {
                 keys_read: shards.iter().map(|s| s.snapshot.keys_read).sum(),

@@ -3,6 +3,7 @@
 pub mod aof;
 pub mod gzip;
 pub mod handshake;
+pub mod keys;
 pub mod place;
 pub mod psync;
 pub mod spool;

@@ -64,6 +64,32 @@ pub async fn start(
     Ok((conn, handshake::answer(&line)?))
 }
 
+/// Whether a server lets us be its replica, as far as that can be known without beginning a sync.
+pub async fn allowed(endpoint: &Endpoint) -> Result<bool> {
+    let mut conn = net::connect(endpoint, &endpoint.address()).await?;
+    let refused = |text: &str| {
+        text.contains("unknown command") || text.contains("isallowed") || text.starts_with("NO")
+    };
+    if let Reply::Error(text) = conn.ask(&[b"REPLCONF", b"listening-port", b"0"]).await?
+        && refused(&text)
+    {
+        return Ok(false);
+    }
+    // Without its arguments it does nothing; where it is allowed, that is what the answer complains of.
+    if let Reply::Error(text) = conn.ask(&[b"PSYNC"]).await?
+        && !text.contains("wrong number of arguments")
+    {
+        return Ok(false);
+    }
+    let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;
+    let Some(user) = user.bytes() else {
+        return Ok(true);
+    };
+    let dry = conn.ask(&[b"ACL", b"DRYRUN", user, b"PSYNC", b"?", b"-1"]).await?;
+    // Before 7.0 there is no DRYRUN, and where ACL is refused nothing is known.
+    Ok(!dry.text().is_some_and(|t| t.contains("no permissions")))
+}
+
 /// A link that fills one shard's spool.
 pub struct Link {
     pub place: Arc<Place>,

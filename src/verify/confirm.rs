@@ -5,11 +5,11 @@
 //! different, and only when two such rounds say the same.
 
 use super::progress::{Name, UNPROVABLE};
-use super::side::{Found, Reader, Side};
 use super::{Check, reason, walk};
 use crate::digest::SlotSum;
 use crate::error::{Result, Retry};
 use crate::net::server;
+use crate::source::keys::side::{Found, Reader, Side};
 use crate::store::{Difference, Lock, Store};
 use crate::task::Shutdown;
 use crate::types::{ReplOffset, Slot};

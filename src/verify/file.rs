@@ -4,14 +4,14 @@
 //! for a range of slots at a time, so that memory does not grow with the file.
 
 use super::Check;
-use super::list::{Out, PAGE, Page, Position};
 use super::progress::Name;
-use super::side::{Found, KeyFact};
 use crate::digest::Digester;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::{Expired, RdbPath};
 use crate::rdb::file::{Header, Item, Options, Snapshot};
 use crate::rdb::value;
+use crate::source::keys::list::{Out, PAGE, Page, Position};
+use crate::source::keys::side::{Found, KeyFact};
 use crate::source::{aof, gzip};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, db_key, unix_ms};
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -2,9 +2,9 @@
 //!
 //! Invariant: sums, candidates and position are those of the same moment; a page counts when all before it do.
 
-use super::list::Position;
 use crate::digest::SlotSum;
 use crate::error::Result;
+use crate::source::keys::list::Position;
 use crate::store::{Store, VerifyProgress};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, db_key, split_db_key};
 use serde::{Deserialize, Serialize};

@@ -1,12 +1,12 @@
 //! The workers: each takes a page of keys, reads them on both sides at the same time, and says what did not agree.
 
-use super::list::{Listing, PAGE, Page};
 use super::progress::{Done, Name, Pass};
-use super::side::{Dumped, Found, KeyFact, Reader, Role, same_body};
 use super::{Check, Origin, confirm, reason};
 use crate::digest::SlotSum;
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::net::Backoff;
+use crate::source::keys::list::{Listing, PAGE, Page};
+use crate::source::keys::side::{Found, KeyFact, Reader, Role, pairs};
 use crate::types::{DbIndex, Slot, SlotSet};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -257,53 +257,6 @@ async fn absent(
             .collect();
     }
     Ok(gone.into_iter().map(<[u8]>::to_vec).collect())
-}
-
-/// What both sides hold of some keys; values of the same bytes are decoded once.
-async fn pairs(
-    source: &mut Reader,
-    source_db: DbIndex,
-    target: &mut Reader,
-    target_db: DbIndex,
-    keys: &[&[u8]],
-) -> Result<Vec<(Found, Found)>> {
-    if !(source.side.dump.load(Relaxed) && target.side.dump.load(Relaxed)) {
-        let (a, b) = tokio::try_join!(
-            source.window(source_db, keys),
-            target.window(target_db, keys)
-        )?;
-        return Ok(a.into_iter().zip(b).collect());
-    }
-    let read = tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
-    let (ours, theirs) = match read {
-        Ok(read) => read,
-        // One side refuses DUMP: `window` finds out which.
-        Err(e) if e.kind() == ErrorKind::Refused => {
-            source.reset();
-            target.reset();
-            let (a, b) = tokio::try_join!(
-                source.window(source_db, keys),
-                target.window(target_db, keys)
-            )?;
-            return Ok(a.into_iter().zip(b).collect());
-        }
-        Err(e) => return Err(e),
-    };
-    let mut found = Vec::with_capacity(keys.len());
-    for ((a, b), key) in ours.iter().zip(&theirs).zip(keys) {
-        let first = source.digest(a, key)?;
-        let second = match (a, b, &first) {
-            (Dumped::Here(p, _), Dumped::Here(q, expire), Found::Here(fact)) if same_body(p, q) => {
-                Found::Here(KeyFact {
-                    digest: fact.digest,
-                    expire: *expire,
-                })
-            }
-            _ => target.digest(b, key)?,
-        };
-        found.push((first, second));
-    }
-    Ok(found)
 }
 
 /// What both sides hold of given keys (of the target's databases), read at the same time.

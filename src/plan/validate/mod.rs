@@ -90,10 +90,7 @@ fn source(plan: &Plan, warnings: &mut Vec<String>) -> Result<Source> {
     let mode = match typed.mode {
         SourceMode::Auto => Mode::Auto,
         SourceMode::Replica => Mode::Replica,
-        SourceMode::Scan => {
-            return Err(wrong("source.mode \"scan\" is not built yet")
-                .hint("use \"replica\" where the source allows PSYNC, else \"rdb\""));
-        }
+        SourceMode::Scan => Mode::Scan,
         SourceMode::Rdb => return rdb_source(plan),
     };
     if typed.path.is_some() {

@@ -25,9 +25,21 @@ pub async fn fact(
     key: &[u8],
     width: Width,
 ) -> Result<Option<KeyFact>> {
+    let Some(kind) = kind(conn, key).await? else {
+        return Ok(None);
+    };
+    let mut digester = Digester::new(kind, unix_ms(), width);
+    let Some(expire) = read(conn, side, key, kind, &mut digester).await? else {
+        return Ok(None);
+    };
+    Ok(digester.finish().map(|digest| KeyFact { digest, expire }))
+}
+
+/// The type of a key; `None` when it is not there.
+pub async fn kind(conn: &mut Conn, key: &[u8]) -> Result<Option<ValueKind>> {
     let name = conn.call(&[b"TYPE", key]).await?;
     let name = name.text().unwrap_or_default().into_owned();
-    let kind = match name.as_str() {
+    Ok(Some(match name.as_str() {
         "none" => return Ok(None),
         "string" => ValueKind::String,
         "list" => ValueKind::List,
@@ -41,13 +53,18 @@ pub async fn fact(
                 format!("a value of the type {other} can only be read by DUMP"),
             ));
         }
-    };
-    let mut digester = Digester::new(kind, unix_ms(), width);
-    let mut parts = Parts {
-        conn,
-        key,
-        sink: &mut digester,
-    };
+    }))
+}
+
+/// Reads a value into `sink` and returns its expiry; the outer `None` when the key has gone meanwhile.
+pub async fn read<S: ValueSink>(
+    conn: &mut Conn,
+    side: &Side,
+    key: &[u8],
+    kind: ValueKind,
+    sink: &mut S,
+) -> Result<Option<Option<ExpireAt>>> {
+    let mut parts = Parts { conn, key, sink };
     match kind {
         ValueKind::String => parts.string().await?,
         ValueKind::List => parts.list().await?,
@@ -62,21 +79,20 @@ pub async fn fact(
         b"PTTL"
     };
     let now = if side.pexpiretime { 0 } else { unix_ms() };
-    let expire = match conn.call(&[command, key]).await?.int() {
-        Some(-2) => return Ok(None),
-        Some(n) if n >= 0 => Some(ExpireAt(n + now)),
-        _ => None,
-    };
-    Ok(digester.finish().map(|digest| KeyFact { digest, expire }))
+    Ok(match conn.call(&[command, key]).await?.int() {
+        Some(-2) => None,
+        Some(n) if n >= 0 => Some(Some(ExpireAt(n + now))),
+        _ => Some(None),
+    })
 }
 
-struct Parts<'a> {
+struct Parts<'a, S> {
     conn: &'a mut Conn,
     key: &'a [u8],
-    sink: &'a mut Digester,
+    sink: &'a mut S,
 }
 
-impl Parts<'_> {
+impl<S: ValueSink> Parts<'_, S> {
     fn bad(&self, command: &str) -> Error {
         Error::new(
             ErrorKind::Protocol,

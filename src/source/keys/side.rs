@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn, info_field, refusal, scan};
 use crate::plan::Endpoint;
+use crate::rdb::value::ValueSink;
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, Slot, shown, unix_ms};
 use std::collections::{BTreeMap, HashMap};
@@ -130,6 +131,15 @@ impl Side {
             }
         }
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::NotReady, "no node serves a slot")))
+    }
+
+    /// The master that serves a key.
+    pub fn address_of(&self, key: &[u8]) -> String {
+        let layout = self.layout();
+        let slot = Slot::of(key);
+        let master = (layout.masters.iter()).find(|m| m.slots.has(slot));
+        let master = master.or(layout.masters.first());
+        master.map(|m| m.address.clone()).unwrap_or_default()
     }
 
     pub async fn connect(&self, address: &str) -> Result<Conn> {
@@ -417,15 +427,30 @@ impl Reader {
         })
     }
 
+    /// Reads a value in parts into `sink` and returns its expiry; the outer `None` when the key is gone or elsewhere.
+    pub async fn parts(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        sink: &mut impl ValueSink,
+    ) -> Result<Option<Option<ExpireAt>>> {
+        let address = self.side.address_of(key);
+        let Some(mut open) = self.take(&address, db).await? else {
+            return Ok(None);
+        };
+        let Some(kind) = typed::kind(&mut open.conn, key).await? else {
+            return Ok(None);
+        };
+        let expire = typed::read(&mut open.conn, &self.side, key, kind, sink).await?;
+        self.side.bytes.fetch_add(open.conn.take_received(), Relaxed);
+        self.conns.insert(address, open);
+        Ok(expire)
+    }
+
     /// A value read in parts, by the commands of its type.
     pub async fn typed(&mut self, db: DbIndex, key: &[u8]) -> Result<Found> {
-        let layout = self.side.layout();
-        let slot = Slot::of(key);
-        let master = (layout.masters.iter()).find(|m| m.slots.has(slot));
-        let Some(master) = master.or(layout.masters.first()) else {
-            return Ok(Found::Gone);
-        };
-        let Some(mut open) = self.take(&master.address, db).await? else {
+        let address = self.side.address_of(key);
+        let Some(mut open) = self.take(&address, db).await? else {
             return Ok(Found::Gone);
         };
         let fact = typed::fact(&mut open.conn, &self.side, key, self.width).await;
@@ -439,13 +464,60 @@ impl Reader {
             }
             Err(e) => return Err(e.context(format!("read the key {}", shown(key)))),
         };
-        self.conns.insert(master.address.clone(), open);
+        self.conns.insert(address, open);
         Ok(found)
     }
 }
 
+/// What both sides hold of some keys; values of the same bytes are decoded once.
+pub async fn pairs(
+    source: &mut Reader,
+    source_db: DbIndex,
+    target: &mut Reader,
+    target_db: DbIndex,
+    keys: &[&[u8]],
+) -> Result<Vec<(Found, Found)>> {
+    if !(source.side.dump.load(Relaxed) && target.side.dump.load(Relaxed)) {
+        let (a, b) = tokio::try_join!(
+            source.window(source_db, keys),
+            target.window(target_db, keys)
+        )?;
+        return Ok(a.into_iter().zip(b).collect());
+    }
+    let read = tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
+    let (ours, theirs) = match read {
+        Ok(read) => read,
+        // One side refuses DUMP: `window` finds out which.
+        Err(e) if e.kind() == ErrorKind::Refused => {
+            source.reset();
+            target.reset();
+            let (a, b) = tokio::try_join!(
+                source.window(source_db, keys),
+                target.window(target_db, keys)
+            )?;
+            return Ok(a.into_iter().zip(b).collect());
+        }
+        Err(e) => return Err(e),
+    };
+    let mut found = Vec::with_capacity(keys.len());
+    for ((a, b), key) in ours.iter().zip(&theirs).zip(keys) {
+        let first = source.digest(a, key)?;
+        let second = match (a, b, &first) {
+            (Dumped::Here(p, _), Dumped::Here(q, expire), Found::Here(fact)) if same_body(p, q) => {
+                Found::Here(KeyFact {
+                    digest: fact.digest,
+                    expire: *expire,
+                })
+            }
+            _ => target.digest(b, key)?,
+        };
+        found.push((first, second));
+    }
+    Ok(found)
+}
+
 /// Whether two payloads hold the same bytes, whatever version and checksum stand behind them.
-pub fn same_body(a: &[u8], b: &[u8]) -> bool {
+fn same_body(a: &[u8], b: &[u8]) -> bool {
     match (a.len().checked_sub(FOOTER), b.len().checked_sub(FOOTER)) {
         (Some(n), Some(m)) => n == m && a.get(..n) == b.get(..m),
         _ => false,

@@ -1,0 +1,568 @@
+//! Mode "scan", for sources that refuse to be replicated: a copy by SCAN and DUMP, then sweeps until nothing differs.
+//!
+//! Keyspace notifications, where the source sends them, say which keys have changed; what they may have missed, and
+//! everything where there are none, is found by comparing digests of both sides, again and again.
+//! Invariant: one thread writes, each time what it has just read, so an older state never follows a newer one.
+
+use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::fence::KeyState;
+use crate::migrate::heal::Key;
+use crate::migrate::pump::{Ended, Pump};
+use crate::migrate::rebuild::Rebuild;
+use crate::net::Backoff;
+use crate::resp;
+use crate::source::keys::events::{self, Events};
+use crate::source::keys::functions;
+use crate::source::keys::list::{Listing, Page, Position};
+use crate::source::keys::side::{Dumped, Found, KeyFact, Reader, Role, Side, pairs};
+use crate::task::Shutdown;
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Changed keys read at a time.
+const CHUNK: usize = 500;
+/// The pause after a sweep that found nothing.
+const REST: Duration = Duration::from_millis(500);
+/// With notifications, a sweep now and then finds what none tells.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Without a notification for this long, the source is taken for silent.
+const SILENCE: Duration = Duration::from_secs(1);
+/// The document that says where an unfinished copy goes on.
+const COPIED: &str = "scan_copied";
+/// The document that says what the last sweeps have found.
+pub(crate) const SWEEPS: &str = "scan";
+
+/// The pump with what it reads from.
+struct Sweeper<'p> {
+    pump: &'p mut Pump,
+    source: Reader,
+    target: Reader,
+    events: Arc<Events>,
+    /// How many masters are to be listened to; 0 without notifications.
+    listeners: usize,
+    /// The source is known to send every change.
+    trusted: bool,
+    sweeps: u64,
+}
+
+impl Pump {
+    /// Copies, then keeps both sides alike until a stop.
+    pub(super) fn run_sweeps(&mut self) -> Result<Ended> {
+        let runtime = self.shared.runtime.clone();
+        let job = self.shared.job.clone();
+        let Some(endpoint) = job.source.endpoint() else {
+            return Err(Error::new(ErrorKind::Bug, "a scan without a server"));
+        };
+        let (source, target) = runtime.block_on(async {
+            let source = Side::open(endpoint, Role::Source).await?;
+            Ok::<_, Error>((source, Side::open(&job.target, Role::Target).await?))
+        })?;
+        let (source, target) = (Arc::new(source), Arc::new(target));
+        let stop = Shutdown::default();
+        let events = Arc::new(Events::default());
+        let on = runtime.block_on(events::are_on(&source))?;
+        let mut listeners = 0;
+        // Where the server does not tell, listening costs nothing; but only what is known to be told is relied upon.
+        if on != Some(false) {
+            for master in &source.layout().masters {
+                listeners += 1;
+                runtime.spawn(events::listen(
+                    source.clone(),
+                    master.address.clone(),
+                    events.clone(),
+                    stop.clone(),
+                ));
+            }
+        }
+        self.shared.event(
+            "info",
+            "scan",
+            match on {
+                Some(false) => "the source sends no keyspace notifications: changes are found by comparing both sides again and again",
+                None => "the source does not tell whether it sends keyspace notifications: what they tell is used, and both sides are compared again and again",
+                Some(true) => "changes are told by the source's keyspace notifications; sweeps find what those may miss",
+            },
+        );
+        let mut sweeper = Sweeper {
+            source: Reader::new(source, Default::default()),
+            target: Reader::new(target, Default::default()),
+            pump: self,
+            events,
+            listeners,
+            trusted: on == Some(true),
+            sweeps: 0,
+        };
+        let ended = sweeper.run();
+        stop.request();
+        ended
+    }
+}
+
+impl Sweeper<'_> {
+    fn run(&mut self) -> Result<Ended> {
+        let ended = self.copy_and_follow();
+        match ended {
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+            Ok(()) => {}
+        }
+        self.write_changed()?;
+        self.settle()?;
+        self.pump.save(true)?;
+        Ok(Ended::Stopped)
+    }
+
+    fn copy_and_follow(&mut self) -> Result<()> {
+        self.wait_for_listeners();
+        if !self.pump.shard.snapshot_loaded {
+            self.pump.progress.set_phase("snapshot");
+            self.copy()?;
+            self.pump.shard.snapshot_loaded = true;
+            self.pump.shard.applied = Some(ReplOffset(0));
+            self.pump.save(false)?;
+        }
+        if self.pump.shared.dry_run {
+            self.pump.finish_counts()?;
+            self.pump.progress.caught_up.store(true, Relaxed);
+            return Ok(());
+        }
+        self.pump.progress.set_phase("stream");
+        // What was written before anybody listened, or while nobody did.
+        let (mut due, mut quiet_since, mut told) = (Instant::now(), Instant::now(), 0);
+        let mut alike = false;
+        loop {
+            self.go_on()?;
+            let lost = self.pump.note_loss();
+            if self.events.take_gap() || lost {
+                due = Instant::now();
+            }
+            if self.events.told() != told {
+                (told, quiet_since, alike) = (self.events.told(), Instant::now(), false);
+            }
+            // Some changes are told to nobody: when the source falls silent, they are looked for.
+            let silent = self.hears_all() && !alike && quiet_since.elapsed() > SILENCE;
+            if Instant::now() >= due || silent {
+                let began = Instant::now();
+                let before = self.events.told();
+                let found = self.sweep()?;
+                self.sweeps += 1;
+                alike = found == 0 && self.events.told() == before;
+                self.tell(found, alike, began)?;
+                due = Instant::now()
+                    + match (self.hears_all(), found) {
+                        (true, _) => SWEEP_EVERY.max(began.elapsed() * 4),
+                        (false, 0) => REST,
+                        (false, _) => Duration::ZERO,
+                    };
+                // Everything up to the beginning of this sweep is over there.
+                self.pump.sweep_lag = Some(began);
+            }
+            let written = self.write_changed()?;
+            if alike {
+                self.pump.sweep_lag = None;
+            }
+            self.pump.progress.caught_up.store(alike, Relaxed);
+            self.pump.tick_scan()?;
+            if written == 0 {
+                self.settle()?;
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+
+    /// Without a listener, what is written during the copy would only be found by the sweep after it.
+    fn wait_for_listeners(&self) {
+        let began = Instant::now();
+        while self.events.listening() < self.listeners && began.elapsed() < Duration::from_secs(5)
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.events.take_gap();
+    }
+
+    /// Whether every change is told.
+    fn hears_all(&self) -> bool {
+        self.trusted && self.events.listening() == self.listeners
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.pump.shared.stop.requested() {
+            false => Ok(()),
+            true => Err(Error::new(ErrorKind::Interrupted, "the scan was stopped")),
+        }
+    }
+
+    fn tell(&mut self, found: u64, alike: bool, began: Instant) -> Result<()> {
+        let took = began.elapsed().as_millis() as i64;
+        let guarantee = match (alike, self.hears_all()) {
+            (true, _) => "both sides were alike at the beginning of the last sweep",
+            (false, true) => {
+                "what was written before the last sweep is at the target; what came after is told, but for the state of stream groups"
+            }
+            (false, false) => "what was written before the last sweep is at the target",
+        };
+        let text = serde_json::json!({
+            "sweeps": self.sweeps, "found": found, "took_ms": took, "began_at": unix_ms() - took,
+            "notifications": self.hears_all(), "guarantee": guarantee,
+        });
+        tracing::info!("a sweep found {found} keys to write, in {took} ms");
+        self.pump.shared.store(|s| s.put_json(SWEEPS, &text))
+    }
+
+    /// Brings the libraries of functions over; returns how many differed.
+    fn functions(&mut self) -> Result<u64> {
+        let runtime = self.pump.shared.runtime.clone();
+        if !self.pump.shared.target_has_functions || self.pump.shared.dry_run {
+            return Ok(0);
+        }
+        let (source, target) = (self.source.side.clone(), self.target.side.clone());
+        let (ours, theirs) = runtime.block_on(async {
+            tokio::try_join!(functions::of(&source), functions::of_all(&target))
+        })?;
+        let Some(ours) = ours else { return Ok(0) };
+        let mut found = 0;
+        for (name, code) in &ours {
+            if theirs.iter().any(|t| t.get(name) != Some(code)) {
+                self.pump.function(code, MARK)?;
+                found += 1;
+            }
+        }
+        let extra = theirs.iter().flat_map(|t| t.keys());
+        let extra: BTreeSet<&String> = extra.filter(|name| !ours.contains_key(*name)).collect();
+        for name in extra {
+            let mut delete = Vec::new();
+            resp::command(&mut delete, &[b"FUNCTION", b"DELETE", name.as_bytes()]);
+            self.pump.broadcast(&delete, MARK)?;
+            found += 1;
+        }
+        self.settle()?;
+        Ok(found)
+    }
+
+    /// The pages of one side, from a position on.
+    fn pages(
+        &self,
+        side: &Arc<Side>,
+        from: Option<Position>,
+    ) -> (mpsc::Receiver<Page>, tokio::task::JoinHandle<Result<()>>) {
+        let (send, pages) = mpsc::channel(2);
+        let databases = &self.pump.shared.job.databases;
+        let dbs = match (databases.is_identity(), side.role) {
+            (true, _) => Vec::new(),
+            (_, Role::Source) => (0..1024)
+                .map(DbIndex)
+                .filter(|db| databases.map(*db).is_some())
+                .collect(),
+            (_, Role::Target) => (0..1024)
+                .map(DbIndex)
+                .filter_map(|db| databases.map(db))
+                .collect(),
+        };
+        let listing = Listing {
+            side: side.clone(),
+            from,
+            slots: None,
+            dbs,
+            stop: self.pump.shared.stop.clone(),
+            patience: self.pump.shared.patience,
+        };
+        let task = self.pump.shared.runtime.spawn(listing.run(send));
+        (pages, task)
+    }
+
+    fn end(&self, task: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
+        let ended = self.pump.shared.runtime.block_on(task);
+        ended.map_err(|e| Error::new(ErrorKind::Bug, "the listing panicked").cause(e))?
+    }
+
+    /// The first copy, from where an earlier run has stopped.
+    fn copy(&mut self) -> Result<()> {
+        let side = self.source.side.clone();
+        let saved = self.pump.shared.store(|s| s.json(COPIED))?;
+        let from = saved.and_then(|v| serde_json::from_value(v).ok());
+        let (mut pages, task) = self.pages(&side, from);
+        let mut saved = Instant::now();
+        while let Some(page) = pages.blocking_recv() {
+            self.go_on()?;
+            self.again(|me| me.copy_page(&page))?;
+            self.pump.shard.keys_read += page.keys.len() as u64;
+            let read = self.pump.shard.keys_read;
+            self.pump.progress.keys_read.store(read, Relaxed);
+            self.pump.tick_scan()?;
+            if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
+                self.settle()?;
+                let next = serde_json::to_value(next).unwrap_or_default();
+                self.pump.shared.store(|s| s.put_json(COPIED, &next))?;
+                saved = Instant::now();
+            }
+        }
+        self.end(task)?;
+        self.settle()?;
+        let end = serde_json::to_value(Position::End).unwrap_or_default();
+        self.pump.shared.store(|s| s.put_json(COPIED, &end))
+    }
+
+    fn wanted<'k>(&self, db: DbIndex, keys: &'k [Vec<u8>]) -> Vec<&'k [u8]> {
+        let shared = &self.pump.shared;
+        let Some(to) = shared.job.databases.map(db) else {
+            return Vec::new();
+        };
+        (keys.iter().map(Vec::as_slice))
+            .filter(|k| shared.job.filter.accepts(k) && !self.pump.is_existing(to, k))
+            .collect()
+    }
+
+    fn copy_page(&mut self, page: &Page) -> Result<()> {
+        let keys = self.wanted(page.db, &page.keys);
+        self.write(page.db, &keys)
+    }
+
+    /// Reads keys of the source and writes what they hold.
+    fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
+        let runtime = self.pump.shared.runtime.clone();
+        let (windows, large) = runtime.block_on(self.source.windows(db, keys))?;
+        for window in windows {
+            self.pace(window.len())?;
+            let dumps = runtime.block_on(self.source.dumps(db, &window))?;
+            for (key, dump) in window.iter().zip(dumps) {
+                let (payload, expire) = match dump {
+                    Dumped::Gone => (None, None),
+                    Dumped::Here(payload, expire) => (Some(payload), expire),
+                    // Its slot is moving: it is read again.
+                    Dumped::Elsewhere => {
+                        self.events.put([(db, key.to_vec())]);
+                        continue;
+                    }
+                };
+                let state = KeyState {
+                    payload,
+                    expire,
+                    offset: ReplOffset(0),
+                    elsewhere: false,
+                };
+                self.pump.write_state(db, key, &state, MARK)?;
+                self.pump.progress.commands.fetch_add(1, Relaxed);
+            }
+            self.resolve()?;
+        }
+        for key in large {
+            self.pace(1)?;
+            self.write_large(db, key)?;
+        }
+        Ok(())
+    }
+
+    /// A value too large for one DUMP: its parts become commands.
+    fn write_large(&mut self, db: DbIndex, key: &[u8]) -> Result<()> {
+        let Some(to) = self.pump.shared.job.databases.map(db) else {
+            return Ok(());
+        };
+        let runtime = self.pump.shared.runtime.clone();
+        let node = self.pump.pipe.node_of(Slot::of(key));
+        let format = self.pump.format;
+        let pipe = &mut self.pump.pipe;
+        let mut out = Vec::new();
+        let mut rebuild = Rebuild::new(key, &format, &mut out, |bytes: &mut Vec<u8>, commands| {
+            let batch = pipe.batch(node, to, MARK)?;
+            batch.bytes.extend_from_slice(bytes);
+            bytes.clear();
+            pipe.added(node, commands);
+            Ok(())
+        });
+        let read = runtime.block_on(self.source.parts(db, key, &mut rebuild))?;
+        match read {
+            Some(expire) => rebuild.finish(expire)?,
+            None => {
+                // Gone meanwhile, perhaps in its middle.
+                drop(rebuild);
+                self.pump.remove(to, key, MARK)?;
+            }
+        }
+        self.pump.shard.keys_written += 1;
+        // Its parts must not be mixed with another try.
+        self.settle()
+    }
+
+    /// Writes keys whose change was told; returns how many.
+    fn write_changed(&mut self) -> Result<usize> {
+        let some = self.events.take(CHUNK);
+        let mut by_db: HashMap<DbIndex, Vec<Vec<u8>>> = HashMap::new();
+        for (db, key) in &some {
+            by_db.entry(*db).or_default().push(key.clone());
+        }
+        for (db, keys) in by_db {
+            let written = self.again(|me| {
+                let keys = me.wanted(db, &keys);
+                me.write(db, &keys)
+            });
+            if let Err(e) = written {
+                self.events.put(some);
+                return Err(e);
+            }
+        }
+        self.pump.sweep_waiting = self.events.waiting() as u64;
+        Ok(some.len())
+    }
+
+    /// Compares both sides once and writes what differs; returns how many keys.
+    fn sweep(&mut self) -> Result<u64> {
+        self.settle()?;
+        let mut found = self.functions()?;
+        let (mut pages, task) = self.pages(&self.source.side.clone(), None);
+        while let Some(page) = pages.blocking_recv() {
+            self.go_on()?;
+            found += self.again(|me| me.sweep_page(&page))?;
+            self.write_changed()?;
+            self.pump.tick_scan()?;
+        }
+        self.end(task)?;
+        self.settle()?;
+        let (mut pages, task) = self.pages(&self.target.side.clone(), None);
+        while let Some(page) = pages.blocking_recv() {
+            self.go_on()?;
+            found += self.again(|me| me.sweep_target(&page))?;
+            self.write_changed()?;
+            self.pump.tick_scan()?;
+        }
+        self.end(task)?;
+        self.settle()?;
+        Ok(found)
+    }
+
+    fn sweep_page(&mut self, page: &Page) -> Result<u64> {
+        let Some(to) = self.pump.shared.job.databases.map(page.db) else {
+            return Ok(0);
+        };
+        let runtime = self.pump.shared.runtime.clone();
+        let keys = self.wanted(page.db, &page.keys);
+        let (windows, large) = runtime.block_on(self.source.windows(page.db, &keys))?;
+        let mut apart: Vec<&[u8]> = Vec::new();
+        for window in windows {
+            self.pace(window.len())?;
+            let read = pairs(&mut self.source, page.db, &mut self.target, to, &window);
+            for (key, (a, b)) in window.iter().zip(runtime.block_on(read)?) {
+                if !self.agree(&a, &b) {
+                    apart.push(key);
+                }
+            }
+        }
+        for key in large {
+            self.pace(1)?;
+            let (source, target) = (&mut self.source, &mut self.target);
+            let (a, b) = runtime.block_on(async {
+                tokio::try_join!(source.typed(page.db, key), target.typed(to, key))
+            })?;
+            if !self.agree(&a, &b) {
+                apart.push(key);
+            }
+        }
+        self.write(page.db, &apart)?;
+        self.pump.shard.healed_keys += apart.len() as u64;
+        Ok(apart.len() as u64)
+    }
+
+    fn agree(&self, a: &Found, b: &Found) -> bool {
+        let job = &self.pump.shared.job;
+        let same = |a: &KeyFact, b: &KeyFact| {
+            let expire = match (a.expire, b.expire) {
+                (Some(x), Some(y)) => (x.0 - y.0).abs() <= job.verify.ttl_tolerance_ms,
+                (x, y) => x == y,
+            };
+            expire
+                && a.digest.kind == b.digest.kind
+                && a.digest.value == b.digest.value
+                && a.digest.beside == b.digest.beside
+                && a.digest.agrees_later(&b.digest, false)
+        };
+        match (a, b) {
+            (Found::Here(a), _) if !job.filter.accepts_type(a.digest.kind.name()) => true,
+            (Found::Here(a), Found::Here(b)) => same(a, b),
+            (Found::Gone, Found::Gone) => true,
+            _ => false,
+        }
+    }
+
+    /// Removes what the source does not have (any more).
+    fn sweep_target(&mut self, page: &Page) -> Result<u64> {
+        let runtime = self.pump.shared.runtime.clone();
+        let job = self.pump.shared.job.clone();
+        let mut gone: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
+            .filter(|k| job.filter.accepts(k) && !self.pump.is_existing(page.db, k))
+            .collect();
+        self.pace(gone.len())?;
+        let sources = (0..1024).map(DbIndex);
+        for from in sources.filter(|db| job.databases.map(*db) == Some(page.db)) {
+            let types = runtime.block_on(self.source.types(from, &gone))?;
+            gone = (gone.iter().zip(types))
+                .filter(|(_, name)| name.is_none())
+                .map(|(k, _)| *k)
+                .collect();
+        }
+        for key in &gone {
+            self.pump.remove(page.db, key, MARK)?;
+        }
+        self.resolve()?;
+        Ok(gone.len() as u64)
+    }
+
+    fn pace(&mut self, keys: usize) -> Result<()> {
+        let wait = self.pump.shared.throttle.take(keys as u64, 0);
+        if !wait.is_zero() {
+            std::thread::sleep(wait.min(Duration::from_secs(1)));
+        }
+        Ok(())
+    }
+
+    /// Tries again what fails for a reason that may pass.
+    fn again<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        let (began, mut backoff) = (Instant::now(), Backoff::new());
+        loop {
+            match work(self) {
+                Err(e)
+                    if e.retry() != Retry::Never
+                        && began.elapsed() < self.pump.shared.patience
+                        && !self.pump.shared.stop.requested() =>
+                {
+                    tracing::warn!("reading keys failed, trying again: {e}");
+                    self.source.reset();
+                    self.target.reset();
+                    let runtime = self.pump.shared.runtime.clone();
+                    let _ = runtime.block_on(self.source.side.refresh());
+                    let _ = runtime.block_on(self.target.side.refresh());
+                    std::thread::sleep(backoff.next());
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// What the target could not take is read and written again.
+    fn resolve(&mut self) -> Result<()> {
+        while self.pump.pipe.troubled() {
+            self.pump.resolve()?;
+            let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
+            self.events.put(back);
+        }
+        Ok(())
+    }
+
+    /// Waits until everything sent is answered.
+    fn settle(&mut self) -> Result<()> {
+        self.pump.settle_all()?;
+        let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
+        if !back.is_empty() {
+            self.events.put(back);
+        }
+        Ok(())
+    }
+}
+
+/// There is no stream: all marks are one.
+const MARK: Mark = Mark::Stream {
+    at: ReplOffset(0),
+    db: DbIndex::ZERO,
+};

@@ -1,0 +1,199 @@
+//! Keyspace notifications: which keys have changed, collected without repetition.
+//!
+//! They are sent once and to nobody who is not there: a lost connection is a gap, and says so. Even where all are on,
+//! some changes are told to nobody: what consumers of a stream's group have read and acknowledged, flushes.
+
+use super::side::Side;
+use crate::error::Result;
+use crate::net::{Backoff, Conn};
+use crate::resp::Reply;
+use crate::task::Shutdown;
+use crate::types::DbIndex;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Keys waiting; more are forgotten as a gap, and found by the next sweep.
+const WAITING: usize = 1_000_000;
+
+/// What has been heard and not yet been taken.
+#[derive(Default)]
+pub struct Events(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    keys: HashSet<(DbIndex, Vec<u8>)>,
+    gap: bool,
+    /// How many changes were told so far.
+    told: u64,
+    /// How many masters are being listened to.
+    listening: usize,
+}
+
+impl Events {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes some of the keys.
+    pub fn take(&self, most: usize) -> Vec<(DbIndex, Vec<u8>)> {
+        let mut state = self.state();
+        let some: Vec<_> = state.keys.iter().take(most).cloned().collect();
+        for name in &some {
+            state.keys.remove(name);
+        }
+        some
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.state().keys.len()
+    }
+
+    /// Whether something may have been missed since this was asked last.
+    pub fn take_gap(&self) -> bool {
+        std::mem::take(&mut self.state().gap)
+    }
+
+    /// Puts keys back, which are to be read again.
+    pub fn put(&self, keys: impl IntoIterator<Item = (DbIndex, Vec<u8>)>) {
+        let mut state = self.state();
+        for key in keys {
+            if state.keys.len() >= WAITING {
+                state.gap = true;
+                return;
+            }
+            state.keys.insert(key);
+        }
+    }
+
+    /// How many changes were told so far.
+    pub fn told(&self) -> u64 {
+        self.state().told
+    }
+
+    pub fn listening(&self) -> usize {
+        self.state().listening
+    }
+}
+
+/// Whether a server sends notifications of every change; `None` where it does not tell.
+pub async fn are_on(side: &Side) -> Result<Option<bool>> {
+    for master in &side.layout().masters {
+        let mut conn = side.connect(&master.address).await?;
+        let reply = conn
+            .ask(&[b"CONFIG", b"GET", b"notify-keyspace-events"])
+            .await?;
+        let Some(flags) = reply.array().and_then(|p| p.get(1)?.text().map(|t| t.into_owned()))
+        else {
+            return Ok(None);
+        };
+        if !covers(&flags) {
+            return Ok(Some(false));
+        }
+    }
+    Ok(Some(true))
+}
+
+/// Every class of events that changes a key, on channels that name the key.
+fn covers(flags: &str) -> bool {
+    let channel = flags.contains('K') || flags.contains('E');
+    let classes = ['g', '$', 'l', 's', 'h', 'z', 'x', 't'];
+    channel && (flags.contains('A') || classes.iter().all(|c| flags.contains(*c)))
+}
+
+/// Listens to one master until `stop`, reconnecting after each cut.
+pub async fn listen(side: Arc<Side>, address: String, events: Arc<Events>, stop: Shutdown) {
+    let mut backoff = Backoff::new();
+    loop {
+        let heard = tokio::select! {
+            () = stop.wait() => return,
+            heard = hear(&side, &address, &events) => heard,
+        };
+        // Whatever happened meanwhile was told to nobody.
+        events.state().gap = true;
+        if let Err(e) = heard {
+            tracing::warn!("keyspace notifications of {address} were lost: {e}");
+        }
+        if !stop.sleep(backoff.next()).await {
+            return;
+        }
+    }
+}
+
+/// Counts a listener for as long as it lives.
+struct Listening<'a>(&'a Events);
+
+impl Drop for Listening<'_> {
+    fn drop(&mut self) {
+        self.0.state().listening -= 1;
+    }
+}
+
+async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
+    let mut conn: Conn = side.connect(address).await?;
+    conn.call(&[b"PSUBSCRIBE", b"__key*@*__:*"]).await?;
+    {
+        let mut state = events.state();
+        state.listening += 1;
+        // Until now nobody listened.
+        state.gap = true;
+    }
+    let _counted = Listening(events);
+    loop {
+        let message = match conn.reply().await {
+            Ok(message) => message,
+            // Silence is no fault of a quiet server.
+            Err(e) if e.message().contains("did not answer") => {
+                conn.ask(&[b"PING"]).await?;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        if let Some((db, key)) = changed(&message) {
+            events.state().told += 1;
+            events.put([(db, key)]);
+        }
+    }
+}
+
+/// The key that a message is about: `__keyspace@0__:KEY` EVENT or `__keyevent@0__:EVENT` KEY.
+fn changed(message: &Reply) -> Option<(DbIndex, Vec<u8>)> {
+    let parts = message.array()?;
+    let (channel, payload) = (parts.get(2)?.bytes()?, parts.get(3)?.bytes()?);
+    let (kind, rest) = match channel {
+        c if c.starts_with(b"__keyevent@") => (true, c.get(11..)?),
+        c if c.starts_with(b"__keyspace@") => (false, c.get(11..)?),
+        _ => return None,
+    };
+    let end = memchr::memmem::find(rest, b"__:")?;
+    let db = std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()?;
+    let key = if kind { payload } else { rest.get(end + 3..)? };
+    Some((DbIndex(db), key.to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_channels_name_the_key() {
+        let bulk = |b: &[u8]| Reply::Bulk(b.to_vec());
+        let message = |channel: &[u8], payload: &[u8]| {
+            Reply::Array(vec![
+                bulk(b"pmessage"),
+                bulk(b"__key*@*__:*"),
+                bulk(channel),
+                bulk(payload),
+            ])
+        };
+        let expected = Some((DbIndex(3), b"a__:b".to_vec()));
+        assert_eq!(changed(&message(b"__keyevent@3__:set", b"a__:b")), expected);
+        assert_eq!(changed(&message(b"__keyspace@3__:a__:b", b"set")), expected);
+        assert_eq!(changed(&message(b"news", b"x")), None);
+    }
+
+    #[test]
+    fn only_all_classes_are_enough() {
+        assert!(covers("AKE") && covers("g$lshzxtE"));
+        assert!(!covers("KEg$") && !covers("A") && !covers(""));
+    }
+}

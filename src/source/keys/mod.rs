@@ -1,0 +1,9 @@
+//! Reading a server's keys by ordinary commands: which there are, and what they hold.
+//!
+//! For verification on both sides, and for sources that refuse to be replicated.
+
+pub mod events;
+pub mod functions;
+pub mod list;
+pub mod side;
+pub mod typed;

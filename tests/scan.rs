@@ -1,0 +1,124 @@
+//! Mode "scan": sources that refuse to be replicated.
+
+use crate::support::need;
+use crate::support::server::Setup;
+use crate::support::story::{Endpoint, Story};
+use crate::support::traffic::{self, Options};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// What Azure Cache for Redis and ElastiCache refuse.
+const REFUSED: [&str; 8] = [
+    "rename-command PSYNC \"\"",
+    "rename-command SYNC \"\"",
+    "rename-command REPLCONF \"\"",
+    "rename-command DEBUG \"\"",
+    "rename-command BGSAVE \"\"",
+    "rename-command SAVE \"\"",
+    "rename-command REPLICAOF \"\"",
+    "rename-command SLAVEOF \"\"",
+];
+
+/// Traffic while it is copied; then the writers freeze, and it is equal when it says so.
+fn stays_alike(story: &Story, seconds: u64) -> Duration {
+    story.fill(5_000);
+    let options = Options {
+        rate: 2_000,
+        seconds: 300,
+        ..story.traffic_options()
+    };
+    let traffic = traffic::start(&options).expect("the traffic starts");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    std::thread::sleep(Duration::from_secs(seconds));
+    assert!(running.ended().is_none(), "{}", running.stderr_now());
+    let report = traffic.stop();
+    let frozen = Instant::now();
+    // A sweep that began after the freeze has to find nothing; what was told has to be written.
+    std::thread::sleep(Duration::from_millis(1_500));
+    let running = running;
+    story.catch_up_and_stop(running);
+    let took = frozen.elapsed();
+    println!("proven equal {took:?} after the freeze");
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+    took
+}
+
+fn story(name: &str, line: &str, target: &str) -> Story {
+    let setup = Setup::new(name).lines(&REFUSED).line(line);
+    Story::new(Endpoint::alone(setup), Endpoint::cluster(Setup::new(target)))
+}
+
+#[test]
+fn by_sweeps_alone() {
+    let Some([name, target]) = need(["redis-6.2", "valkey-9.1"]) else {
+        return;
+    };
+    let mut story = story(&name, "notify-keyspace-events \"\"", &target);
+    story.plan.set("/source/mode", json!("scan"));
+    stays_alike(&story, 6);
+    assert_eq!(story.plan.status()["mode"], "scan");
+}
+
+#[test]
+fn by_notifications() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = story(&name, "notify-keyspace-events AKE", &name);
+    story.plan.set("/source/mode", json!("auto"));
+    stays_alike(&story, 6);
+    assert_eq!(story.plan.status()["mode"], "scan", "auto has found out");
+}
+
+/// The connection that hears of changes is killed again and again: what it could have missed is found.
+#[test]
+fn lost_notifications_are_swept_up() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = story(&name, "notify-keyspace-events AKE", &name);
+    story.plan.set("/source/mode", json!("scan"));
+    let source = story.source.nodes()[0].address();
+    let killer = std::thread::spawn(move || {
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_secs(2));
+            if let Ok(mut client) = crate::support::wire::Client::connect(&source) {
+                let _ = client.words("CLIENT KILL TYPE pubsub");
+            }
+        }
+    });
+    stays_alike(&story, 11);
+    killer.join().expect("the killer ends");
+}
+
+/// Killed in the copy and in the sweeps, it goes on; nothing is asked of a source that refuses it.
+#[test]
+fn a_killed_scan_goes_on() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = story(&name, "notify-keyspace-events \"\"", &name);
+    story.plan.set("/source/mode", json!("scan"));
+    story.plan.set("/limits", json!({ "keys_per_s": 8_000 }));
+    story.fill(20_000);
+    let running = story.migrate();
+    std::thread::sleep(Duration::from_millis(2_000));
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    story.plan.set("/limits", json!({}));
+    story.source.nodes()[0].run("DEL counter:1 hash:1");
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
+    story.judge();
+    let mut side = story.source.side();
+    side.everywhere("FLUSHALL").expect("an answer");
+    side.everywhere("SET last x").expect("an answer");
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
+    story.judge();
+}
+
+#[test]
+fn replica_mode_says_what_to_do_where_psync_is_refused() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = story(&name, "notify-keyspace-events \"\"", &name);
+    story.plan.set("/source/mode", json!("replica"));
+    story.plan.run("migrate --json").exits(3).says(&["scan"]);
+}
