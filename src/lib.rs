@@ -8,6 +8,7 @@ pub mod cli;
 pub mod report;
 
 // 3 flows
+pub mod check;
 pub mod migrate;
 pub mod verify;
 

@@ -48,7 +48,10 @@ fn stays_alike(story: &Story, seconds: u64) -> Duration {
 
 fn story(name: &str, line: &str, target: &str) -> Story {
     let setup = Setup::new(name).lines(&REFUSED).line(line);
-    Story::new(Endpoint::alone(setup), Endpoint::cluster(Setup::new(target)))
+    Story::new(
+        Endpoint::alone(setup),
+        Endpoint::cluster(Setup::new(target)),
+    )
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Each command is one file here; `progress.rs` is the only one that draws.
 //! Standard output carries results only; everything else goes to standard error.
 
+mod check;
 mod metrics;
 mod migrate;
 mod output;
@@ -32,6 +33,7 @@ Examples:
   keyferry plan new --source redis://old:6379 --target redis://new:6379 move.json
                                    write a plan to start from
   keyferry plan validate move.json what would be done; nothing is touched
+  keyferry check move.json         what will work and what blocks
   keyferry migrate move.json --dry-run
                                    read and count everything, write nothing
   keyferry migrate move.json       load, then follow until Ctrl-C
@@ -41,8 +43,8 @@ Examples:
   keyferry report move.json        write down what is known
 
 Exit codes:
-  0    done; equal
-  1    the answer is no: differences were found
+  0    done; equal; nothing blocks
+  1    the answer is no: differences were found, something blocks
   2    wrong usage or wrong plan; nothing was touched
   3    it failed while running; state is saved, the same command goes on
   130  interrupted; state is saved, the same command goes on";
@@ -104,6 +106,7 @@ impl Common {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Arguments),
     Migrate(migrate::Arguments),
     Status(status::Arguments),
     Verify(verify::Arguments),
@@ -145,6 +148,7 @@ pub fn run() -> u8 {
 fn dispatch(cli: Cli) -> Result<u8> {
     let common = &cli.common;
     match cli.command {
+        Command::Check(arguments) => check::run(&arguments, common),
         Command::Migrate(arguments) => migrate::run(&arguments, common),
         Command::Status(arguments) => status::run(&arguments, common),
         Command::Verify(arguments) => verify::run(&arguments, common),

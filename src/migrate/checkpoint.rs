@@ -82,7 +82,9 @@ impl Pump {
     pub(super) fn tick_scan(&mut self) -> Result<()> {
         if self.last_tick.elapsed() >= TICK {
             self.last_tick = Instant::now();
-            let lag = self.sweep_lag.map_or(0, |since| since.elapsed().as_millis());
+            let lag = self
+                .sweep_lag
+                .map_or(0, |since| since.elapsed().as_millis());
             let lag = u64::try_from(lag).unwrap_or(u64::MAX);
             self.progress.lag_ms.store(lag, Relaxed);
             if self.last_save.elapsed() >= *SAVE_EVERY {

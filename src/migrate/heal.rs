@@ -117,7 +117,13 @@ impl Pump {
         Ok(())
     }
 
-    pub(super) fn write_state(&mut self, db: DbIndex, key: &[u8], state: &KeyState, mark: Mark) -> Result<()> {
+    pub(super) fn write_state(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        state: &KeyState,
+        mark: Mark,
+    ) -> Result<()> {
         let Some(target_db) = self.shared.job.databases.map(db) else {
             return Ok(());
         };
@@ -237,10 +243,12 @@ impl Pump {
         let mut releasing = self.held.take()?;
         let mut released = 0u64;
         loop {
-            let keys = releasing.next(RELEASE_CHUNK)?;
+            let mut keys = releasing.next(RELEASE_CHUNK)?;
             if keys.is_empty() {
                 break;
             }
+            // Whoever has copied a slot that went away has written the true expiry.
+            keys.retain(|(_, key)| self.owns(key));
             let mut rest = keys.as_slice();
             while let Some((db, _)) = rest.first() {
                 let db = *db;

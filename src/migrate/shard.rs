@@ -52,7 +52,8 @@ impl Runner {
                 Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
                 Source::Server { .. } if self.shared.scan => {
                     let place = self.place.clone();
-                    self.pump(shard.clone(), spool, place, ReplOffset(0)).await?
+                    self.pump(shard.clone(), spool, place, ReplOffset(0))
+                        .await?
                 }
                 Source::Server { .. } => self.replica(&mut shard, spool).await?,
             };

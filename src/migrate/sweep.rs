@@ -177,8 +177,7 @@ impl Sweeper<'_> {
     /// Without a listener, what is written during the copy would only be found by the sweep after it.
     fn wait_for_listeners(&self) {
         let began = Instant::now();
-        while self.events.listening() < self.listeners && began.elapsed() < Duration::from_secs(5)
-        {
+        while self.events.listening() < self.listeners && began.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.events.take_gap();

@@ -1,10 +1,10 @@
 //! Where a migration stands: the answer of `status`, and the head of a report.
 
 use crate::error::Result;
+use crate::migrate::MODE;
 use crate::plan::Job;
 use crate::store::{Lock, Phase, ShardState, Store, VerifyRun};
 use crate::types::ReplOffset;
-use crate::migrate::MODE;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -85,7 +85,9 @@ pub async fn allowed(endpoint: &Endpoint) -> Result<bool> {
     let Some(user) = user.bytes() else {
         return Ok(true);
     };
-    let dry = conn.ask(&[b"ACL", b"DRYRUN", user, b"PSYNC", b"?", b"-1"]).await?;
+    let dry = conn
+        .ask(&[b"ACL", b"DRYRUN", user, b"PSYNC", b"?", b"-1"])
+        .await?;
     // Before 7.0 there is no DRYRUN, and where ACL is refused nothing is known.
     Ok(!dry.text().is_some_and(|t| t.contains("no permissions")))
 }

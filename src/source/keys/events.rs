@@ -82,7 +82,9 @@ pub async fn are_on(side: &Side) -> Result<Option<bool>> {
         let reply = conn
             .ask(&[b"CONFIG", b"GET", b"notify-keyspace-events"])
             .await?;
-        let Some(flags) = reply.array().and_then(|p| p.get(1)?.text().map(|t| t.into_owned()))
+        let Some(flags) = reply
+            .array()
+            .and_then(|p| p.get(1)?.text().map(|t| t.into_owned()))
         else {
             return Ok(None);
         };

@@ -442,7 +442,9 @@ impl Reader {
             return Ok(None);
         };
         let expire = typed::read(&mut open.conn, &self.side, key, kind, sink).await?;
-        self.side.bytes.fetch_add(open.conn.take_received(), Relaxed);
+        self.side
+            .bytes
+            .fetch_add(open.conn.take_received(), Relaxed);
         self.conns.insert(address, open);
         Ok(expire)
     }

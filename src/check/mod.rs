@@ -1,0 +1,111 @@
+//! What will work, what will be lost, and what blocks: found out before anything is moved.
+//!
+//! `probe` asks each side what it is and what it lets us do; `rules` makes findings of what both are together.
+//! Invariant: the user's keys are not touched; the probe's own key has a random name and ends by itself.
+
+mod probe;
+mod rules;
+
+pub use probe::Facts;
+
+use crate::error::Result;
+use crate::plan::{Job, Mode, Source};
+use crate::source::psync;
+use serde::Serialize;
+
+/// How much a finding weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Blocker,
+    Warning,
+    Info,
+}
+
+/// One thing to know before the migration.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// Stable, for scripts: `target_memory`, `eviction`, …
+    pub id: &'static str,
+    pub severity: Severity,
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// The answer of `check --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Nothing blocks.
+    pub ok: bool,
+    /// `replica`, `scan` or `rdb`; absent when the source does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<&'static str>,
+    /// What is certain in that mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guarantee: Option<&'static str>,
+    /// A guess at how long the copy takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate_s: Option<u64>,
+    pub source: Option<Facts>,
+    pub target: Option<Facts>,
+    /// The heaviest first.
+    pub findings: Vec<Finding>,
+}
+
+const REPLICA: &str = "every write of the source arrives once and in order, by its replication stream; resume, failover and verification are exact by offset";
+const SCAN: &str = "each key is what the source had when it was read last; after the writers have stopped, one sweep without a difference proves both sides alike";
+const RDB: &str = "the target holds what the snapshot holds";
+
+/// Probes both sides of a plan.
+///
+/// What a side refuses becomes a finding; an error is only what stands in the way of any answer.
+pub async fn run(job: &Job, write: bool) -> Result<Report> {
+    let mut findings = Vec::new();
+    let source = match &job.source {
+        Source::Server { endpoint, .. } => {
+            let facts = probe::facts(endpoint, false).await;
+            rules::reached("source", facts, &mut findings)
+        }
+        Source::Rdb { .. } => None,
+    };
+    let target = probe::facts(&job.target, write).await;
+    let target = rules::reached("target", target, &mut findings);
+    let mode = match &job.source {
+        Source::Rdb { .. } => Some("rdb"),
+        Source::Server { endpoint, mode } if source.is_some() => {
+            let allowed = psync::allowed(endpoint).await.unwrap_or(false);
+            rules::mode(*mode, allowed, &mut findings);
+            Some(match mode {
+                Mode::Scan => "scan",
+                Mode::Replica => "replica",
+                Mode::Auto if allowed => "replica",
+                Mode::Auto => "scan",
+            })
+        }
+        Source::Server { .. } => None,
+    };
+    if let Some(facts) = &source {
+        rules::source(job, facts, mode == Some("replica"), &mut findings);
+    }
+    if let Some(facts) = &target {
+        rules::target(job, facts, write, &mut findings);
+    }
+    if let (Some(source), Some(target)) = (&source, &target) {
+        rules::both(job, source, target, &mut findings);
+    }
+    findings.sort_by_key(|f| f.severity);
+    Ok(Report {
+        ok: findings.iter().all(|f| f.severity != Severity::Blocker),
+        guarantee: mode.map(|m| match m {
+            "replica" => REPLICA,
+            "scan" => SCAN,
+            _ => RDB,
+        }),
+        estimate_s: source.as_ref().map(|s| rules::estimate_s(job, s)),
+        mode,
+        source,
+        target,
+        findings,
+    })
+}

@@ -1,0 +1,293 @@
+//! What one side is and what it lets us do, found out by harmless commands.
+
+use crate::error::Result;
+use crate::net::server::{self, Server};
+use crate::net::{Conn, connect, info_field, scan};
+use crate::plan::{Endpoint, Topology};
+use crate::rdb::payload;
+use crate::resp::Reply;
+use crate::types::{Slot, unix_ms};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
+use std::time::Instant;
+
+/// How often the round trip is measured; the middle one counts.
+const PINGS: usize = 7;
+/// The footers of DUMP payloads tried on a target, the newest first.
+const FOOTERS: [u16; 9] = [81, 80, 14, 13, 12, 11, 10, 9, 6];
+
+/// What was found out about a side; sums over its masters where that makes sense.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Facts {
+    pub url: String,
+    /// "redis 7.0.15".
+    pub server: String,
+    pub topology: &'static str,
+    pub masters: usize,
+    pub tls: bool,
+    /// Keys of each database that holds any.
+    pub databases: BTreeMap<u32, u64>,
+    /// Databases that can be selected beside 0 (asked for 1 only).
+    pub select: bool,
+    pub keys: u64,
+    /// Keys with an expiry.
+    pub expires: u64,
+    pub used_memory: u64,
+    /// 0 is no limit; `None` where it is not told.
+    pub maxmemory: Option<u64>,
+    pub eviction: Option<String>,
+    pub clients: Option<u64>,
+    pub maxclients: Option<u64>,
+    pub rtt_us: u64,
+    pub clock_ahead_ms: Option<i64>,
+    pub modules: Vec<String>,
+    /// Libraries of functions.
+    pub functions: Option<usize>,
+    /// Hash fields may expire there.
+    pub takes_field_expiry: bool,
+    /// Hashes whose fields expire, as far as the server counts them.
+    pub field_expiry_keys: Option<u64>,
+    pub notifications: Option<String>,
+    pub backlog_bytes: Option<u64>,
+    pub replica_buffer: Option<String>,
+    /// What is written to it, in bytes per second.
+    pub input_bytes_per_s: u64,
+    /// What the server saves to disk: `rdb`, `aof`, both or nothing.
+    pub persistence: String,
+    /// Commands that matter here, and whether they may be run.
+    pub commands: BTreeMap<&'static str, bool>,
+    /// The newest DUMP format that RESTORE takes; `None` when it was not tried.
+    pub restore_version: Option<u16>,
+}
+
+/// Asks all masters of `endpoint`; with `write` also whether RESTORE works, on a key of our own.
+pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
+    let (layout, server) = server::layout(endpoint).await?;
+    let mut facts = Facts {
+        url: endpoint.redacted_url(),
+        server: server.to_string(),
+        topology: match (layout.cluster, endpoint.topology) {
+            (true, _) => "cluster",
+            (false, Topology::Proxy) => "proxy",
+            (false, _) => "standalone",
+        },
+        masters: layout.masters.len(),
+        tls: endpoint.tls.is_some(),
+        takes_field_expiry: server.has_field_expiry(),
+        clock_ahead_ms: server::clock_ahead_ms(endpoint).await?,
+        modules: server::modules(endpoint).await?,
+        ..Facts::default()
+    };
+    for master in &layout.masters {
+        let mut conn = connect(endpoint, &master.address).await?;
+        sums(&mut conn, &mut facts).await?;
+    }
+    let first = layout.masters.first().map(|m| m.address.clone());
+    let mut conn = connect(endpoint, &first.unwrap_or_else(|| endpoint.address())).await?;
+    let mut times = Vec::with_capacity(PINGS);
+    for _ in 0..PINGS {
+        let began = Instant::now();
+        conn.ask(&[b"PING"]).await?;
+        times.push(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+    times.sort_unstable();
+    facts.rtt_us = times.get(PINGS / 2).copied().unwrap_or(0);
+    commands(&mut conn, &server, layout.cluster, &mut facts).await?;
+    if write {
+        let name = random_name();
+        let slot = Slot::of(name.as_bytes());
+        let owner = layout.masters.iter().find(|m| m.slots.has(slot));
+        let mut conn = match owner {
+            Some(owner) => connect(endpoint, &owner.address).await?,
+            None => conn,
+        };
+        facts.restore_version = restore(&mut conn, &name, &mut facts).await?;
+    }
+    Ok(facts)
+}
+
+/// Adds what one master tells of itself.
+async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
+    let reply = conn.ask(&[b"INFO", b"everything"]).await?;
+    let info = reply.text().unwrap_or_default().into_owned();
+    let number = |name: &str| info_field(&info, name).and_then(|n| n.parse::<u64>().ok());
+    for (db, keys) in scan::databases(conn).await.unwrap_or_default() {
+        *facts.databases.entry(db.0).or_default() += keys;
+        facts.keys += keys;
+    }
+    for line in info.lines().filter(|l| l.starts_with("db")) {
+        let field = |name: &str| {
+            let fields = line.split_once(':')?.1;
+            let value = fields
+                .split(',')
+                .find_map(|f| f.strip_prefix(name)?.strip_prefix('='))?;
+            value.trim().parse::<u64>().ok()
+        };
+        facts.expires += field("expires").unwrap_or(0);
+        if let Some(n) = field("subexpiry").or(field("keys_with_volatile_items")) {
+            *facts.field_expiry_keys.get_or_insert(0) += n;
+        }
+    }
+    let dataset = number("used_memory_dataset").or(number("used_memory"));
+    facts.used_memory += dataset.unwrap_or(0);
+    if let Some(max) = number("maxmemory") {
+        let sum = facts.maxmemory.get_or_insert(0);
+        // Without a limit on one master there is none.
+        *sum = match (*sum, max) {
+            (_, 0) => 0,
+            (sum, max) => sum + max,
+        };
+    }
+    facts.eviction = info_field(&info, "maxmemory_policy").map(str::to_owned);
+    let fewest = |known: Option<u64>, now: Option<u64>| match (known, now) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    facts.clients = facts.clients.max(number("connected_clients"));
+    facts.maxclients = fewest(facts.maxclients, number("maxclients"));
+    facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
+    let kbps = info_field(&info, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
+    facts.input_bytes_per_s += kbps.map_or(0, |k| (k * 1024.0) as u64);
+    let aof = info_field(&info, "aof_enabled") == Some("1");
+    facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
+    Ok(())
+}
+
+/// Tries what harms nobody: on a name that does not exist, or without the arguments it needs.
+async fn commands(
+    conn: &mut Conn,
+    server: &Server,
+    cluster: bool,
+    facts: &mut Facts,
+) -> Result<()> {
+    let nobody = random_name();
+    let name = nobody.as_bytes();
+    let tries: [(&'static str, Vec<&[u8]>); 11] = [
+        ("SCAN", vec![b"SCAN", b"0", b"COUNT", b"1"]),
+        ("DUMP", vec![b"DUMP", name]),
+        ("TYPE", vec![b"TYPE", name]),
+        ("EXISTS", vec![b"EXISTS", name]),
+        ("MEMORY USAGE", vec![b"MEMORY", b"USAGE", name]),
+        ("ROLE", vec![b"ROLE"]),
+        ("WAIT", vec![b"WAIT", b"0", b"1"]),
+        ("COMMAND", vec![b"COMMAND", b"COUNT"]),
+        (
+            "CONFIG GET",
+            vec![b"CONFIG", b"GET", b"notify-keyspace-events"],
+        ),
+        (
+            "CLUSTER COUNTKEYSINSLOT",
+            vec![b"CLUSTER", b"COUNTKEYSINSLOT", b"0"],
+        ),
+        ("FUNCTION", vec![b"FUNCTION", b"LIST"]),
+    ];
+    for (what, args) in tries {
+        if (what.starts_with("CLUSTER") && !cluster)
+            || (what == "FUNCTION" && !server.has_functions())
+        {
+            continue;
+        }
+        let reply = conn.ask(&args).await?;
+        facts
+            .commands
+            .insert(what, !matches!(reply, Reply::Error(_)));
+        match (what, &reply) {
+            ("FUNCTION", Reply::Array(list)) => facts.functions = Some(list.len()),
+            ("CONFIG GET", Reply::Array(parts)) => {
+                facts.notifications = parts.get(1).and_then(Reply::text).map(|t| t.into_owned());
+            }
+            _ => {}
+        }
+    }
+    if facts.commands.get("CONFIG GET") == Some(&true) {
+        let reply = conn
+            .ask(&[b"CONFIG", b"GET", b"client-output-buffer-limit"])
+            .await?;
+        facts.replica_buffer = (reply.array())
+            .and_then(|p| p.get(1)?.text().map(|t| t.into_owned()))
+            .and_then(|text| {
+                let words: Vec<&str> = text.split(' ').collect();
+                let at = words
+                    .iter()
+                    .position(|w| *w == "slave" || *w == "replica")?;
+                Some(words.get(at + 1..at + 4)?.join(" "))
+            });
+    }
+    let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;
+    let user = user.bytes().unwrap_or(b"default").to_vec();
+    let dry: [(&'static str, Vec<&[u8]>); 3] = [
+        ("RESTORE", vec![b"RESTORE", name, b"0", b"x", b"REPLACE"]),
+        ("CLIENT PAUSE", vec![b"CLIENT", b"PAUSE", b"1", b"WRITE"]),
+        ("DEL", vec![b"DEL", name]),
+    ];
+    for (what, args) in dry {
+        let mut asked: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", &user];
+        asked.extend(&args);
+        let allowed = match conn.ask(&asked).await? {
+            Reply::Status(_) => true,
+            Reply::Bulk(_) => false,
+            // No DRYRUN here: without its arguments, what is allowed complains of those.
+            _ => {
+                let bare: &[&[u8]] = if what.starts_with("CLIENT") {
+                    &[b"CLIENT", b"PAUSE"]
+                } else {
+                    args.get(..1).unwrap_or_default()
+                };
+                matches!(conn.ask(bare).await?, Reply::Error(t) if t.contains("wrong number") || t.contains("syntax"))
+            }
+        };
+        facts.commands.insert(what, allowed);
+    }
+    if !cluster {
+        facts.select = !matches!(conn.ask(&[b"SELECT", b"1"]).await?, Reply::Error(_));
+        conn.ask(&[b"SELECT", b"0"]).await?;
+    }
+    Ok(())
+}
+
+/// The newest payload that RESTORE takes, tried on a key that ends in seconds and is deleted before.
+async fn restore(conn: &mut Conn, name: &str, facts: &mut Facts) -> Result<Option<u16>> {
+    let key = name.as_bytes();
+    let ends = (unix_ms() + 10_000).to_string();
+    let mut taken = None;
+    for footer in FOOTERS {
+        let mut body = Vec::new();
+        // A string of one letter (type 0).
+        payload::seal(&mut body, &[], 0, b"\x01a", footer);
+        let reply = conn
+            .ask(&[
+                b"RESTORE",
+                key,
+                ends.as_bytes(),
+                &body,
+                b"REPLACE",
+                b"ABSTTL",
+            ])
+            .await?;
+        match reply {
+            Reply::Error(text)
+                if text.starts_with("NOPERM") || text.contains("unknown command") =>
+            {
+                facts.commands.insert("RESTORE", false);
+                break;
+            }
+            Reply::Error(_) => {}
+            _ => {
+                taken = Some(footer);
+                break;
+            }
+        }
+    }
+    if taken.is_some() {
+        conn.ask(&[b"DEL", key]).await?;
+    }
+    Ok(taken)
+}
+
+fn random_name() -> String {
+    let state = std::collections::hash_map::RandomState::new();
+    let mut hasher = state.build_hasher();
+    hasher.write_i64(unix_ms());
+    format!("keyferry-probe:{:016x}", hasher.finish())
+}

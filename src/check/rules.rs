@@ -1,0 +1,325 @@
+//! What follows from the facts: findings with a weight and a remedy.
+
+use super::probe::Facts;
+use super::{Finding, Severity};
+use crate::error::{ErrorKind, Result};
+use crate::plan::{Job, Mode, OnLoss, Source};
+use crate::types::DbIndex;
+
+/// Connections that we open at most to a server: pumps, heals, watcher, verification.
+const CONNECTIONS: u64 = 32;
+/// Clocks that differ by more than this let keys expire early or late beyond the tolerance.
+const CLOCK_WARNING_MS: i64 = 250;
+/// The share of a target that may be full after the move.
+const FULL: u64 = 80;
+/// Keys per second that a copy reaches on an ordinary line; the same for bytes.
+const KEYS_PER_S: u64 = 40_000;
+const BYTES_PER_S: u64 = 40 << 20;
+
+fn add(
+    findings: &mut Vec<Finding>,
+    id: &'static str,
+    severity: Severity,
+    message: impl Into<String>,
+    fix: impl Into<String>,
+) {
+    findings.push(Finding {
+        id,
+        severity,
+        message: message.into(),
+        fix: fix.into(),
+    });
+}
+
+/// A side that does not answer blocks, with the error's own remedy.
+pub fn reached(
+    side: &'static str,
+    facts: Result<Facts>,
+    findings: &mut Vec<Finding>,
+) -> Option<Facts> {
+    match facts {
+        Ok(facts) => Some(facts),
+        Err(e) => {
+            let id = match (side, e.kind()) {
+                ("source", ErrorKind::Tls) => "source_tls",
+                ("source", ErrorKind::Auth) => "source_auth",
+                ("source", _) => "source_unreachable",
+                (_, ErrorKind::Tls) => "target_tls",
+                (_, ErrorKind::Auth) => "target_auth",
+                _ => "target_unreachable",
+            };
+            add(
+                findings,
+                id,
+                Severity::Blocker,
+                format!("the {side} cannot be probed: {}", e.chain()),
+                e.remedy(),
+            );
+            None
+        }
+    }
+}
+
+pub fn mode(mode: Mode, allowed: bool, findings: &mut Vec<Finding>) {
+    match (mode, allowed) {
+        (Mode::Replica, false) => add(
+            findings,
+            "psync_refused",
+            Severity::Blocker,
+            "the source does not let us be its replica (PSYNC or REPLCONF is refused), and source.mode is \"replica\"",
+            "set source.mode to \"scan\" or \"auto\", give the user +psync +replconf, or load an exported RDB file with mode \"rdb\"",
+        ),
+        (Mode::Auto, false) => add(
+            findings,
+            "psync_refused",
+            Severity::Info,
+            "the source does not let us be its replica: it will be scanned and swept",
+            "where the provider can switch replication on, that is faster and exact by offset",
+        ),
+        _ => {}
+    }
+}
+
+fn need(
+    facts: &Facts,
+    side: &'static str,
+    id: &'static str,
+    commands: &[&'static str],
+    findings: &mut Vec<Finding>,
+) {
+    let refused: Vec<&str> = (commands.iter().copied())
+        .filter(|c| facts.commands.get(c) == Some(&false))
+        .collect();
+    if !refused.is_empty() {
+        add(
+            findings,
+            id,
+            Severity::Blocker,
+            format!("the {side} refuses {}", refused.join(", ")),
+            format!("give the plan's user at the {side} the right to run it, or use another user"),
+        );
+    }
+}
+
+fn room_for_clients(facts: &Facts, side: &str, id: &'static str, findings: &mut Vec<Finding>) {
+    if let (Some(clients), Some(max)) = (facts.clients, facts.maxclients)
+        && max.saturating_sub(clients) < CONNECTIONS
+    {
+        add(
+            findings,
+            id,
+            Severity::Blocker,
+            format!(
+                "the {side} has {clients} of at most {max} clients: {CONNECTIONS} more do not fit"
+            ),
+            "raise maxclients, or close connections that nobody uses",
+        );
+    }
+}
+
+pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Finding>) {
+    let list: &[&str] = match replica {
+        true => &["DUMP"],
+        false => &["SCAN", "DUMP", "TYPE"],
+    };
+    need(facts, "source", "source_commands", list, findings);
+    room_for_clients(facts, "source", "source_clients", findings);
+    if let (true, Some(backlog)) = (replica, facts.backlog_bytes) {
+        // What a minute's outage needs.
+        let minute = facts.input_bytes_per_s.saturating_mul(60);
+        if backlog < minute {
+            add(
+                findings,
+                "backlog",
+                Severity::Warning,
+                format!(
+                    "the source's backlog of {backlog} bytes holds less than a minute of the {} bytes/s written now",
+                    facts.input_bytes_per_s
+                ),
+                format!(
+                    "CONFIG SET repl-backlog-size {}: a longer outage then needs no full sync",
+                    minute.max(64 << 20)
+                ),
+            );
+        }
+    }
+    if replica
+        && let Some(limit) = &facts.replica_buffer
+        && !limit.starts_with("0 ")
+    {
+        add(
+            findings,
+            "replica_buffer",
+            Severity::Info,
+            format!(
+                "the source cuts replicas that lag behind by more than {limit} (hard, soft, seconds)"
+            ),
+            "keyferry reads as fast as it can; a slow disk under the spool is what to avoid",
+        );
+    }
+    if !replica && matches!(&job.source, Source::Server { .. }) {
+        let on = facts
+            .notifications
+            .as_deref()
+            .is_some_and(|n| !n.is_empty());
+        if !on {
+            add(
+                findings,
+                "notifications",
+                Severity::Warning,
+                "the source sends no keyspace notifications: changes are found by sweeps alone, which takes longer after the freeze",
+                "set notify-keyspace-events to AKE for the time of the migration",
+            );
+        }
+    }
+    if let Some(n) = facts.functions.filter(|n| *n > 0) {
+        add(
+            findings,
+            "functions",
+            Severity::Info,
+            format!("{n} libraries of functions are moved as well"),
+            "nothing to do",
+        );
+    }
+}
+
+pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>) {
+    let mut list = vec!["RESTORE", "DEL", "EXISTS"];
+    if facts.topology == "proxy" {
+        list.retain(|c| *c != "EXISTS");
+    }
+    need(facts, "target", "target_commands", &list, findings);
+    let restores = facts.commands.get("RESTORE") == Some(&true);
+    if write && restores && facts.restore_version.is_none() {
+        add(
+            findings,
+            "restore",
+            Severity::Blocker,
+            "the target takes no DUMP payload of any version that was tried",
+            "look into the target's log; is it a replica, or out of memory",
+        );
+    }
+    if let Some(policy) = facts.eviction.as_deref().filter(|p| *p != "noeviction") {
+        add(
+            findings,
+            "eviction",
+            Severity::Blocker,
+            format!(
+                "the target evicts keys when it is full (maxmemory-policy {policy}): what has arrived may go again"
+            ),
+            "set maxmemory-policy to noeviction until the cutover is done",
+        );
+    }
+    room_for_clients(facts, "target", "target_clients", findings);
+    if facts.keys > 0 && job.on_existing == crate::plan::OnExisting::Fail {
+        add(
+            findings,
+            "target_not_empty",
+            Severity::Warning,
+            format!("the target holds {} keys", facts.keys),
+            "a first run is refused: empty it, or say in on_existing what is to become of them (a run that goes on is not concerned)",
+        );
+    }
+}
+
+pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Finding>) {
+    if let Some(max) = target.maxmemory.filter(|m| *m > 0) {
+        let after = target.used_memory + source.used_memory;
+        if after > max {
+            add(
+                findings,
+                "target_memory",
+                Severity::Blocker,
+                format!(
+                    "the target is too small: {} bytes of data for {max} bytes of maxmemory",
+                    after
+                ),
+                "take a larger target, or move less (filter, databases)",
+            );
+        } else if after > max / 100 * FULL {
+            add(
+                findings,
+                "target_memory",
+                Severity::Warning,
+                format!("the target will be more than {FULL} % full: {after} of {max} bytes"),
+                "take a larger target: buffers and fragmentation need room as well",
+            );
+        }
+    }
+    let beyond: Vec<String> = (source.databases.keys())
+        .filter_map(|db| Some((db, job.databases.map(DbIndex(*db))?)))
+        .filter(|(_, to)| *to != DbIndex::ZERO)
+        .map(|(db, _)| db.to_string())
+        .collect();
+    let one = target.topology != "standalone" || !target.select;
+    if !beyond.is_empty() && one && job.on_loss == OnLoss::Fail {
+        add(
+            findings,
+            "databases",
+            Severity::Blocker,
+            format!(
+                "the target has database 0 only, and the source's databases {} hold keys",
+                beyond.join(", ")
+            ),
+            "lead them to 0 with databases.map, leave them out with databases.include, or set on_loss to \"list\"",
+        );
+    }
+    if let Some(n) = source.field_expiry_keys.filter(|n| *n > 0)
+        && !target.takes_field_expiry
+    {
+        add(
+            findings,
+            "field_expiry",
+            if job.on_loss == OnLoss::Fail {
+                Severity::Blocker
+            } else {
+                Severity::Warning
+            },
+            format!(
+                "{n} hashes have fields that expire, which {} does not know",
+                target.server
+            ),
+            "take a target that does (Redis 7.4, Valkey 9.0), or set on_loss to \"list\": the fields then stay for good",
+        );
+    }
+    let lacking: Vec<&str> = (source.modules.iter().map(String::as_str))
+        .filter(|m| !target.modules.iter().any(|t| t == m))
+        .collect();
+    if !lacking.is_empty() {
+        add(
+            findings,
+            "modules",
+            Severity::Warning,
+            format!(
+                "the target lacks modules of the source: {}",
+                lacking.join(", ")
+            ),
+            "keys of these modules stop the run; load the modules, filter those keys, or set on_loss to \"list\"",
+        );
+    }
+    if let (Some(a), Some(b)) = (source.clock_ahead_ms, target.clock_ahead_ms) {
+        let apart = (b - a).abs();
+        if apart > CLOCK_WARNING_MS {
+            let severity = match apart > job.verify.ttl_tolerance_ms.max(CLOCK_WARNING_MS) {
+                true => Severity::Blocker,
+                false => Severity::Warning,
+            };
+            add(
+                findings,
+                "clocks",
+                severity,
+                format!(
+                    "the clocks of source and target are {apart} ms apart: keys with an expiry live that much longer or shorter"
+                ),
+                "have both set by NTP; or raise verify.ttl_tolerance_ms if that does not matter",
+            );
+        }
+    }
+}
+
+/// A guess at how long the copy takes.
+pub fn estimate_s(job: &Job, source: &Facts) -> u64 {
+    let keys = job.limits.keys_per_s.unwrap_or(u64::MAX).min(KEYS_PER_S);
+    let bytes = job.limits.bytes_per_s.unwrap_or(u64::MAX).min(BYTES_PER_S);
+    (source.keys / keys.max(1)).max(source.used_memory / bytes.max(1)) + 1
+}
