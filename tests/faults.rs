@@ -350,7 +350,10 @@ fn source_slots_move() {
     assert!(report.total() > 1_000, "{report:?}");
     // A move is looked for every second, and believed when it is seen twice.
     std::thread::sleep(Duration::from_secs(3));
-    story.catch_up_and_stop(running);
+    let log = story.catch_up_and_stop(running).stderr;
+    if story.plan.run("verify --json").code != 0 {
+        println!("{log}");
+    }
     story.verify();
     story.judge();
 }

@@ -189,9 +189,9 @@ async fn commands(
             continue;
         }
         let reply = conn.ask(&args).await?;
-        facts
-            .commands
-            .insert(what, !matches!(reply, Reply::Error(_)));
+        // Another master's slot: that it may be run is what counts.
+        let refused = matches!(&reply, Reply::Error(text) if !text.starts_with("MOVED"));
+        facts.commands.insert(what, !refused);
         match (what, &reply) {
             ("FUNCTION", Reply::Array(list)) => facts.functions = Some(list.len()),
             ("CONFIG GET", Reply::Array(parts)) => {

@@ -51,13 +51,13 @@ impl Pump {
         );
         self.heal_dirty()?;
         self.adopting = true;
-        let copied = self.copy_slots(&slots);
+        // What the target refuses of the copy is healed as part of it.
+        let copied = (self.copy_slots(&slots)).and_then(|copied| Ok(copied && !self.settle_all()?));
         self.adopting = false;
         if !copied? {
             // The cluster was not ready: the next tick tries again.
             return Ok(());
         }
-        self.settle_all()?;
         ownership.adopt(self.shard.shard, &slots);
         self.meet_ownership().map(drop)
     }
