@@ -28,6 +28,17 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         return Err(wrong("source.url and target.url are the same server")
             .hint("a server cannot be migrated into itself"));
     }
+    let scans = matches!(
+        &source,
+        Source::Server {
+            mode: Mode::Scan,
+            ..
+        }
+    );
+    if scans && plan.on_existing == super::OnExisting::Replace {
+        return Err(wrong("on_existing \"replace\" does not go with source.mode \"scan\": a scan cannot tell the target's own keys from those that the source has deleted")
+            .hint("\"skip\" keeps the target's own keys, \"reconcile\" has only the source's there"));
+    }
     let databases = databases(plan, &source, &target, &mut warnings)?;
     let filter = filter(plan)?;
     let limits = limits(plan)?;

@@ -206,8 +206,11 @@ fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
             "source.url names database 1, but",
         ),
         (
-            vec![("/source/mode", json!("scan"))],
-            "source.mode \"scan\" is not built",
+            vec![
+                ("/source/mode", json!("scan")),
+                ("/on_existing", json!("replace")),
+            ],
+            "on_existing \"replace\" does not go with source.mode \"scan\"",
         ),
         (
             vec![("/filter", json!({"include": ["a[b"]}))],
