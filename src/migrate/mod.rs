@@ -21,7 +21,7 @@ mod rewind;
 mod router;
 mod shard;
 mod shards;
-pub(crate) mod sweep;
+mod sweep;
 mod timed;
 mod touched;
 mod trouble;
@@ -36,7 +36,7 @@ use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::place::Place;
 use crate::source::{private_dir, psync};
-use crate::store::{Existing, Lock, Phase, Run, ShardState, Store};
+use crate::store::{Existing, Lock, MODE, Phase, Run, ShardState, Store};
 use crate::target::health;
 use crate::target::topology::{self, Topology};
 use crate::task::{Shutdown, Throttle, peak_rss};
@@ -202,9 +202,6 @@ struct Found {
     server: Option<Server>,
     scan: bool,
 }
-
-/// The document that remembers how a source is read whose plan leaves that open.
-pub const MODE: &str = "mode";
 
 /// Looks at the source; "auto" means PSYNC where that is allowed.
 async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {

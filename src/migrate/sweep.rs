@@ -15,6 +15,7 @@ use crate::source::keys::events::{self, Events};
 use crate::source::keys::functions;
 use crate::source::keys::list::{Listing, Page, Position};
 use crate::source::keys::side::{Dumped, Found, KeyFact, Reader, Role, Side, pairs};
+use crate::store::SWEEPS;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
 use std::collections::{BTreeSet, HashMap};
@@ -31,10 +32,10 @@ const REST: Duration = Duration::from_millis(500);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Without a notification for this long, the source is taken for silent.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How often a verification's wishes are looked for.
+const REPAIR_EVERY: Duration = Duration::from_millis(500);
 /// The document that says where an unfinished copy goes on.
 const COPIED: &str = "scan_copied";
-/// The document that says what the last sweeps have found.
-pub(crate) const SWEEPS: &str = "scan";
 
 /// The pump with what it reads from.
 struct Sweeper<'p> {
@@ -47,6 +48,8 @@ struct Sweeper<'p> {
     /// The source is known to send every change.
     trusted: bool,
     sweeps: u64,
+    /// When repairs were looked for.
+    repaired: Instant,
 }
 
 impl Pump {
@@ -95,6 +98,7 @@ impl Pump {
             listeners,
             trusted: on == Some(true),
             sweeps: 0,
+            repaired: Instant::now(),
         };
         let ended = sweeper.run();
         stop.request();
@@ -133,7 +137,7 @@ impl Sweeper<'_> {
         self.pump.progress.set_phase("stream");
         // What was written before anybody listened, or while nobody did.
         let (mut due, mut quiet_since, mut told) = (Instant::now(), Instant::now(), 0);
-        let mut alike = false;
+        let (mut alike, mut last) = (false, Instant::now());
         loop {
             self.go_on()?;
             let lost = self.pump.note_loss();
@@ -158,13 +162,12 @@ impl Sweeper<'_> {
                         (false, 0) => REST,
                         (false, _) => Duration::ZERO,
                     };
-                // Everything up to the beginning of this sweep is over there.
-                self.pump.sweep_lag = Some(began);
+                last = began;
             }
-            let written = self.write_changed()?;
-            if alike {
-                self.pump.sweep_lag = None;
-            }
+            let written = self.write_changed()? + self.repair()?;
+            // Everything up to the beginning of the last sweep is over there; what came later is known to be nothing only
+            // where it would have been told.
+            self.pump.sweep_lag = (!(alike && self.hears_all())).then_some(last);
             self.pump.progress.caught_up.store(alike, Relaxed);
             self.pump.tick_scan()?;
             if written == 0 {
@@ -405,6 +408,24 @@ impl Sweeper<'_> {
         }
         self.pump.sweep_waiting = self.events.waiting() as u64;
         Ok(some.len())
+    }
+
+    /// Writes keys that a verification has asked for; returns how many.
+    fn repair(&mut self) -> Result<usize> {
+        if self.repaired.elapsed() < REPAIR_EVERY {
+            return Ok(0);
+        }
+        self.repaired = Instant::now();
+        let asked = self.pump.shared.store(|s| s.repairs(CHUNK as u32))?;
+        for (db, key) in &asked {
+            let from = self.pump.source_db(*db);
+            self.again(|me| me.write(from, &[key]))?;
+        }
+        if !asked.is_empty() {
+            self.settle()?;
+            self.pump.shared.store(|s| s.repaired(&asked))?;
+        }
+        Ok(asked.len())
     }
 
     /// Compares both sides once and writes what differs; returns how many keys.

@@ -1,9 +1,8 @@
 //! Where a migration stands: the answer of `status`, and the head of a report.
 
 use crate::error::Result;
-use crate::migrate::MODE;
 use crate::plan::Job;
-use crate::store::{Lock, Phase, ShardState, Store, VerifyRun};
+use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun};
 use crate::types::ReplOffset;
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -14,8 +14,8 @@ mod verification;
 pub use existing::Existing;
 pub use lock::Lock;
 pub use record::{
-    Difference, Event, Loss, Phase, PhaseSpan, Run, SavedRun, ShardState, SlotApart, SlotRow,
-    VerifyProgress, VerifyRun, Written,
+    Difference, Event, Loss, MODE, Phase, PhaseSpan, Run, SWEEPS, SavedRun, ShardState, SlotApart,
+    SlotRow, VerifyProgress, VerifyRun, Written,
 };
 
 use self::column::{big, document, int, offset, unreadable};

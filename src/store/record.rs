@@ -275,3 +275,8 @@ impl Written {
         Some(self.since_ms + i64::from(seconds) * 1000)
     }
 }
+
+/// The document that remembers how a source is read: `replica` or `scan`.
+pub const MODE: &str = "mode";
+/// The document that says what the last sweep of mode "scan" has found.
+pub const SWEEPS: &str = "scan";

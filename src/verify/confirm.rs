@@ -10,9 +10,9 @@ use crate::digest::SlotSum;
 use crate::error::{Result, Retry};
 use crate::net::server;
 use crate::source::keys::side::{Found, Reader, Side};
-use crate::store::{Difference, Lock, Store};
+use crate::store::{Difference, Lock, MODE, SWEEPS, Store};
 use crate::task::Shutdown;
-use crate::types::{ReplOffset, Slot};
+use crate::types::{ReplOffset, Slot, unix_ms};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ const QUICK: u32 = 12;
 /// Readings before a key is called unprovable.
 const TRIES: u32 = 22;
 /// How long the migration may take to apply what the source has written.
-const LAG_PATIENCE: Duration = Duration::from_secs(30);
+const LAG_PATIENCE: Duration = Duration::from_secs(45);
 
 /// What was found out about one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -228,12 +228,18 @@ pub async fn wait_for_stream(
         let offset = server::replication_offset(&mut conn).await?;
         wanted.insert(master.address.clone(), offset);
     }
-    let began = Instant::now();
+    let (began, asked_ms) = (Instant::now(), unix_ms());
     loop {
         let Some(store) = Store::open_readonly(work_dir)? else {
             return Ok(true);
         };
+        let scans = store.json(MODE)?.is_some_and(|m| m == "scan");
         let behind = store.shards()?.iter().any(|s| {
+            if scans {
+                // Without a stream, a whole sweep since then is what brings everything over.
+                let sweep = store.json(SWEEPS).ok().flatten().unwrap_or_default();
+                return s.snapshot_loaded && sweep["began_at"].as_i64() < Some(asked_ms);
+            }
             let wanted = wanted.get(&s.address);
             // While its snapshot is being loaded, what is missing is missing.
             s.snapshot_loaded && wanted.is_some_and(|at| s.applied.is_none_or(|done| done < *at))
