@@ -7,13 +7,14 @@ pub mod health;
 pub mod topology;
 pub mod writer;
 
+use crate::command::{self, Access, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::topology::Topology;
 use crate::target::writer::{Batch, Failure, GUARD, NOTHING_THERE, Order, Shared, Trouble, Writer};
 use crate::types::{DbIndex, Mark, Slot};
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -273,7 +274,12 @@ impl Pipe {
             if node.open.commands > 0 {
                 let db = node.open.db;
                 let batch = std::mem::replace(&mut node.open, empty_batch(&self.shared, db));
-                split_units(&batch, &mut |_| Some(Fate::Unsent), &mut units);
+                split_units(
+                    &batch,
+                    &mut |_| Some(Fate::Unsent),
+                    &mut HashSet::new(),
+                    &mut units,
+                );
             }
             node.open_mark = None;
             node.outstanding.clear();
@@ -358,8 +364,14 @@ fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) 
             .find(|f| range.contains(&f.index))
             .map(|f| Fate::Refused(f.text.clone()))
     };
+    let mut tainted = HashSet::new();
     for (batch, failures) in &trouble.failed {
-        split_units(batch, &mut |range| refused(failures, &range), units);
+        split_units(
+            batch,
+            &mut |range| refused(failures, &range),
+            &mut tainted,
+            units,
+        );
     }
     for (batch, answered, failures) in &trouble.uncertain {
         split_units(
@@ -367,11 +379,12 @@ fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) 
             &mut |range| {
                 refused(failures, &range).or((range.end > *answered).then_some(Fate::Uncertain))
             },
+            &mut tainted,
             units,
         );
     }
     for batch in &trouble.unsent {
-        split_units(batch, &mut |_| Some(Fate::Unsent), units);
+        split_units(batch, &mut |_| Some(Fate::Unsent), &mut tainted, units);
     }
     if error.is_none() {
         *error = trouble.error;
@@ -379,9 +392,13 @@ fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) 
 }
 
 /// Walks a batch by commands, a transaction being one, and collects those that `fate` names.
+///
+/// A command that ran on nothing has left a wrong value for a moment: what has read it since, or written to it, is
+/// collected as well (`tainted` are such keys).
 fn split_units(
     batch: &Batch,
     fate: &mut dyn FnMut(Range<u32>) -> Option<Fate>,
+    tainted: &mut HashSet<Vec<u8>>,
     units: &mut Vec<Unit>,
 ) {
     let mut args = Vec::new();
@@ -419,9 +436,21 @@ fn split_units(
             unguarded |= fate(first..index) == Some(Fate::Refused(NOTHING_THERE.into()));
             continue;
         }
-        let failed = unguarded.then(|| Fate::Refused(NOTHING_THERE.into()));
-        unguarded = false;
-        if let Some(fate) = failed.or_else(|| fate(first..index)) {
+        let nothing = Fate::Refused(NOTHING_THERE.into());
+        let failed = std::mem::take(&mut unguarded).then(|| nothing.clone());
+        let mut known = failed.or_else(|| fate(first..index));
+        if known.as_ref() == Some(&nothing) || !tainted.is_empty() {
+            let keys = keys_of(bytes);
+            let reads = keys.iter().any(|(key, _)| tainted.contains(key));
+            if reads && known.is_none() {
+                known = Some(nothing.clone());
+            }
+            if reads || known.as_ref() == Some(&nothing) {
+                let written = keys.into_iter().filter(|(_, a)| *a == Access::Write);
+                tainted.extend(written.map(|(key, _)| key));
+            }
+        }
+        if let Some(fate) = known {
             units.push(Unit {
                 bytes: bytes.to_vec(),
                 commands: index - first,
@@ -430,6 +459,24 @@ fn split_units(
             });
         }
     }
+}
+
+/// The keys of a command, or of all commands of a transaction.
+fn keys_of(unit: &[u8]) -> Vec<(Vec<u8>, Access)> {
+    let (mut found, mut args, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rest = unit;
+    while let Ok(Some(len)) = resp::parse_command(rest, &mut args) {
+        let raw = rest.get(..len).unwrap_or_default();
+        let cmd = Command { raw, args: &args };
+        if let Some(spec) = command::lookup(cmd.name())
+            && spec.keys(&cmd, &mut keys).is_ok()
+        {
+            let named = keys.iter().map(|k| (cmd.arg(k.index), k.access));
+            found.extend(named.filter_map(|(key, access)| Some((key?.to_vec(), access))));
+        }
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    found
 }
 
 #[cfg(test)]
@@ -452,6 +499,10 @@ mod tests {
         resp::command(&mut batch.bytes, &[b"DEL", b"x"]);
         batch.commands = guards + 2;
         assert_eq!(batch.expect, [0, 1]);
+        // What reads the wrong value afterwards is collected too, and what reads that.
+        resp::command(&mut batch.bytes, &[b"SUNIONSTORE", b"e", b"d"]);
+        resp::command(&mut batch.bytes, &[b"RENAME", b"e", b"f"]);
+        batch.commands += 2;
         let failures = vec![Failure {
             index: 1,
             text: NOTHING_THERE.into(),
@@ -462,7 +513,7 @@ mod tests {
         };
         let mut units = Vec::new();
         units_of(trouble, &mut units, &mut None);
-        assert_eq!(units.len(), 1);
+        assert_eq!(units.len(), 3);
         assert!(units[0].bytes.starts_with(b"*4\r\n$11\r\nSINTERSTORE"));
         assert_eq!(units[0].fate, Fate::Refused(NOTHING_THERE.into()));
     }

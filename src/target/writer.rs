@@ -53,7 +53,7 @@ pub struct Failure {
 /// What a node could not do, in the order in which it was sent.
 #[derive(Debug, Default)]
 pub struct Trouble {
-    /// Batches that were answered, with the errors among the answers.
+    /// Batches that were answered, from the first with errors on, with the errors among the answers.
     pub failed: Vec<(Arc<Batch>, Vec<Failure>)>,
     /// Batches cut off with the connection: how many commands were answered, and the errors among those.
     pub uncertain: Vec<(Arc<Batch>, u32, Vec<Failure>)>,
@@ -226,10 +226,9 @@ impl Flight {
                 waiting.bytes -= batch.bytes.len();
                 moved = true;
                 let failures = std::mem::take(&mut waiting.failures);
-                if failures.is_empty() {
-                    if waiting.failed.is_empty() {
-                        self.acked.store(batch.seq, Ordering::Release);
-                    }
+                // What follows a failure may have read what that left behind: it is looked at as well.
+                if failures.is_empty() && waiting.failed.is_empty() {
+                    self.acked.store(batch.seq, Ordering::Release);
                     self.shared.release(batch.bytes.len());
                     // The writing half may still hold it for a moment; then the buffer is simply not reused.
                     if let Ok(batch) = Arc::try_unwrap(batch) {
