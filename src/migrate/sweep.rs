@@ -487,9 +487,12 @@ impl Sweeper<'_> {
 
     fn agree(&self, a: &Found, b: &Found) -> bool {
         let job = &self.pump.shared.job;
+        // PTTL and a clock tell an expiry some milliseconds off.
+        let exact = self.source.side.pexpiretime && self.target.side.pexpiretime;
+        let tolerance = if exact { 0 } else { 100 };
         let same = |a: &KeyFact, b: &KeyFact| {
             let expire = match (a.expire, b.expire) {
-                (Some(x), Some(y)) => (x.0 - y.0).abs() <= job.verify.ttl_tolerance_ms,
+                (Some(x), Some(y)) => (x.0 - y.0).abs() <= tolerance,
                 (x, y) => x == y,
             };
             expire
