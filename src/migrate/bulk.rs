@@ -49,7 +49,10 @@ impl Pump {
                 way,
             );
         }
-        self.put(db, h, entry.value, dialect, version, fit, expire, mark)
+        if self.put(db, h, entry.value, dialect, version, fit, expire, mark)? {
+            self.count_written();
+        }
+        Ok(())
     }
 
     /// Counts a key read and says which database of the target it goes to; `None` when the plan leaves it out.
@@ -117,7 +120,14 @@ impl Pump {
             .clamp(60_000, HOLD_MS / 2)
     }
 
-    /// Writes a whole value by whichever way fits the target.
+    /// One more key of the first copy.
+    pub(super) fn count_written(&mut self) {
+        self.shard.keys_written += 1;
+        let written = self.shard.keys_written;
+        self.progress.keys_written.store(written, Relaxed);
+    }
+
+    /// Writes a whole value by whichever way fits the target; false when it is a listed loss.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn put(
         &mut self,
@@ -129,7 +139,7 @@ impl Pump {
         fit: Fit,
         expire: Option<ExpireAt>,
         mark: Mark,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let node = self.pipe.node_of(Slot::of(h.key));
         let footer = payload::footer_version(&self.format);
         match fit {
@@ -197,7 +207,7 @@ impl Pump {
                     .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
             }
             Fit::Module => match self.lacks_module(body) {
-                Some(why) => return self.lose(db, h.key, losses::MODULE, &why),
+                Some(why) => return self.lose(db, h.key, losses::MODULE, &why).map(|()| false),
                 None => {
                     let batch = self.pipe.batch(node, db, mark)?;
                     restore(&mut batch.bytes, h, &[], h.type_id, body, footer, expire);
@@ -209,13 +219,11 @@ impl Pump {
                 self.lose(db, h.key, losses::FIELD_EXPIRY, why)?;
                 return self.put(db, h, body, dialect, version, Fit::Transcode, expire, mark);
             }
-            Fit::Impossible(why) => return self.lose(db, h.key, losses::TYPE, why),
+            Fit::Impossible(why) => {
+                return self.lose(db, h.key, losses::TYPE, why).map(|()| false);
+            }
         }
-        self.shard.keys_written += 1;
-        self.progress
-            .keys_written
-            .store(self.shard.keys_written, Relaxed);
-        Ok(())
+        Ok(true)
     }
 
     /// One key whose value is too large for one command; true when it has to be begun again.
@@ -267,10 +275,7 @@ impl Pump {
             self.in_large = false;
             return Ok(true);
         }
-        self.shard.keys_written += 1;
-        self.progress
-            .keys_written
-            .store(self.shard.keys_written, Relaxed);
+        self.count_written();
         // Its parts must not be mixed with a second try, so they are all answered before anything follows.
         let again = self.settle_all()?;
         self.in_large = false;

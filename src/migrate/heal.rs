@@ -117,27 +117,28 @@ impl Pump {
         Ok(())
     }
 
+    /// Writes a key as it was read; false when there is nothing to write.
     pub(super) fn write_state(
         &mut self,
         db: DbIndex,
         key: &[u8],
         state: &KeyState,
         mark: Mark,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let Some(target_db) = self.shared.job.databases.map(db) else {
-            return Ok(());
+            return Ok(false);
         };
         if self.is_existing(target_db, key) {
-            return Ok(());
+            return Ok(false);
         }
         let Some(dump) = &state.payload else {
-            return self.remove(target_db, key, mark);
+            return self.remove(target_db, key, mark).map(|()| false);
         };
         let value = payload::open(dump)
             .map_err(|e| e.context(format!("read the key {} from the source", shown(key))))?;
         let kind = crate::rdb::value::kind(value.type_id, value.dialect)?;
         if self.shared.job.filter.has_types() && !self.shared.job.filter.accepts_type(kind.name()) {
-            return self.remove(target_db, key, mark);
+            return self.remove(target_db, key, mark).map(|()| false);
         }
         let version = u32::from(value.version);
         let fit = payload::fit(
@@ -170,10 +171,7 @@ impl Pump {
             fit,
             state.expire,
             mark,
-        )?;
-        // It was counted as a key of the snapshot.
-        self.shard.keys_written -= 1;
-        Ok(())
+        )
     }
 
     pub(super) fn remove(&mut self, db: DbIndex, key: &[u8], mark: Mark) -> Result<()> {

@@ -346,8 +346,8 @@ impl Sweeper<'_> {
                     offset: ReplOffset(0),
                     elsewhere: false,
                 };
-                self.pump.write_state(db, key, &state, MARK)?;
-                self.pump.progress.commands.fetch_add(1, Relaxed);
+                let written = self.pump.write_state(db, key, &state, MARK)?;
+                self.count(written);
             }
             self.resolve()?;
         }
@@ -356,6 +356,15 @@ impl Sweeper<'_> {
             self.write_large(db, key)?;
         }
         Ok(())
+    }
+
+    /// A key of the first copy, or a change after it.
+    fn count(&mut self, written: bool) {
+        if self.pump.shard.snapshot_loaded {
+            self.pump.progress.commands.fetch_add(1, Relaxed);
+        } else if written {
+            self.pump.count_written();
+        }
     }
 
     /// A value too large for one DUMP: its parts become commands.
@@ -384,7 +393,7 @@ impl Sweeper<'_> {
                 self.pump.remove(to, key, MARK)?;
             }
         }
-        self.pump.shard.keys_written += 1;
+        self.count(true);
         // Its parts must not be mixed with another try.
         self.settle()
     }

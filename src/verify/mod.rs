@@ -294,6 +294,8 @@ impl Check {
                 Origin::File(file) => {
                     for range in file.ranges() {
                         file.search(self, range.clone()).await?;
+                        // Each range is listed from its beginning.
+                        self.progress().enter(Pass::Target);
                         walk::pass(self, Pass::Target, Some(range)).await?;
                     }
                 }
