@@ -34,6 +34,8 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The server is loading, failing over or otherwise not ready yet.
     NotReady,
+    /// A key's slot is, or is on its way to be, another master's.
+    Moved,
     /// The source no longer has the offset that a partial resync needs.
     OffsetGone,
     /// Another process works on this plan.
@@ -121,7 +123,7 @@ impl ErrorKind {
                 Never,
                 "give the target more memory (maxmemory), then run the same command again",
             ),
-            K::NotReady => (
+            K::NotReady | K::Moved => (
                 3,
                 Later,
                 "wait until the server is ready, then run the same command again",

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::{Server, offset_in_role, time_ms};
-use crate::net::{Conn, connect, info_field, refusal};
+use crate::net::{Conn, connect, info_field, is_elsewhere, is_on_its_way, refusal};
 use crate::plan::Endpoint;
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, ReplId, ReplOffset};
@@ -50,7 +50,6 @@ pub struct Fence {
     cluster: bool,
     pexpiretime: bool,
     role: bool,
-    db: DbIndex,
 }
 
 impl Fence {
@@ -83,7 +82,6 @@ impl Fence {
             cluster: server.cluster,
             pexpiretime: server.has_pexpiretime(),
             role,
-            db: DbIndex::ZERO,
         })
     }
 
@@ -91,12 +89,7 @@ impl Fence {
     ///
     /// Errors: `Connection`; `NotReady` when the server answers MOVED or is failing over; `Refused`.
     pub async fn read(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<KeyState>> {
-        if db != self.db {
-            self.conn
-                .call(&[b"SELECT", db.to_string().as_bytes()])
-                .await?;
-            self.db = db;
-        }
+        self.conn.select(db).await?;
         let chunks: Vec<&[&[u8]]> = keys
             .chunks(if self.cluster { 1 } else { KEYS_PER_EXEC })
             .collect();
@@ -127,14 +120,8 @@ impl Fence {
         self.conn.push(&[b"MULTI"]);
         for key in keys {
             self.conn.push(&[b"DUMP", key]);
-            self.conn.push(&[
-                if self.pexpiretime {
-                    b"PEXPIRETIME"
-                } else {
-                    b"PTTL"
-                },
-                key,
-            ]);
+            self.conn
+                .push(&[Server::expiry_command(self.pexpiretime), key]);
         }
         if !self.pexpiretime {
             self.conn.push(&[b"TIME"]);
@@ -229,21 +216,10 @@ impl Fence {
         db: DbIndex,
         keys: &[&[u8]],
     ) -> Result<Vec<Option<Option<ExpireAt>>>> {
-        if db != self.db {
-            self.conn
-                .call(&[b"SELECT", db.to_string().as_bytes()])
-                .await?;
-            self.db = db;
-        }
+        self.conn.select(db).await?;
         for key in keys {
-            self.conn.push(&[
-                if self.pexpiretime {
-                    b"PEXPIRETIME"
-                } else {
-                    b"PTTL"
-                },
-                key,
-            ]);
+            self.conn
+                .push(&[Server::expiry_command(self.pexpiretime), key]);
         }
         self.conn.push(&[b"TIME"]);
         self.conn.flush().await?;
@@ -270,12 +246,7 @@ impl Fence {
 
     /// The groups of a stream; none when the key is gone or no stream.
     pub async fn groups(&mut self, db: DbIndex, key: &[u8]) -> Result<Vec<GroupFact>> {
-        if db != self.db {
-            self.conn
-                .call(&[b"SELECT", db.to_string().as_bytes()])
-                .await?;
-            self.db = db;
-        }
+        self.conn.select(db).await?;
         let reply = self.conn.ask(&[b"XINFO", b"GROUPS", key]).await?;
         let Reply::Array(items) = reply else {
             return Ok(Vec::new());
@@ -306,12 +277,7 @@ impl Fence {
 
     /// Which of `keys` exist.
     pub async fn exist(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<bool>> {
-        if db != self.db {
-            self.conn
-                .call(&[b"SELECT", db.to_string().as_bytes()])
-                .await?;
-            self.db = db;
-        }
+        self.conn.select(db).await?;
         for key in keys {
             self.conn.push(&[b"EXISTS", key]);
         }
@@ -327,15 +293,6 @@ impl Fence {
         }
         Ok(found)
     }
-}
-
-/// The key has left for another master before its slot has.
-fn is_on_its_way(text: &str) -> bool {
-    ["ASK ", "TRYAGAIN"].iter().any(|w| text.starts_with(w))
-}
-
-fn is_elsewhere(text: &str) -> bool {
-    text.starts_with("MOVED ") || is_on_its_way(text)
 }
 
 fn unforeseen() -> Error {

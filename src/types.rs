@@ -265,6 +265,11 @@ pub fn db_key(db: DbIndex, key: &[u8]) -> Vec<u8> {
     [&db.0.to_be_bytes(), key].concat()
 }
 
+/// 64 bits for a key of a database, for sets that may be wrong once in a long while.
+pub fn key_hash(db: DbIndex, key: &[u8]) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &db_key(db, key))
+}
+
 /// The database and the key of a [`db_key`].
 pub fn split_db_key(name: &[u8]) -> (DbIndex, Vec<u8>) {
     let (db, key) = name.split_at(4.min(name.len()));

@@ -5,6 +5,7 @@ pub mod split;
 mod table;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::resp;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -142,6 +143,24 @@ pub fn lookup(name: &[u8]) -> Option<&'static Spec> {
     upper.copy_from_slice(name);
     upper.make_ascii_uppercase();
     INDEX.get(&*upper).copied()
+}
+
+/// The keys of a command's frame, or of all commands of a transaction; none of what is not understood.
+pub fn keys_in(frames: &[u8]) -> Vec<(Vec<u8>, Access)> {
+    let (mut found, mut args, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    let mut rest = frames;
+    while let Ok(Some(len)) = resp::parse_command(rest, &mut args) {
+        let raw = rest.get(..len).unwrap_or_default();
+        let cmd = Command { raw, args: &args };
+        if let Some(spec) = lookup(cmd.name())
+            && spec.keys(&cmd, &mut keys).is_ok()
+        {
+            let named = keys.iter().map(|k| (cmd.arg(k.index), k.access));
+            found.extend(named.filter_map(|(key, access)| Some((key?.to_vec(), access))));
+        }
+        rest = rest.get(len..).unwrap_or_default();
+    }
+    found
 }
 
 /// The names of all known commands.

@@ -1,7 +1,7 @@
 //! What a dry run learns of the data: keys and bytes by type, the largest keys, what would need rebuilding.
 
 use crate::error::Result;
-use crate::migrate::pump::Shared;
+use crate::migrate::shared::Shared;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 

@@ -78,15 +78,19 @@ impl Pump {
         Ok(())
     }
 
+    /// How old what has been proven is, in mode "scan".
+    fn sweep_lag_ms(&self) -> u64 {
+        let lag = self
+            .sweep_lag
+            .map_or(0, |since| since.elapsed().as_millis());
+        u64::try_from(lag).unwrap_or(u64::MAX)
+    }
+
     /// The same in mode "scan": there is no stream to look at.
     pub(super) fn tick_scan(&mut self) -> Result<()> {
         if self.last_tick.elapsed() >= TICK {
             self.last_tick = Instant::now();
-            let lag = self
-                .sweep_lag
-                .map_or(0, |since| since.elapsed().as_millis());
-            let lag = u64::try_from(lag).unwrap_or(u64::MAX);
-            self.progress.lag_ms.store(lag, Relaxed);
+            self.progress.lag_ms.store(self.sweep_lag_ms(), Relaxed);
             if self.last_save.elapsed() >= *SAVE_EVERY {
                 self.save(false)?;
             }
@@ -174,9 +178,7 @@ impl Pump {
             .max(down_ms.unwrap_or(0))
             // Whatever has moved may be older than the move.
             .max(self.unsettled_ms().map_or(0, |ms| ms + 1_000))
-            .max(self.sweep_lag.map_or(0, |since| {
-                u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
-            }));
+            .max(self.sweep_lag_ms());
         let (len, total, complete) = self.spool.snapshot();
         if !self.shard.snapshot_loaded {
             self.shard.snapshot_complete = complete;

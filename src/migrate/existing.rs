@@ -6,7 +6,6 @@ use crate::net::scan::{self, Scan};
 use crate::plan::Endpoint;
 use crate::store::Existing;
 use crate::target::topology::Topology;
-use crate::types::DbIndex;
 use std::path::Path;
 
 /// The target's own keys; scanned at the first start, read from the file later.
@@ -18,9 +17,7 @@ pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<
     for address in &topology.nodes {
         let mut conn = net::connect(target, address).await?;
         for (db, _) in scan::databases(&mut conn).await? {
-            if db != DbIndex::ZERO {
-                conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
-            }
+            conn.select(db).await?;
             let mut scan = Scan::new();
             while let Some(page) = scan.next(&mut conn, 1000).await? {
                 page.iter().for_each(|key| found.insert(db, key));

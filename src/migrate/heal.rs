@@ -7,10 +7,10 @@ use crate::fence::{Fence, KeyState};
 use crate::migrate::expiry::HEAL_WHOLE;
 use crate::migrate::pump::Pump;
 use crate::net;
-use crate::net::scan::Scan;
+use crate::net::scan::{self, Scan};
 use crate::rdb::file::Header;
 use crate::rdb::payload;
-use crate::resp::{self, Reply};
+use crate::resp;
 use crate::source::spool::End;
 use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown};
@@ -182,7 +182,7 @@ impl Pump {
     }
 
     /// Runs a read on the source's fence connection; opens it anew when it was cut.
-    fn fenced<T>(
+    pub(super) fn fenced<T>(
         &mut self,
         mut read: impl FnMut(&mut Fence, &tokio::runtime::Handle) -> Result<T>,
     ) -> Result<T> {
@@ -340,24 +340,12 @@ impl Pump {
             let endpoint = self.pipe.endpoint().clone();
             let runtime = self.shared.runtime.clone();
             let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
-            let mut seen_dbs = Vec::new();
-            for source_db in (0..1024).map(DbIndex) {
-                let Some(target_db) = self.shared.job.databases.map(source_db) else {
-                    continue;
-                };
-                if seen_dbs.contains(&target_db) {
-                    continue;
-                }
-                seen_dbs.push(target_db);
-                if target_db != DbIndex::ZERO
-                    && let Reply::Error(_) = runtime
-                        .block_on(conn.ask(&[b"SELECT", target_db.to_string().as_bytes()]))?
-                {
-                    break;
-                }
+            let dbs = runtime.block_on(scan::databases(&mut conn))?;
+            for (db, _) in dbs {
+                runtime.block_on(conn.select(db))?;
                 let mut scan = Scan::new();
                 while let Some(page) = runtime.block_on(scan.next(&mut conn, 1000))? {
-                    self.remove_gone(source_db, &page)?;
+                    self.remove_gone(db, &page)?;
                 }
             }
         }
@@ -366,16 +354,22 @@ impl Pump {
     }
 
     /// Removes those of some keys of the target that the source does not hold.
-    fn remove_gone(&mut self, source_db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
-        let ours: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
+    /// Removes those of some keys of the target's `db` that no database of the source holds that goes there.
+    fn remove_gone(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
+        let sources: Vec<DbIndex> = self.shared.job.databases.sources_of(db).collect();
+        let Some(first) = sources.first() else {
+            return Ok(());
+        };
+        let mut gone: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
             .filter(|k| self.shared.job.filter.accepts(k) && self.owns(k))
             .collect();
-        let there =
-            self.fenced(|fence, runtime| runtime.block_on(fence.exist(source_db, &ours)))?;
-        let gone: Vec<Key> = (ours.iter().zip(there))
-            .filter(|(_, there)| !there)
-            .map(|(k, _)| (source_db, k.to_vec()))
-            .collect();
+        for from in &sources {
+            let there =
+                self.fenced(|fence, runtime| runtime.block_on(fence.exist(*from, &gone)))?;
+            let mut there = there.into_iter();
+            gone.retain(|_| !there.next().unwrap_or(true));
+        }
+        let gone: Vec<Key> = gone.iter().map(|k| (*first, k.to_vec())).collect();
         if !gone.is_empty() {
             *self.counts.entry("removed").or_default() += gone.len() as u64;
             let mark = self.now();

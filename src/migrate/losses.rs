@@ -8,7 +8,6 @@ use crate::rdb::cursor::Reader;
 use crate::rdb::encoding::length;
 use crate::rdb::payload::Target;
 use crate::rdb::value::module_name;
-use crate::resp::Reply;
 use crate::store::Loss;
 use crate::types::{DbIndex, shown};
 
@@ -57,9 +56,13 @@ impl Pump {
             let endpoint = self.pipe.endpoint().clone();
             let ask = async {
                 let mut conn = net::connect(&endpoint, &endpoint.address()).await?;
-                conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await
+                conn.select(db).await
             };
-            !matches!(self.shared.runtime.block_on(ask)?, Reply::Error(_))
+            match self.shared.runtime.block_on(ask) {
+                Ok(()) => true,
+                Err(e) if e.kind() == ErrorKind::Refused => false,
+                Err(e) => return Err(e),
+            }
         };
         self.databases.insert(db, there);
         Ok(there)

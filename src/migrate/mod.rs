@@ -21,6 +21,7 @@ mod rewind;
 mod router;
 mod shard;
 mod shards;
+mod shared;
 mod sweep;
 mod timed;
 mod touched;
@@ -29,8 +30,8 @@ mod trouble;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::ownership::Ownership;
 use crate::migrate::progress::Progress;
-use crate::migrate::pump::Shared;
 use crate::migrate::shards::Shards;
+use crate::migrate::shared::Shared;
 use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
@@ -492,10 +493,7 @@ fn fits_databases(job: &Job, topology: &Topology) -> Result<()> {
     if !topology.one_slot {
         return Ok(());
     }
-    let beyond = (0..1024)
-        .map(DbIndex)
-        .filter_map(|db| job.databases.map(db))
-        .any(|to| to != DbIndex::ZERO);
+    let beyond = job.databases.moved().any(|(_, to)| to != DbIndex::ZERO);
     if beyond && !job.databases.is_identity() {
         return Err(Error::new(
             ErrorKind::Plan,

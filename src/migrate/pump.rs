@@ -7,28 +7,25 @@ use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::migrate::expiry::Held;
-use crate::migrate::ownership::{Mine, Ownership};
+use crate::migrate::ownership::Mine;
 use crate::migrate::progress::ShardProgress;
+use crate::migrate::shared::Shared;
 use crate::migrate::timed::MaybeTimed;
 use crate::migrate::touched::Touched;
-use crate::plan::Job;
 use crate::rdb::file::{Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
 use crate::resp;
 use crate::source::place::Place;
 use crate::source::spool::{End, SnapshotTail, Spool, StreamTail};
-use crate::store::{Existing, Loss, ShardState, Store};
+use crate::store::{Loss, ShardState};
 use crate::target::Pipe;
-use crate::target::health::Health;
-use crate::task::{Shutdown, Throttle, failpoint};
-use crate::types::unix_ms;
+use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
-use tokio::runtime::Handle;
 
 pub(super) const READ_BYTES: usize = 1 << 20;
 /// How often marks go to SQLite; only the benchmark of their cost (`benches/marks.sh`) sets anything else.
@@ -37,55 +34,6 @@ pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
     Duration::from_millis(asked.and_then(|ms| ms.parse().ok()).unwrap_or(1000))
 });
 pub(super) const TICK: Duration = Duration::from_millis(100);
-
-/// What all pumps of a run share.
-pub struct Shared {
-    pub job: Job,
-    pub store: Mutex<Store>,
-    pub runtime: Handle,
-    pub stop: Shutdown,
-    pub dry_run: bool,
-    pub until_caught_up: bool,
-    /// How long the target may be away before the run gives up.
-    pub patience: Duration,
-    /// The source is read by SCAN and DUMP: it has no stream.
-    pub scan: bool,
-    /// The source sends relative TTLs in its stream (Redis before 7.0).
-    pub relative_ttls: bool,
-    /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
-    pub silent_entries_read: bool,
-    /// The watcher of the target; none in a dry run.
-    pub health: Option<Arc<Health>>,
-    /// Who owns which slot; none where the source is no cluster.
-    pub ownership: Option<Arc<Ownership>>,
-    /// The target's modules.
-    pub target_modules: Vec<String>,
-    pub target_has_functions: bool,
-    /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
-    pub load_estimate_ms: i64,
-    /// The target's own keys (on_existing: skip).
-    pub existing: Existing,
-    /// How fast the snapshot may be loaded.
-    pub throttle: Throttle,
-}
-
-impl Shared {
-    pub fn store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
-        work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub fn event(&self, level: &str, code: &str, message: &str) {
-        match level {
-            "error" => tracing::error!("{message}"),
-            "warning" => tracing::warn!("{message}"),
-            _ => tracing::info!("{message}"),
-        }
-        // An event that cannot be stored must not stop the run that it describes.
-        if let Err(e) = self.store(|s| s.event(unix_ms(), level, code, message)) {
-            tracing::warn!("{e}");
-        }
-    }
-}
 
 /// Why a pump ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,9 +72,8 @@ pub struct Pump {
     /// Up to here, at least.
     pub(super) lag_until: ReplOffset,
     pub(super) timed: MaybeTimed,
-    /// Mode "scan": since when nothing has proven both sides alike, and how many changed keys wait.
+    /// Mode "scan": since when nothing has proven both sides alike.
     pub(super) sweep_lag: Option<Instant>,
-    pub(super) sweep_waiting: u64,
     /// Which slots were written to since the stream began; none before that.
     pub(super) touched: Option<Touched>,
     /// Streams whose groups' entries-read is to be asked of the source.
@@ -210,7 +157,6 @@ impl Pump {
             lag_until: ReplOffset(0),
             timed,
             sweep_lag: None,
-            sweep_waiting: 0,
             touched: None,
             debts: BTreeSet::new(),
             debts_paid: Instant::now(),

@@ -30,8 +30,8 @@ impl Pump {
         }
         self.heal_dirty()?;
         let keys: Vec<Key> = (mine.iter())
-            .map(|(db, key)| (self.source_db(*db), key.clone()))
-            .collect();
+            .map(|(db, key)| Ok((self.source_of(*db, key)?, key.clone())))
+            .collect::<Result<_>>()?;
         let mark = self.now();
         self.heal(&keys, mark)?;
         self.settle_all()?;

@@ -3,7 +3,8 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::expiry::Held;
 use crate::migrate::progress::ShardProgress;
-use crate::migrate::pump::{Ended, Pump, Shared};
+use crate::migrate::pump::{Ended, Pump};
+use crate::migrate::shared::Shared;
 use crate::migrate::timed::MaybeTimed;
 use crate::net::server::Server;
 use crate::plan::{OnExisting, RdbPath, Source};

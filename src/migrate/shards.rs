@@ -3,8 +3,8 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::ownership::Ownership;
 use crate::migrate::progress::{Progress, ShardProgress};
-use crate::migrate::pump::Shared;
 use crate::migrate::shard::Runner;
+use crate::migrate::shared::Shared;
 use crate::net::server::{Master, Server};
 use crate::source::place::Place;
 use crate::store::ShardState;

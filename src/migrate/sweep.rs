@@ -4,17 +4,17 @@
 //! everything where there are none, is found by comparing digests of both sides, again and again.
 //! Invariant: one thread writes, each time what it has just read, so an older state never follows a newer one.
 
-use crate::error::{Error, ErrorKind, Result, Retry};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fence::KeyState;
 use crate::migrate::heal::Key;
 use crate::migrate::pump::{Ended, Pump};
 use crate::migrate::rebuild::Rebuild;
-use crate::net::Backoff;
+use crate::net::Tries;
 use crate::resp;
 use crate::source::keys::events::{self, Events};
 use crate::source::keys::functions;
 use crate::source::keys::list::{Listing, Page, Position};
-use crate::source::keys::side::{Dumped, Found, KeyFact, Reader, Role, Side, pairs};
+use crate::source::keys::side::{Dumped, Found, Reader, Role, Side, pairs};
 use crate::store::SWEEPS;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
@@ -252,23 +252,11 @@ impl Sweeper<'_> {
         from: Option<Position>,
     ) -> (mpsc::Receiver<Page>, tokio::task::JoinHandle<Result<()>>) {
         let (send, pages) = mpsc::channel(2);
-        let databases = &self.pump.shared.job.databases;
-        let dbs = match (databases.is_identity(), side.role) {
-            (true, _) => Vec::new(),
-            (_, Role::Source) => (0..1024)
-                .map(DbIndex)
-                .filter(|db| databases.map(*db).is_some())
-                .collect(),
-            (_, Role::Target) => (0..1024)
-                .map(DbIndex)
-                .filter_map(|db| databases.map(db))
-                .collect(),
-        };
         let listing = Listing {
             side: side.clone(),
             from,
             slots: None,
-            dbs,
+            dbs: side.role.databases(&self.pump.shared.job.databases),
             stop: self.pump.shared.stop.clone(),
             patience: self.pump.shared.patience,
         };
@@ -326,9 +314,15 @@ impl Sweeper<'_> {
     /// Reads keys of the source and writes what they hold.
     fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
         let runtime = self.pump.shared.runtime.clone();
-        let (windows, large) = runtime.block_on(self.source.windows(db, keys))?;
-        for window in windows {
-            self.pace(window.len())?;
+        for window in runtime.block_on(self.source.windows(db, keys))? {
+            self.pace(window.keys.len())?;
+            if window.large {
+                for key in &window.keys {
+                    self.write_large(db, key)?;
+                }
+                continue;
+            }
+            let window = window.keys;
             let dumps = runtime.block_on(self.source.dumps(db, &window))?;
             for (key, dump) in window.iter().zip(dumps) {
                 let (payload, expire) = match dump {
@@ -350,10 +344,6 @@ impl Sweeper<'_> {
                 self.count(written);
             }
             self.resolve()?;
-        }
-        for key in large {
-            self.pace(1)?;
-            self.write_large(db, key)?;
         }
         Ok(())
     }
@@ -415,7 +405,6 @@ impl Sweeper<'_> {
                 return Err(e);
             }
         }
-        self.pump.sweep_waiting = self.events.waiting() as u64;
         Ok(some.len())
     }
 
@@ -427,8 +416,12 @@ impl Sweeper<'_> {
         self.repaired = Instant::now();
         let asked = self.pump.shared.store(|s| s.repairs(CHUNK as u32))?;
         for (db, key) in &asked {
-            let from = self.pump.source_db(*db);
-            self.again(|me| me.write(from, &[key]))?;
+            self.again(|me| {
+                let job = me.pump.shared.job.clone();
+                let runtime = me.pump.shared.runtime.clone();
+                let from = runtime.block_on(me.source.source_of(&job, *db, key))?;
+                me.write(from, &[key])
+            })?;
         }
         if !asked.is_empty() {
             self.settle()?;
@@ -468,25 +461,14 @@ impl Sweeper<'_> {
         };
         let runtime = self.pump.shared.runtime.clone();
         let keys = self.wanted(page.db, &page.keys);
-        let (windows, large) = runtime.block_on(self.source.windows(page.db, &keys))?;
         let mut apart: Vec<&[u8]> = Vec::new();
-        for window in windows {
-            self.pace(window.len())?;
+        for window in runtime.block_on(self.source.windows(page.db, &keys))? {
+            self.pace(window.keys.len())?;
             let read = pairs(&mut self.source, page.db, &mut self.target, to, &window);
-            for (key, (a, b)) in window.iter().zip(runtime.block_on(read)?) {
+            for (key, (a, b)) in window.keys.iter().zip(runtime.block_on(read)?) {
                 if !self.agree(&a, &b) {
                     apart.push(key);
                 }
-            }
-        }
-        for key in large {
-            self.pace(1)?;
-            let (source, target) = (&mut self.source, &mut self.target);
-            let (a, b) = runtime.block_on(async {
-                tokio::try_join!(source.typed(page.db, key), target.typed(to, key))
-            })?;
-            if !self.agree(&a, &b) {
-                apart.push(key);
             }
         }
         self.write(page.db, &apart)?;
@@ -499,20 +481,9 @@ impl Sweeper<'_> {
         // PTTL and a clock tell an expiry some milliseconds off.
         let exact = self.source.side.pexpiretime && self.target.side.pexpiretime;
         let tolerance = if exact { 0 } else { 100 };
-        let same = |a: &KeyFact, b: &KeyFact| {
-            let expire = match (a.expire, b.expire) {
-                (Some(x), Some(y)) => (x.0 - y.0).abs() <= tolerance,
-                (x, y) => x == y,
-            };
-            expire
-                && a.digest.kind == b.digest.kind
-                && a.digest.value == b.digest.value
-                && a.digest.beside == b.digest.beside
-                && a.digest.agrees_later(&b.digest, false)
-        };
         match (a, b) {
             (Found::Here(a), _) if !job.filter.accepts_type(a.digest.kind.name()) => true,
-            (Found::Here(a), Found::Here(b)) => same(a, b),
+            (Found::Here(a), Found::Here(b)) => a.difference(b, tolerance, false).is_none(),
             (Found::Gone, Found::Gone) => true,
             _ => false,
         }
@@ -522,18 +493,11 @@ impl Sweeper<'_> {
     fn sweep_target(&mut self, page: &Page) -> Result<u64> {
         let runtime = self.pump.shared.runtime.clone();
         let job = self.pump.shared.job.clone();
-        let mut gone: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
+        let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
             .filter(|k| job.filter.accepts(k) && !self.pump.is_existing(page.db, k))
             .collect();
-        self.pace(gone.len())?;
-        let sources = (0..1024).map(DbIndex);
-        for from in sources.filter(|db| job.databases.map(*db) == Some(page.db)) {
-            let types = runtime.block_on(self.source.types(from, &gone))?;
-            gone = (gone.iter().zip(types))
-                .filter(|(_, name)| name.is_none())
-                .map(|(k, _)| *k)
-                .collect();
-        }
+        self.pace(keys.len())?;
+        let gone = runtime.block_on(self.source.lacks(&job, page.db, keys))?;
         for key in &gone {
             self.pump.remove(page.db, key, MARK)?;
         }
@@ -551,24 +515,18 @@ impl Sweeper<'_> {
 
     /// Tries again what fails for a reason that may pass.
     fn again<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
-        let (began, mut backoff) = (Instant::now(), Backoff::new());
+        let mut tries = Tries::new(self.pump.shared.patience);
         loop {
-            match work(self) {
-                Err(e)
-                    if e.retry() != Retry::Never
-                        && began.elapsed() < self.pump.shared.patience
-                        && !self.pump.shared.stop.requested() =>
-                {
-                    tracing::warn!("reading keys failed, trying again: {e}");
-                    self.source.reset();
-                    self.target.reset();
-                    let runtime = self.pump.shared.runtime.clone();
-                    let _ = runtime.block_on(self.source.side.refresh());
-                    let _ = runtime.block_on(self.target.side.refresh());
-                    std::thread::sleep(backoff.next());
-                }
-                other => return other,
-            }
+            let e = match work(self) {
+                Ok(done) => return Ok(done),
+                Err(e) => e,
+            };
+            let runtime = self.pump.shared.runtime.clone();
+            runtime.block_on(tries.again(e, "reading keys", &self.pump.shared.stop))?;
+            self.source.reset();
+            self.target.reset();
+            let _ = runtime.block_on(self.source.side.refresh());
+            let _ = runtime.block_on(self.target.side.refresh());
         }
     }
 

@@ -130,11 +130,12 @@ impl MaybeTimed {
 
     /// Notes that the source holds a key, or has deleted it.
     pub fn note(&mut self, db: DbIndex, key: &[u8], there: bool) {
+        if there && self.absent.is_empty() {
+            return;
+        }
         let hash = MaybeTimed::hash(key);
         if there {
-            if !self.absent.is_empty() {
-                self.absent.remove(&in_db(hash, db));
-            }
+            self.absent.remove(&in_db(hash, db));
         } else if self.known(hash) {
             if self.absent.len() >= ABSENT {
                 self.absent.clear();

@@ -3,7 +3,7 @@
 //! One way for everything: settle, look at each unit's fate, go on. In the snapshot phase, what is uncertain means to
 //! read the snapshot again from its mark, as whole values may be written twice.
 
-use crate::command::{self, Access, Command};
+use crate::command::{self, Access};
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
@@ -187,41 +187,24 @@ impl Pump {
     }
 
     /// The keys of a unit, in the source's databases.
-    fn keys_of(&self, unit: &Unit) -> Result<Vec<(Key, Access)>> {
-        let mut found = Vec::new();
-        let (mut args, mut keys) = (Vec::new(), Vec::new());
-        let mut rest = unit.bytes.as_slice();
-        let db = self.source_db(unit.db);
-        while let Some(len) = resp::parse_command(rest, &mut args)? {
-            let cmd = Command {
-                raw: rest.get(..len).unwrap_or_default(),
-                args: &args,
-            };
-            if let Some(spec) = command::lookup(cmd.name()) {
-                // FLUSHALL, FUNCTION, MULTI and EXEC have none.
-                if spec.keys(&cmd, &mut keys).is_ok() {
-                    for k in &keys {
-                        found.push((
-                            (db, cmd.arg(k.index).unwrap_or_default().to_vec()),
-                            k.access,
-                        ));
-                    }
-                }
-            }
-            rest = rest.get(len..).unwrap_or_default();
-            if rest.is_empty() {
-                break;
-            }
-        }
-        Ok(found)
+    fn keys_of(&mut self, unit: &Unit) -> Result<Vec<(Key, Access)>> {
+        (command::keys_in(&unit.bytes).into_iter())
+            .map(|(key, access)| Ok(((self.source_of(unit.db, &key)?, key), access)))
+            .collect()
     }
 
-    /// The source's database that goes to `target`.
-    pub(super) fn source_db(&self, target: DbIndex) -> DbIndex {
-        (0..1024)
-            .map(DbIndex)
-            .find(|db| self.shared.job.databases.map(*db) == Some(target))
-            .unwrap_or(target)
+    /// The source's database that a key of the target's `db` comes from: where several go there, the one that holds it.
+    pub(super) fn source_of(&mut self, db: DbIndex, key: &[u8]) -> Result<DbIndex> {
+        let sources: Vec<DbIndex> = self.shared.job.databases.sources_of(db).collect();
+        if let [_, _, ..] = sources.as_slice() {
+            for from in &sources {
+                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(*from, &[key])))?;
+                if there == [true] {
+                    return Ok(*from);
+                }
+            }
+        }
+        Ok(sources.first().copied().unwrap_or(db))
     }
 
     fn resend(&mut self, unit: &Unit, keys: &[(Key, Access)], mark: Mark) -> Result<()> {

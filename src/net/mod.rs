@@ -3,6 +3,7 @@
 //! Invariant: every connection of the program is opened by [`connect`]; TLS verifies unless the plan says `insecure`.
 
 mod credentials;
+mod retry;
 pub mod scan;
 pub mod server;
 mod tls;
@@ -10,12 +11,15 @@ mod tls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp::{self, Reply};
+use crate::types::DbIndex;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+pub use retry::{Backoff, Tries};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// A server that answers nothing for this long is taken for gone.
@@ -108,6 +112,7 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
             at: 0,
             write: Vec::new(),
             received: 0,
+            db: DbIndex::ZERO,
             address: mapped.to_owned(),
         };
         conn.authenticate(endpoint).await?;
@@ -140,6 +145,8 @@ pub struct Conn {
     at: usize,
     write: Vec<u8>,
     received: u64,
+    /// The selected database.
+    db: DbIndex,
     address: String,
 }
 
@@ -270,6 +277,17 @@ impl Conn {
         }
     }
 
+    /// Selects a database, unless it already is.
+    ///
+    /// Errors: `Refused` when the server has no such database.
+    pub async fn select(&mut self, db: DbIndex) -> Result<()> {
+        if self.db != db {
+            self.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+            self.db = db;
+        }
+        Ok(())
+    }
+
     /// Gives the raw stream and the bytes already read from it, for a protocol of its own (replication, bulk writing).
     pub fn into_parts(self) -> (Stream, Vec<u8>) {
         let mut unread = self.read;
@@ -302,10 +320,11 @@ impl Conn {
 pub fn refusal(command: &str, text: &str) -> Error {
     let word = text.split(' ').next().unwrap_or_default();
     let kind = match word {
+        _ if is_elsewhere(text) => ErrorKind::Moved,
         "NOAUTH" | "WRONGPASS" => ErrorKind::Auth,
         "OOM" => ErrorKind::OutOfMemory,
-        "LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" | "TRYAGAIN" | "READONLY"
-        | "NOREPLICAS" | "NOMASTERLINK" | "MOVED" | "ASK" | "UNBLOCKED" => ErrorKind::NotReady,
+        "LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" | "READONLY" | "NOREPLICAS"
+        | "NOMASTERLINK" | "UNBLOCKED" => ErrorKind::NotReady,
         "NOPERM" => ErrorKind::Refused,
         _ if text.contains("invalid password") => ErrorKind::Auth,
         _ => ErrorKind::Refused,
@@ -315,44 +334,19 @@ pub fn refusal(command: &str, text: &str) -> Error {
     Error::new(kind, format!("the server answered {command} with: {text}"))
 }
 
+/// Whether an error reply says that a key's slot is, or is on its way to be, another master's.
+pub fn is_elsewhere(text: &str) -> bool {
+    text.starts_with("MOVED ") || is_on_its_way(text)
+}
+
+/// Whether an error reply says that a key has left for another master before its slot has.
+pub fn is_on_its_way(text: &str) -> bool {
+    ["ASK ", "TRYAGAIN"].iter().any(|w| text.starts_with(w))
+}
+
 /// The `key:value` lines of an INFO reply.
 pub fn info_field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
     info.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
         .map(str::trim_end)
-}
-
-/// Waiting times between attempts: they double from 50 ms to 5 s, with jitter so that links do not knock in step.
-pub struct Backoff {
-    next_ms: u64,
-    seed: u64,
-}
-
-impl Backoff {
-    pub fn new() -> Backoff {
-        use std::hash::{BuildHasher, Hasher};
-        Backoff {
-            next_ms: 50,
-            seed: std::collections::hash_map::RandomState::new()
-                .build_hasher()
-                .finish()
-                | 1,
-        }
-    }
-
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Duration {
-        let base = self.next_ms;
-        self.next_ms = (base * 2).min(5_000);
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        Duration::from_millis(base / 2 + self.seed % base)
-    }
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Backoff::new()
-    }
 }

@@ -78,6 +78,14 @@ impl Server {
         self.product != Product::Redis || self.at_least(6, 2)
     }
 
+    /// The command that tells a key's expiry: as Unix ms, or as the ms that are left.
+    pub fn expiry_command(pexpiretime: bool) -> &'static [u8] {
+        match pexpiretime {
+            true => b"PEXPIRETIME",
+            false => b"PTTL",
+        }
+    }
+
     /// Libraries of functions (Redis 7.0).
     pub fn has_functions(&self) -> bool {
         self.has_pexpiretime()
@@ -147,6 +155,50 @@ pub struct Layout {
     pub cluster: bool,
     /// In the order of their first slot.
     pub masters: Vec<Master>,
+}
+
+impl Layout {
+    /// The master that serves a slot; without one, any, which will say so.
+    pub fn master_of(&self, slot: Slot) -> Option<&Master> {
+        let master = self.masters.iter().find(|m| m.slots.has(slot));
+        master.or(self.masters.first())
+    }
+
+    /// Every node, after `first`.
+    pub fn nodes(&self, first: String) -> Vec<String> {
+        let mut nodes = vec![first];
+        for master in &self.masters {
+            nodes.extend(master.replicas.iter().cloned());
+            nodes.push(master.address.clone());
+        }
+        nodes
+    }
+}
+
+/// What `make` makes of the cluster's masters, from the first of some nodes that it can be made of.
+pub async fn masters_of<T>(
+    endpoint: &Endpoint,
+    nodes: impl IntoIterator<Item = String>,
+    make: impl Fn(Vec<Master>) -> Result<T>,
+) -> Result<T> {
+    let mut last = None;
+    for address in nodes {
+        let ask = async {
+            let mut conn = connect(endpoint, &address).await?;
+            match masters(&mut conn, endpoint).await? {
+                none if none.is_empty() => Err(Error::new(
+                    ErrorKind::NotReady,
+                    format!("{address} knows of no node that serves a slot"),
+                )),
+                masters => make(masters),
+            }
+        };
+        match ask.await {
+            Ok(made) => return Ok(made),
+            Err(e) => last = Some(e),
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::new(ErrorKind::NotReady, "the cluster has no nodes")))
 }
 
 /// Finds the masters of `endpoint`; asks nothing about clusters where the plan says there is none.

@@ -234,6 +234,9 @@ pub struct Databases {
     pub(super) map: BTreeMap<DbIndex, DbIndex>,
 }
 
+/// More databases than a server is known to be run with.
+const DATABASES: u32 = 1024;
+
 impl Databases {
     /// The target database of a source database; `None` when it is not moved.
     pub fn map(&self, source: DbIndex) -> Option<DbIndex> {
@@ -246,6 +249,19 @@ impl Databases {
     /// The source databases that are named; `None` when all are moved.
     pub fn included(&self) -> Option<impl Iterator<Item = DbIndex> + '_> {
         self.include.as_ref().map(|i| i.iter().copied())
+    }
+
+    /// The databases that are moved, each with the target's; in the order of their numbers.
+    pub fn moved(&self) -> impl Iterator<Item = (DbIndex, DbIndex)> + '_ {
+        (0..DATABASES)
+            .map(DbIndex)
+            .filter_map(|from| Some((from, self.map(from)?)))
+    }
+
+    /// The source's databases that go to one of the target's.
+    pub fn sources_of(&self, target: DbIndex) -> impl Iterator<Item = DbIndex> + '_ {
+        let into = self.moved().filter(move |(_, to)| *to == target);
+        into.map(|(from, _)| from)
     }
 
     /// Whether every database keeps its number and none is left out.

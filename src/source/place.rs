@@ -1,7 +1,6 @@
 //! Where one source shard is now: its master's address changes with a failover, its slots with a reshard.
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::net;
+use crate::error::Result;
 use crate::net::server::{self, Master};
 use crate::plan::Endpoint;
 use crate::types::SlotSet;
@@ -100,23 +99,6 @@ impl Place {
     pub async fn ask(&self) -> Result<Vec<Master>> {
         let mut nodes = vec![self.endpoint.address()];
         nodes.extend(self.state().known.iter().rev().cloned());
-        let mut last = None;
-        for node in nodes {
-            let attempt = async {
-                let mut conn = net::connect(&self.endpoint, &node).await?;
-                server::masters(&mut conn, &self.endpoint).await
-            };
-            match attempt.await {
-                Ok(masters) if !masters.is_empty() => return Ok(masters),
-                Ok(_) => {}
-                Err(e) => last = Some(e),
-            }
-        }
-        Err(last.unwrap_or_else(|| {
-            Error::new(
-                ErrorKind::NotReady,
-                "no node of the source's cluster serves a slot",
-            )
-        }))
+        server::masters_of(&self.endpoint, nodes, Ok).await
     }
 }

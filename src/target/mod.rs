@@ -7,7 +7,7 @@ pub mod health;
 pub mod topology;
 pub mod writer;
 
-use crate::command::{self, Access, Command};
+use crate::command::{self, Access};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
@@ -440,7 +440,7 @@ fn split_units(
         let failed = std::mem::take(&mut unguarded).then(|| nothing.clone());
         let mut known = failed.or_else(|| fate(first..index));
         if known.as_ref() == Some(&nothing) || !tainted.is_empty() {
-            let keys = keys_of(bytes);
+            let keys = command::keys_in(bytes);
             let reads = keys.iter().any(|(key, _)| tainted.contains(key));
             if reads && known.is_none() {
                 known = Some(nothing.clone());
@@ -459,24 +459,6 @@ fn split_units(
             });
         }
     }
-}
-
-/// The keys of a command, or of all commands of a transaction.
-fn keys_of(unit: &[u8]) -> Vec<(Vec<u8>, Access)> {
-    let (mut found, mut args, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-    let mut rest = unit;
-    while let Ok(Some(len)) = resp::parse_command(rest, &mut args) {
-        let raw = rest.get(..len).unwrap_or_default();
-        let cmd = Command { raw, args: &args };
-        if let Some(spec) = command::lookup(cmd.name())
-            && spec.keys(&cmd, &mut keys).is_ok()
-        {
-            let named = keys.iter().map(|k| (cmd.arg(k.index), k.access));
-            found.extend(named.filter_map(|(key, access)| Some((key?.to_vec(), access))));
-        }
-        rest = rest.get(len..).unwrap_or_default();
-    }
-    found
 }
 
 #[cfg(test)]

@@ -55,25 +55,15 @@ impl Topology {
         if !self.cluster {
             return Ok(self.clone());
         }
-        let mut last = None;
-        for address in std::iter::once(endpoint.address()).chain(self.nodes.iter().cloned()) {
-            let attempt = async {
-                let mut conn = net::connect(endpoint, &address).await?;
-                let masters = net::server::masters(&mut conn, endpoint).await?;
-                Topology::of(
-                    &Layout {
-                        cluster: true,
-                        masters,
-                    },
-                    proxy,
-                )
+        let nodes = std::iter::once(endpoint.address()).chain(self.nodes.iter().cloned());
+        net::server::masters_of(endpoint, nodes, |masters| {
+            let layout = Layout {
+                cluster: true,
+                masters,
             };
-            match attempt.await {
-                Ok(topology) => return Ok(topology),
-                Err(e) => last = Some(e),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::NotReady, "the target has no nodes")))
+            Topology::of(&layout, proxy)
+        })
+        .await
     }
 }
 

@@ -5,9 +5,10 @@
 //! different, and only when two such rounds say the same.
 
 use super::progress::{Name, UNPROVABLE};
-use super::{Check, reason, walk};
+use super::{Check, walk};
 use crate::digest::SlotSum;
-use crate::error::{Result, Retry};
+use crate::error::{Error, Result};
+use crate::net::Tries;
 use crate::net::server;
 use crate::source::keys::side::{Found, Reader, Side};
 use crate::store::{Difference, Lock, MODE, SWEEPS, Store};
@@ -113,7 +114,7 @@ async fn confirm(
     let mut read: Vec<Read> = vec![(Found::Gone, Found::Gone, None); names.len()];
     // What a round has proven; a second one must say the same.
     let mut proven: HashMap<usize, (Found, Found)> = HashMap::new();
-    let (began, mut attempt) = (Instant::now(), 0);
+    let (mut tries, mut attempt) = (Tries::new(check.patience), 0);
     while attempt < TRIES {
         check.go_on()?;
         let open: Vec<usize> = (0..names.len())
@@ -126,7 +127,7 @@ async fn confirm(
         let round = async {
             if attempt < QUICK {
                 let both = walk::both(check, source.as_deref_mut(), target, &list).await?;
-                return Ok((both, None));
+                return Ok::<_, Error>((both, None));
             }
             match source.as_deref_mut() {
                 None => Ok((
@@ -152,18 +153,13 @@ async fn confirm(
         let (both, after) = match round.await {
             Ok(found) => found,
             Err(e) => {
-                let e: crate::error::Error = e;
-                if e.retry() == Retry::Never || began.elapsed() > check.patience {
-                    return Err(e);
-                }
-                tracing::warn!("reading keys again failed, trying again: {e}");
+                tries.again(e, "reading keys again", &check.stop).await?;
                 target.reset();
                 let _ = check.target.refresh().await;
                 if let Some(source) = source.as_deref_mut() {
                     source.reset();
                     let _ = source.side.refresh().await;
                 }
-                check.stop.sleep(Duration::from_millis(300)).await;
                 continue;
             }
         };
@@ -207,7 +203,7 @@ fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
     match (a, b) {
         (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
         (Found::Here(x), Found::Here(y)) if wanted(a) => {
-            reason(x, y, check.job.verify.ttl_tolerance_ms, check.silent)
+            x.difference(y, check.job.verify.ttl_tolerance_ms, check.silent)
         }
         _ if wanted(a) => Some("missing"),
         _ if wanted(b) => Some("extra"),

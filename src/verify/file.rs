@@ -13,7 +13,7 @@ use crate::rdb::value;
 use crate::source::keys::list::{Out, PAGE, Page, Position};
 use crate::source::keys::side::{Found, KeyFact};
 use crate::source::{aof, gzip};
-use crate::types::{DbIndex, SLOTS, Slot, SlotSet, db_key, unix_ms};
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet, key_hash, unix_ms};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,7 @@ impl Snap {
                     if slots.has(Slot::of(h.key))
                         && let Some(db) = check.job.databases.map(h.db)
                     {
-                        hashes.insert(hash(db, h.key));
+                        hashes.insert(key_hash(db, h.key));
                     }
                 };
                 match snapshot.next()? {
@@ -155,17 +155,11 @@ impl Snap {
     }
 
     /// Those of some keys of the target that the file does not hold.
-    pub fn lacks(&self, db: DbIndex, keys: &[&[u8]]) -> Vec<Vec<u8>> {
+    pub fn lacks<'k>(&self, db: DbIndex, mut keys: Vec<&'k [u8]>) -> Vec<&'k [u8]> {
         let state = self.state();
-        (keys.iter())
-            .filter(|key| !state.hashes.contains(&hash(db, key)))
-            .map(|key| key.to_vec())
-            .collect()
+        keys.retain(|key| !state.hashes.contains(&key_hash(db, key)));
+        keys
     }
-}
-
-fn hash(db: DbIndex, key: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &db_key(db, key))
 }
 
 fn open(path: &Path) -> Result<Snapshot<Box<dyn Read>>> {

@@ -15,9 +15,8 @@ mod walk;
 use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, OnExisting, Source};
-use crate::rdb::value::ValueKind;
 use crate::source::keys::list;
-use crate::source::keys::side::{Found, KeyFact, Role, Side};
+use crate::source::keys::side::{Found, Role, Side};
 use crate::source::private_dir;
 use crate::store::{Existing, Lock, Phase, Run, SlotRow, Store};
 use crate::task::{Shutdown, Throttle, peak_rss};
@@ -227,25 +226,9 @@ impl Check {
             && !self.apart.contains(db, key)
     }
 
-    /// The source's databases that go to one of the target's.
-    fn sources_of(&self, db: DbIndex) -> Vec<DbIndex> {
-        let from = (0..1024).map(DbIndex);
-        from.filter(|from| self.job.databases.map(*from) == Some(db))
-            .collect()
-    }
-
     /// The databases of a side that are compared; empty is all.
     fn dbs(&self, role: Role) -> Vec<DbIndex> {
-        if self.job.databases.is_identity() {
-            return Vec::new();
-        }
-        let all = (0..1024)
-            .map(DbIndex)
-            .filter_map(|from| Some((from, self.job.databases.map(from)?)));
-        match role {
-            Role::Source => all.map(|(from, _)| from).collect(),
-            Role::Target => all.map(|(_, to)| to).collect(),
-        }
+        role.databases(&self.job.databases)
     }
 
     /// Waits as long as the plan's limits want after so many keys.
@@ -563,30 +546,4 @@ fn conclude(
         cpu_percent_target: None,
         peak_rss_bytes: peak_rss(),
     })
-}
-
-/// Why two keys differ; `None` when they do not.
-pub fn reason(a: &KeyFact, b: &KeyFact, tolerance_ms: i64, silent: bool) -> Option<&'static str> {
-    if a.digest.kind != b.digest.kind {
-        return Some("type");
-    }
-    if a.digest.value != b.digest.value {
-        return Some("value");
-    }
-    let beside = a.digest.beside == b.digest.beside && a.digest.agrees_later(&b.digest, silent);
-    if beside && a.digest.wide != b.digest.wide {
-        return Some("value");
-    }
-    if !beside {
-        return Some(match a.digest.kind {
-            ValueKind::Hash => "field expiry",
-            ValueKind::Stream => "group state",
-            _ => "value",
-        });
-    }
-    match (a.expire, b.expire) {
-        (None, None) => None,
-        (Some(x), Some(y)) if (x.0 - y.0).abs() <= tolerance_ms => None,
-        _ => Some("expiry"),
-    }
 }

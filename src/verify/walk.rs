@@ -1,10 +1,10 @@
 //! The workers: each takes a page of keys, reads them on both sides at the same time, and says what did not agree.
 
 use super::progress::{Done, Name, Pass};
-use super::{Check, Origin, confirm, reason};
+use super::{Check, Origin, confirm};
 use crate::digest::SlotSum;
-use crate::error::{Error, ErrorKind, Result, Retry};
-use crate::net::Backoff;
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::Tries;
 use crate::source::keys::list::{Listing, PAGE, Page};
 use crate::source::keys::side::{Found, KeyFact, Reader, Role, pairs};
 use crate::types::{DbIndex, Slot, SlotSet};
@@ -13,12 +13,12 @@ use futures::future::BoxFuture;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 use tokio::sync::{Mutex, mpsc};
 
 const WORKERS: usize = 4;
 /// Keys that did not agree are confirmed before the end when there are more than this.
 const CANDIDATES: usize = 100_000;
+
 /// Walks one listing to its end.
 pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Result<()> {
     let (send, pages) = mpsc::channel(WORKERS);
@@ -37,32 +37,20 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
     // When the workers fail, nobody is left to listen.
     drop(pages);
     let listing = async {
-        match (&check.origin, pass) {
-            (Origin::File(file), Pass::Source) => file.list(check, send).await,
-            (Origin::Server(side), Pass::Source) => {
-                let dbs = check.dbs(side.role);
-                let listing = Listing {
-                    side: side.clone(),
-                    from: check.progress().at.position.clone(),
-                    slots: slots.clone(),
-                    dbs,
-                    stop: check.stop.clone(),
-                    patience: check.patience,
-                };
-                listing.run(send).await
-            }
-            _ => {
-                let listing = Listing {
-                    side: check.target.clone(),
-                    from: check.progress().at.position.clone(),
-                    slots: slots.clone(),
-                    dbs: check.dbs(check.target.role),
-                    stop: check.stop.clone(),
-                    patience: check.patience,
-                };
-                listing.run(send).await
-            }
-        }
+        let side = match (&check.origin, pass) {
+            (Origin::File(file), Pass::Source) => return file.list(check, send).await,
+            (Origin::Server(side), Pass::Source) => side,
+            _ => &check.target,
+        };
+        let listing = Listing {
+            side: side.clone(),
+            from: check.progress().at.position.clone(),
+            slots,
+            dbs: check.dbs(side.role),
+            stop: check.stop.clone(),
+            patience: check.patience,
+        };
+        listing.run(send).await
     };
     let working = async {
         while let Some(ended) = workers.join_next().await {
@@ -87,7 +75,7 @@ impl Worker {
         loop {
             let page = pages.lock().await.recv().await;
             let Some(page) = page else { return Ok(()) };
-            let (began, mut backoff) = (Instant::now(), Backoff::new());
+            let mut tries = Tries::new(self.check.patience);
             let done = loop {
                 self.check.go_on()?;
                 let work: BoxFuture<'_, Result<Done>> = match self.pass {
@@ -96,13 +84,8 @@ impl Worker {
                 };
                 match work.await {
                     Ok(done) => break done,
-                    Err(e) if e.retry() == Retry::Never => return Err(e),
-                    Err(e) if began.elapsed() > self.check.patience => return Err(e),
                     Err(e) => {
-                        tracing::warn!("reading keys failed, trying again: {e}");
-                        if !self.check.stop.sleep(backoff.next()).await {
-                            return Err(e);
-                        }
+                        tries.again(e, "reading keys", &self.check.stop).await?;
                         self.reset().await;
                     }
                 }
@@ -161,19 +144,12 @@ impl Worker {
             let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
                 .filter(|k| check.compared(name_db, k))
                 .collect();
-            let (windows, large) = source.windows(page.db, &keys).await?;
-            for window in windows {
+            for window in source.windows(page.db, &keys).await? {
                 let read = pairs(source, page.db, &mut self.target, name_db, &window).await?;
-                for (key, (a, b)) in window.iter().zip(read) {
+                for (key, (a, b)) in window.keys.iter().zip(read) {
                     tally.take(key, a, b);
                 }
-                self.check.pace(window.len()).await?;
-            }
-            for key in large {
-                let (a, b) =
-                    tokio::try_join!(source.typed(page.db, key), self.target.typed(name_db, key))?;
-                tally.take(key, a, b);
-                self.check.pace(1).await?;
+                self.check.pace(window.keys.len()).await?;
             }
         }
         self.check
@@ -195,14 +171,15 @@ impl Worker {
         let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
             .filter(|k| check.compared(page.db, k))
             .collect();
+        let read = keys.len();
         let gone = match (&check.origin, &mut self.source) {
-            (Origin::File(file), _) => file.lacks(page.db, &keys),
-            (_, Some(source)) => absent(&check, source, page.db, &keys).await?,
+            (Origin::File(file), _) => file.lacks(page.db, keys),
+            (_, Some(source)) => source.lacks(&check.job, page.db, keys).await?,
             _ => Vec::new(),
         };
-        done.candidates = gone.into_iter().map(|k| (page.db, k)).collect();
+        done.candidates = gone.iter().map(|k| (page.db, k.to_vec())).collect();
         check.gauge.done.fetch_add(page.keys.len() as u64, Relaxed);
-        check.pace(keys.len()).await?;
+        check.pace(read).await?;
         Ok(done)
     }
 }
@@ -239,26 +216,6 @@ impl Tally<'_> {
     }
 }
 
-/// Those of some keys of the target that the source does not hold.
-async fn absent(
-    check: &Check,
-    source: &mut Reader,
-    db: DbIndex,
-    keys: &[&[u8]],
-) -> Result<Vec<Vec<u8>>> {
-    let mut gone: Vec<&[u8]> = keys.to_vec();
-    for from in check.sources_of(db) {
-        let types = source.types(from, &gone).await?;
-        gone = (gone.iter().zip(types))
-            .filter(|(_, name)| {
-                (name.as_ref()).is_none_or(|n| !n.is_empty() && !check.job.filter.accepts_type(n))
-            })
-            .map(|(k, _)| *k)
-            .collect();
-    }
-    Ok(gone.into_iter().map(<[u8]>::to_vec).collect())
-}
-
 /// What both sides hold of given keys (of the target's databases), read at the same time.
 pub async fn both(
     check: &Check,
@@ -289,7 +246,7 @@ pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Res
     }
     for (db, places) in by_db {
         let dbs = match reader.side.role {
-            Role::Source => check.sources_of(db),
+            Role::Source => check.job.databases.sources_of(db).collect(),
             Role::Target => vec![db],
         };
         for from in dbs {
@@ -315,6 +272,7 @@ pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Res
 impl Check {
     /// Whether two facts are the same, the plan's tolerance granted.
     pub fn agree(&self, a: &KeyFact, b: &KeyFact) -> bool {
-        reason(a, b, self.job.verify.ttl_tolerance_ms, self.silent).is_none()
+        a.difference(b, self.job.verify.ttl_tolerance_ms, self.silent)
+            .is_none()
     }
 }

@@ -4,13 +4,14 @@
 //! some changes are told to nobody: what consumers of a stream's group have read and acknowledged, flushes.
 
 use super::side::Side;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Backoff, Conn};
 use crate::resp::Reply;
 use crate::task::Shutdown;
 use crate::types::DbIndex;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Keys waiting; more are forgotten as a gap, and found by the next sweep.
 const WAITING: usize = 1_000_000;
@@ -102,6 +103,9 @@ fn covers(flags: &str) -> bool {
     channel && (flags.contains('A') || classes.iter().all(|c| flags.contains(*c)))
 }
 
+/// After so much silence a server is asked whether it is still there.
+const PING_AFTER: Duration = Duration::from_secs(20);
+
 /// Listens to one master until `stop`, reconnecting after each cut.
 pub async fn listen(side: Arc<Side>, address: String, events: Arc<Events>, stop: Shutdown) {
     let mut backoff = Backoff::new();
@@ -140,17 +144,23 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
         state.gap = true;
     }
     let _counted = Listening(events);
+    let mut asked = false;
     loop {
-        let message = match conn.reply().await {
-            Ok(message) => message,
-            // Silence is no fault of a quiet server.
-            Err(e) if e.message().contains("did not answer") => {
-                conn.ask(&[b"PING"]).await?;
-                continue;
+        let Ok(message) = tokio::time::timeout(PING_AFTER, conn.reply()).await else {
+            if asked {
+                return Err(Error::new(
+                    ErrorKind::Connection,
+                    format!("{address} does not answer PING"),
+                ));
             }
-            Err(e) => return Err(e),
+            // Silence is no fault of a quiet server; its answer comes among the messages.
+            conn.push(&[b"PING"]);
+            conn.flush().await?;
+            asked = true;
+            continue;
         };
-        if let Some((db, key)) = changed(&message) {
+        asked = false;
+        if let Some((db, key)) = changed(&message?) {
             events.state().told += 1;
             events.put([(db, key)]);
         }

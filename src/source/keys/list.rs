@@ -3,16 +3,16 @@
 //! By slot where the server can list a slot, else by SCAN, whose repetitions are left out.
 
 use super::side::{KeyFact, Side};
-use crate::error::{Error, Result, Retry};
+use crate::error::{Error, Result};
 use crate::net::scan::{self, Scan};
-use crate::net::{Backoff, Conn};
+use crate::net::{Conn, Tries};
 use crate::resp::Reply;
 use crate::task::Shutdown;
-use crate::types::{DbIndex, SLOTS, Slot, SlotSet, db_key};
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet, key_hash};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Keys of a page.
@@ -133,13 +133,13 @@ impl Listing {
             .collect();
         let mut conns: HashMap<String, Conn> = HashMap::new();
         for slots in wanted.chunks(SLOTS_AT_ONCE) {
-            let (began, mut backoff) = (Instant::now(), Backoff::new());
+            let mut tries = Tries::new(self.patience);
             let listed = loop {
                 match self.slots(&mut conns, slots).await {
                     Ok(listed) => break listed,
                     Err(e) => {
                         conns.clear();
-                        self.again(e, began, &mut backoff).await?;
+                        self.again(e, &mut tries).await?;
                     }
                 }
             };
@@ -230,23 +230,23 @@ impl Listing {
                 None => Position::End,
             };
             let mut conn = self.open(address, *db).await?;
-            let (mut began, mut backoff) = (Instant::now(), Backoff::new());
+            let mut tries = Tries::new(self.patience);
             loop {
                 let mut keys = match scan.next(&mut conn, PAGE as u32).await {
                     Ok(Some(keys)) => keys,
                     Ok(None) => break,
                     Err(e) => {
-                        self.again(e, began, &mut backoff).await?;
+                        self.again(e, &mut tries).await?;
                         if let Ok(next) = self.open(address, *db).await {
                             conn = next;
                         }
                         continue;
                     }
                 };
-                (began, backoff) = (Instant::now(), Backoff::new());
+                tries = Tries::new(self.patience);
                 keys.retain(|key| {
                     self.wants(Slot::of(key))
-                        && (seen.len() >= SEEN_LIMIT || seen.insert(hash(*db, key)))
+                        && (seen.len() >= SEEN_LIMIT || seen.insert(key_hash(*db, key)))
                 });
                 let next = match scan.cursor() {
                     Some(cursor) => at(address, *db, cursor),
@@ -278,21 +278,12 @@ impl Listing {
 
     async fn open(&self, address: &str, db: DbIndex) -> Result<Conn> {
         let mut conn = self.side.connect(address).await?;
-        if db != DbIndex::ZERO {
-            conn.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
-        }
+        conn.select(db).await?;
         Ok(conn)
     }
 
-    /// Waits after a failure that may pass; the failure itself when it will not.
-    async fn again(&self, e: Error, began: Instant, backoff: &mut Backoff) -> Result<()> {
-        if e.retry() == Retry::Never || began.elapsed() > self.patience {
-            return Err(e);
-        }
-        tracing::warn!("listing keys failed, trying again: {e}");
-        if !self.stop.sleep(backoff.next()).await {
-            return Err(e);
-        }
+    async fn again(&self, e: Error, tries: &mut Tries) -> Result<()> {
+        tries.again(e, "listing keys", &self.stop).await?;
         let _ = self.side.refresh().await;
         Ok(())
     }
@@ -304,10 +295,6 @@ fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
         db: db.0,
         cursor: String::from_utf8_lossy(cursor).into_owned(),
     }
-}
-
-fn hash(db: DbIndex, key: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &db_key(db, key))
 }
 
 /// The keys of a slot that is too large for one answer.

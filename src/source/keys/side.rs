@@ -3,10 +3,10 @@
 use super::typed;
 use crate::digest::{self, KeyDigest, Width};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::server::{self, Layout};
-use crate::net::{self, Conn, info_field, refusal, scan};
-use crate::plan::Endpoint;
-use crate::rdb::value::ValueSink;
+use crate::net::server::{self, Layout, Server};
+use crate::net::{self, Conn, info_field, is_elsewhere, refusal, scan};
+use crate::plan::{Databases, Endpoint, Job};
+use crate::rdb::value::{ValueKind, ValueSink};
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, Slot, shown, unix_ms};
 use std::collections::{BTreeMap, HashMap};
@@ -28,11 +28,59 @@ pub enum Role {
     Target,
 }
 
+impl Role {
+    /// The databases of this side that the plan moves; empty is all.
+    pub fn databases(self, databases: &Databases) -> Vec<DbIndex> {
+        match self {
+            _ if databases.is_identity() => Vec::new(),
+            Role::Source => databases.moved().map(|(from, _)| from).collect(),
+            Role::Target => databases.moved().map(|(_, to)| to).collect(),
+        }
+    }
+}
+
 /// What is compared of a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyFact {
     pub digest: KeyDigest,
     pub expire: Option<ExpireAt>,
+}
+
+impl KeyFact {
+    /// Why two keys differ; `None` when they do not.
+    ///
+    /// An expiry may be `tolerance_ms` off. `silent`: the source does not replicate what groups have read, so while a
+    /// migration runs that may lag.
+    pub fn difference(
+        &self,
+        other: &KeyFact,
+        tolerance_ms: i64,
+        silent: bool,
+    ) -> Option<&'static str> {
+        let (a, b) = (&self.digest, &other.digest);
+        if a.kind != b.kind {
+            return Some("type");
+        }
+        if a.value != b.value {
+            return Some("value");
+        }
+        let beside = a.beside == b.beside && a.agrees_later(b, silent);
+        if beside && a.wide != b.wide {
+            return Some("value");
+        }
+        if !beside {
+            return Some(match a.kind {
+                ValueKind::Hash => "field expiry",
+                ValueKind::Stream => "group state",
+                _ => "value",
+            });
+        }
+        match (self.expire, other.expire) {
+            (None, None) => None,
+            (Some(x), Some(y)) if (x.0 - y.0).abs() <= tolerance_ms => None,
+            _ => Some("expiry"),
+        }
+    }
 }
 
 /// What was found under a key's name.
@@ -105,40 +153,20 @@ impl Side {
         if !self.cluster {
             return Ok(());
         }
-        let mut last = None;
-        let layout = self.layout();
-        let mut nodes = vec![self.endpoint.address()];
-        for master in &layout.masters {
-            nodes.extend(master.replicas.iter().cloned());
-            nodes.push(master.address.clone());
-        }
-        for address in nodes {
-            let ask = async {
-                let mut conn = net::connect(&self.endpoint, &address).await?;
-                server::masters(&mut conn, &self.endpoint).await
-            };
-            match ask.await {
-                Ok(masters) if !masters.is_empty() => {
-                    let layout = Layout {
-                        cluster: true,
-                        masters,
-                    };
-                    *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(layout);
-                    return Ok(());
-                }
-                Ok(_) => {}
-                Err(e) => last = Some(e),
-            }
-        }
-        Err(last.unwrap_or_else(|| Error::new(ErrorKind::NotReady, "no node serves a slot")))
+        let nodes = self.layout().nodes(self.endpoint.address());
+        let masters = server::masters_of(&self.endpoint, nodes, Ok).await?;
+        let layout = Layout {
+            cluster: true,
+            masters,
+        };
+        *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(layout);
+        Ok(())
     }
 
     /// The master that serves a key.
     pub fn address_of(&self, key: &[u8]) -> String {
         let layout = self.layout();
-        let slot = Slot::of(key);
-        let master = (layout.masters.iter()).find(|m| m.slots.has(slot));
-        let master = master.or(layout.masters.first());
+        let master = layout.master_of(Slot::of(key));
         master.map(|m| m.address.clone()).unwrap_or_default()
     }
 
@@ -177,12 +205,13 @@ impl Side {
 pub struct Reader {
     pub side: Arc<Side>,
     width: Width,
-    conns: HashMap<String, Open>,
+    conns: HashMap<String, Conn>,
 }
 
-struct Open {
-    conn: Conn,
-    db: DbIndex,
+/// Keys that are read at a time: some, or one too large for one DUMP.
+pub struct Window<'k> {
+    pub keys: Vec<&'k [u8]>,
+    pub large: bool,
 }
 
 /// The answer of DUMP.
@@ -206,26 +235,20 @@ impl Reader {
         self.conns.clear();
     }
 
-    async fn take(&mut self, address: &str, db: DbIndex) -> Result<Option<Open>> {
-        let mut open = match self.conns.remove(address) {
-            Some(open) => open,
-            None => Open {
-                conn: self.side.connect(address).await?,
-                db: DbIndex::ZERO,
-            },
+    /// A connection with the database selected; `None` when the server has fewer databases, so none of these keys.
+    async fn take(&mut self, address: &str, db: DbIndex) -> Result<Option<Conn>> {
+        let mut conn = match self.conns.remove(address) {
+            Some(conn) => conn,
+            None => self.side.connect(address).await?,
         };
-        if open.db != db {
-            if let Reply::Error(_) = (open.conn)
-                .ask(&[b"SELECT", db.to_string().as_bytes()])
-                .await?
-            {
-                // The server has fewer databases: it holds none of these keys.
-                self.conns.insert(address.to_owned(), open);
-                return Ok(None);
+        match conn.select(db).await {
+            Ok(()) => Ok(Some(conn)),
+            Err(e) if e.kind() == ErrorKind::Refused => {
+                self.conns.insert(address.to_owned(), conn);
+                Ok(None)
             }
-            open.db = db;
+            Err(e) => Err(e),
         }
-        Ok(Some(open))
     }
 
     /// Has `ask` queue one or two commands for each key and `answer` read their replies, on all masters at once.
@@ -240,42 +263,38 @@ impl Reader {
         let layout = self.side.layout();
         let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (i, key) in keys.iter().enumerate() {
-            let slot = Slot::of(key);
-            let master = (layout.masters.iter()).find(|m| m.slots.has(slot));
-            let master = master.or(layout.masters.first());
+            let master = layout.master_of(Slot::of(key));
             let address = master.map_or("", |m| m.address.as_str());
             groups.entry(address).or_default().push(i);
         }
         let mut found: Vec<T> = keys.iter().map(|_| absent()).collect();
         let mut asked = Vec::with_capacity(groups.len());
         for (address, places) in groups {
-            if let Some(mut open) = self.take(address, db).await? {
+            if let Some(mut conn) = self.take(address, db).await? {
                 for key in places.iter().filter_map(|i| keys.get(*i)) {
-                    ask(&mut open.conn, key);
+                    ask(&mut conn, key);
                 }
-                asked.push((address, places, open));
+                asked.push((address, places, conn));
             }
         }
         let answer = &answer;
         let answers = asked
             .into_iter()
-            .map(|(address, places, mut open)| async move {
-                open.conn.flush().await?;
+            .map(|(address, places, mut conn)| async move {
+                conn.flush().await?;
                 let mut replies = Vec::with_capacity(places.len());
                 for _ in &places {
                     let mut each = [const { Reply::Nil }; N];
                     for reply in &mut each {
-                        *reply = open.conn.reply().await?;
+                        *reply = conn.reply().await?;
                     }
                     replies.push(answer(each)?);
                 }
-                Ok::<_, Error>((address, places, replies, open))
+                Ok::<_, Error>((address, places, replies, conn))
             });
-        for (address, places, replies, mut open) in futures::future::try_join_all(answers).await? {
-            self.side
-                .bytes
-                .fetch_add(open.conn.take_received(), Relaxed);
-            self.conns.insert(address.to_owned(), open);
+        for (address, places, replies, mut conn) in futures::future::try_join_all(answers).await? {
+            self.side.bytes.fetch_add(conn.take_received(), Relaxed);
+            self.conns.insert(address.to_owned(), conn);
             for (i, reply) in places.into_iter().zip(replies) {
                 if let Some(place) = found.get_mut(i) {
                     *place = reply;
@@ -290,7 +309,7 @@ impl Reader {
         let pexpiretime = self.side.pexpiretime;
         let ask = |conn: &mut Conn, key: &[u8]| {
             conn.push(&[b"DUMP", key]);
-            conn.push(&[if pexpiretime { b"PEXPIRETIME" } else { b"PTTL" }, key]);
+            conn.push(&[Server::expiry_command(pexpiretime), key]);
         };
         let answer = |[dump, expire]: [Reply; 2]| {
             let now = if pexpiretime { 0 } else { unix_ms() };
@@ -307,7 +326,7 @@ impl Reader {
     }
 
     /// The type's name of each key; `None` for one that is not there.
-    pub async fn types(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Option<String>>> {
+    async fn types(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Option<String>>> {
         let ask = |conn: &mut Conn, key: &[u8]| conn.push(&[b"TYPE", key]);
         let answer = |[reply]: [Reply; 1]| match reply {
             Reply::Status(name) => Ok(Some(name).filter(|n| n != "none")),
@@ -317,6 +336,41 @@ impl Reader {
             _ => Err(unforeseen("TYPE")),
         };
         self.each(db, keys, || None, ask, answer).await
+    }
+
+    /// Those of some keys of the target that no database of the source that goes there holds, or not as a wanted type.
+    pub async fn lacks<'k>(
+        &mut self,
+        job: &Job,
+        db: DbIndex,
+        mut keys: Vec<&'k [u8]>,
+    ) -> Result<Vec<&'k [u8]>> {
+        for from in job.databases.sources_of(db) {
+            if keys.is_empty() {
+                break;
+            }
+            let types = self.types(from, &keys).await?;
+            keys = (keys.iter().zip(types))
+                .filter(|(_, name)| {
+                    (name.as_ref()).is_none_or(|n| !n.is_empty() && !job.filter.accepts_type(n))
+                })
+                .map(|(k, _)| *k)
+                .collect();
+        }
+        Ok(keys)
+    }
+
+    /// The source's database that a key of the target's `db` comes from: where several go there, the one that holds it.
+    pub async fn source_of(&mut self, job: &Job, db: DbIndex, key: &[u8]) -> Result<DbIndex> {
+        let sources: Vec<DbIndex> = job.databases.sources_of(db).collect();
+        if let [_, _, ..] = sources.as_slice() {
+            for from in &sources {
+                if self.types(*from, &[key]).await? != [None] {
+                    return Ok(*from);
+                }
+            }
+        }
+        Ok(sources.first().copied().unwrap_or(db))
     }
 
     /// About how much memory each value takes; 0 where that is not told.
@@ -341,58 +395,47 @@ impl Reader {
         self.each(db, keys, || 0, ask, answer).await
     }
 
-    /// Parts some keys into those that are read together and those that are too large for that.
-    pub async fn windows<'k>(
-        &mut self,
-        db: DbIndex,
-        keys: &[&'k [u8]],
-    ) -> Result<(Vec<Vec<&'k [u8]>>, Vec<&'k [u8]>)> {
+    /// Parts some keys into what is read at a time.
+    pub async fn windows<'k>(&mut self, db: DbIndex, keys: &[&'k [u8]]) -> Result<Vec<Window<'k>>> {
         let memory = self.memory(db, keys).await?;
-        let (mut windows, mut large) = (vec![Vec::new()], Vec::new());
+        let mut windows: Vec<Window> = Vec::new();
         let mut bytes = 0;
         for (key, n) in keys.iter().zip(memory) {
-            if n > LARGE {
-                large.push(*key);
-                continue;
-            }
+            let large = n > LARGE;
             bytes += n;
             match windows.last_mut() {
                 Some(last)
-                    if last.is_empty() || (bytes <= WINDOW_BYTES && last.len() < WINDOW_KEYS) =>
+                    if !(last.large || large)
+                        && bytes <= WINDOW_BYTES
+                        && last.keys.len() < WINDOW_KEYS =>
                 {
-                    last.push(*key);
+                    last.keys.push(*key);
                 }
                 _ => {
-                    windows.push(vec![*key]);
+                    let keys = vec![*key];
+                    windows.push(Window { keys, large });
                     bytes = n;
                 }
             }
         }
-        Ok((windows, large))
+        Ok(windows)
     }
 
     /// What keys hold, in their order.
     pub async fn facts(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Found>> {
-        let (windows, large) = self.windows(db, keys).await?;
-        let mut found = HashMap::with_capacity(keys.len());
-        for window in windows {
-            for (key, fact) in window.iter().zip(self.window(db, &window).await?) {
-                found.insert(*key, fact);
-            }
+        let mut found = Vec::with_capacity(keys.len());
+        for window in self.windows(db, keys).await? {
+            found.extend(self.window(db, &window).await?);
         }
-        for key in large {
-            found.insert(key, self.typed(db, key).await?);
-        }
-        let taken = keys.iter().map(|key| found.remove(key));
-        Ok(taken.map(|f| f.unwrap_or(Found::Gone)).collect())
+        Ok(found)
     }
 
     /// What the keys of a window hold.
-    pub async fn window(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Found>> {
-        if self.side.dump.load(Relaxed) {
-            match self.dumps(db, keys).await {
+    async fn window(&mut self, db: DbIndex, window: &Window<'_>) -> Result<Vec<Found>> {
+        if self.dumps_of(window) {
+            match self.dumps(db, &window.keys).await {
                 Ok(dumps) => {
-                    let read = dumps.iter().zip(keys);
+                    let read = dumps.iter().zip(&window.keys);
                     return read.map(|(dump, key)| self.digest(dump, key)).collect();
                 }
                 Err(e) if e.kind() == ErrorKind::Refused => {
@@ -403,14 +446,19 @@ impl Reader {
                 Err(e) => return Err(e),
             }
         }
-        let mut found = Vec::with_capacity(keys.len());
-        for key in keys {
+        let mut found = Vec::with_capacity(window.keys.len());
+        for key in &window.keys {
             found.push(self.typed(db, key).await?);
         }
         Ok(found)
     }
 
-    pub fn digest(&self, dump: &Dumped, key: &[u8]) -> Result<Found> {
+    /// Whether a window is read by DUMP.
+    fn dumps_of(&self, window: &Window) -> bool {
+        !window.large && self.side.dump.load(Relaxed)
+    }
+
+    fn digest(&self, dump: &Dumped, key: &[u8]) -> Result<Found> {
         Ok(match dump {
             Dumped::Gone => Found::Gone,
             Dumped::Elsewhere => Found::Elsewhere,
@@ -435,71 +483,67 @@ impl Reader {
         sink: &mut impl ValueSink,
     ) -> Result<Option<Option<ExpireAt>>> {
         let address = self.side.address_of(key);
-        let Some(mut open) = self.take(&address, db).await? else {
+        let Some(mut conn) = self.take(&address, db).await? else {
             return Ok(None);
         };
-        let Some(kind) = typed::kind(&mut open.conn, key).await? else {
+        let Some(kind) = typed::kind(&mut conn, key).await? else {
             return Ok(None);
         };
-        let expire = typed::read(&mut open.conn, &self.side, key, kind, sink).await?;
-        self.side
-            .bytes
-            .fetch_add(open.conn.take_received(), Relaxed);
-        self.conns.insert(address, open);
+        let expire = typed::read(&mut conn, &self.side, key, kind, sink).await?;
+        self.side.bytes.fetch_add(conn.take_received(), Relaxed);
+        self.conns.insert(address, conn);
         Ok(expire)
     }
 
     /// A value read in parts, by the commands of its type.
-    pub async fn typed(&mut self, db: DbIndex, key: &[u8]) -> Result<Found> {
+    async fn typed(&mut self, db: DbIndex, key: &[u8]) -> Result<Found> {
         let address = self.side.address_of(key);
-        let Some(mut open) = self.take(&address, db).await? else {
+        let Some(mut conn) = self.take(&address, db).await? else {
             return Ok(Found::Gone);
         };
-        let fact = typed::fact(&mut open.conn, &self.side, key, self.width).await;
-        self.side
-            .bytes
-            .fetch_add(open.conn.take_received(), Relaxed);
+        let fact = typed::fact(&mut conn, &self.side, key, self.width).await;
+        self.side.bytes.fetch_add(conn.take_received(), Relaxed);
         let found = match fact {
             Ok(fact) => fact.map_or(Found::Gone, Found::Here),
-            Err(e) if is_elsewhere(e.message().rsplit("with: ").next().unwrap_or_default()) => {
-                Found::Elsewhere
-            }
+            Err(e) if e.kind() == ErrorKind::Moved => Found::Elsewhere,
             Err(e) => return Err(e.context(format!("read the key {}", shown(key)))),
         };
-        self.conns.insert(address, open);
+        self.conns.insert(address, conn);
         Ok(found)
     }
 }
 
-/// What both sides hold of some keys; values of the same bytes are decoded once.
+/// What both sides hold of a window's keys; values of the same bytes are decoded once.
 pub async fn pairs(
     source: &mut Reader,
     source_db: DbIndex,
     target: &mut Reader,
     target_db: DbIndex,
-    keys: &[&[u8]],
+    window: &Window<'_>,
 ) -> Result<Vec<(Found, Found)>> {
-    if !(source.side.dump.load(Relaxed) && target.side.dump.load(Relaxed)) {
+    let keys = &window.keys;
+    let read = match source.dumps_of(window) && target.dumps_of(window) {
+        true => {
+            let dumps =
+                tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
+            match dumps {
+                // One side refuses DUMP: `window` finds out which.
+                Err(e) if e.kind() == ErrorKind::Refused => {
+                    source.reset();
+                    target.reset();
+                    None
+                }
+                read => Some(read?),
+            }
+        }
+        false => None,
+    };
+    let Some((ours, theirs)) = read else {
         let (a, b) = tokio::try_join!(
-            source.window(source_db, keys),
-            target.window(target_db, keys)
+            source.window(source_db, window),
+            target.window(target_db, window)
         )?;
         return Ok(a.into_iter().zip(b).collect());
-    }
-    let read = tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
-    let (ours, theirs) = match read {
-        Ok(read) => read,
-        // One side refuses DUMP: `window` finds out which.
-        Err(e) if e.kind() == ErrorKind::Refused => {
-            source.reset();
-            target.reset();
-            let (a, b) = tokio::try_join!(
-                source.window(source_db, keys),
-                target.window(target_db, keys)
-            )?;
-            return Ok(a.into_iter().zip(b).collect());
-        }
-        Err(e) => return Err(e),
     };
     let mut found = Vec::with_capacity(keys.len());
     for ((a, b), key) in ours.iter().zip(&theirs).zip(keys) {
@@ -524,12 +568,6 @@ fn same_body(a: &[u8], b: &[u8]) -> bool {
         (Some(n), Some(m)) => n == m && a.get(..n) == b.get(..m),
         _ => false,
     }
-}
-
-fn is_elsewhere(text: &str) -> bool {
-    ["MOVED ", "ASK ", "TRYAGAIN"]
-        .iter()
-        .any(|w| text.starts_with(w))
 }
 
 fn unforeseen(command: &str) -> Error {

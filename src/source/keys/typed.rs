@@ -6,6 +6,7 @@
 use super::side::{KeyFact, Side};
 use crate::digest::{Digester, Width};
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::server::Server;
 use crate::net::{Conn, refusal};
 use crate::rdb::value::stream::{Consumer, Group, Pending, StreamId, StreamMeta};
 use crate::rdb::value::{ValueKind, ValueSink};
@@ -73,11 +74,7 @@ pub async fn read<S: ValueSink>(
         ValueKind::Hash => parts.scan(b"HSCAN", side.field_expiry).await?,
         _ => parts.stream().await?,
     }
-    let command: &[u8] = if side.pexpiretime {
-        b"PEXPIRETIME"
-    } else {
-        b"PTTL"
-    };
+    let command = Server::expiry_command(side.pexpiretime);
     let now = if side.pexpiretime { 0 } else { unix_ms() };
     Ok(match conn.call(&[command, key]).await?.int() {
         Some(-2) => None,

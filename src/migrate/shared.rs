@@ -1,0 +1,61 @@
+//! What all pumps of a run share: the plan, the store, and what is known of both sides.
+
+use crate::error::Result;
+use crate::migrate::ownership::Ownership;
+use crate::plan::Job;
+use crate::store::{Existing, Store};
+use crate::target::health::Health;
+use crate::task::{Shutdown, Throttle};
+use crate::types::unix_ms;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// What all pumps of a run share.
+pub struct Shared {
+    pub job: Job,
+    pub store: Mutex<Store>,
+    pub runtime: Handle,
+    pub stop: Shutdown,
+    pub dry_run: bool,
+    pub until_caught_up: bool,
+    /// How long the target may be away before the run gives up.
+    pub patience: Duration,
+    /// The source is read by SCAN and DUMP: it has no stream.
+    pub scan: bool,
+    /// The source sends relative TTLs in its stream (Redis before 7.0).
+    pub relative_ttls: bool,
+    /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
+    pub silent_entries_read: bool,
+    /// The watcher of the target; none in a dry run.
+    pub health: Option<Arc<Health>>,
+    /// Who owns which slot; none where the source is no cluster.
+    pub ownership: Option<Arc<Ownership>>,
+    /// The target's modules.
+    pub target_modules: Vec<String>,
+    pub target_has_functions: bool,
+    /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
+    pub load_estimate_ms: i64,
+    /// The target's own keys (on_existing: skip).
+    pub existing: Existing,
+    /// How fast the snapshot may be loaded.
+    pub throttle: Throttle,
+}
+
+impl Shared {
+    pub fn store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
+        work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn event(&self, level: &str, code: &str, message: &str) {
+        match level {
+            "error" => tracing::error!("{message}"),
+            "warning" => tracing::warn!("{message}"),
+            _ => tracing::info!("{message}"),
+        }
+        // An event that cannot be stored must not stop the run that it describes.
+        if let Err(e) = self.store(|s| s.event(unix_ms(), level, code, message)) {
+            tracing::warn!("{e}");
+        }
+    }
+}
