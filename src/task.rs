@@ -162,7 +162,7 @@ impl Throttle {
 }
 
 /// The places at which the fault driver can have the process die; see `tests/faults.rs`.
-pub const FAILPOINTS: [&str; 9] = [
+pub const FAILPOINTS: [&str; 10] = [
     "snapshot-arriving",
     "snapshot-complete",
     "load-begun",
@@ -170,6 +170,7 @@ pub const FAILPOINTS: [&str; 9] = [
     "before-save",
     "after-save",
     "heal-read",
+    "heal-reserved",
     "heal-written",
     "stream-command",
 ];

@@ -260,6 +260,18 @@ pub enum Mark {
     Stream { at: ReplOffset, db: DbIndex },
 }
 
+impl Mark {
+    /// The lower of two; what is loaded comes before what is streamed.
+    pub fn earlier(self, other: Mark) -> Mark {
+        let later = match (self, other) {
+            (Mark::Snapshot { at: x, .. }, Mark::Snapshot { at: y, .. }) => x > y,
+            (Mark::Stream { at: x, .. }, Mark::Stream { at: y, .. }) => x > y,
+            (mine, _) => matches!(mine, Mark::Stream { .. }),
+        };
+        if later { other } else { self }
+    }
+}
+
 /// A key with its database as one name: how keys are kept in sets and files.
 pub fn db_key(db: DbIndex, key: &[u8]) -> Vec<u8> {
     [&db.0.to_be_bytes(), key].concat()

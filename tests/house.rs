@@ -20,6 +20,7 @@ const SIDEWAYS: &[(&str, &[&str])] = &[
     ("command", &["resp"]),
     ("rdb", &["resp"]),
     ("digest", &["rdb"]),
+    ("net", &["task"]),
     ("source", &["net", "task"]),
     ("target", &["net", "task"]),
     ("fence", &["source", "target", "net"]),

@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod command_keys;
 mod faults;
+mod faults_expiry;
 mod house;
 mod judge;
 mod migrate_matrix;

@@ -105,7 +105,7 @@ impl Pump {
 
     /// Everything before this offset is acknowledged.
     fn applied(&mut self) -> ReplOffset {
-        match self.pipe.oldest() {
+        match self.oldest() {
             Some(Mark::Stream { at, .. }) => at,
             _ if self.dirty.is_empty() => self.at,
             _ => self.shard.applied.unwrap_or(self.at),
@@ -117,7 +117,7 @@ impl Pump {
         self.last_save = Instant::now();
         self.held.save()?;
         self.timed.save()?;
-        let mark = self.pipe.oldest();
+        let mark = self.oldest();
         if self.shard.snapshot_loaded {
             match mark {
                 Some(Mark::Stream { at, db }) => {

@@ -35,6 +35,13 @@ impl Pump {
             self.shard.healed_keys += keys.len() as u64;
             return Ok(());
         }
+        let before = self.hold(mark);
+        self.heal_all(keys, mark)?;
+        self.floor = before;
+        Ok(())
+    }
+
+    fn heal_all(&mut self, keys: &[Key], mark: Mark) -> Result<()> {
         let mut by_db: BTreeMap<DbIndex, Vec<&[u8]>> = BTreeMap::new();
         for (db, key) in keys.iter().filter(|(_, k)| self.adopting || self.owns(k)) {
             by_db.entry(*db).or_default().push(key);
@@ -46,6 +53,7 @@ impl Pump {
                 let states = self.states(db, chunk)?;
                 failpoint("heal-read");
                 self.reserve(states.iter().map(|s| s.offset).max())?;
+                failpoint("heal-reserved");
                 for (key, state) in chunk.iter().zip(&states) {
                     if state.elsewhere {
                         self.count("left_to_adoption");

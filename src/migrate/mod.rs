@@ -286,6 +286,10 @@ async fn migrate(
         Some(watch)
     };
     let saved = store.shards()?;
+    if let Source::Server { .. } = &job.source {
+        let stale = since_then(&saved);
+        store.save_shards(&stale, &Default::default(), None)?;
+    }
     if saved.is_empty() && !options.dry_run && job.on_existing == OnExisting::Fail {
         refuse_existing(&job.target, &topology).await?;
     }
@@ -486,6 +490,18 @@ async fn watch_phases(shards: &Shards) {
             return;
         }
     }
+}
+
+/// What the source has written since a run has ended is not known: until this one knows, its lag is all that time.
+fn since_then(saved: &[ShardState]) -> Vec<ShardState> {
+    let behind = |shard: &ShardState| {
+        let away = u64::try_from(unix_ms() - shard.updated_at).unwrap_or(0);
+        ShardState {
+            lag_ms: shard.lag_ms.max(away),
+            ..shard.clone()
+        }
+    };
+    saved.iter().map(behind).collect()
 }
 
 /// Databases that the target cannot hold are found before anything is written.

@@ -88,6 +88,8 @@ pub struct Pump {
     /// Acknowledged at that time, not yet known to survive a failover.
     pub(super) unstable: VecDeque<(Instant, Mark)>,
     pub(super) stable: Mark,
+    /// What is before this is not done, whatever the pipe says: it is being healed, or is to be sent again.
+    pub(super) floor: Option<Mark>,
     pub(super) losses_seen: u64,
     /// A verification has asked for keys to be written again.
     pub(super) repairs_pending: bool,
@@ -167,6 +169,7 @@ impl Pump {
             adopting: false,
             unstable: VecDeque::new(),
             stable,
+            floor: None,
             losses_seen: 0,
             repairs_pending: true,
             losses: Vec::new(),
@@ -211,8 +214,15 @@ impl Pump {
         if let Err(e) = &result
             && !matches!(e.kind(), ErrorKind::Interrupted)
         {
-            // What is acknowledged is worth keeping whatever went wrong.
-            let _ = self.pipe.settle();
+            // What is acknowledged is worth keeping whatever went wrong; what could not be done stays to be done.
+            let before = self.floor;
+            if let Some(mark) = self.oldest() {
+                self.hold(mark);
+            }
+            let (undone, error) = self.pipe.settle();
+            if undone.is_empty() && error.is_none() {
+                self.floor = before;
+            }
             let _ = self.save(false);
         }
         result
@@ -267,6 +277,22 @@ impl Pump {
         let saved = self.shared.store(|s| s.written())?;
         let mine = saved.iter().find(|w| w.shard == self.shard.shard);
         Ok(mine.map_or_else(Touched::new, Touched::resume))
+    }
+
+    /// The lowest mark that is not yet done; `None` when everything routed is.
+    pub(super) fn oldest(&mut self) -> Option<Mark> {
+        match (self.pipe.oldest(), self.floor) {
+            (Some(a), Some(b)) => Some(a.earlier(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Keeps checkpoints from passing a mark; returns what kept them before, for [`Pump::floor`] to be set to when the
+    /// work on it is on its way again.
+    pub(super) fn hold(&mut self, mark: Mark) -> Option<Mark> {
+        let before = self.floor;
+        self.floor = Some(before.map_or(mark, |b| b.earlier(mark)));
+        before
     }
 
     pub(super) fn now(&self) -> Mark {

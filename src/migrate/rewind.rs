@@ -80,6 +80,7 @@ impl Pump {
         self.settle_all()?;
         self.losses_seen = view.losses;
         self.dirty.clear();
+        self.floor = None;
         self.unstable.clear();
         let end = self.at.max(self.fenced_to).max(self.window_end);
         self.fenced.clear();

@@ -33,16 +33,28 @@ impl Pump {
     ///
     /// True when the snapshot must be read again from its saved mark, because it is not known what has run.
     pub(super) fn resolve(&mut self) -> Result<bool> {
+        let before = self.floor;
+        let resolved = self.resolve_all();
+        // After an error the floor stays: what was not done lies above it.
+        if resolved.is_ok() {
+            self.floor = before;
+        }
+        resolved
+    }
+
+    fn resolve_all(&mut self) -> Result<bool> {
         let (began, mut backoff) = (Instant::now(), net::Backoff::new());
         let loading = !self.shard.snapshot_loaded && !self.shared.scan;
         loop {
-            let mark = self.pipe.oldest().unwrap_or_else(|| {
+            let mark = self.oldest().unwrap_or_else(|| {
                 if loading {
                     self.loading_mark()
                 } else {
                     self.now()
                 }
             });
+            // Until it is sent again, nothing else knows of it.
+            self.hold(mark);
             let (units, error) = self.pipe.settle();
             if units.is_empty() && error.is_none() {
                 self.progress.set_note("");
@@ -261,7 +273,7 @@ impl Pump {
             }
         }
         let touched = self.keys_of(unit)?;
-        let mark = self.pipe.oldest().unwrap_or_else(|| self.now());
+        let mark = self.oldest().unwrap_or_else(|| self.now());
         if self.shard.snapshot_loaded {
             let keys: Vec<Key> = touched
                 .into_iter()

@@ -239,7 +239,7 @@ impl Pipe {
                 .map(|(_, mark)| *mark)
                 .or(node.open_mark);
             oldest = match (oldest, front) {
-                (Some(a), Some(b)) => Some(earlier(a, b)),
+                (Some(a), Some(b)) => Some(a.earlier(b)),
                 (a, b) => a.or(b),
             };
         }
@@ -309,27 +309,6 @@ impl Pipe {
 
     pub fn address(&self, node: usize) -> &str {
         self.nodes.get(node).map_or("", |n| &n.address)
-    }
-}
-
-fn earlier(a: Mark, b: Mark) -> Mark {
-    match (a, b) {
-        (Mark::Snapshot { at: x, .. }, Mark::Snapshot { at: y, .. }) => {
-            if x <= y {
-                a
-            } else {
-                b
-            }
-        }
-        (Mark::Stream { at: x, .. }, Mark::Stream { at: y, .. }) => {
-            if x <= y {
-                a
-            } else {
-                b
-            }
-        }
-        (Mark::Snapshot { .. }, Mark::Stream { .. }) => a,
-        (Mark::Stream { .. }, Mark::Snapshot { .. }) => b,
     }
 }
 

@@ -119,7 +119,9 @@ impl Plan {
         let started = Instant::now();
         loop {
             let status = self.status();
-            if done(&status) {
+            // What an earlier run has left behind says nothing of this one.
+            let of_this_run = status["updated_at"].as_i64() >= Some(running.started_ms);
+            if of_this_run && done(&status) {
                 return status;
             }
             if let Some(code) = running.ended() {
@@ -202,12 +204,14 @@ impl Outcome {
 pub struct Running {
     child: Child,
     started: Instant,
+    started_ms: i64,
     stdout: Option<JoinHandle<Vec<u8>>>,
     stderr: tempfile::NamedTempFile,
 }
 
 impl Running {
     fn start(mut command: Command) -> Running {
+        let started_ms = keyferry::types::unix_ms();
         let stderr = tempfile::NamedTempFile::new().expect("a temporary file");
         let file = stderr.reopen().expect("the temporary file");
         let mut child = command
@@ -226,6 +230,7 @@ impl Running {
         Running {
             child,
             started: Instant::now(),
+            started_ms,
             stdout: Some(stdout),
             stderr,
         }
