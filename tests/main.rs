@@ -16,5 +16,6 @@ mod rdb_samples;
 mod rdb_servers;
 mod scan;
 mod support;
+mod tokens;
 mod verify;
 mod verify_ways;

@@ -53,6 +53,28 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
+/// Findings that keep a new migration from beginning; what the others block shows itself, key by key, and is resumed.
+const STOPS: [&str; 7] = [
+    "clocks",
+    "eviction",
+    "restore",
+    "source_clients",
+    "source_commands",
+    "target_clients",
+    "target_commands",
+];
+
+impl Report {
+    /// The blockers for which a migration is not begun, but for those that the user ignores.
+    pub fn stops<'a>(&'a self, ignored: &'a [String]) -> impl Iterator<Item = &'a Finding> + 'a {
+        self.findings.iter().filter(move |f| {
+            f.severity == Severity::Blocker
+                && STOPS.contains(&f.id)
+                && !ignored.iter().any(|i| i == f.id)
+        })
+    }
+}
+
 const REPLICA: &str = "every write of the source arrives once and in order, by its replication stream; resume, failover and verification are exact by offset";
 const SCAN: &str = "each key is what the source had when it was read last; after the writers have stopped, one sweep without a difference proves both sides alike";
 const RDB: &str = "the target holds what the snapshot holds";
@@ -60,7 +82,9 @@ const RDB: &str = "the target holds what the snapshot holds";
 /// Probes both sides of a plan.
 ///
 /// What a side refuses becomes a finding; an error is only what stands in the way of any answer.
-pub async fn run(job: &Job, write: bool) -> Result<Report> {
+///
+/// `known` is the mode that an earlier run of "auto" has found: then PSYNC is not asked about again.
+pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> {
     let mut findings = Vec::new();
     let source = match &job.source {
         Source::Server { endpoint, .. } => {
@@ -74,7 +98,11 @@ pub async fn run(job: &Job, write: bool) -> Result<Report> {
     let mode = match &job.source {
         Source::Rdb { .. } => Some("rdb"),
         Source::Server { endpoint, mode } if source.is_some() => {
-            let allowed = psync::allowed(endpoint).await.unwrap_or(false);
+            let allowed = match (mode, known) {
+                (Mode::Scan, _) => false,
+                (Mode::Auto, Some(known)) => known == "replica",
+                _ => psync::allowed(endpoint).await.unwrap_or(false),
+            };
             rules::mode(*mode, allowed, &mut findings);
             Some(match mode {
                 Mode::Scan => "scan",

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::net::server::{self, Server};
-use crate::net::{Conn, connect, info_field, scan};
+use crate::net::{Conn, connect, info_field, is_elsewhere, scan};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
 use crate::resp::Reply;
@@ -63,6 +63,8 @@ pub struct Facts {
 
 /// Asks all masters of `endpoint`; with `write` also whether RESTORE works, on a key of our own.
 pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
+    // Rights may have been given since they were asked about.
+    endpoint.learnt.forget_refusals();
     let (layout, server) = server::layout(endpoint).await?;
     let mut facts = Facts {
         url: endpoint.redacted_url(),
@@ -163,7 +165,7 @@ async fn commands(
 ) -> Result<()> {
     let nobody = random_name();
     let name = nobody.as_bytes();
-    let tries: [(&'static str, Vec<&[u8]>); 11] = [
+    let tries: [(&'static str, Vec<&[u8]>); 13] = [
         ("SCAN", vec![b"SCAN", b"0", b"COUNT", b"1"]),
         ("DUMP", vec![b"DUMP", name]),
         ("TYPE", vec![b"TYPE", name]),
@@ -180,7 +182,12 @@ async fn commands(
             "CLUSTER COUNTKEYSINSLOT",
             vec![b"CLUSTER", b"COUNTKEYSINSLOT", b"0"],
         ),
+        (
+            "CLUSTER GETKEYSINSLOT",
+            vec![b"CLUSTER", b"GETKEYSINSLOT", b"0", b"1"],
+        ),
         ("FUNCTION", vec![b"FUNCTION", b"LIST"]),
+        ("XINFO", vec![b"XINFO", b"GROUPS", name]),
     ];
     for (what, args) in tries {
         if (what.starts_with("CLUSTER") && !cluster)
@@ -190,7 +197,7 @@ async fn commands(
         }
         let reply = conn.ask(&args).await?;
         // Another master's slot: that it may be run is what counts.
-        let refused = matches!(&reply, Reply::Error(text) if !text.starts_with("MOVED"));
+        let refused = matches!(&reply, Reply::Error(text) if !is_elsewhere(text) && !text.contains("no such key"));
         facts.commands.insert(what, !refused);
         match (what, &reply) {
             ("FUNCTION", Reply::Array(list)) => facts.functions = Some(list.len()),

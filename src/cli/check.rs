@@ -1,7 +1,7 @@
 //! `keyferry check`: what will work and what blocks, before anything is moved.
 
 use super::{Common, block_on, load_and_warn, output};
-use crate::check::{self, Facts, Report, Severity};
+use crate::check::{self, Facts, Finding, Report, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{bytes, duration, grouped};
 use clap::Args;
@@ -32,7 +32,7 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments, _: &Common) -> Result<u8> {
     let job = load_and_warn(&arguments.plan)?;
-    let report = block_on(check::run(&job, !arguments.no_write))?;
+    let report = block_on(check::run(&job, !arguments.no_write, None))?;
     if arguments.json {
         let answer = serde_json::to_value(&report)
             .map_err(|e| Error::new(ErrorKind::Bug, "write the answer as JSON").cause(e))?;
@@ -58,21 +58,29 @@ fn text(report: &Report) -> String {
         let _ = writeln!(text, "copy     about {}", duration(s.saturating_mul(1000)));
     }
     for finding in &report.findings {
-        let weight = match finding.severity {
-            Severity::Blocker => "BLOCKER",
-            Severity::Warning => "warning",
-            Severity::Info => "info",
-        };
-        let _ = writeln!(text, "\n{weight}  {} ({})", finding.message, finding.id);
-        if !finding.fix.is_empty() {
-            let _ = writeln!(text, "         do: {}", finding.fix);
-        }
+        text.push('\n');
+        text.push_str(&one(finding));
     }
     let blockers = (report.findings.iter()).filter(|f| f.severity == Severity::Blocker);
     let _ = match blockers.count() {
         0 => writeln!(text, "\nnothing blocks"),
         n => writeln!(text, "\n{n} of these block the migration"),
     };
+    text
+}
+
+/// A finding with what to do about it.
+pub fn one(finding: &Finding) -> String {
+    let weight = match finding.severity {
+        Severity::Blocker => "BLOCKER",
+        Severity::Warning => "warning",
+        Severity::Info => "info",
+    };
+    let mut text = format!("{weight}  {} ({})\n", finding.message, finding.id);
+    if !finding.fix.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "         do: {}", finding.fix);
+    }
     text
 }
 

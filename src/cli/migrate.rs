@@ -2,15 +2,18 @@
 
 use super::progress::Painter;
 use super::{Common, block_on, load_and_warn, metrics, output};
-use crate::error::Result;
+use crate::check;
+use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::progress::Progress;
 use crate::migrate::{self, Summary};
 use crate::plan::Job;
 use crate::report::{bytes, duration, grouped};
+use crate::store::{MODE, Store};
 use crate::task::{Shutdown, TaskGroup};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +40,9 @@ pub struct Arguments {
     /// Forget the saved state and begin anew
     #[arg(long)]
     fresh: bool,
+    /// Begin in spite of a finding of `keyferry check`, by its id; may be given more than once
+    #[arg(long, value_name = "ID")]
+    ignore: Vec<String>,
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
@@ -49,11 +55,16 @@ enum Until {
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load_and_warn(&arguments.plan)?;
+    let dir = common.state_dir(&job);
+    let Some(checked) = checked(&job, arguments, &dir)? else {
+        return Ok(1);
+    };
     let options = migrate::Options {
+        checked: Some(checked),
         dry_run: arguments.dry_run,
         until_caught_up: matches!(arguments.until, Some(Until::CaughtUp)),
         fresh: arguments.fresh,
-        work_dir: common.state_dir(&job),
+        work_dir: dir,
     };
     let summary = block_on(follow(job, options, common))?;
     if arguments.json {
@@ -62,6 +73,45 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         output::print(&text(&summary))?;
     }
     Ok(if summary.interrupted { 130 } else { 0 })
+}
+
+/// What both sides let us do, found out before anything else; `None` when that keeps a new migration from beginning.
+fn checked(job: &Job, arguments: &Arguments, dir: &Path) -> Result<Option<Value>> {
+    let store = match arguments.fresh || arguments.dry_run {
+        true => None,
+        false => Store::open_readonly(dir)?,
+    };
+    let (known, begun) = match &store {
+        Some(store) => (store.json(MODE)?, !store.shards()?.is_empty()),
+        None => (None, false),
+    };
+    let known = known.as_ref().and_then(Value::as_str);
+    let report = block_on(check::run(job, !arguments.dry_run && !begun, known))?;
+    let answer = serde_json::to_value(&report)
+        .map_err(|e| Error::new(ErrorKind::Bug, "write the check's answer as JSON").cause(e))?;
+    let stops: Vec<_> = match begun || arguments.dry_run {
+        // What was begun goes on; a rehearsal harms nobody.
+        true => Vec::new(),
+        false => report.stops(&arguments.ignore).collect(),
+    };
+    if stops.is_empty() {
+        return Ok(Some(answer));
+    }
+    for finding in &stops {
+        eprint!("{}", super::check::one(finding));
+    }
+    eprintln!(
+        "the migration was not begun and nothing was touched; with --ignore {} it begins in spite of that",
+        stops
+            .iter()
+            .map(|f| f.id)
+            .collect::<Vec<_>>()
+            .join(" --ignore ")
+    );
+    if arguments.json {
+        output::json(&answer)?;
+    }
+    Ok(None)
 }
 
 /// Runs the migration and shows its numbers four times a second.

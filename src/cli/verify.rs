@@ -161,6 +161,7 @@ async fn repair(
         if !store.repairs(1)?.is_empty() {
             drop(store);
             let run = migrate::Options {
+                checked: None,
                 dry_run: false,
                 until_caught_up: true,
                 fresh: false,

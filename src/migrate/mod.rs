@@ -37,7 +37,7 @@ use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::place::Place;
 use crate::source::{private_dir, psync};
-use crate::store::{Existing, Lock, MODE, Phase, Run, ShardState, Store};
+use crate::store::{CHECKED, Existing, Lock, MODE, Phase, Run, ShardState, Store};
 use crate::target::health;
 use crate::target::topology::{self, Topology};
 use crate::task::{Shutdown, Throttle, peak_rss};
@@ -63,6 +63,8 @@ pub struct Options {
     pub fresh: bool,
     /// The plan's own folder.
     pub work_dir: PathBuf,
+    /// What `check` has found out just now.
+    pub checked: Option<serde_json::Value>,
 }
 
 /// The answer of `migrate --json`.
@@ -113,8 +115,13 @@ pub async fn run(
         target: job.target.redacted_url(),
         started_ms: unix_ms(),
     })?;
+    if let Some(checked) = &options.checked {
+        store.put_json(CHECKED, checked)?;
+    }
+    store.remember(&job)?;
     let result = migrate(&job, &options, &dir, store, progress, &stop).await;
     let mut store = Store::open(&dir)?;
+    store.remember(&job)?;
     match &result {
         Err(e) if e.kind() != ErrorKind::Interrupted => {
             store.event(unix_ms(), "error", "failed", &e.to_string())?;

@@ -60,8 +60,10 @@ impl Pump {
                 self.progress.set_note("");
                 return Ok(false);
             }
-            if error.is_none() && units.iter().all(|u| u.fate == nothing_there()) {
-                // Keys that have expired over there before their commands came.
+            let expired = |u: &Unit| u.fate == nothing_there();
+            let quiet = |u: &Unit| expired(u) || u.fate == Fate::Unsent;
+            if error.is_none() && units.iter().any(expired) && units.iter().all(quiet) {
+                // Keys that have expired over there before their commands came, and what waited behind those.
                 self.count("healed.expired_there");
                 self.redo(units, mark)?;
                 if self.pipe.troubled() {

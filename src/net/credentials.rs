@@ -1,16 +1,103 @@
-//! Where a password comes from: the environment, a file, or a command's standard output.
+//! Where a password comes from: the environment, a file, or a command's standard output; and how a new one gets about.
 //!
-//! Invariant: a secret lives in the returned string only; it is never logged, never part of an error.
+//! A password that can change is read again before its time is over; [`Learnt`] tells every connection, and each
+//! authenticates again between two commands.
+//! Invariant: a secret lives in [`Held`] only; it is never logged, never part of an error.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::plan::Secret;
-use std::time::Duration;
+use crate::plan::{Held, Learnt, Redacted, Secret};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 /// How long a password command may run.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+/// How often a password file is looked at.
+const FILE_EVERY: Duration = Duration::from_secs(5);
+/// After a command has failed, while the password still holds.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
-/// Reads the secret now; a command is run anew each time.
-pub async fn resolve(secret: &Secret) -> Result<String> {
+/// The password now; `refused` is the version that the server has just refused, which is not taken again.
+pub async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Result<Held> {
+    let mut held = learnt.held.lock().await;
+    if let Some(held) = held.as_ref()
+        && refused != Some(held.version)
+        && held.read_at.elapsed() < keeps(secret)
+    {
+        return Ok(held.clone());
+    }
+    let text = match (read(secret).await, held.as_ref()) {
+        (Ok(text), _) => text,
+        // The one before may still hold.
+        (Err(e), Some(held)) if refused != Some(held.version) => {
+            tracing::warn!("the password could not be read anew: {e}");
+            return Ok(held.clone());
+        }
+        (Err(e), _) => return Err(e),
+    };
+    let version = match held.as_ref() {
+        Some(held) if held.password.reveal() == text => held.version,
+        Some(held) => held.version + 1,
+        None => 1,
+    };
+    let now = Held {
+        password: Redacted::new(text),
+        version,
+        read_at: Instant::now(),
+    };
+    *held = Some(now.clone());
+    learnt.changed(version);
+    Ok(now)
+}
+
+/// How long a password is used before it is read again.
+fn keeps(secret: &Secret) -> Duration {
+    match secret {
+        Secret::Plain(_) | Secret::Env(_) => Duration::MAX,
+        Secret::File(_) => FILE_EVERY,
+        // Before it ends, with time left for a command that takes long.
+        Secret::Command { refresh, .. } => refresh.map_or(Duration::MAX, |r| r * 3 / 4),
+    }
+}
+
+/// Whether reading a password again can bring another.
+pub fn can_change(secret: &Secret) -> bool {
+    matches!(secret, Secret::File(_) | Secret::Command { .. })
+}
+
+/// Has a password that can change read again and again, from the first connection on.
+pub fn keep_fresh(secret: &Secret, learnt: &Learnt) {
+    let every = keeps(secret);
+    if every == Duration::MAX || learnt.refreshing.swap(true, Relaxed) {
+        return;
+    }
+    let (secret, learnt) = (secret.clone(), learnt.clone());
+    tokio::spawn(async move {
+        let mut wait = every;
+        loop {
+            tokio::time::sleep(wait).await;
+            let before = learnt.held.lock().await.as_ref().map(|h| h.read_at);
+            // A reading that fails leaves the old password and says so.
+            let read = current(&secret, &learnt, None).await;
+            wait = match read {
+                Ok(held) if Some(held.read_at) != before => every,
+                _ => AGAIN_AFTER.min(every),
+            };
+        }
+    });
+}
+
+/// After a refusal on a living connection: reads the password anew beside what goes on.
+pub fn read_again(secret: &Secret, learnt: &Learnt, refused: u64) {
+    let (secret, learnt) = (secret.clone(), learnt.clone());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Err(e) = current(&secret, &learnt, Some(refused)).await {
+            tracing::warn!("the password could not be read anew: {e}");
+        }
+    });
+}
+
+async fn read(secret: &Secret) -> Result<String> {
     match secret {
         Secret::Plain(text) => Ok(text.reveal().to_owned()),
         Secret::Env(name) => std::env::var(name).map_err(|_| {

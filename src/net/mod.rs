@@ -9,12 +9,13 @@ pub mod server;
 mod tls;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::Endpoint;
+use crate::plan::{Endpoint, Held, Learnt, Secret};
 use crate::resp::{self, Reply};
 use crate::types::DbIndex;
 use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -22,6 +23,9 @@ use tokio_rustls::client::TlsStream;
 pub use retry::{Backoff, Tries};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a password may be refused that the server has taken before: the next one may take a while to come.
+const AUTH_PATIENCE: Duration = Duration::from_secs(45);
+const AUTH_AGAIN: Duration = Duration::from_secs(1);
 /// A server that answers nothing for this long is taken for gone.
 pub const REPLY_LIMIT: Duration = Duration::from_secs(60);
 const READ_CHUNK: usize = 64 * 1024;
@@ -95,38 +99,83 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
         .address_map
         .get(address)
         .map_or(address, String::as_str);
-    let attempt = async {
-        let tcp = TcpStream::connect(mapped)
+    let (learnt, began) = (&endpoint.learnt, Instant::now());
+    let mut refused = None;
+    loop {
+        // Outside of the connection's time limit: a password command has its own.
+        let held = match &endpoint.password {
+            Some(secret) => {
+                credentials::keep_fresh(secret, learnt);
+                Some(credentials::current(secret, learnt, refused).await?)
+            }
+            None => None,
+        };
+        let version = held.as_ref().map(|h| h.version);
+        let attempt = open(endpoint, mapped, held);
+        let opened = tokio::time::timeout(CONNECT_LIMIT, attempt)
             .await
-            .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))?;
-        tune(&tcp);
-        let stream = match &endpoint.tls {
-            None => Stream::Plain(tcp),
-            Some(options) => Stream::Tls(Box::new(
-                tls::wrap(tcp, options, mapped, &endpoint.host).await?,
-            )),
-        };
-        let mut conn = Conn {
-            stream,
-            read: Vec::with_capacity(READ_CHUNK),
-            at: 0,
-            write: Vec::new(),
-            received: 0,
-            db: DbIndex::ZERO,
-            address: mapped.to_owned(),
-        };
-        conn.authenticate(endpoint).await?;
-        Ok(conn)
-    };
-    tokio::time::timeout(CONNECT_LIMIT, attempt)
+            .unwrap_or_else(|_| {
+                Err(Error::new(
+                    ErrorKind::Connection,
+                    format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
+                ))
+            });
+        match opened {
+            // Between the end of one password and the next, which may take a moment to get about.
+            Err(e)
+                if e.kind() == ErrorKind::Auth
+                    && (endpoint.password.as_ref()).is_some_and(credentials::can_change)
+                    && (refused.is_none()
+                        || (learnt.has_worked() && began.elapsed() < AUTH_PATIENCE)) =>
+            {
+                tracing::warn!("{mapped} has refused the password, which is read anew");
+                if refused.is_some() {
+                    tokio::time::sleep(AUTH_AGAIN).await;
+                }
+                refused = version;
+            }
+            opened => return opened.map_err(|e| e.context(format!("connect to {mapped}"))),
+        }
+    }
+}
+
+/// One attempt at a connection to an address that is not mapped any more.
+async fn open(endpoint: &Endpoint, address: &str, held: Option<Held>) -> Result<Conn> {
+    let tcp = TcpStream::connect(address)
         .await
-        .unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Connection,
-                format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
-            ))
+        .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))?;
+    tune(&tcp);
+    let stream = match &endpoint.tls {
+        None => Stream::Plain(tcp),
+        Some(options) => Stream::Tls(Box::new(
+            tls::wrap(tcp, options, address, &endpoint.host).await?,
+        )),
+    };
+    let mut conn = Conn {
+        stream,
+        read: Vec::with_capacity(READ_CHUNK),
+        at: 0,
+        write: Vec::new(),
+        received: 0,
+        db: DbIndex::ZERO,
+        due: 0,
+        queued: 0,
+        learnt: endpoint.learnt.clone(),
+        login: None,
+        address: address.to_owned(),
+    };
+    if let (Some(held), Some(secret)) = (held, &endpoint.password) {
+        conn.log_in(Login {
+            username: endpoint.username.clone(),
+            secret: secret.clone(),
+            held,
         })
-        .map_err(|e| e.context(format!("connect to {mapped}")))
+        .await?;
+    }
+    match conn.ask(&[b"PING"]).await? {
+        Reply::Error(text) => Err(refusal("PING", &text)),
+        _ => Ok(conn),
+    }
 }
 
 fn tune(tcp: &TcpStream) {
@@ -147,7 +196,66 @@ pub struct Conn {
     received: u64,
     /// The selected database.
     db: DbIndex,
+    /// Replies that are still to come, and those of what is queued.
+    due: u64,
+    queued: u64,
+    learnt: Learnt,
+    login: Option<Login>,
     address: String,
+}
+
+/// Who a connection is.
+#[derive(Clone)]
+struct Login {
+    username: Option<String>,
+    secret: Secret,
+    held: Held,
+}
+
+impl Login {
+    fn command(&self) -> Vec<&[u8]> {
+        let mut words: Vec<&[u8]> = vec![b"AUTH"];
+        words.extend(self.username.as_ref().map(String::as_bytes));
+        words.push(self.held.password.reveal().as_bytes());
+        words
+    }
+}
+
+/// Keeps a raw connection logged in.
+pub struct LoggedIn {
+    learnt: Learnt,
+    login: Option<Login>,
+}
+
+impl LoggedIn {
+    /// Appends AUTH when the password has changed; true when it did.
+    pub async fn renew(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(login) = &mut self.login else {
+            return false;
+        };
+        if login.held.version == self.learnt.version() {
+            return false;
+        }
+        let Some(held) = self.learnt.held.lock().await.clone() else {
+            return false;
+        };
+        login.held = held;
+        resp::command(out, &login.command());
+        true
+    }
+
+    /// The server has not taken the password of the last [`LoggedIn::renew`]: another is looked for.
+    pub fn refused(&self) {
+        if let Some(login) = &self.login {
+            tracing::warn!("a server does not take the new password yet");
+            credentials::read_again(&login.secret, &self.learnt, login.held.version);
+        }
+    }
+}
+
+/// A server without a password refuses AUTH; that is the plan's mistake, but a harmless one.
+fn is_without_password(text: &str) -> bool {
+    text.contains("without any password configured") || text.contains("no password is set")
 }
 
 impl Conn {
@@ -155,37 +263,56 @@ impl Conn {
         &self.address
     }
 
-    async fn authenticate(&mut self, endpoint: &Endpoint) -> Result<()> {
-        if let Some(secret) = &endpoint.password {
-            let password = credentials::resolve(secret).await?;
-            let reply = match &endpoint.username {
-                Some(user) => {
-                    self.ask(&[b"AUTH", user.as_bytes(), password.as_bytes()])
-                        .await?
-                }
-                None => self.ask(&[b"AUTH", password.as_bytes()]).await?,
-            };
-            if let Reply::Error(text) = reply {
-                // A server without a password refuses AUTH; that is the plan's mistake, but a harmless one.
-                if !text.contains("without any password configured")
-                    && !text.contains("no password is set")
-                {
-                    return Err(Error::new(
-                        ErrorKind::Auth,
-                        format!("the server refused AUTH: {text}"),
-                    ));
-                }
+    /// Authenticates; what was queued is sent after it.
+    async fn log_in(&mut self, login: Login) -> Result<()> {
+        let queued = std::mem::take(&mut self.write);
+        resp::command(&mut self.write, &login.command());
+        let sent = self.send().await;
+        self.write = queued;
+        sent?;
+        self.due += 1;
+        match self.reply().await? {
+            Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
+                ErrorKind::Auth,
+                format!("the server refused AUTH: {text}"),
+            )),
+            _ => {
+                self.learnt.worked.store(true, Relaxed);
+                self.login = Some(login);
+                Ok(())
             }
         }
-        match self.ask(&[b"PING"]).await? {
-            Reply::Error(text) => Err(refusal("PING", &text)),
-            _ => Ok(()),
+    }
+
+    /// Authenticates anew when the password has changed; called when no reply is due.
+    async fn stay_logged_in(&mut self) -> Result<()> {
+        let Some(before) = &self.login else {
+            return Ok(());
+        };
+        if before.held.version == self.learnt.version() {
+            return Ok(());
+        }
+        let Some(held) = self.learnt.held.lock().await.clone() else {
+            return Ok(());
+        };
+        let mut login = before.clone();
+        login.held = held;
+        match self.log_in(login.clone()).await {
+            // As it was: the server goes on with who we were until that ends.
+            Err(e) if e.kind() == ErrorKind::Auth => {
+                tracing::warn!("{} does not take the new password yet: {e}", self.address);
+                credentials::read_again(&login.secret, &self.learnt, login.held.version);
+                self.login = Some(login);
+                Ok(())
+            }
+            done => done,
         }
     }
 
     /// Queues a command; [`Conn::flush`] sends it.
     pub fn push(&mut self, args: &[&[u8]]) {
         resp::command(&mut self.write, args);
+        self.queued += 1;
     }
 
     /// The buffer that [`Conn::flush`] sends, for commands encoded elsewhere.
@@ -194,6 +321,14 @@ impl Conn {
     }
 
     pub async fn flush(&mut self) -> Result<()> {
+        if self.due == 0 {
+            self.stay_logged_in().await?;
+        }
+        self.due += std::mem::take(&mut self.queued);
+        self.send().await
+    }
+
+    async fn send(&mut self) -> Result<()> {
         let sent = self.stream.write_all(&self.write).await;
         self.write.clear();
         sent.map_err(|e| self.lost(e))?;
@@ -214,6 +349,7 @@ impl Conn {
             let unread = self.read.get(self.at..).unwrap_or_default();
             if let Some((reply, len)) = resp::parse_reply(unread)? {
                 self.at += len;
+                self.due = self.due.saturating_sub(1);
                 return Ok(reply);
             }
             self.fill().await?;
@@ -257,10 +393,21 @@ impl Conn {
     }
 
     /// Sends a command and returns its reply, an error reply included.
+    ///
+    /// What the server has refused for good is not sent again: the refusal is repeated.
     pub async fn ask(&mut self, args: &[&[u8]]) -> Result<Reply> {
+        if self.learnt.refuses(args) {
+            return Ok(Reply::Error(
+                "NOPERM it was refused before, so it was not sent again".to_owned(),
+            ));
+        }
         self.push(args);
         self.flush().await?;
-        self.reply().await
+        let reply = self.reply().await?;
+        if let Reply::Error(text) = &reply {
+            self.learnt.note(args, text);
+        }
+        Ok(reply)
     }
 
     /// Sends a command; an error reply becomes an error that names the command.
@@ -286,6 +433,19 @@ impl Conn {
             self.db = db;
         }
         Ok(())
+    }
+
+    /// For a connection that takes no more commands: a new password is not told to it.
+    pub fn stays_as_it_is(&mut self) {
+        self.login = None;
+    }
+
+    /// Who the connection is, for a protocol of its own that has to stay logged in.
+    pub fn login(&self) -> LoggedIn {
+        LoggedIn {
+            learnt: self.learnt.clone(),
+            login: self.login.clone(),
+        }
     }
 
     /// Gives the raw stream and the bytes already read from it, for a protocol of its own (replication, bulk writing).

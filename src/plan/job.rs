@@ -2,7 +2,7 @@
 //!
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
-use super::{CutoverPlan, Expired, Glob, LatencyPlan, OnExisting, OnLoss, Topology};
+use super::{CutoverPlan, Expired, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, Topology};
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -117,6 +117,8 @@ pub struct Endpoint {
     pub topology: Topology,
     /// Announced address to reachable address.
     pub address_map: BTreeMap<String, String>,
+    /// What is found out about it while the program runs.
+    pub learnt: Learnt,
 }
 
 impl Endpoint {

@@ -6,6 +6,7 @@
 
 mod glob;
 mod job;
+mod learnt;
 mod shape;
 mod starting;
 mod url;
@@ -16,6 +17,7 @@ pub use job::{
     Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Redacted, Secret, Source, TlsOptions,
     VerifyOptions,
 };
+pub use learnt::{Held, Learnt};
 pub use validate::validate;
 
 use crate::error::{Error, ErrorKind, Result};

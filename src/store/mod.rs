@@ -14,12 +14,13 @@ mod verification;
 pub use existing::Existing;
 pub use lock::Lock;
 pub use record::{
-    Difference, Event, Loss, MODE, Phase, PhaseSpan, Run, SWEEPS, SavedRun, ShardState, SlotApart,
-    SlotRow, VerifyProgress, VerifyRun, Written,
+    CHECKED, Difference, Event, Loss, MODE, Phase, PhaseSpan, REFUSED, Run, SWEEPS, SavedRun,
+    ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
 };
 
 use self::column::{big, document, int, offset, unreadable};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::plan::Job;
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
@@ -418,6 +419,29 @@ impl Store {
                 message: row.get(3)?,
             })
         })
+    }
+
+    /// Tells the plan's sides what an earlier run has found to be refused.
+    pub fn recall(&self, job: &Job) -> Result<()> {
+        let saved = self.json(REFUSED)?.unwrap_or_default();
+        let names = |side: &str| -> Vec<String> {
+            serde_json::from_value(saved[side].clone()).unwrap_or_default()
+        };
+        job.target.learnt.add(names("target"));
+        if let Some(source) = job.source.endpoint() {
+            source.learnt.add(names("source"));
+        }
+        Ok(())
+    }
+
+    /// Keeps what the sides have refused for [`Store::recall`].
+    pub fn remember(&mut self, job: &Job) -> Result<()> {
+        let source = job.source.endpoint().map(|s| s.learnt.list());
+        let document = serde_json::json!({
+            "source": source.unwrap_or_default(),
+            "target": job.target.learnt.list(),
+        });
+        self.put_json(REFUSED, &document)
     }
 
     pub fn put_json(&mut self, name: &str, value: &Value) -> Result<()> {

@@ -276,6 +276,10 @@ impl Written {
     }
 }
 
+/// The document that holds what the last check has found out.
+pub const CHECKED: &str = "check";
+/// The document that holds the commands that each side refuses.
+pub const REFUSED: &str = "refused";
 /// The document that remembers how a source is read: `replica` or `scan`.
 pub const MODE: &str = "mode";
 /// The document that says what the last sweep of mode "scan" has found.

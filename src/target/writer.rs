@@ -5,7 +5,7 @@
 //! and nothing that follows a failed batch is acknowledged before the trouble has been resolved.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Stream};
+use crate::net::{self, LoggedIn, Stream};
 use crate::plan::Endpoint;
 use crate::resp::{self, Outcome};
 use crate::types::DbIndex;
@@ -145,6 +145,19 @@ impl Shared {
     }
 }
 
+/// Commands of our own that go before a batch: first AUTH, then SELECT.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    auth: bool,
+    select: bool,
+}
+
+impl Before {
+    fn replies(self) -> u32 {
+        u32::from(self.auth) + u32::from(self.select)
+    }
+}
+
 /// What a connection's writing and reading half share.
 struct Flight {
     waiting: Mutex<Waiting>,
@@ -152,12 +165,14 @@ struct Flight {
     moved: Notify,
     acked: Arc<AtomicU64>,
     shared: Arc<Shared>,
+    /// The new password is not taken.
+    outdated: AtomicBool,
 }
 
 #[derive(Default)]
 struct Waiting {
-    /// Sent, not fully answered; a number of replies to SELECT stands before each batch's own.
-    queue: VecDeque<(Arc<Batch>, u32)>,
+    /// Sent, not fully answered; replies to what is ours stand before each batch's own.
+    queue: VecDeque<(Arc<Batch>, Before)>,
     bytes: usize,
     answered: u32,
     failures: Vec<Failure>,
@@ -191,16 +206,21 @@ impl Flight {
                 failures,
                 ..
             } = &mut *waiting;
-            let Some((batch, selects)) = queue.front() else {
+            let Some((batch, before)) = queue.front() else {
                 return Err(Error::new(
                     ErrorKind::Protocol,
                     "the target sent a reply that nothing asked for",
                 ));
             };
+            let own = answered.checked_sub(before.replies());
             match outcome {
+                // Who we were still holds.
+                Outcome::Error(_) if before.auth && *answered == 0 => {
+                    self.outdated.store(true, Ordering::Relaxed);
+                }
                 Outcome::Fine => {}
                 Outcome::Zero => {
-                    if let Some(index) = answered.checked_sub(*selects)
+                    if let Some(index) = own
                         && batch.expect.binary_search(&index).is_ok()
                     {
                         failures.push(Failure {
@@ -212,13 +232,13 @@ impl Flight {
                 Outcome::Error(text) | Outcome::ErrorInside(_, text) => {
                     let text = String::from_utf8_lossy(text).into_owned();
                     failures.push(Failure {
-                        index: answered.saturating_sub(*selects),
+                        index: own.unwrap_or(0),
                         text,
                     });
                 }
             }
             *answered += 1;
-            if *answered == batch.commands + selects {
+            if *answered == batch.commands + before.replies() {
                 *answered = 0;
                 let Some((batch, _)) = queue.pop_front() else {
                     continue;
@@ -262,11 +282,14 @@ pub struct Writer {
     error: Option<Error>,
     /// No command but the plan's own database is possible.
     fixed_db: bool,
+    /// Of the batch that was sent last.
+    last_seq: u64,
 }
 
 struct Live {
     write: WriteHalf<Stream>,
     db: DbIndex,
+    login: LoggedIn,
     reader: tokio::task::JoinHandle<()>,
 }
 
@@ -289,6 +312,7 @@ impl Writer {
             moved: Notify::new(),
             acked,
             shared,
+            outdated: AtomicBool::new(false),
         });
         Writer {
             endpoint,
@@ -299,19 +323,47 @@ impl Writer {
             unsent: Vec::new(),
             error: None,
             fixed_db,
+            last_seq: 0,
         }
     }
 
     /// Serves orders until the channel closes.
     pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
-        while let Some(order) = orders.recv().await {
+        let mut passwords = self.endpoint.learnt.versions();
+        loop {
+            let order = tokio::select! {
+                biased;
+                order = orders.recv() => order,
+                Ok(()) = passwords.changed() => {
+                    self.stay_logged_in().await;
+                    continue;
+                }
+            };
             match order {
-                Order::Send(batch) => self.send(Arc::new(batch)).await,
-                Order::Settle(tell) => {
+                Some(Order::Send(batch)) => self.send(Arc::new(batch)).await,
+                Some(Order::Settle(tell)) => {
                     let trouble = self.settle().await;
                     let _ = tell.send(trouble);
                 }
+                None => return,
             }
+        }
+    }
+
+    /// A connection with nothing to send has to tell the new password as well.
+    async fn stay_logged_in(&mut self) {
+        if self.live.is_none() || self.troubled() {
+            return;
+        }
+        let nothing = Batch {
+            bytes: Vec::new(),
+            commands: 0,
+            db: self.live.as_ref().map_or(DbIndex::ZERO, |l| l.db),
+            seq: self.last_seq,
+            expect: Vec::new(),
+        };
+        if let Err(e) = self.write(Arc::new(nothing)).await {
+            self.flight.lose(e);
         }
     }
 
@@ -355,22 +407,30 @@ impl Writer {
         let Some(live) = &mut self.live else {
             return Ok(());
         };
-        let mut select = Vec::new();
+        let (mut ours, mut before) = (Vec::new(), Before::default());
+        if self.flight.outdated.swap(false, Ordering::Relaxed) {
+            live.login.refused();
+        }
+        before.auth = live.login.renew(&mut ours).await;
         if live.db != batch.db && !self.fixed_db {
-            resp::command(&mut select, &[b"SELECT", batch.db.to_string().as_bytes()]);
+            resp::command(&mut ours, &[b"SELECT", batch.db.to_string().as_bytes()]);
             live.db = batch.db;
+            before.select = true;
+        }
+        self.last_seq = batch.seq;
+        if batch.commands + before.replies() == 0 {
+            // The password was told with another batch already.
+            return Ok(());
         }
         {
             // Replies may come before the last byte is written, so the batch waits for them from now on.
             let mut waiting = self.flight.waiting();
             waiting.bytes += batch.bytes.len();
-            waiting
-                .queue
-                .push_back((batch.clone(), u32::from(!select.is_empty())));
+            waiting.queue.push_back((batch.clone(), before));
         }
         let result = async {
-            if !select.is_empty() {
-                live.write.write_all(&select).await?;
+            if !ours.is_empty() {
+                live.write.write_all(&ours).await?;
             }
             live.write.write_all(&batch.bytes).await?;
             live.write.flush().await
@@ -389,6 +449,7 @@ impl Writer {
 
     async fn open(&self) -> Result<Live> {
         let conn = net::connect(&self.endpoint, &self.address).await?;
+        let login = conn.login();
         let (stream, unread) = conn.into_parts();
         let (read, write) = tokio::io::split(stream);
         let flight = self.flight.clone();
@@ -401,6 +462,7 @@ impl Writer {
         Ok(Live {
             write,
             db: DbIndex::ZERO,
+            login,
             reader,
         })
     }
@@ -423,8 +485,8 @@ impl Writer {
             let mut answered = std::mem::take(&mut waiting.answered);
             let mut failures = std::mem::take(&mut waiting.failures);
             waiting.bytes = 0;
-            for (batch, selects) in std::mem::take(&mut waiting.queue) {
-                let own = answered.saturating_sub(selects);
+            for (batch, before) in std::mem::take(&mut waiting.queue) {
+                let own = answered.saturating_sub(before.replies());
                 self.uncertain
                     .push((batch, own, std::mem::take(&mut failures)));
                 answered = 0;

@@ -302,6 +302,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     // A migration may run meanwhile; only a second verification may not.
     let _lock = Lock::acquire(&verify_dir)?;
     let mut store = Store::open(&options.work_dir)?;
+    store.recall(&job)?;
     store.begin_run(&Run {
         plan: job.name.clone(),
         fingerprint: job.fingerprint.clone(),

@@ -14,6 +14,8 @@ pub struct Plan {
     dir: TempDir,
     pub name: String,
     pub json: Value,
+    /// What the program finds in its environment, beside our own.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Plan {
@@ -30,7 +32,13 @@ impl Plan {
             .tempdir()
             .expect("a temporary folder");
         let name = json["name"].as_str().unwrap_or("test").to_owned();
-        let plan = Plan { dir, name, json };
+        let environment = Vec::new();
+        let plan = Plan {
+            dir,
+            name,
+            json,
+            environment,
+        };
         plan.save();
         plan
     }
@@ -70,6 +78,7 @@ impl Plan {
     /// The same with more in its environment.
     pub fn start_with(&self, words: &str, environment: &[(&str, &str)]) -> Running {
         let mut command = program();
+        command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command.envs(environment.iter().copied());
         let mut words = words.split_ascii_whitespace();
         command

@@ -3,7 +3,8 @@
 use super::{check_db_zero, wrong};
 use crate::error::Result;
 use crate::plan::{
-    Endpoint, PasswordPlan, Redacted, Secret, TargetPlan, TlsOptions, TlsPlan, Topology, url,
+    Endpoint, Learnt, PasswordPlan, Redacted, Secret, TargetPlan, TlsOptions, TlsPlan, Topology,
+    url,
 };
 use std::time::Duration;
 
@@ -79,6 +80,7 @@ pub(super) fn endpoint(
         password,
         topology: typed.topology,
         address_map: typed.address_map.clone(),
+        learnt: Learnt::default(),
     })
 }
 

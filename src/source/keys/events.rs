@@ -66,6 +66,13 @@ impl Events {
         }
     }
 
+    fn take_message(&self, message: &Reply) {
+        if let Some((db, key)) = changed(message) {
+            self.state().told += 1;
+            self.put([(db, key)]);
+        }
+    }
+
     /// How many changes were told so far.
     pub fn told(&self) -> u64 {
         self.state().told
@@ -135,8 +142,9 @@ impl Drop for Listening<'_> {
 }
 
 async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
-    let mut conn: Conn = side.connect(address).await?;
-    conn.call(&[b"PSUBSCRIBE", b"__key*@*__:*"]).await?;
+    let mut passwords = side.endpoint.learnt.versions();
+    passwords.mark_unchanged();
+    let mut conn = subscribe(side, address).await?;
     {
         let mut state = events.state();
         state.listening += 1;
@@ -146,7 +154,18 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
     let _counted = Listening(events);
     let mut asked = false;
     loop {
-        let Ok(message) = tokio::time::timeout(PING_AFTER, conn.reply()).await else {
+        let heard = tokio::select! {
+            heard = tokio::time::timeout(PING_AFTER, conn.reply()) => heard,
+            Ok(()) = passwords.changed() => {
+                // A connection that listens cannot log in again: another takes over, and this one is read to its end.
+                let next = subscribe(side, address).await?;
+                finish(&mut conn, events).await?;
+                conn = next;
+                asked = false;
+                continue;
+            }
+        };
+        let Ok(message) = heard else {
             if asked {
                 return Err(Error::new(
                     ErrorKind::Connection,
@@ -160,10 +179,28 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
             continue;
         };
         asked = false;
-        if let Some((db, key)) = changed(&message?) {
-            events.state().told += 1;
-            events.put([(db, key)]);
+        events.take_message(&message?);
+    }
+}
+
+async fn subscribe(side: &Side, address: &str) -> Result<Conn> {
+    let mut conn = side.connect(address).await?;
+    conn.call(&[b"PSUBSCRIBE", b"__key*@*__:*"]).await?;
+    conn.stays_as_it_is();
+    Ok(conn)
+}
+
+/// Takes what a listening connection has been sent up to now.
+async fn finish(conn: &mut Conn, events: &Events) -> Result<()> {
+    conn.push(&[b"PING"]);
+    conn.flush().await?;
+    loop {
+        let message = conn.reply().await?;
+        let pong = (message.array()).and_then(|p| p.first()?.bytes()) == Some(b"pong");
+        if pong {
+            return Ok(());
         }
+        events.take_message(&message);
     }
 }
 

@@ -115,8 +115,11 @@ impl Listing {
             return Ok(false);
         };
         let mut conn = self.side.connect(&master.address).await?;
-        let reply = conn.ask(&[b"CLUSTER", b"COUNTKEYSINSLOT", b"0"]).await?;
-        Ok(matches!(reply, Reply::Int(_)))
+        let count = conn.ask(&[b"CLUSTER", b"COUNTKEYSINSLOT", b"0"]).await?;
+        let list = conn
+            .ask(&[b"CLUSTER", b"GETKEYSINSLOT", b"0", b"1"])
+            .await?;
+        Ok(matches!((count, list), (Reply::Int(_), Reply::Array(_))))
     }
 
     fn wants(&self, slot: Slot) -> bool {

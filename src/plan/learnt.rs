@@ -1,0 +1,165 @@
+//! What is learnt of an endpoint while the program runs, shared by all copies of it: what it refuses, its password now.
+//!
+//! Invariant: a command that was refused for good is not sent a second time.
+
+use crate::plan::Redacted;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::watch;
+
+/// Commands whose second word says what they do.
+const CONTAINERS: [&str; 11] = [
+    "ACL", "CLIENT", "CLUSTER", "COMMAND", "CONFIG", "DEBUG", "FUNCTION", "MEMORY", "MODULE",
+    "OBJECT", "XINFO",
+];
+
+/// A password as it was read last.
+#[derive(Clone)]
+pub struct Held {
+    pub password: Redacted,
+    /// Rises when the password changes.
+    pub version: u64,
+    pub read_at: Instant,
+}
+
+/// Shared by all copies of an endpoint.
+#[derive(Clone)]
+pub struct Learnt {
+    refused: Arc<Mutex<BTreeSet<String>>>,
+    /// The password in use; held while it is read anew, so that one reading serves all who wait.
+    pub held: Arc<tokio::sync::Mutex<Option<Held>>>,
+    /// The version of the password in use.
+    version: Arc<watch::Sender<u64>>,
+    /// Somebody reads the password anew from time to time.
+    pub refreshing: Arc<AtomicBool>,
+    /// The server has taken a password.
+    pub worked: Arc<AtomicBool>,
+}
+
+impl Default for Learnt {
+    fn default() -> Learnt {
+        Learnt {
+            refused: Arc::default(),
+            held: Arc::default(),
+            version: Arc::new(watch::Sender::new(0)),
+            refreshing: Arc::default(),
+            worked: Arc::default(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Learnt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Learnt({:?})", self.list())
+    }
+}
+
+impl Learnt {
+    fn refused(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the server has refused this command before.
+    pub fn refuses(&self, args: &[&[u8]]) -> bool {
+        let refused = self.refused();
+        !refused.is_empty() && refused.contains(&name(args))
+    }
+
+    /// Takes an error reply to a command: one that will come again is remembered.
+    pub fn note(&self, args: &[&[u8]], error: &str) {
+        if is_for_good(error) {
+            self.refused().insert(name(args));
+        }
+    }
+
+    /// All that was refused, and what an earlier run has found.
+    pub fn list(&self) -> Vec<String> {
+        self.refused().iter().cloned().collect()
+    }
+
+    pub fn add(&self, names: impl IntoIterator<Item = String>) {
+        self.refused().extend(names);
+    }
+
+    /// For a new probe: rights may have been given meanwhile.
+    pub fn forget_refusals(&self) {
+        self.refused().clear();
+    }
+
+    pub fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+
+    /// Tells everyone that the password has changed.
+    pub fn changed(&self, version: u64) {
+        self.version.send_replace(version);
+    }
+
+    /// Hears of changes of the password.
+    pub fn versions(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    pub fn has_worked(&self) -> bool {
+        self.worked.load(Ordering::Relaxed)
+    }
+}
+
+fn name(args: &[&[u8]]) -> String {
+    let word = |i: usize| {
+        let word = args.get(i).copied().unwrap_or_default();
+        String::from_utf8_lossy(word).to_ascii_uppercase()
+    };
+    let first = word(0);
+    match CONTAINERS.contains(&first.as_str()) && args.len() > 1 {
+        true => format!("{first} {}", word(1)),
+        false => first,
+    }
+}
+
+/// Whether a server will answer so each time: it does not know the command, or does not let this user run it.
+fn is_for_good(error: &str) -> bool {
+    let lower = error.to_ascii_lowercase();
+    (error.starts_with("NOPERM") && lower.contains("to run the"))
+        || [
+            "unknown command",
+            "unknown subcommand",
+            "command disallowed",
+        ]
+        .iter()
+        .any(|words| lower.contains(words))
+        || lower.contains("is not allowed in cluster mode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_for_good_is_remembered() {
+        let learnt = Learnt::default();
+        let both = learnt.clone();
+        learnt.note(
+            &[b"client", b"pause", b"1"],
+            "NOPERM this user has no permissions to run the 'client|pause' command",
+        );
+        assert!(both.refuses(&[b"CLIENT", b"PAUSE", b"100"]));
+        assert!(!both.refuses(&[b"CLIENT", b"NO-EVICT", b"on"]));
+        learnt.note(&[b"PSYNC", b"?", b"-1"], "ERR Command disallowed");
+        learnt.note(
+            &[b"WAIT"],
+            "ERR unknown command 'WAIT', with args beginning with: ",
+        );
+        assert_eq!(both.list(), ["CLIENT PAUSE", "PSYNC", "WAIT"]);
+        // These depend on the arguments or on the moment.
+        learnt.note(&[b"SELECT", b"99"], "ERR DB index is out of range");
+        learnt.note(&[b"DUMP", b"k"], "NOPERM No permissions to access a key");
+        learnt.note(
+            &[b"DUMP", b"k"],
+            "LOADING Redis is loading the dataset in memory",
+        );
+        assert_eq!(both.list().len(), 3);
+    }
+}
