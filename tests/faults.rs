@@ -418,21 +418,6 @@ fn connections_are_cut_delayed_and_halved() {
     println!("{} and {} cuts", to_source.cuts(), to_target.cuts());
     assert!(to_source.cuts() + to_target.cuts() > 3);
     story.catch_up_and_stop(running);
-    let found = story.plan.run("verify --json");
-    for key in found.json["different"].as_array().into_iter().flatten() {
-        let name = key["key"].as_str().unwrap_or_default();
-        let stem = name.rsplit_once(':').map_or("", |(stem, _)| stem);
-        for end in [&story.source, &story.target] {
-            for of in ["zd", "z", "z2", "zr", "zu"] {
-                let key = format!("{stem}:{of}");
-                let (node, ttl) = (&end.nodes()[0], end.nodes()[0].run(&format!("PTTL {key}")));
-                println!(
-                    "{key} {ttl:?} {:?}",
-                    node.run(&format!("ZRANGE {key} 0 -1 WITHSCORES"))
-                );
-            }
-        }
-    }
     story.verify();
     story.judge();
     story.check_counters(&report);

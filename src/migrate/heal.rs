@@ -13,7 +13,7 @@ use crate::rdb::payload;
 use crate::resp;
 use crate::source::spool::End;
 use crate::task::failpoint;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown};
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -73,6 +73,22 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    /// Another server has become the source's master: what the one before had written last may have gone with it, so
+    /// states that were read of it beyond the common history are read again.
+    pub(super) fn meet_history(&mut self) -> Result<()> {
+        let (histories, from) = self.spool.histories();
+        if histories == self.histories {
+            return Ok(());
+        }
+        self.histories = histories;
+        self.fence = None;
+        let beyond = self.fenced.iter().filter(|(_, offset)| **offset > from);
+        let keys: Vec<Key> = beyond.map(|(name, _)| split_db_key(name)).collect();
+        *self.counts.entry("healed.other_history").or_default() += keys.len() as u64;
+        let mark = self.now();
+        self.heal(&keys, mark)
     }
 
     /// Fenced reads of some keys; what moves away meanwhile is left to its new owner.

@@ -60,6 +60,8 @@ pub struct Pump {
     /// Keys whose state on the target is already that of a later offset, by [`db_key`](crate::types::db_key).
     pub(super) fenced: HashMap<Vec<u8>, ReplOffset>,
     pub(super) fenced_to: ReplOffset,
+    /// Changes of the source's history that are dealt with.
+    pub(super) histories: u64,
     /// Up to here the stream is read, not replayed: it may have run before a crash.
     pub(super) window_end: ReplOffset,
     /// Keys written inside that window, to be healed.
@@ -151,6 +153,7 @@ impl Pump {
             format,
             fenced: HashMap::new(),
             fenced_to: ReplOffset(0),
+            histories: 0,
             window_end: ReplOffset(0),
             dirty: Vec::new(),
             held,
@@ -446,6 +449,8 @@ impl Pump {
             if self.pipe.troubled() {
                 self.resolve()?;
             }
+            // Before anything of it is routed.
+            self.meet_history()?;
             while let Some(taken) =
                 self.take_command(buf.get(used..).unwrap_or_default(), &mut args)?
             {

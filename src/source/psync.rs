@@ -158,7 +158,7 @@ impl Link {
                 Some((next, Start::Continue { replid: new })) => {
                     if let Some(new) = new.filter(|new| Some(*new) != self.spool.replid()) {
                         tracing::info!("the source goes on under the replication id {new}");
-                        self.spool.set_replid(new);
+                        self.spool.continue_as(new);
                     }
                     conn = next;
                     writer = SpoolWriter::new(self.spool.clone());

@@ -48,6 +48,9 @@ struct State {
     arrivals: VecDeque<(ReplOffset, i64)>,
     /// The history that the spooled bytes belong to.
     replid: Option<ReplId>,
+    /// How often the source went on under another replication id, and where it did so last.
+    histories: u64,
+    history_from: ReplOffset,
     /// A snapshot file of the user's, read where it lies.
     file: Option<PathBuf>,
     /// Since when nothing can arrive, because the link is down.
@@ -71,6 +74,8 @@ impl State {
             end: None,
             arrivals: VecDeque::new(),
             replid: None,
+            histories: 0,
+            history_from: ReplOffset(0),
             file: None,
             down_since_ms: None,
             disk_low: false,
@@ -173,6 +178,23 @@ impl Spool {
 
     pub fn replid(&self) -> Option<ReplId> {
         self.state().replid
+    }
+
+    /// The source goes on here under another replication id: another server is its master now.
+    ///
+    /// To be called before anything of the new history is appended.
+    pub fn continue_as(&self, replid: ReplId) {
+        let end = self.stream_end();
+        let mut state = self.state();
+        state.replid = Some(replid);
+        state.histories += 1;
+        state.history_from = end;
+    }
+
+    /// How often [`Spool::continue_as`] was called, and where the stream stood then.
+    pub fn histories(&self) -> (u64, ReplOffset) {
+        let state = self.state();
+        (state.histories, state.history_from)
     }
 
     pub fn set_replid(&self, replid: ReplId) {

@@ -306,6 +306,11 @@ impl Running {
             .unwrap_or_default();
         let stdout = String::from_utf8_lossy(&bytes).into_owned();
         let json = serde_json::from_str(&stdout).unwrap_or(Value::Null);
+        // For a hunt: what every run has said.
+        if let Some(dir) = std::env::var_os("KEYFERRY_LOGS") {
+            let name = format!("{}-{}.log", std::process::id(), self.started_ms);
+            let _ = std::fs::copy(self.stderr.path(), Path::new(&dir).join(name));
+        }
         Outcome {
             code: status.code().unwrap_or(-1),
             stdout,

@@ -7,6 +7,7 @@ use super::keyferry::{Outcome, Plan, Running};
 use super::server::{Server, Setup};
 use super::side::Side;
 use super::traffic::{self, Options, Report, Traffic, wrong_counters};
+use super::wire::Command;
 use std::time::Duration;
 
 /// One end of a migration.
@@ -125,7 +126,18 @@ impl Story {
     /// keyferry's own proof.
     #[track_caller]
     pub fn verify(&self) -> Outcome {
-        let outcome = self.plan.run("verify --json").exits(0);
+        let outcome = self.plan.run("verify --json");
+        for key in outcome.json["different"].as_array().into_iter().flatten() {
+            let name = key["key"].as_str().unwrap_or_default();
+            for (side, end) in [("source", &self.source), ("target", &self.target)] {
+                let mut side_of = end.side();
+                for command in ["DUMP", "PTTL"] {
+                    let command = Command::new(command).key(name);
+                    println!("{side} {name}: {:?}", side_of.run(&command));
+                }
+            }
+        }
+        let outcome = outcome.exits(0);
         assert_eq!(outcome.json["equal"], true, "{}", outcome.stdout);
         outcome
     }
