@@ -6,6 +6,7 @@ mod command_keys;
 mod faults;
 mod faults_expiry;
 mod house;
+mod journeys;
 mod judge;
 mod migrate_matrix;
 mod migrate_resume;

@@ -222,16 +222,22 @@ async fn commands(
             });
     }
     let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;
-    let user = user.bytes().unwrap_or(b"default").to_vec();
+    let user = user.bytes().map(<[u8]>::to_vec);
     let dry: [(&'static str, Vec<&[u8]>); 3] = [
         ("RESTORE", vec![b"RESTORE", name, b"0", b"x", b"REPLACE"]),
         ("CLIENT PAUSE", vec![b"CLIENT", b"PAUSE", b"1", b"WRITE"]),
         ("DEL", vec![b"DEL", name]),
     ];
     for (what, args) in dry {
-        let mut asked: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", &user];
-        asked.extend(&args);
-        let allowed = match conn.ask(&asked).await? {
+        let dry = match &user {
+            Some(user) => {
+                let mut asked: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user];
+                asked.extend(&args);
+                conn.ask(&asked).await?
+            }
+            None => Reply::Nil,
+        };
+        let allowed = match dry {
             Reply::Status(_) => true,
             Reply::Bulk(_) => false,
             // No DRYRUN here: without its arguments, what is allowed complains of those.

@@ -114,12 +114,7 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
         let attempt = open(endpoint, mapped, held);
         let opened = tokio::time::timeout(CONNECT_LIMIT, attempt)
             .await
-            .unwrap_or_else(|_| {
-                Err(Error::new(
-                    ErrorKind::Connection,
-                    format!("no answer within {} s", CONNECT_LIMIT.as_secs()),
-                ))
-            });
+            .unwrap_or_else(|_| Err(no_answer(endpoint)));
         match opened {
             // Between the end of one password and the next, which may take a moment to get about.
             Err(e)
@@ -136,6 +131,15 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
             }
             opened => return opened.map_err(|e| e.context(format!("connect to {mapped}"))),
         }
+    }
+}
+
+fn no_answer(endpoint: &Endpoint) -> Error {
+    let text = format!("no answer within {} s", CONNECT_LIMIT.as_secs());
+    let error = Error::new(ErrorKind::Connection, text);
+    match endpoint.tls {
+        Some(_) => error.hint("is this a TLS port? a plain one says nothing to TLS; a cluster of Redis 7.0 and before announces its TLS ports with \"tls-cluster yes\" only"),
+        None => error.hint("is this a TLS port (then the url begins with rediss://)? is a firewall in between?"),
     }
 }
 

@@ -11,6 +11,8 @@ pub mod cutter;
 pub mod dataset;
 pub mod form;
 pub mod keyferry;
+pub mod profile;
+pub mod proxy;
 pub mod rng;
 pub mod server;
 pub mod side;

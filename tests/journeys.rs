@@ -1,0 +1,217 @@
+//! Each plan of `plans/` between the providers it is for, over TLS, with their passwords and refusals.
+//!
+//! `KEYFERRY_FULL=1`: 200,000 keys with 2,000 writes a second.
+
+use crate::support::compare::{Rules, compare};
+use crate::support::dataset::{Fill, fill};
+use crate::support::keyferry::Plan;
+use crate::support::profile::{self, Profile};
+use crate::support::story::{Endpoint, Story};
+use crate::support::traffic;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+fn full() -> bool {
+    std::env::var_os("KEYFERRY_FULL").is_some()
+}
+
+fn keys() -> u64 {
+    if full() { 200_000 } else { 3_000 }
+}
+
+/// A plan of `plans/` as users have it.
+fn shipped(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("plans/{name}.json"));
+    let text = std::fs::read(path).expect("the plan is there");
+    serde_json::from_slice(&text).expect("it is JSON")
+}
+
+/// Under 2,000 writes a second from beginning to end; after the freeze it is proven equal.
+fn live(name: &str, from: &'static Profile, to: &'static Profile) {
+    let (Some((source, ours)), Some((target, theirs))) = (from.start(), to.start()) else {
+        return;
+    };
+    let mut json = shipped(name);
+    let environment = vec![
+        ours.put_into(&source, &mut json["source"], "SOURCE_SECRET"),
+        theirs.put_into(&target, &mut json["target"], "TARGET_SECRET"),
+    ];
+    let mut plan = Plan::of(json);
+    plan.environment = environment;
+    let story = Story {
+        source,
+        target,
+        plan,
+    };
+    let what = Fill {
+        field_expiry: false,
+        ..Fill::new(keys())
+    };
+    fill(&mut story.source.side(), &what).expect("the source is filled");
+    let checked = story.plan.run("check --json").exits(0).json;
+    println!("{name}: {}", checked["mode"]);
+    ours.refused(&story.source);
+    theirs.refused(&story.target);
+    let options = traffic::Options {
+        rate: 2_000,
+        seconds: 900,
+        field_expiry: false,
+        ..story.traffic_options()
+    };
+    let traffic = traffic::start(&options).expect("the traffic starts");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    std::thread::sleep(Duration::from_secs(if full() { 30 } else { 4 }));
+    assert!(running.ended().is_none(), "{}", running.stderr_now());
+    let report = traffic.stop();
+    let frozen = Instant::now();
+    let scans = story.plan.status()["mode"] == "scan";
+    assert_eq!(checked["mode"], if scans { "scan" } else { "replica" });
+    if scans {
+        story
+            .plan
+            .wait_status(&mut running, "swept", Duration::from_secs(300), |s| {
+                let lag = s["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX);
+                lag.saturating_add(1_500) < frozen.elapsed().as_millis() as u64
+            });
+    } else {
+        story
+            .plan
+            .wait_caught_up(&mut running, Duration::from_secs(120));
+    }
+    let applied = frozen.elapsed();
+    let verified = story.plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["equal"], true, "{}", verified.stdout);
+    println!(
+        "{name}: {} keys, {} writes, applied {applied:?} and proven equal {:?} after the freeze",
+        verified.json["keys_source"],
+        report.total(),
+        frozen.elapsed()
+    );
+    running.interrupt();
+    running.wait(Duration::from_secs(30)).exits(130);
+    story.judge();
+    story.check_counters(&report);
+    // What is refused was sent once, to find that out; the verification has sent nothing of the kind.
+    for (side, found) in [
+        ("source", ours.refused(&story.source)),
+        ("target", theirs.refused(&story.target)),
+    ] {
+        println!("{name}: refused by the {side}: {found:?}");
+        assert!(found.values().all(|n| *n == 1), "{side}: {found:?}");
+    }
+    story.plan.run("verify --json").exits(0);
+    let again = (ours.refused(&story.source), theirs.refused(&story.target));
+    assert!(again.0.is_empty() && again.1.is_empty(), "{again:?}");
+}
+
+#[test]
+fn aiven_valkey_to_azure_managed() {
+    let name = "aiven-valkey-to-azure-managed";
+    live(name, &profile::AIVEN_VALKEY, &profile::AZURE_MANAGED_OSS);
+}
+
+#[test]
+fn azure_cache_by_scan_to_azure_managed() {
+    live(
+        "azure-cache-scan",
+        &profile::AZURE_CACHE,
+        &profile::AZURE_MANAGED_NONCLUSTERED,
+    );
+}
+
+#[test]
+fn a_self_hosted_cluster_to_elasticache() {
+    let name = "self-hosted-cluster-to-elasticache";
+    live(name, &profile::SELF_HOSTED_CLUSTER, &profile::ELASTICACHE);
+}
+
+#[test]
+fn redis_cloud_to_a_valkey_cluster() {
+    let name = "redis-cloud-to-valkey-cluster";
+    live(name, &profile::REDIS_CLOUD, &profile::VALKEY_CLUSTER);
+}
+
+/// An exported file into the endpoint in front of a cluster.
+#[test]
+fn an_azure_export_to_azure_managed() {
+    let Some((source, _)) = profile::AZURE_CACHE.start() else {
+        return;
+    };
+    let Some((target, theirs)) = profile::AZURE_MANAGED_ENTERPRISE.start() else {
+        return;
+    };
+    let what = Fill {
+        field_expiry: false,
+        ..Fill::new(keys())
+    };
+    fill(&mut source.side(), &what).expect("the source is filled");
+    source.nodes()[0].run("SAVE");
+    let mut json = shipped("azure-cache-export-to-azure-managed");
+    let secret = theirs.put_into(&target, &mut json["target"], "TARGET_SECRET");
+    let mut plan = Plan::of(json);
+    plan.environment = vec![secret];
+    std::fs::copy(
+        source.nodes()[0].dir().join("dump.rdb"),
+        plan.dir().join("export.rdb"),
+    )
+    .expect("the snapshot is there");
+    plan.run("check --json").exits(0);
+    theirs.refused(&target);
+    plan.run("migrate --json").exits(0);
+    let verified = plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["equal"], true, "{}", verified.stdout);
+    let found = compare(&mut source.side(), &mut target.side(), &Rules::default());
+    let found = found.expect("both sides can be compared");
+    assert!(found.equal(), "{found}");
+    let found = theirs.refused(&target);
+    assert!(found.values().all(|n| *n == 1), "{found:?}");
+}
+
+/// A live source into the endpoint in front of a cluster: scripts, transactions and several keys are parted by slot.
+#[test]
+fn aiven_valkey_to_an_enterprise_endpoint() {
+    let Some((source, ours)) = profile::AIVEN_VALKEY.start() else {
+        return;
+    };
+    let Some((target, theirs)) = profile::AZURE_MANAGED_ENTERPRISE.start() else {
+        return;
+    };
+    let mut json = shipped("aiven-valkey-to-azure-managed");
+    let secrets = vec![
+        ours.put_into(&source, &mut json["source"], "SOURCE_SECRET"),
+        theirs.put_into(&target, &mut json["target"], "TARGET_SECRET"),
+    ];
+    json["target"]["topology"] = json!("proxy");
+    let mut plan = Plan::of(json);
+    plan.environment = secrets;
+    let story = Story {
+        source,
+        target,
+        plan,
+    };
+    let what = Fill {
+        field_expiry: false,
+        ..Fill::new(keys())
+    };
+    fill(&mut story.source.side(), &what).expect("the source is filled");
+    let options = traffic::Options {
+        rate: 2_000,
+        seconds: 300,
+        field_expiry: false,
+        ..story.traffic_options()
+    };
+    let traffic = traffic::start(&options).expect("the traffic starts");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    std::thread::sleep(Duration::from_secs(4));
+    let report = traffic.stop();
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+    story.check_counters(&report);
+    let found = theirs.refused(&story.target);
+    assert!(found.values().all(|n| *n == 1), "{found:?}");
+    assert!(matches!(story.target, Endpoint::Cluster(_)));
+}
