@@ -1,5 +1,6 @@
 //! `check`: every blocker planted is named, nothing is left behind, and a good plan passes.
 
+use crate::support::clock::skewed;
 use crate::support::cluster::Cluster;
 use crate::support::keyferry::Plan;
 use crate::support::server::{Server, Setup};
@@ -136,4 +137,54 @@ fn tls_is_judged() {
     plan.set("/target/tls", json!({ "ca": tls.ca() }));
     let report = plan.run("check --json").exits(0).json;
     assert_eq!(report["target"]["tls"], true);
+}
+
+/// A certificate that has ended blocks; one that ends soon is told.
+#[test]
+fn certificates_end() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let (Some(ended), Some(ending)) = (Tls::of_days_ago(40), Tls::of_days_ago(25)) else {
+        return skip("needs openssl and a C compiler");
+    };
+    let source = Server::start(&name);
+    for (tls, id) in [(&ended, "blocker"), (&ending, "warning")] {
+        let target = Setup::new(&name).tls(tls).start();
+        let url = format!("rediss://127.0.0.1:{}", target.tls_port());
+        let mut plan = Plan::new(&source.url(), &url);
+        plan.set("/target/tls", json!({ "ca": tls.ca() }));
+        if id == "blocker" {
+            blocks(&plan, "target_tls");
+            let said = plan.run("check").exits(1).stdout;
+            assert!(said.contains("expired"), "{said}");
+        } else {
+            let report = plan.run("check --json").exits(0).json;
+            assert_eq!(ids(&report, id), ["target_certificate"], "{report}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_clock_blocks() {
+    let Some([name]) = need(["any"]) else { return };
+    let Some(clock) = skewed(90) else {
+        return skip("needs a C compiler");
+    };
+    let source = Server::start(&name);
+    let target = Setup::new(&name).environment(&clock).start();
+    source.run("SET a 1 EX 1000");
+    let plan = Plan::new(&source.url(), &target.url());
+    blocks(&plan, "clocks");
+    // A migration is not begun, unless it is told to.
+    let refused = plan.run("migrate --json").exits(1);
+    assert!(
+        refused.stderr.contains("--ignore clocks"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(target.run("DBSIZE").int(), Some(0));
+    plan.run("migrate --until caught-up --ignore clocks")
+        .exits(0);
+    assert_eq!(target.run("DBSIZE").int(), Some(1));
 }

@@ -113,10 +113,19 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         }
         Source::Server { .. } => None,
     };
-    if let Some(facts) = &source {
+    if let (Some(facts), Some(endpoint)) = (&source, job.source.endpoint()) {
+        rules::certificate(
+            endpoint,
+            facts,
+            "source",
+            "source_certificate",
+            &mut findings,
+        );
         rules::source(job, facts, mode == Some("replica"), &mut findings);
     }
     if let Some(facts) = &target {
+        let id = "target_certificate";
+        rules::certificate(&job.target, facts, "target", id, &mut findings);
         rules::target(job, facts, write, &mut findings);
     }
     if let (Some(source), Some(target)) = (&source, &target) {

@@ -26,6 +26,9 @@ pub struct Facts {
     pub topology: &'static str,
     pub masters: usize,
     pub tls: bool,
+    /// When the server's certificate ends, as Unix time in ms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_ends_ms: Option<i64>,
     /// Keys of each database that holds any.
     pub databases: BTreeMap<u32, u64>,
     /// Databases that can be selected beside 0 (asked for 1 only).
@@ -87,6 +90,7 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     }
     let first = layout.masters.first().map(|m| m.address.clone());
     let mut conn = connect(endpoint, &first.unwrap_or_else(|| endpoint.address())).await?;
+    facts.certificate_ends_ms = conn.certificate_ends_ms();
     let mut times = Vec::with_capacity(PINGS);
     for _ in 0..PINGS {
         let began = Instant::now();

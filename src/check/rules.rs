@@ -3,13 +3,15 @@
 use super::probe::Facts;
 use super::{Finding, Severity};
 use crate::error::{ErrorKind, Result};
-use crate::plan::{Job, Mode, OnLoss, Source};
-use crate::types::DbIndex;
+use crate::plan::{Endpoint, Job, Mode, OnLoss, Source};
+use crate::types::{DbIndex, unix_ms};
 
 /// Connections that we open at most to a server: pumps, heals, watcher, verification.
 const CONNECTIONS: u64 = 32;
 /// Clocks that differ by more than this let keys expire early or late beyond the tolerance.
 const CLOCK_WARNING_MS: i64 = 250;
+/// A certificate should last longer than a migration with its cutover and a way back.
+const CERTIFICATE_DAYS: i64 = 14;
 /// The share of a target that may be full after the move.
 const FULL: u64 = 80;
 /// Keys per second that a copy reaches on an ordinary line; the same for bytes.
@@ -57,6 +59,45 @@ pub fn reached(
             );
             None
         }
+    }
+}
+
+/// A certificate that ends soon cuts every connection that is opened after it.
+pub fn certificate(
+    endpoint: &Endpoint,
+    facts: &Facts,
+    side: &str,
+    id: &'static str,
+    findings: &mut Vec<Finding>,
+) {
+    if endpoint.tls.as_ref().is_some_and(|t| t.insecure) {
+        add(
+            findings,
+            id,
+            Severity::Warning,
+            format!(
+                "the {side} is not verified (tls.insecure): whoever is in between can read and change everything"
+            ),
+            "set tls.ca to the provider's CA file and take tls.insecure out",
+        );
+    }
+    let Some(ends) = facts.certificate_ends_ms else {
+        return;
+    };
+    let days = (ends - unix_ms()).div_euclid(86_400_000);
+    if days < CERTIFICATE_DAYS {
+        let when = match days {
+            ..0 => "has ended".to_owned(),
+            0 => "ends within a day".to_owned(),
+            days => format!("ends in {days} days"),
+        };
+        add(
+            findings,
+            id,
+            Severity::Warning,
+            format!("the certificate of the {side} {when}"),
+            "have it renewed before the migration begins",
+        );
     }
 }
 

@@ -439,6 +439,14 @@ impl Conn {
         Ok(())
     }
 
+    /// When the server's certificate ends, as Unix time in ms; `None` without TLS.
+    pub fn certificate_ends_ms(&self) -> Option<i64> {
+        match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => tls::certificate_ends_ms(stream),
+        }
+    }
+
     /// For a connection that takes no more commands: a new password is not told to it.
     pub fn stays_as_it_is(&mut self) {
         self.login = None;

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName,
 use tokio_rustls::rustls::{
     self, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
 };
+use x509_cert::der::Decode;
 
 /// Wraps a connected socket; `address` is where it leads, `host` what the plan called it.
 pub async fn wrap(
@@ -59,6 +60,14 @@ pub async fn wrap(
         };
         Error::new(ErrorKind::Tls, format!("no TLS session as {name:?}")).cause(e).hint(hint)
     })
+}
+
+/// When the certificate ends that the server has shown, as Unix time in ms; `None` when it cannot be read.
+pub fn certificate_ends_ms(stream: &TlsStream<TcpStream>) -> Option<i64> {
+    let shown = stream.get_ref().1.peer_certificates()?.first()?;
+    let certificate = x509_cert::Certificate::from_der(shown).ok()?;
+    let ends = certificate.tbs_certificate().validity().not_after;
+    i64::try_from(ends.to_unix_duration().as_millis()).ok()
 }
 
 fn config(options: &TlsOptions) -> Result<ClientConfig> {

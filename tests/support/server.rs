@@ -77,6 +77,7 @@ pub struct Setup {
     name: String,
     lines: Vec<String>,
     tls: Option<Tls>,
+    environment: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -114,6 +115,12 @@ impl Setup {
     /// Serves TLS on a second port, `Server::tls_port`.
     pub fn tls(mut self, tls: &Tls) -> Setup {
         self.tls = Some(tls.clone());
+        self
+    }
+
+    /// What it finds in its environment.
+    pub fn environment(mut self, variables: &[(String, String)]) -> Setup {
+        self.environment.extend_from_slice(variables);
         self
     }
 
@@ -310,6 +317,7 @@ fn spawn(setup: &Setup, dir: &Path, port: u16, tls_port: u16) -> io::Result<Chil
     let mut command = mortal(&program);
     command
         .arg(&file)
+        .envs(setup.environment.iter().map(|(k, v)| (k, v)))
         .current_dir(dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -1,5 +1,6 @@
 //! A certificate authority and a certificate for 127.0.0.1, made anew for each test by the openssl program.
 
+use super::clock::skewed;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -14,6 +15,20 @@ pub struct Tls {
 impl Tls {
     /// `None` where there is no openssl program.
     pub fn make() -> Option<Tls> {
+        Tls::made(0)
+    }
+
+    /// Certificates of 30 days that were made so many days ago; `None` also where there is no C compiler.
+    pub fn of_days_ago(days: i64) -> Option<Tls> {
+        Tls::made(-days * 86_400)
+    }
+
+    fn made(skew_s: i64) -> Option<Tls> {
+        let clock = match skew_s {
+            0 => Vec::new(),
+            seconds => skewed(seconds)?.to_vec(),
+        };
+        let openssl = |at: &Path, args: &[&str]| openssl(at, args, &clock);
         let dir = tempfile::Builder::new()
             .prefix("keyferry-tls-")
             .tempdir()
@@ -82,10 +97,11 @@ impl Tls {
     }
 }
 
-fn openssl(dir: &Path, args: &[&str]) -> Option<()> {
+fn openssl(dir: &Path, args: &[&str], clock: &[(String, String)]) -> Option<()> {
     let quiet = Command::new("openssl")
         .args(args)
         .current_dir(dir)
+        .envs(clock.iter().map(|(k, v)| (k, v)))
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .status();
