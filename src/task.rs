@@ -126,12 +126,24 @@ impl Default for TaskGroup {
     }
 }
 
-/// A pace that several threads keep together: so many keys and bytes a second; `None` is no limit.
-pub struct Throttle {
-    per_key: f64,
-    per_byte: f64,
+/// How fast keys may be read and written, over all who share it; it can be changed while they work.
+#[derive(Clone)]
+pub struct Throttle(Arc<Rates>);
+
+struct Rates {
+    /// 0 is no limit.
+    keys_per_s: AtomicU64,
+    bytes_per_s: AtomicU64,
+    /// Rest after work, in thousandths of the time worked.
+    rest: AtomicU64,
+    paid: Mutex<Paid>,
+}
+
+struct Paid {
     /// When what was taken so far will be paid for.
-    paid_at: Mutex<Instant>,
+    at: Instant,
+    /// When something was taken last.
+    last: Instant,
 }
 
 impl Throttle {
@@ -139,25 +151,48 @@ impl Throttle {
     const BURST: Duration = Duration::from_millis(100);
 
     pub fn new(keys_per_s: Option<u64>, bytes_per_s: Option<u64>) -> Throttle {
-        let price = |limit: Option<u64>| limit.map_or(0.0, |n| 1.0 / n.max(1) as f64);
-        Throttle {
-            per_key: price(keys_per_s),
-            per_byte: price(bytes_per_s),
-            paid_at: Mutex::new(Instant::now()),
-        }
+        let now = Instant::now();
+        Throttle(Arc::new(Rates {
+            keys_per_s: AtomicU64::new(keys_per_s.unwrap_or(0)),
+            bytes_per_s: AtomicU64::new(bytes_per_s.unwrap_or(0)),
+            rest: AtomicU64::new(0),
+            paid: Mutex::new(Paid { at: now, last: now }),
+        }))
+    }
+
+    /// Other limits from now on.
+    pub fn set(&self, keys_per_s: Option<u64>, bytes_per_s: Option<u64>) {
+        let set = |rate: &AtomicU64, n: Option<u64>| rate.store(n.unwrap_or(0), Ordering::Relaxed);
+        set(&self.0.keys_per_s, keys_per_s);
+        set(&self.0.bytes_per_s, bytes_per_s);
+    }
+
+    /// Has everybody rest for so many times the time they work.
+    pub fn slow_down(&self, times: f64) {
+        let rest = (times * 1000.0).max(0.0) as u64;
+        self.0.rest.store(rest, Ordering::Relaxed);
     }
 
     /// Takes so many keys and bytes; returns how long to wait before more is taken.
     pub fn take(&self, keys: u64, bytes: u64) -> Duration {
-        let seconds = (keys as f64 * self.per_key).max(bytes as f64 * self.per_byte);
-        if seconds <= 0.0 {
+        let seconds = |n: u64, rate: &AtomicU64| match rate.load(Ordering::Relaxed) {
+            0 => 0.0,
+            rate => n as f64 / rate as f64,
+        };
+        let mut price = seconds(keys, &self.0.keys_per_s).max(seconds(bytes, &self.0.bytes_per_s));
+        let rest = self.0.rest.load(Ordering::Relaxed);
+        if price <= 0.0 && rest == 0 {
             return Duration::ZERO;
         }
         let now = Instant::now();
-        let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let from = (*paid_at).max(now.checked_sub(Throttle::BURST).unwrap_or(now));
-        *paid_at = from + Duration::from_secs_f64(seconds);
-        paid_at.saturating_duration_since(now)
+        let mut paid = self.0.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was slept is no work.
+        let worked = now.saturating_duration_since(paid.last.max(paid.at));
+        price += worked.min(Throttle::BURST).as_secs_f64() * rest as f64 / 1000.0;
+        let from = (paid.at).max(now.checked_sub(Throttle::BURST).unwrap_or(now));
+        paid.at = from + Duration::from_secs_f64(price);
+        paid.last = now;
+        paid.at.saturating_duration_since(now)
     }
 }
 

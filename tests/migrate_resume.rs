@@ -1,9 +1,11 @@
 //! Stopped and started again, a migration goes on where it was: nothing lost, nothing twice, no full resync.
 
+use crate::support::cutter::Cutter;
 use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic::{self, Mix, Options};
+use serde_json::json;
 use std::time::Duration;
 
 fn story(name: &str) -> Story {
@@ -157,4 +159,67 @@ fn a_second_process_on_the_same_plan_is_refused_with_the_pid_of_the_first() {
         running.stderr_now()
     );
     story.catch_up_and_stop(running);
+}
+
+/// A limit is changed while it runs, without a restart.
+#[test]
+fn limits_are_changed_while_it_runs() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story
+        .plan
+        .run("limit --keys-per-s 10")
+        .exits(2)
+        .says(&["has been run"]);
+    story.fill(8_000);
+    story.plan.set("/limits", json!({ "keys_per_s": 100 }));
+    let mut running = story.migrate();
+    let read = |s: &serde_json::Value| s["snapshot"]["keys_written"].as_u64().unwrap_or(0);
+    story
+        .plan
+        .wait_status(&mut running, "begun", Duration::from_secs(20), |s| {
+            read(s) > 50
+        });
+    assert_ne!(story.plan.status()["snapshot"]["done"], true);
+    let said = story.plan.run("limit --keys-per-s 0").exits(0).stdout;
+    assert!(said.contains("keys per second: no limit"), "{said}");
+    // At the plan's pace it would take 80 s.
+    story
+        .plan
+        .wait_status(&mut running, "loaded", Duration::from_secs(30), |s| {
+            s["snapshot"]["done"] == true
+        });
+    story.catch_up_and_stop(running);
+    let said = story.plan.run("limit --as-planned").exits(0).stdout;
+    assert!(said.contains("keys per second: 100,"), "{said}");
+}
+
+/// A side that answers slowly is spared, and that is said.
+#[test]
+fn a_slow_side_is_spared() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(6_000);
+    let line = Cutter::far(
+        &story.target.nodes()[0].address(),
+        Duration::from_millis(30),
+    );
+    story
+        .plan
+        .set("/target/url", json!(format!("redis://{}", line.address())));
+    story
+        .plan
+        .set("/limits", json!({ "latency_ms": 10, "keys_per_s": 2_000 }));
+    let mut running = story.plan.start("migrate --json");
+    story.wait_loaded(&mut running);
+    let said = running.stderr_now();
+    assert!(said.contains("slowing down"), "{said}");
+    story.catch_up_and_stop(running);
+    story.judge();
 }

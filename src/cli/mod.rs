@@ -4,6 +4,7 @@
 //! Standard output carries results only; everything else goes to standard error.
 
 mod check;
+mod limit;
 mod metrics;
 mod migrate;
 mod output;
@@ -108,6 +109,7 @@ impl Common {
 enum Command {
     Check(check::Arguments),
     Migrate(migrate::Arguments),
+    Limit(limit::Arguments),
     Status(status::Arguments),
     Verify(verify::Arguments),
     Report(report::Arguments),
@@ -150,6 +152,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Check(arguments) => check::run(&arguments, common),
         Command::Migrate(arguments) => migrate::run(&arguments, common),
+        Command::Limit(arguments) => limit::run(&arguments, common),
         Command::Status(arguments) => status::run(&arguments, common),
         Command::Verify(arguments) => verify::run(&arguments, common),
         Command::Report(arguments) => report::run(&arguments, common),

@@ -195,6 +195,7 @@ impl Pump {
         let counts = std::mem::take(&mut self.counts);
         let losses = std::mem::take(&mut self.losses);
         let written = (self.touched.as_mut()).and_then(|t| t.take(shard.shard));
+        self.shared.meet_limits()?;
         failpoint("before-save");
         self.shared.store(|store| {
             // First, so that a mark never passes a loss that is not listed.

@@ -33,6 +33,7 @@ use crate::migrate::progress::Progress;
 use crate::migrate::shards::Shards;
 use crate::migrate::shared::Shared;
 use crate::net;
+use crate::net::guard;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::place::Place;
@@ -362,6 +363,28 @@ async fn migrate(
     shared.store(|s| s.enter_phase(phase, unix_ms()))?;
 
     let ends = Shutdown::default();
+    shared.meet_limits()?;
+    let mut nodes: Vec<(Endpoint, String)> = Vec::new();
+    if let Some(endpoint) = job.source.endpoint() {
+        nodes.extend(
+            layout
+                .masters
+                .iter()
+                .map(|m| (endpoint.clone(), m.address.clone())),
+        );
+    }
+    nodes.extend(
+        topology
+            .nodes
+            .iter()
+            .map(|n| (job.target.clone(), n.clone())),
+    );
+    tokio::spawn(guard::watch(
+        nodes,
+        job.limits.latency_ms.map(Duration::from_millis),
+        shared.throttle.clone(),
+        ends.clone(),
+    ));
     let watching = watch.map(|w| tokio::spawn(w.run(ends.clone())));
     let shards = Shards {
         shared: shared.clone(),

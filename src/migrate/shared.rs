@@ -47,6 +47,13 @@ impl Shared {
         work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Takes the limits of the moment: those that `keyferry limit` has set, else the plan's.
+    pub fn meet_limits(&self) -> Result<()> {
+        let limits = self.store(|s| s.limits(&self.job.limits))?;
+        self.throttle.set(limits.keys_per_s, limits.bytes_per_s);
+        Ok(())
+    }
+
     pub fn event(&self, level: &str, code: &str, message: &str) {
         match level {
             "error" => tracing::error!("{message}"),

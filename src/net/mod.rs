@@ -3,6 +3,7 @@
 //! Invariant: every connection of the program is opened by [`connect`]; TLS verifies unless the plan says `insecure`.
 
 mod credentials;
+pub mod guard;
 mod retry;
 pub mod scan;
 pub mod server;

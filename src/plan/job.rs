@@ -363,6 +363,8 @@ pub struct Limits {
     pub memory_bytes: Option<u64>,
     pub connections: Option<u32>,
     pub outage_s: Option<u64>,
+    /// The longest round trip of either side before we slow down.
+    pub latency_ms: Option<u64>,
 }
 
 /// How both sides are compared.

@@ -272,6 +272,8 @@ pub struct LimitsPlan {
     pub connections: u32,
     /// How long source or target may be away before the run gives up; it goes on when it is run again.
     pub outage_s: u64,
+    /// When a PING of source or target takes longer than this, reading and writing slow down.
+    pub latency_ms: u64,
 }
 
 /// How both sides are compared.

@@ -14,13 +14,13 @@ mod verification;
 pub use existing::Existing;
 pub use lock::Lock;
 pub use record::{
-    CHECKED, Difference, Event, Loss, MODE, Phase, PhaseSpan, REFUSED, Run, SWEEPS, SavedRun,
-    ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
+    CHECKED, Difference, Event, LIMITS, Loss, MODE, Phase, PhaseSpan, REFUSED, Run, SWEEPS,
+    SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
 };
 
 use self::column::{big, document, int, offset, unreadable};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::plan::Job;
+use crate::plan::{Job, Limits};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
@@ -419,6 +419,24 @@ impl Store {
                 message: row.get(3)?,
             })
         })
+    }
+
+    /// The plan's limits, with what `keyferry limit` has set in place of them.
+    pub fn limits(&self, plan: &Limits) -> Result<Limits> {
+        let mut limits = plan.clone();
+        let Some(set) = self.json(LIMITS)? else {
+            return Ok(limits);
+        };
+        let number = |key: &str| set[key].as_u64();
+        for (key, limit) in [
+            ("keys_per_s", &mut limits.keys_per_s),
+            ("bytes_per_s", &mut limits.bytes_per_s),
+        ] {
+            if let Some(n) = number(key) {
+                *limit = Some(n).filter(|n| *n > 0);
+            }
+        }
+        Ok(limits)
     }
 
     /// Tells the plan's sides what an earlier run has found to be refused.

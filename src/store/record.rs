@@ -278,6 +278,8 @@ impl Written {
 
 /// The document that holds what the last check has found out.
 pub const CHECKED: &str = "check";
+/// The document that holds the limits set while it runs.
+pub const LIMITS: &str = "limits";
 /// The document that holds the commands that each side refuses.
 pub const REFUSED: &str = "refused";
 /// The document that remembers how a source is read: `replica` or `scan`.

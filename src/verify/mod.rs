@@ -14,7 +14,8 @@ mod walk;
 
 use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Job, OnExisting, Source};
+use crate::net::guard;
+use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::source::keys::list;
 use crate::source::keys::side::{Found, Role, Side};
 use crate::source::private_dir;
@@ -226,6 +227,21 @@ impl Check {
             && !self.apart.contains(db, key)
     }
 
+    /// The masters of both sides.
+    fn nodes(&self) -> Vec<(Endpoint, String)> {
+        let sides = self.origin.server().into_iter().chain([&self.target]);
+        let of = |side: &Arc<Side>| {
+            let addresses: Vec<String> = (side.layout().masters.iter())
+                .map(|m| m.address.clone())
+                .collect();
+            addresses
+                .into_iter()
+                .map(|a| (side.endpoint.clone(), a))
+                .collect::<Vec<_>>()
+        };
+        sides.flat_map(of).collect()
+    }
+
     /// The databases of a side that are compared; empty is all.
     fn dbs(&self, role: Role) -> Vec<DbIndex> {
         role.databases(&self.job.databases)
@@ -256,6 +272,8 @@ impl Check {
     }
 
     fn save(&self, progress: &mut Progress) -> Result<()> {
+        let limits = self.store().limits(&self.job.limits)?;
+        self.throttle.set(limits.keys_per_s, limits.bytes_per_s);
         match self.origin {
             Origin::Server(_) => progress.save(&mut self.store(), &self.about),
             // A file is read from its beginning again.
@@ -376,8 +394,16 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         paced: AtomicU64::new(0),
         job,
     });
+    let watched = Shutdown::default();
+    tokio::spawn(guard::watch(
+        check.nodes(),
+        check.job.limits.latency_ms.map(Duration::from_millis),
+        check.throttle.clone(),
+        watched.clone(),
+    ));
     let cpu = cpu_s(&check).await;
     let ran = check.run().await;
+    watched.request();
     if let Err(e) = ran {
         // What was compared is worth keeping, whatever went wrong.
         let saved = check.save(&mut check.progress());

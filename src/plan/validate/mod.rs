@@ -377,6 +377,7 @@ fn limits(plan: &Plan) -> Result<Limits> {
         spool_bytes: some(typed.spool_bytes),
         memory_bytes: some(typed.memory_bytes),
         outage_s: some(typed.outage_s),
+        latency_ms: some(typed.latency_ms),
         connections: (typed.connections > 0).then_some(typed.connections),
     })
 }

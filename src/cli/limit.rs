@@ -1,0 +1,65 @@
+//! `keyferry limit`: how fast a migration or a verification may be, changed while it runs.
+
+use super::{Common, load, output};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{LIMITS, Store};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Change how fast a migration or a verification may be, while it runs
+///
+/// The running process takes it within seconds; it holds for later runs as well, until it is changed back. The stream
+/// is never held back: only loading, sweeping and verifying.
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  keyferry limit move.json --keys-per-s 5000
+  keyferry limit move.json --bytes-per-s 10000000 --keys-per-s 0     0 is no limit
+  keyferry limit move.json --as-planned                             back to the plan's limits")]
+pub struct Arguments {
+    /// The plan; "-" is standard input
+    plan: PathBuf,
+    /// Keys per second; 0 is no limit
+    #[arg(long, value_name = "N")]
+    keys_per_s: Option<u64>,
+    /// Bytes per second; 0 is no limit
+    #[arg(long, value_name = "N")]
+    bytes_per_s: Option<u64>,
+    /// Go back to the plan's limits
+    #[arg(long, conflicts_with_all = ["keys_per_s", "bytes_per_s"])]
+    as_planned: bool,
+}
+
+pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
+    let job = load(&arguments.plan)?;
+    let dir = common.state_dir(&job);
+    if Store::open_readonly(&dir)?.is_none() {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("nothing has been run of the plan {} yet", job.name),
+        )
+        .hint("set limits in the plan, or start it first"));
+    }
+    let mut store = Store::open(&dir)?;
+    let mut set = store.json(LIMITS)?.unwrap_or_else(|| serde_json::json!({}));
+    if arguments.as_planned {
+        set = serde_json::json!({});
+    }
+    for (key, n) in [
+        ("keys_per_s", arguments.keys_per_s),
+        ("bytes_per_s", arguments.bytes_per_s),
+    ] {
+        if let Some(n) = n {
+            set[key] = n.into();
+        }
+    }
+    store.put_json(LIMITS, &set)?;
+    let now = store.limits(&job.limits)?;
+    let shown = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
+    output::print(&format!(
+        "keys per second: {}, bytes per second: {}\n",
+        shown(now.keys_per_s),
+        shown(now.bytes_per_s)
+    ))?;
+    Ok(0)
+}
