@@ -7,6 +7,7 @@ use crate::support::server::{Server, Setup};
 use crate::support::tls::Tls;
 use crate::support::{need, skip};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// The ids of the findings of one severity.
 fn ids(report: &Value, severity: &str) -> Vec<String> {
@@ -106,6 +107,22 @@ fn databases_into_a_cluster_and_fields_into_an_old_server() {
     blocks(&plan, "databases");
     plan.set("/databases", json!({ "map": { "3": 0 } }));
     plan.run("check --json").exits(0);
+    // Of two keys of one name only one could arrive.
+    client.words("SET a 2").expect("an answer");
+    blocks(&plan, "databases_conflict");
+    let said = plan.run("migrate --json").exits(1).stderr;
+    assert!(said.contains("arrive: \"a\""), "{said}");
+    client.words("DEL a").expect("an answer");
+    // Merged databases: what is asked for again comes from the one that has it.
+    let target = Server::start(&name);
+    plan.set("/target/url", json!(target.url()));
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, Duration::from_secs(30));
+    target.run("DEL b");
+    plan.run("verify --repair --json").exits(0);
+    running.interrupt();
+    running.wait(Duration::from_secs(20)).exits(130);
+    assert_eq!(target.run("GET b").text(), "1");
     let Some([new, old]) = need(["redis-8.0", "valkey-8.0"]) else {
         return;
     };

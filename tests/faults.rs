@@ -8,6 +8,7 @@ use crate::support::rng::Rng;
 use crate::support::server::{Server, Setup, servers_dir};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic::{self, Options, Report, Traffic};
+use crate::support::wire::Command;
 use crate::support::{need, skip, wait_until};
 use serde_json::json;
 use std::time::Duration;
@@ -167,6 +168,49 @@ fn dies_between_reserving_and_healing() {
     story.verify();
     story.judge();
     story.check_counters(&report);
+}
+
+/// What a first attempt has loaded, and the source has deleted and made anew before the second was loaded, is new.
+#[test]
+fn keys_of_a_first_attempt_are_not_written_to() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    let source = |words: &str| {
+        let mut client = story.source.nodes()[0].client();
+        for n in 0..2_000 {
+            let words = words.replace('#', &n.to_string());
+            client.push(&Command::new(&words));
+        }
+        client.flush().expect("the commands are sent");
+        client.replies().expect("the answers");
+    };
+    source("SET k:{#} old");
+    source("SET other:{#} same");
+    story.plan.set("/limits", json!({ "keys_per_s": 1_000 }));
+    let mut running = story.plan.start("migrate --json");
+    let half = |s: &serde_json::Value| s["snapshot"]["keys_written"].as_u64() > Some(1_800);
+    let limit = Duration::from_secs(30);
+    story
+        .plan
+        .wait_status(&mut running, "half way", limit, half);
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    // The snapshot is thrown away, so that another has to come.
+    std::fs::remove_dir_all(story.plan.work_dir().join("test/spool")).expect("the spool goes");
+    source("DEL k:{#}");
+    let mut running = story.migrate();
+    let some = |s: &serde_json::Value| s["snapshot"]["keys_written"].as_u64() > Some(200);
+    story.plan.wait_status(&mut running, "loading", limit, some);
+    assert_ne!(story.plan.status()["snapshot"]["done"], true);
+    source("APPEND k:{#} new");
+    story.wait_loaded(&mut running);
+    story.catch_up_and_stop(running);
+    assert_eq!(story.source.info("stats", "sync_full"), 2);
+    story.verify();
+    story.judge();
 }
 
 /// A snapshot that is complete in the spool is not asked for again.

@@ -18,5 +18,6 @@ mod rdb_servers;
 mod scan;
 mod support;
 mod tokens;
+mod topology;
 mod verify;
 mod verify_ways;

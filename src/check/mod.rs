@@ -3,6 +3,7 @@
 //! `probe` asks each side what it is and what it lets us do; `rules` makes findings of what both are together.
 //! Invariant: the user's keys are not touched; the probe's own key has a random name and ends by itself.
 
+mod merge;
 mod probe;
 mod rules;
 
@@ -54,8 +55,9 @@ pub struct Report {
 }
 
 /// Findings that keep a new migration from beginning; what the others block shows itself, key by key, and is resumed.
-const STOPS: [&str; 7] = [
+const STOPS: [&str; 8] = [
     "clocks",
+    "databases_conflict",
     "eviction",
     "restore",
     "source_clients",
@@ -121,6 +123,10 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
             "source_certificate",
             &mut findings,
         );
+        if !facts.databases.is_empty() {
+            let found = merge::conflicts(job, endpoint, &facts.databases).await;
+            rules::merge(found, &mut findings);
+        }
         rules::source(job, facts, mode == Some("replica"), &mut findings);
     }
     if let Some(facts) = &target {

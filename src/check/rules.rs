@@ -1,5 +1,6 @@
 //! What follows from the facts: findings with a weight and a remedy.
 
+use super::merge::Conflicts;
 use super::probe::Facts;
 use super::{Finding, Severity};
 use crate::error::{ErrorKind, Result};
@@ -98,6 +99,41 @@ pub fn certificate(
             format!("the certificate of the {side} {when}"),
             "have it renewed before the migration begins",
         );
+    }
+}
+
+pub fn merge(found: Result<Conflicts>, findings: &mut Vec<Finding>) {
+    let fix = "rename such keys at the source, or lead the databases to different ones with databases.map";
+    match found {
+        Ok(found) if found.count > 0 => add(
+            findings,
+            "databases_conflict",
+            Severity::Blocker,
+            format!(
+                "{} names stand in more than one of the databases that are merged, so only one key of each would arrive: {}",
+                found.count,
+                found.names.join(", ")
+            ),
+            fix,
+        ),
+        Ok(found) if found.unknown => add(
+            findings,
+            "databases_conflict",
+            Severity::Warning,
+            "the databases that are merged hold too many keys to compare their names: a name in two of them arrives once",
+            fix,
+        ),
+        Ok(_) => {}
+        Err(e) => add(
+            findings,
+            "databases_conflict",
+            Severity::Warning,
+            format!(
+                "the names of the databases that are merged could not be compared: {}",
+                e.chain()
+            ),
+            fix,
+        ),
     }
 }
 

@@ -11,8 +11,7 @@ use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
 use crate::rdb::value::{self, ValueKind};
 use crate::resp;
-use crate::types::unix_ms;
-use crate::types::{DbIndex, ExpireAt, Mark, Slot, shown};
+use crate::types::{DbIndex, ExpireAt, Mark, Slot, key_hash, shown, unix_ms};
 use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -90,6 +89,9 @@ impl Pump {
         if !self.target_has(db)? {
             self.lose(db, h.key, losses::DATABASE, &no_database(h.db))?;
             return Ok(None);
+        }
+        if self.shard.reconcile {
+            self.loaded.add(key_hash(db, h.key))?;
         }
         Ok(Some(db))
     }

@@ -117,6 +117,7 @@ impl Pump {
         self.last_save = Instant::now();
         self.held.save()?;
         self.timed.save()?;
+        self.loaded.save()?;
         let mark = self.oldest();
         if self.shard.snapshot_loaded {
             match mark {

@@ -8,13 +8,14 @@ use crate::migrate::expiry::HEAL_WHOLE;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::net::scan::{self, Scan};
+use crate::plan::OnExisting;
 use crate::rdb::file::Header;
 use crate::rdb::payload;
 use crate::resp;
 use crate::source::spool::End;
 use crate::task::failpoint;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
-use std::collections::BTreeMap;
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, key_hash, shown, split_db_key};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -351,25 +352,41 @@ impl Pump {
         Ok(())
     }
 
-    /// Removes from the target what the source does not hold (any more), key by key and in bounded memory.
-    pub(super) fn reconcile(&mut self) -> Result<()> {
+    /// Makes exact what the target holds beside the keys of the snapshot that was just loaded, or after a flush
+    /// (`flushed`) everything: it is older than that, so it is read from the source, where it may be gone or new.
+    pub(super) fn reconcile(&mut self, flushed: bool) -> Result<()> {
         self.shared.event(
             "info",
             "reconcile",
-            "comparing the target's keys with the source's: what is gone there is removed",
+            "the target's keys that the snapshot did not bring are compared with the source's: what is gone there is removed",
         );
         self.settle_all()?;
-        for node in 0..self.pipe.node_count() {
-            let address = self.pipe.address(node).to_owned();
-            let endpoint = self.pipe.endpoint().clone();
-            let runtime = self.shared.runtime.clone();
-            let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
-            let dbs = runtime.block_on(scan::databases(&mut conn))?;
-            for (db, _) in dbs {
-                runtime.block_on(conn.select(db))?;
-                let mut scan = Scan::new();
-                while let Some(page) = runtime.block_on(scan.next(&mut conn, 1000))? {
-                    self.remove_gone(db, &page)?;
+        let parts = match flushed {
+            true => 1,
+            false => self.loaded.parts()?,
+        };
+        for part in 0..parts {
+            let brought = match flushed {
+                true => HashSet::new(),
+                false => self.loaded.part(part, parts)?,
+            };
+            let older = |db: DbIndex, key: &[u8]| {
+                let hash = key_hash(db, key);
+                hash % parts == part && !brought.contains(&hash)
+            };
+            for node in 0..self.pipe.node_count() {
+                let address = self.pipe.address(node).to_owned();
+                let endpoint = self.pipe.endpoint().clone();
+                let runtime = self.shared.runtime.clone();
+                let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
+                let dbs = runtime.block_on(scan::databases(&mut conn))?;
+                for (db, _) in dbs {
+                    runtime.block_on(conn.select(db))?;
+                    let mut scan = Scan::new();
+                    while let Some(mut page) = runtime.block_on(scan.next(&mut conn, 1000))? {
+                        page.retain(|key| older(db, key));
+                        self.reread(db, &page)?;
+                    }
                 }
             }
         }
@@ -377,32 +394,37 @@ impl Pump {
         Ok(())
     }
 
-    /// Removes those of some keys of the target that the source does not hold.
-    /// Removes those of some keys of the target's `db` that no database of the source holds that goes there.
-    fn remove_gone(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
-        let sources: Vec<DbIndex> = self.shared.job.databases.sources_of(db).collect();
-        let Some(first) = sources.first() else {
+    /// Heals keys of the target's `db`, as far as they are ours.
+    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
+        if self.shared.job.databases.sources_of(db).next().is_none() {
             return Ok(());
-        };
-        let mut gone: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
-            .filter(|k| self.shared.job.filter.accepts(k) && self.owns(k))
-            .collect();
-        for from in &sources {
-            let there =
-                self.fenced(|fence, runtime| runtime.block_on(fence.exist(*from, &gone)))?;
-            let mut there = there.into_iter();
-            gone.retain(|_| !there.next().unwrap_or(true));
         }
-        let gone: Vec<Key> = gone.iter().map(|k| (*first, k.to_vec())).collect();
-        if !gone.is_empty() {
-            *self.counts.entry("removed").or_default() += gone.len() as u64;
+        let mut ours: Vec<Key> = Vec::new();
+        for key in keys {
+            if self.shared.job.filter.accepts(key) && self.owns(key) {
+                ours.push((self.source_of(db, key)?, key.clone()));
+            }
+        }
+        if self.shared.job.on_existing == OnExisting::Replace {
+            // What the source does not hold may be the target's own, which is left.
+            let mut held = Vec::with_capacity(ours.len());
+            for (from, key) in ours {
+                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(from, &[&key])))?;
+                if there == [true] {
+                    held.push((from, key));
+                }
+            }
+            ours = held;
+        }
+        if !ours.is_empty() {
+            *self.counts.entry("reconciled").or_default() += ours.len() as u64;
             let mark = self.now();
-            self.heal(&gone, mark)?;
+            self.heal(&ours, mark)?;
         }
         if self.shared.stop.requested() {
             return Err(Error::new(
                 ErrorKind::Interrupted,
-                "stopped while removing keys that the source no longer holds",
+                "stopped while comparing the target's older keys with the source's",
             ));
         }
         Ok(())

@@ -10,6 +10,7 @@ mod checkpoint;
 mod existing;
 mod expiry;
 mod heal;
+mod loaded;
 mod losses;
 mod ownership;
 pub mod progress;

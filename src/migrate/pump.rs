@@ -7,6 +7,7 @@ use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::migrate::expiry::Held;
+use crate::migrate::loaded::Loaded;
 use crate::migrate::ownership::Mine;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::shared::Shared;
@@ -74,6 +75,7 @@ pub struct Pump {
     /// Up to here, at least.
     pub(super) lag_until: ReplOffset,
     pub(super) timed: MaybeTimed,
+    pub(super) loaded: Loaded,
     /// Mode "scan": since when nothing has proven both sides alike.
     pub(super) sweep_lag: Option<Instant>,
     /// Which slots were written to since the stream began; none before that.
@@ -125,6 +127,7 @@ impl Pump {
         format: payload::Target,
         held: Held,
         timed: MaybeTimed,
+        loaded: Loaded,
     ) -> Pump {
         let (at, db) = (shard.applied.unwrap_or(ReplOffset(0)), shard.applied_db);
         let lagging = shard.snapshot_loaded && source.is_some();
@@ -161,6 +164,7 @@ impl Pump {
             lagging,
             lag_until: ReplOffset(0),
             timed,
+            loaded,
             sweep_lag: None,
             touched: None,
             debts: BTreeSet::new(),
@@ -253,7 +257,7 @@ impl Pump {
             }
             if self.shard.reconcile {
                 self.progress.set_phase("reconcile");
-                self.reconcile()?;
+                self.reconcile(false)?;
                 self.shard.reconcile = false;
             }
             failpoint("load-done");
@@ -262,6 +266,7 @@ impl Pump {
             self.shard.applied = Some(self.at);
             self.shard.applied_db = self.db;
             self.save(false)?;
+            self.loaded.done();
         }
         if self.source.is_none() && self.spool.ended().is_none() {
             self.spool.drop_snapshot()?;

@@ -257,7 +257,7 @@ impl Pump {
             self.heal(&again, mark)
         } else {
             // Only what is ours may go: every key of the target is compared with the source.
-            self.reconcile()
+            self.reconcile(true)
         }
     }
 

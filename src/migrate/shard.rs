@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::expiry::Held;
+use crate::migrate::loaded::Loaded;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::pump::{Ended, Pump};
 use crate::migrate::shared::Shared;
@@ -156,11 +157,7 @@ impl Runner {
                 let (address, slots) = (shard.address.clone(), shard.slots.clone());
                 *shard = ShardState::new(shard.shard, address, slots);
                 // Keys of the attempt before may be gone at the source by now.
-                shard.reconcile = match self.shared.job.on_existing {
-                    OnExisting::Fail => again,
-                    OnExisting::Reconcile => true,
-                    OnExisting::Replace | OnExisting::Skip => false,
-                };
+                shard.reconcile = again || self.shared.job.on_existing == OnExisting::Reconcile;
                 shard.replid = Some(*replid);
                 shard.snapshot_offset = Some(*offset);
                 shard.applied = Some(*offset);
@@ -260,6 +257,7 @@ impl Runner {
         let held = Held::open(&self.dir);
         let begun = shard.snapshot_loaded || shard.snapshot_at > 0;
         let timed = MaybeTimed::open(&self.dir, begun);
+        let loaded = Loaded::open(&self.dir, begun);
         view.keys_read.store(shard.keys_read, Relaxed);
         view.keys_written.store(shard.keys_written, Relaxed);
         let work = tokio::task::spawn_blocking(move || {
@@ -270,7 +268,7 @@ impl Runner {
                 options,
             );
             let mut pump = Pump::new(
-                shared, shard, spool, pipe, view, source, format, held, timed,
+                shared, shard, spool, pipe, view, source, format, held, timed, loaded,
             );
             pump.set_window(window_end);
             pump.run()

@@ -209,6 +209,9 @@ impl Pump {
 
     /// The source's database that a key of the target's `db` comes from: where several go there, the one that holds it.
     pub(super) fn source_of(&mut self, db: DbIndex, key: &[u8]) -> Result<DbIndex> {
+        if self.shared.job.databases.is_identity() {
+            return Ok(db);
+        }
         let sources: Vec<DbIndex> = self.shared.job.databases.sources_of(db).collect();
         if let [_, _, ..] = sources.as_slice() {
             for from in &sources {

@@ -3,6 +3,7 @@
 //! Invariant: every connection of the program is opened by [`connect`]; TLS verifies unless the plan says `insecure`.
 
 mod credentials;
+mod find;
 pub mod guard;
 mod retry;
 pub mod scan;
@@ -100,6 +101,8 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
         .address_map
         .get(address)
         .map_or(address, String::as_str);
+    let resolved = find::resolve(endpoint, mapped).await?;
+    let mapped = resolved.as_deref().unwrap_or(mapped);
     let (learnt, began) = (&endpoint.learnt, Instant::now());
     let mut refused = None;
     loop {
@@ -146,9 +149,7 @@ fn no_answer(endpoint: &Endpoint) -> Error {
 
 /// One attempt at a connection to an address that is not mapped any more.
 async fn open(endpoint: &Endpoint, address: &str, held: Option<Held>) -> Result<Conn> {
-    let tcp = TcpStream::connect(address)
-        .await
-        .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))?;
+    let tcp = find::tcp(endpoint, address).await?;
     tune(&tcp);
     let stream = match &endpoint.tls {
         None => Stream::Plain(tcp),
@@ -156,31 +157,9 @@ async fn open(endpoint: &Endpoint, address: &str, held: Option<Held>) -> Result<
             tls::wrap(tcp, options, address, &endpoint.host).await?,
         )),
     };
-    let mut conn = Conn {
-        stream,
-        read: Vec::with_capacity(READ_CHUNK),
-        at: 0,
-        write: Vec::new(),
-        received: 0,
-        db: DbIndex::ZERO,
-        due: 0,
-        queued: 0,
-        learnt: endpoint.learnt.clone(),
-        login: None,
-        address: address.to_owned(),
-    };
-    if let (Some(held), Some(secret)) = (held, &endpoint.password) {
-        conn.log_in(Login {
-            username: endpoint.username.clone(),
-            secret: secret.clone(),
-            held,
-        })
-        .await?;
-    }
-    match conn.ask(&[b"PING"]).await? {
-        Reply::Error(text) => Err(refusal("PING", &text)),
-        _ => Ok(conn),
-    }
+    let mut conn = Conn::over(stream, endpoint, address);
+    conn.enter(endpoint, held).await?;
+    Ok(conn)
 }
 
 fn tune(tcp: &TcpStream) {
@@ -266,6 +245,39 @@ fn is_without_password(text: &str) -> bool {
 impl Conn {
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// A connection over a stream; nobody has logged in yet.
+    fn over(stream: Stream, endpoint: &Endpoint, address: &str) -> Conn {
+        Conn {
+            stream,
+            read: Vec::with_capacity(READ_CHUNK),
+            at: 0,
+            write: Vec::new(),
+            received: 0,
+            db: DbIndex::ZERO,
+            due: 0,
+            queued: 0,
+            learnt: endpoint.learnt.clone(),
+            login: None,
+            address: address.to_owned(),
+        }
+    }
+
+    /// Logs in, and sees that commands are answered.
+    async fn enter(&mut self, endpoint: &Endpoint, held: Option<Held>) -> Result<()> {
+        if let (Some(held), Some(secret)) = (held, &endpoint.password) {
+            self.log_in(Login {
+                username: endpoint.username.clone(),
+                secret: secret.clone(),
+                held,
+            })
+            .await?;
+        }
+        match self.ask(&[b"PING"]).await? {
+            Reply::Error(text) => Err(refusal("PING", &text)),
+            _ => Ok(()),
+        }
     }
 
     /// Authenticates; what was queued is sent after it.

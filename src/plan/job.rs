@@ -3,7 +3,7 @@
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
 use super::{CutoverPlan, Expired, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, Topology};
-use crate::types::DbIndex;
+use crate::types::{DbIndex, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -117,8 +117,19 @@ pub struct Endpoint {
     pub topology: Topology,
     /// Announced address to reachable address.
     pub address_map: BTreeMap<String, String>,
+    /// Who tells the master's address; `host` and `port` are the first of these then.
+    pub sentinel: Option<Sentinel>,
     /// What is found out about it while the program runs.
     pub learnt: Learnt,
+}
+
+/// The sentinels that watch a master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sentinel {
+    /// The master's name there.
+    pub name: String,
+    /// `host:port` of each.
+    pub nodes: Vec<String>,
 }
 
 impl Endpoint {
@@ -301,18 +312,24 @@ pub struct Filter {
     pub(super) include: Vec<Glob>,
     pub(super) exclude: Vec<Glob>,
     pub(super) types: BTreeSet<String>,
+    /// `None` is all.
+    pub(super) slots: Option<SlotSet>,
 }
 
 impl Filter {
     /// Whether nothing is left out.
     pub fn is_empty(&self) -> bool {
-        self.include.is_empty() && self.exclude.is_empty() && self.types.is_empty()
+        self.include.is_empty()
+            && self.exclude.is_empty()
+            && self.types.is_empty()
+            && self.slots.is_none()
     }
 
-    /// Whether the key's name is wanted; exclude wins over include.
+    /// Whether the key is wanted by its name and its slot; exclude wins over include.
     pub fn accepts(&self, key: &[u8]) -> bool {
         (self.include.is_empty() || self.include.iter().any(|g| g.matches(key)))
             && !self.exclude.iter().any(|g| g.matches(key))
+            && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
     }
 
     /// Whether a type is wanted, by the name of `rdb json`.
@@ -335,6 +352,9 @@ impl fmt::Display for Filter {
         }
         if !self.exclude.is_empty() {
             parts.push(format!("without {}", globs(&self.exclude)));
+        }
+        if let Some(slots) = &self.slots {
+            parts.push(format!("slots {slots}"));
         }
         if !self.types.is_empty() {
             parts.push(format!(

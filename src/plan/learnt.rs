@@ -3,7 +3,7 @@
 //! Invariant: a command that was refused for good is not sent a second time.
 
 use crate::plan::Redacted;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -36,6 +36,8 @@ pub struct Learnt {
     pub refreshing: Arc<AtomicBool>,
     /// The server has taken a password.
     pub worked: Arc<AtomicBool>,
+    /// Announced addresses that cannot be reached, and where their nodes are reached instead.
+    reached: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Default for Learnt {
@@ -46,6 +48,7 @@ impl Default for Learnt {
             version: Arc::new(watch::Sender::new(0)),
             refreshing: Arc::default(),
             worked: Arc::default(),
+            reached: Arc::default(),
         }
     }
 }
@@ -86,6 +89,17 @@ impl Learnt {
     /// For a new probe: rights may have been given meanwhile.
     pub fn forget_refusals(&self) {
         self.refused().clear();
+    }
+
+    /// Where the node of an announced address was reached instead.
+    pub fn reached_at(&self, announced: &str) -> Option<String> {
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        reached.get(announced).cloned()
+    }
+
+    pub fn reach(&self, announced: &str, at: &str) {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        reached.insert(announced.to_owned(), at.to_owned());
     }
 
     pub fn version(&self) -> u64 {

@@ -14,8 +14,8 @@ mod validate;
 
 pub use glob::Glob;
 pub use job::{
-    Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Redacted, Secret, Source, TlsOptions,
-    VerifyOptions,
+    Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Redacted, Secret, Sentinel, Source,
+    TlsOptions, VerifyOptions,
 };
 pub use learnt::{Held, Learnt};
 pub use validate::validate;
@@ -254,6 +254,8 @@ pub struct FilterPlan {
     pub exclude: Vec<String>,
     /// Type names: string, list, set, zset, hash, stream, array, module.
     pub types: Vec<String>,
+    /// Hash slots, as "0-8191,9000"; empty is all.
+    pub slots: String,
 }
 
 /// Upper bounds; 0 means chosen by the program.

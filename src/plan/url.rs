@@ -2,7 +2,7 @@
 //!
 //! Invariant: no error shows the url, because it may hold a password.
 
-use super::job::Redacted;
+use super::job::{Redacted, Sentinel};
 use crate::error::{Error, ErrorKind, Result};
 
 pub(super) struct ServerUrl {
@@ -12,9 +12,11 @@ pub(super) struct ServerUrl {
     pub db: Option<u32>,
     pub username: Option<String>,
     pub password: Option<Redacted>,
+    pub sentinel: Option<Sentinel>,
 }
 
 const DEFAULT_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
 /// Reads the url that stands at `path` in the plan.
 pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
@@ -26,10 +28,8 @@ pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
     let tls = match scheme.to_ascii_lowercase().as_str() {
         "redis" | "valkey" => false,
         "rediss" | "valkeys" => true,
-        "redis+sentinel" | "rediss+sentinel" => {
-            return Err(wrong("asks for Sentinel, which is not supported yet")
-                .hint("give the address of the current master"));
-        }
+        "redis+sentinel" | "valkey+sentinel" => false,
+        "rediss+sentinel" | "valkeys+sentinel" => true,
         // The scheme is shown only when it cannot be a piece of a password.
         other if other.len() <= 12 && other.bytes().all(|b| b.is_ascii_lowercase()) => {
             return Err(wrong(&format!(
@@ -62,6 +62,31 @@ pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
             password = Some(Redacted::new(decode(secret)?));
         }
     }
+    let (mut after, mut sentinel) = (after, None);
+    let mut address = address;
+    if scheme.ends_with("+sentinel") {
+        let (name, rest) = after.split_once('/').unwrap_or((after, ""));
+        if name.is_empty() {
+            return Err(wrong("does not name the master that Sentinel watches")
+                .hint("write redis+sentinel://host:26379/mymaster; several sentinels with commas in between"));
+        }
+        let mut nodes = Vec::new();
+        for node in address.split(',') {
+            let (host, port) = host_and_port(node).map_err(|what| wrong(what).hint(form))?;
+            let port = if node.ends_with(&format!(":{port}")) {
+                port
+            } else {
+                SENTINEL_PORT
+            };
+            nodes.push(format!("{host}:{port}"));
+        }
+        address = address.split(',').next().unwrap_or(address);
+        sentinel = Some(Sentinel {
+            name: name.to_owned(),
+            nodes,
+        });
+        after = rest;
+    }
     let (host, port) = host_and_port(address).map_err(|what| {
         wrong(what).hint("write host:port, and an IPv6 address in brackets: [::1]:6379")
     })?;
@@ -86,6 +111,7 @@ pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
         db,
         username,
         password,
+        sentinel,
     })
 }
 

@@ -80,6 +80,7 @@ pub(super) fn endpoint(
         password,
         topology: typed.topology,
         address_map: typed.address_map.clone(),
+        sentinel: at.sentinel,
         learnt: Learnt::default(),
     })
 }

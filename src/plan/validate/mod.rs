@@ -8,7 +8,7 @@ use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
 use super::{Glob, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
 use crate::error::{Error, ErrorKind, Result};
-use crate::types::DbIndex;
+use crate::types::{DbIndex, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The type names of `filter.types`, as `rdb json` writes them.
@@ -350,10 +350,18 @@ fn filter(plan: &Plan) -> Result<Filter> {
                 .hint(format!("choose from: {}", TYPES.join(", "))));
         }
     }
+    let slots = match typed.slots.as_str() {
+        "" => None,
+        text => Some(SlotSet::parse(text).ok_or_else(|| {
+            wrong(format!("filter.slots {text:?} is no list of slots"))
+                .hint("write ranges and numbers from 0 to 16383, as \"0-8191,9000\"")
+        })?),
+    };
     Ok(Filter {
         include: globs("filter.include", &typed.include)?,
         exclude: globs("filter.exclude", &typed.exclude)?,
         types: typed.types.iter().cloned().collect(),
+        slots,
     })
 }
 

@@ -362,6 +362,9 @@ impl Reader {
 
     /// The source's database that a key of the target's `db` comes from: where several go there, the one that holds it.
     pub async fn source_of(&mut self, job: &Job, db: DbIndex, key: &[u8]) -> Result<DbIndex> {
+        if job.databases.is_identity() {
+            return Ok(db);
+        }
         let sources: Vec<DbIndex> = job.databases.sources_of(db).collect();
         if let [_, _, ..] = sources.as_slice() {
             for from in &sources {

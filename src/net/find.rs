@@ -1,0 +1,139 @@
+//! Where a node is really reached: by way of Sentinel, or at the plan's host where a cluster announces private addresses.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Conn, Stream, credentials, open, tls};
+use crate::plan::{Endpoint, Sentinel};
+use crate::resp::Reply;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::net::TcpStream;
+
+/// A sentinel, or a private address, that does not answer for this long is passed over.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// The address to connect to instead of `address`; `None` when it is the right one.
+pub async fn resolve(endpoint: &Endpoint, address: &str) -> Result<Option<String>> {
+    match &endpoint.sentinel {
+        // Any other address was told by the master itself.
+        Some(sentinel) if address == endpoint.address() => {
+            master(endpoint, sentinel).await.map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The master's address, from the first sentinel that knows it.
+async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
+    let mut last = None;
+    for node in &sentinel.nodes {
+        let ask = async {
+            let mut conn = sentinel_conn(endpoint, node).await?;
+            let name = sentinel.name.as_bytes();
+            let reply = conn
+                .ask(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name])
+                .await?;
+            let parts = reply.array().unwrap_or_default();
+            let text = |i: usize| parts.get(i)?.text().map(|t| t.into_owned());
+            match (text(0), text(1)) {
+                (Some(host), Some(port)) if host.contains(':') => Ok(format!("[{host}]:{port}")),
+                (Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+                _ => Err(Error::new(
+                    ErrorKind::NotReady,
+                    format!("the sentinel {node} knows no master {:?}", sentinel.name),
+                )
+                .hint("the url is redis+sentinel://host:26379/NAME with the name of `sentinel monitor`")),
+            }
+        };
+        match tokio::time::timeout(LIMIT, ask).await {
+            Ok(Ok(address)) => return Ok(address),
+            Ok(Err(e)) => last = Some(e.context(format!("ask the sentinel {node}"))),
+            Err(_) => {
+                let text = format!("the sentinel {node} did not answer");
+                last = Some(Error::new(ErrorKind::Connection, text));
+            }
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::new(ErrorKind::Plan, "the url names no sentinel")))
+}
+
+/// Sentinels have passwords of their own: none, or the one of the plan.
+async fn sentinel_conn(endpoint: &Endpoint, node: &str) -> Result<Conn> {
+    match (open(endpoint, node, None).await, &endpoint.password) {
+        (Err(e), Some(secret)) if e.kind() == ErrorKind::Auth => {
+            let held = credentials::current(secret, &endpoint.learnt, None).await?;
+            open(endpoint, node, Some(held)).await
+        }
+        (opened, _) => opened,
+    }
+}
+
+/// A TCP connection to a node; where its announced address is private and does not answer, the plan's host is asked at the
+/// same port, and taken when the node there is the one that was meant.
+pub async fn tcp(endpoint: &Endpoint, address: &str) -> Result<TcpStream> {
+    if let Some(at) = endpoint.learnt.reached_at(address) {
+        return connected(&at).await;
+    }
+    let Some(instead) = alternative(endpoint, address) else {
+        return connected(address).await;
+    };
+    let direct = match tokio::time::timeout(LIMIT, connected(address)).await {
+        Ok(Ok(tcp)) => return Ok(tcp),
+        Ok(Err(e)) => e,
+        Err(_) => Error::new(ErrorKind::Connection, "no TCP connection"),
+    };
+    let hint = "map the announced addresses to reachable ones with address_map in the plan";
+    match tokio::time::timeout(LIMIT, is_the_same(endpoint, &instead, address)).await {
+        Ok(Ok(true)) => {
+            tracing::info!("{address} is not reachable: its node is reached at {instead}");
+            endpoint.learnt.reach(address, &instead);
+            connected(&instead).await
+        }
+        _ => Err(direct.hint(hint)),
+    }
+}
+
+async fn connected(address: &str) -> Result<TcpStream> {
+    TcpStream::connect(address)
+        .await
+        .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))
+}
+
+/// The plan's host with a private address's port.
+fn alternative(endpoint: &Endpoint, address: &str) -> Option<String> {
+    let (host, port) = address.rsplit_once(':')?;
+    let private = match host.trim_matches(['[', ']']).parse::<IpAddr>().ok()? {
+        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    };
+    let own = endpoint.address();
+    let (own_host, _) = own.rsplit_once(':')?;
+    (private && own_host != host).then(|| format!("{own_host}:{port}"))
+}
+
+/// Whether the node at `place` says that it is the one announced as `announced`.
+async fn is_the_same(endpoint: &Endpoint, place: &str, announced: &str) -> Result<bool> {
+    let tcp = connected(place).await?;
+    let stream = match &endpoint.tls {
+        None => Stream::Plain(tcp),
+        Some(options) => Stream::Tls(Box::new(
+            tls::wrap(tcp, options, place, &endpoint.host).await?,
+        )),
+    };
+    let held = match &endpoint.password {
+        Some(secret) => Some(credentials::current(secret, &endpoint.learnt, None).await?),
+        None => None,
+    };
+    let mut conn = Conn::over(stream, endpoint, place);
+    conn.enter(endpoint, held).await?;
+    let nodes = conn.ask(&[b"CLUSTER", b"NODES"]).await?;
+    match nodes {
+        Reply::Error(_) => Ok(!place.ends_with(&format!(":{}", endpoint.port))),
+        // ID HOST:PORT@BUS[,NAME] FLAGS …; the port of TLS is not told everywhere.
+        nodes => Ok(nodes.text().unwrap_or_default().lines().any(|line| {
+            let mut words = line.split(' ').skip(1);
+            let (at, flags) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+            let host = announced.rsplit_once(':').map_or(announced, |(h, _)| h);
+            flags.contains("myself") && at.starts_with(&format!("{host}:"))
+        })),
+    }
+}
