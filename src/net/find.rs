@@ -133,6 +133,7 @@ async fn is_the_same(endpoint: &Endpoint, place: &str, announced: &str) -> Resul
             let mut words = line.split(' ').skip(1);
             let (at, flags) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
             let host = announced.rsplit_once(':').map_or(announced, |(h, _)| h);
+            let host = host.trim_matches(['[', ']']);
             flags.contains("myself") && at.starts_with(&format!("{host}:"))
         })),
     }

@@ -1,0 +1,183 @@
+//! Sources and targets that are not where they say: Sentinel, private addresses, and a part of the slots.
+
+use crate::support::cluster::Cluster;
+use crate::support::need;
+use crate::support::server::{Server, Setup, free_port, mortal, servers_dir};
+use crate::support::story::{Endpoint, Story};
+use crate::support::traffic;
+use crate::support::wait_until;
+use crate::support::wire::Client;
+use serde_json::json;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// A sentinel that watches "mymaster".
+struct Sentinel {
+    child: std::process::Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Sentinel {
+    fn start(name: &str, master: &Server) -> Option<Sentinel> {
+        let folder = servers_dir().join(name);
+        let program = ["redis-sentinel", "redis-server"]
+            .map(|p| folder.join(p))
+            .into_iter()
+            .find(|p| p.is_file())?;
+        let dir = tempfile::tempdir().ok()?;
+        let port = free_port().ok()?;
+        let file = dir.path().join("sentinel.conf");
+        let lines = [
+            format!("port {port}"),
+            "bind 127.0.0.1".into(),
+            format!("dir \"{}\"", dir.path().display()),
+            format!("sentinel monitor mymaster 127.0.0.1 {} 1", master.port()),
+            "sentinel down-after-milliseconds mymaster 1000".into(),
+            "sentinel failover-timeout mymaster 5000".into(),
+        ];
+        std::fs::write(&file, lines.join("\n") + "\n").ok()?;
+        let child = mortal(&program)
+            .arg(&file)
+            .arg("--sentinel")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let sentinel = Sentinel {
+            child,
+            port,
+            _dir: dir,
+        };
+        wait_until("the sentinel answers", Duration::from_secs(20), || {
+            sentinel.ask().is_some()
+        });
+        Some(sentinel)
+    }
+
+    /// The port of the master that it tells.
+    fn ask(&self) -> Option<String> {
+        let mut client = Client::connect(&format!("127.0.0.1:{}", self.port)).ok()?;
+        let reply = client
+            .words("SENTINEL GET-MASTER-ADDR-BY-NAME mymaster")
+            .ok()?;
+        reply.items().get(1).map(|p| p.text())
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn sentinel_tells_the_master_also_after_a_failover() {
+    let Some([name]) = need(["any"]) else { return };
+    let master = Setup::new(&name).line("repl-backlog-size 256mb").start();
+    let replica = Setup::new(&name).replica_of(&master).start();
+    let Some(sentinel) = Sentinel::start(&name, &master) else {
+        return crate::support::skip("needs a sentinel");
+    };
+    let address = replica.address();
+    let mut story = Story::new(
+        Endpoint::Alone(Box::new(master)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    let url = format!(
+        "redis+sentinel://127.0.0.1:1,127.0.0.1:{}/mymaster",
+        sentinel.port
+    );
+    story.plan.set("/source/url", json!(url));
+    story.fill(2_000);
+    wait_until("the replica has it all", Duration::from_secs(30), || {
+        replica.run("DBSIZE").int() == story.source.nodes()[0].run("DBSIZE").int()
+    });
+    let options = traffic::Options {
+        rate: 1_000,
+        seconds: 300,
+        stubborn: true,
+        others: vec![format!("redis://{address}")],
+        ..story.traffic_options()
+    };
+    let traffic = traffic::start(&options).expect("the traffic starts");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    let Endpoint::Alone(master) = &mut story.source else {
+        unreachable!()
+    };
+    master.kill();
+    let promoted = replica.port().to_string();
+    wait_until(
+        "the sentinel has made the replica the master",
+        Duration::from_secs(60),
+        || sentinel.ask().as_deref() == Some(promoted.as_str()),
+    );
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(running.ended().is_none(), "{}", running.stderr_now());
+    traffic.stop();
+    story.source = Endpoint::Alone(Box::new(replica));
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
+/// A cluster that announces addresses nobody outside can reach, at the ports of the plan's host.
+#[test]
+fn private_addresses_are_reached_at_the_plans_host() {
+    // Valkey 8 keeps its answer to CLUSTER SLOTS when the announced address changes.
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    // One master: several would lose each other.
+    let target = Cluster::start(&name, 1);
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::Cluster(target),
+    );
+    let announce = |host: &str| {
+        let node = &story.target.nodes()[0];
+        node.run(&format!("CONFIG SET cluster-announce-ip {host}"));
+        wait_until("the address is announced", Duration::from_secs(30), || {
+            let told = node.run("CLUSTER SLOTS");
+            told.items()[0].items()[2].items()[0].text() == host
+        });
+    };
+    announce("127.0.0.1");
+    story.fill(2_000);
+    let mut open = story.target.side();
+    announce("fd00::1");
+    story.plan.run("migrate --json --until caught-up").exits(0);
+    let verified = story.plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["equal"], true, "{}", verified.stdout);
+    let mut source = story.source.side();
+    let rules = crate::support::compare::Rules::default();
+    let found = crate::support::compare::compare(&mut source, &mut open, &rules);
+    assert!(found.as_ref().is_ok_and(|f| f.equal()), "{found:?}");
+}
+
+#[test]
+fn a_part_of_the_slots() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(2_000);
+    story.plan.set("/filter", json!({ "slots": "0-8191" }));
+    let traffic = story.traffic();
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    std::thread::sleep(Duration::from_secs(2));
+    traffic.stop();
+    story.catch_up_and_stop(running);
+    let verified = story.verify();
+    let moved = verified.json["keys_target"].as_u64().unwrap_or(0);
+    assert!(moved > 500, "{}", verified.stdout);
+    for node in &story.target.nodes()[2..] {
+        assert_eq!(node.run("DBSIZE").int(), Some(0));
+    }
+    story.plan.set("/filter", json!({ "slots": "0-16384" }));
+    story.plan.run("migrate").exits(2).says(&["filter.slots"]);
+}
