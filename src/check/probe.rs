@@ -54,6 +54,10 @@ pub struct Facts {
     pub notifications: Option<String>,
     pub backlog_bytes: Option<u64>,
     pub replica_buffer: Option<String>,
+    /// Scripts and functions that were called since the server started.
+    pub scripts: u64,
+    /// Calls that make one key of several, or rename one.
+    pub several_keys: u64,
     /// What is written to it, in bytes per second.
     pub input_bytes_per_s: u64,
     /// What the server saves to disk: `rdb`, `aof`, both or nothing.
@@ -155,6 +159,27 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
     let kbps = info_field(&info, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
     facts.input_bytes_per_s += kbps.map_or(0, |k| (k * 1024.0) as u64);
+    for line in info.lines() {
+        // cmdstat_NAME:calls=N,…
+        let Some((name, rest)) = line
+            .strip_prefix("cmdstat_")
+            .and_then(|l| l.split_once(':'))
+        else {
+            continue;
+        };
+        let calls = rest
+            .strip_prefix("calls=")
+            .and_then(|r| r.split(',').next()?.parse().ok());
+        match name {
+            "eval" | "evalsha" | "fcall" => facts.scripts += calls.unwrap_or(0),
+            "rename" | "renamenx" | "smove" | "lmove" | "rpoplpush" | "copy" | "sort" | "bitop"
+            | "pfmerge" | "sunionstore" | "sinterstore" | "sdiffstore" | "zunionstore"
+            | "zinterstore" | "zdiffstore" | "zrangestore" | "geosearchstore" => {
+                facts.several_keys += calls.unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
     let aof = info_field(&info, "aof_enabled") == Some("1");
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
     Ok(())

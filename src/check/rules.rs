@@ -178,17 +178,22 @@ fn need(
     }
 }
 
-fn room_for_clients(facts: &Facts, side: &str, id: &'static str, findings: &mut Vec<Finding>) {
+fn room_for_clients(
+    job: &Job,
+    facts: &Facts,
+    side: &str,
+    id: &'static str,
+    findings: &mut Vec<Finding>,
+) {
+    let wanted = job.limits.connections.map_or(CONNECTIONS, u64::from);
     if let (Some(clients), Some(max)) = (facts.clients, facts.maxclients)
-        && max.saturating_sub(clients) < CONNECTIONS
+        && max.saturating_sub(clients) < wanted
     {
         add(
             findings,
             id,
             Severity::Blocker,
-            format!(
-                "the {side} has {clients} of at most {max} clients: {CONNECTIONS} more do not fit"
-            ),
+            format!("the {side} has {clients} of at most {max} clients: {wanted} more do not fit"),
             "raise maxclients, or close connections that nobody uses",
         );
     }
@@ -200,7 +205,7 @@ pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Findin
         false => &["SCAN", "DUMP", "TYPE"],
     };
     need(facts, "source", "source_commands", list, findings);
-    room_for_clients(facts, "source", "source_clients", findings);
+    room_for_clients(job, facts, "source", "source_clients", findings);
     if let (true, Some(backlog)) = (replica, facts.backlog_bytes) {
         // What a minute's outage needs.
         let minute = facts.input_bytes_per_s.saturating_mul(60);
@@ -287,7 +292,7 @@ pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>
             "set maxmemory-policy to noeviction until the cutover is done",
         );
     }
-    room_for_clients(facts, "target", "target_clients", findings);
+    room_for_clients(job, facts, "target", "target_clients", findings);
     if facts.keys > 0 && job.on_existing == crate::plan::OnExisting::Fail {
         add(
             findings,
@@ -357,6 +362,19 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
                 target.server
             ),
             "take a target that does (Redis 7.4, Valkey 9.0), or set on_loss to \"list\": the fields then stay for good",
+        );
+    }
+    let parted = target.topology != "standalone" && source.topology == "standalone";
+    if parted && source.scripts + source.several_keys > 0 {
+        add(
+            findings,
+            "cross_slot",
+            Severity::Info,
+            format!(
+                "the target parts its keys by slot; the source has seen {} calls of scripts and {} of commands over several keys",
+                source.scripts, source.several_keys
+            ),
+            "keyferry copies what such commands lead to; the application itself needs hash tags {…} for them before it is switched",
         );
     }
     let lacking: Vec<&str> = (source.modules.iter().map(String::as_str))

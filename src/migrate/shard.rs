@@ -169,6 +169,13 @@ impl Runner {
                 let known = shard.replid.ok_or_else(|| {
                     Error::new(ErrorKind::Bug, "+CONTINUE without having asked for it")
                 })?;
+                if replid.is_some_and(|new| new != known) {
+                    self.shared.event(
+                        "warning",
+                        "source_failed_over",
+                        "another server has become the source's master while no migration ran: states that were read of the old one right before may hold writes that went with it; `keyferry verify --repair` finds and mends such keys",
+                    );
+                }
                 shard.replid = Some(replid.unwrap_or(known));
                 if shard.snapshot_complete && !shard.snapshot_loaded {
                     spool.adopt_snapshot();

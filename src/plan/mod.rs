@@ -270,7 +270,7 @@ pub struct LimitsPlan {
     pub spool_bytes: u64,
     /// Memory of the whole process.
     pub memory_bytes: u64,
-    /// Connections to each side.
+    /// Connections to each side: a verification reads with fewer at a time, and `check` wants room for so many.
     pub connections: u32,
     /// How long source or target may be away before the run gives up; it goes on when it is run again.
     pub outage_s: u64,

@@ -227,6 +227,19 @@ impl Check {
             && !self.apart.contains(db, key)
     }
 
+    /// How many read at the same time: each has a connection to every master of a side.
+    fn workers(&self) -> usize {
+        let masters = |side: &Arc<Side>| side.layout().masters.len();
+        let most = (self.origin.server().map(masters)).max(Some(masters(&self.target)));
+        let limit = self
+            .job
+            .limits
+            .connections
+            .map_or(usize::MAX, |n| n as usize);
+        // Some are needed beside: for lists, the guard and what is confirmed.
+        (limit.saturating_sub(4) / most.unwrap_or(1).max(1)).clamp(1, walk::WORKERS)
+    }
+
     /// The masters of both sides.
     fn nodes(&self) -> Vec<(Endpoint, String)> {
         let sides = self.origin.server().into_iter().chain([&self.target]);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::{Mutex, mpsc};
 
-const WORKERS: usize = 4;
+pub const WORKERS: usize = 4;
 /// Keys that did not agree are confirmed before the end when there are more than this.
 const CANDIDATES: usize = 100_000;
 
@@ -25,7 +25,7 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
     let pages = Arc::new(Mutex::new(pages));
     check.progress().begin();
     let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..WORKERS {
+    for _ in 0..check.workers() {
         let worker = Worker {
             check: check.clone(),
             pass,
