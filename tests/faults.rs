@@ -3,6 +3,7 @@
 //! Seeded: each test prints its seed, and KEYFERRY_SEED=n runs it with that one. KEYFERRY_FULL=1 runs the long campaigns.
 
 use crate::support::cluster::Cluster;
+use crate::support::compare::Rules;
 use crate::support::cutter::Cutter;
 use crate::support::rng::Rng;
 use crate::support::server::{Server, Setup, servers_dir};
@@ -356,7 +357,11 @@ fn target_slots_move_while_loading_and_streaming() {
     let report = traffic.stop();
     story.catch_up_and_stop(running);
     story.verify();
-    story.judge();
+    // MIGRATE carries what is left of an expiry, so a move inside the target shifts it by the time the move took.
+    story.judge_by(&Rules {
+        expiry_tolerance_ms: 1_000,
+        ..Rules::default()
+    });
     story.check_counters(&report);
 }
 

@@ -145,9 +145,13 @@ impl Story {
     /// The independent proof.
     #[track_caller]
     pub fn judge(&self) -> Comparison {
+        self.judge_by(&Rules::default())
+    }
+
+    #[track_caller]
+    pub fn judge_by(&self, rules: &Rules) -> Comparison {
         let (mut a, mut b) = (self.source.side(), self.target.side());
-        let found =
-            compare(&mut a, &mut b, &Rules::default()).unwrap_or_else(|error| panic!("{error}"));
+        let found = compare(&mut a, &mut b, rules).unwrap_or_else(|error| panic!("{error}"));
         assert!(found.equal(), "{found}");
         found
     }
