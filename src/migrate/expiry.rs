@@ -4,6 +4,7 @@
 //! gets the expiry that the source tells then, or is removed if the source has it no more.
 //! Invariant: the lines are in the file before the checkpoint passes the commands that hold the keys back;
 //! a crash before that makes the same commands come again.
+//! What was released stays in a file of its own until it is known to survive a failover of the target.
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::types::DbIndex;
@@ -32,16 +33,33 @@ pub struct Held {
 impl Held {
     pub fn open(dir: &Path) -> Held {
         let path = dir.join("held");
-        let count = u64::from(
-            std::fs::metadata(&path).is_ok_and(|m| m.len() > 0)
-                || dir.join("held.releasing").exists(),
-        );
+        let there = |name: &str| std::fs::metadata(dir.join(name)).is_ok_and(|m| m.len() > 0);
+        let count = ["held", "held.releasing", "held.released"]
+            .iter()
+            .filter(|name| there(name))
+            .count() as u64;
         Held {
             path,
             file: None,
             pending: Vec::new(),
             count,
         }
+    }
+
+    /// What was released has survived.
+    pub fn settled(&self) -> Result<()> {
+        let path = self.path.with_extension("released");
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).context(ErrorKind::Disk, || format!("remove {}", path.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What was released may have gone with a master of the target: it is to be released again.
+    pub fn again(&mut self) {
+        self.count += u64::from(self.path.with_extension("released").exists());
     }
 
     /// Notes a key; [`Held::save`] writes it down.
@@ -83,15 +101,15 @@ impl Held {
         self.count = 0;
         let taken = self.path.with_extension("releasing");
         let failed = || format!("release the held expiries in {}", taken.display());
+        // Released by a run that has ended, or before the target lost a master.
+        let before = self.path.with_extension("released");
+        if before.exists() {
+            append(&before, &taken).context(ErrorKind::Disk, failed)?;
+        }
         if taken.exists() {
             // An earlier release was interrupted: what has come since is added to it.
-            if let Ok(more) = std::fs::read(&self.path) {
-                let mut old = OpenOptions::new()
-                    .append(true)
-                    .open(&taken)
-                    .context(ErrorKind::Disk, failed)?;
-                old.write_all(&more).context(ErrorKind::Disk, failed)?;
-                let _ = std::fs::remove_file(&self.path);
+            if self.path.exists() {
+                append(&self.path, &taken).context(ErrorKind::Disk, failed)?;
             }
         } else if self.path.exists() {
             std::fs::rename(&self.path, &taken).context(ErrorKind::Disk, failed)?;
@@ -107,6 +125,17 @@ impl Held {
             reader: Some(reader),
         })
     }
+}
+
+/// Moves the lines of one file to the end of another.
+fn append(from: &Path, to: &Path) -> std::io::Result<()> {
+    if !to.exists() {
+        return std::fs::rename(from, to);
+    }
+    let mut more = File::open(from)?;
+    let mut old = OpenOptions::new().append(true).open(to)?;
+    std::io::copy(&mut more, &mut old)?;
+    std::fs::remove_file(from)
 }
 
 /// Lines being released; the file goes when all of them are done.
@@ -139,10 +168,12 @@ impl Releasing {
         Ok(keys)
     }
 
+    /// All are on their way; they are kept until [`Held::settled`].
     pub fn done(self) -> Result<()> {
         if self.reader.is_some() {
-            std::fs::remove_file(&self.path).context(ErrorKind::Disk, || {
-                format!("remove {}", self.path.display())
+            let kept = self.path.with_extension("released");
+            append(&self.path, &kept).context(ErrorKind::Disk, || {
+                format!("keep the released expiries in {}", kept.display())
             })?;
         }
         Ok(())
@@ -171,6 +202,18 @@ mod tests {
         );
         assert!(all.next(10).unwrap().is_empty());
         all.done().unwrap();
+        // Until it is known to have survived, another run releases it again.
+        let mut held = Held::open(dir.path());
+        assert_eq!(held.count, 1);
+        let mut again = held.take().unwrap();
+        assert_eq!(again.next(10).unwrap().len(), 2);
+        again.done().unwrap();
+        held.note(DbIndex(0), b"c");
+        held.again();
+        let mut both = held.take().unwrap();
+        assert_eq!(both.next(10).unwrap().len(), 3);
+        both.done().unwrap();
+        held.settled().unwrap();
         assert_eq!(Held::open(dir.path()).count, 0);
     }
 }

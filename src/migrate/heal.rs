@@ -315,6 +315,7 @@ impl Pump {
         }
         self.settle_all()?;
         releasing.done()?;
+        self.released_at = Some(self.at);
         if released > 0 {
             tracing::debug!("{released} held expiries released");
         }

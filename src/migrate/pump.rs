@@ -94,6 +94,8 @@ pub struct Pump {
     pub(super) stable: Mark,
     /// What is before this is not done, whatever the pipe says: it is being healed, or is to be sent again.
     pub(super) floor: Option<Mark>,
+    /// Where the stream stood when expiries were released that are not yet known to survive a failover.
+    pub(super) released_at: Option<ReplOffset>,
     pub(super) losses_seen: u64,
     /// A verification has asked for keys to be written again.
     pub(super) repairs_pending: bool,
@@ -177,6 +179,7 @@ impl Pump {
             unstable: VecDeque::new(),
             stable,
             floor: None,
+            released_at: None,
             losses_seen: 0,
             repairs_pending: true,
             losses: Vec::new(),

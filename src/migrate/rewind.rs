@@ -39,6 +39,10 @@ impl Pump {
         if let Mark::Stream { at, db } = self.stable {
             self.shard.stable = Some(at);
             self.shard.stable_db = db;
+            if self.released_at.is_some_and(|released| released < at) {
+                self.released_at = None;
+                self.held.settled()?;
+            }
             if self.shard.snapshot_loaded && self.source.is_some() {
                 self.spool.drop_snapshot()?;
             }
@@ -81,6 +85,9 @@ impl Pump {
         self.losses_seen = view.losses;
         self.dirty.clear();
         self.floor = None;
+        self.released_at = None;
+        self.held.again();
+        self.holding = true;
         self.unstable.clear();
         let end = self.at.max(self.fenced_to).max(self.window_end);
         self.fenced.clear();
