@@ -162,15 +162,27 @@ impl Throttle {
 
     /// Other limits from now on.
     pub fn set(&self, keys_per_s: Option<u64>, bytes_per_s: Option<u64>) {
-        let set = |rate: &AtomicU64, n: Option<u64>| rate.store(n.unwrap_or(0), Ordering::Relaxed);
-        set(&self.0.keys_per_s, keys_per_s);
-        set(&self.0.bytes_per_s, bytes_per_s);
+        let set = |rate: &AtomicU64, n: Option<u64>| {
+            let n = n.unwrap_or(0);
+            rate.swap(n, Ordering::Relaxed) != n
+        };
+        if set(&self.0.keys_per_s, keys_per_s) | set(&self.0.bytes_per_s, bytes_per_s) {
+            // What was taken at the old price is forgiven.
+            let mut paid = self.0.paid.lock().unwrap_or_else(PoisonError::into_inner);
+            paid.at = paid.at.min(Instant::now());
+        }
     }
 
     /// Has everybody rest for so many times the time they work.
     pub fn slow_down(&self, times: f64) {
         let rest = (times * 1000.0).max(0.0) as u64;
         self.0.rest.store(rest, Ordering::Relaxed);
+    }
+
+    /// How long there is still to wait for what was taken.
+    pub fn due(&self) -> Duration {
+        let paid = self.0.paid.lock().unwrap_or_else(PoisonError::into_inner);
+        paid.at.saturating_duration_since(Instant::now())
     }
 
     /// Takes so many keys and bytes; returns how long to wait before more is taken.
@@ -188,7 +200,10 @@ impl Throttle {
         let mut paid = self.0.paid.lock().unwrap_or_else(PoisonError::into_inner);
         // What was slept is no work.
         let worked = now.saturating_duration_since(paid.last.max(paid.at));
-        price += worked.min(Throttle::BURST).as_secs_f64() * rest as f64 / 1000.0;
+        // The time worked is paid for as well: it passes anyway.
+        if rest > 0 {
+            price += worked.min(Throttle::BURST).as_secs_f64() * (1.0 + rest as f64 / 1000.0);
+        }
         let from = (paid.at).max(now.checked_sub(Throttle::BURST).unwrap_or(now));
         paid.at = from + Duration::from_secs_f64(price);
         paid.last = now;

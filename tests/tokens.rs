@@ -11,6 +11,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+/// How often somebody has logged in at the nodes of one end.
+fn logins(end: &Endpoint) -> u64 {
+    let calls = |node: &Server| {
+        let text = node.run("INFO commandstats").text();
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix("cmdstat_auth:calls="));
+        line.and_then(|l| l.split(',').next()?.parse::<u64>().ok())
+    };
+    end.nodes().iter().filter_map(calls).sum()
+}
+
 fn full() -> bool {
     std::env::var_os("KEYFERRY_FULL").is_some()
 }
@@ -114,6 +126,7 @@ fn goes_on(mode: &str, every: Duration, overlap: Duration, run: Duration) {
     let mut running = story.migrate();
     story.wait_loaded(&mut running);
     let before = story.target.info("stats", "total_connections_received");
+    let logins_before = logins(&story.target);
     let began = Instant::now();
     while began.elapsed() < run {
         std::thread::sleep(Duration::from_millis(500));
@@ -121,6 +134,7 @@ fn goes_on(mode: &str, every: Duration, overlap: Duration, run: Duration) {
     }
     // The target's connections were kept and logged in anew (each status of ours opens none).
     let opened = story.target.info("stats", "total_connections_received") - before;
+    let logged_in = logins(&story.target) - logins_before;
     let report = traffic.stop();
     if mode == "replica" {
         story.catch_up_and_stop(running);
@@ -140,7 +154,14 @@ fn goes_on(mode: &str, every: Duration, overlap: Duration, run: Duration) {
     let rounds: Vec<u64> = rotations.into_iter().map(Rotation::end).collect();
     assert!(rounds.iter().all(|n| *n >= 3), "{rounds:?}");
     assert!(opened < 30, "{opened} new connections to the target");
-    println!("{rounds:?} passwords, {opened} new connections to the target meanwhile");
+    // Each password was told by every living connection: a writer and the watchers of three nodes.
+    assert!(
+        logged_in >= opened as u64 + 3 * (rounds[1] - 2),
+        "{logged_in} logins with {opened} new connections"
+    );
+    println!(
+        "{rounds:?} passwords, {opened} new connections to the target and {logged_in} logins meanwhile"
+    );
     story.judge();
     story.check_counters(&report);
     // No password lies in what we leave behind.

@@ -115,6 +115,7 @@ impl Pump {
     /// The checkpoint: the lowest mark over all target nodes, with the counters, in one transaction.
     pub(super) fn save(&mut self, clean: bool) -> Result<()> {
         self.last_save = Instant::now();
+        self.shared.meet_limits()?;
         self.held.save()?;
         self.timed.save()?;
         self.loaded.save()?;
@@ -196,7 +197,6 @@ impl Pump {
         let counts = std::mem::take(&mut self.counts);
         let losses = std::mem::take(&mut self.losses);
         let written = (self.touched.as_mut()).and_then(|t| t.take(shard.shard));
-        self.shared.meet_limits()?;
         failpoint("before-save");
         self.shared.store(|store| {
             // First, so that a mark never passes a loss that is not listed.

@@ -79,11 +79,9 @@ impl Pump {
     /// Another server has become the source's master: what the one before had written last may have gone with it, so
     /// states that were read of it beyond the common history are read again.
     pub(super) fn meet_history(&mut self) -> Result<()> {
-        let (histories, from) = self.spool.histories();
-        if histories == self.histories {
+        let Some(from) = self.spool.take_history() else {
             return Ok(());
-        }
-        self.histories = histories;
+        };
         self.fence = None;
         let beyond = self.fenced.iter().filter(|(_, offset)| **offset > from);
         let keys: Vec<Key> = beyond.map(|(name, _)| split_db_key(name)).collect();
@@ -386,7 +384,7 @@ impl Pump {
                     let mut scan = Scan::new();
                     while let Some(mut page) = runtime.block_on(scan.next(&mut conn, 1000))? {
                         page.retain(|key| older(db, key));
-                        self.reread(db, &page)?;
+                        self.reread(db, &page, flushed)?;
                     }
                 }
             }
@@ -396,7 +394,7 @@ impl Pump {
     }
 
     /// Heals keys of the target's `db`, as far as they are ours.
-    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
+    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>], flushed: bool) -> Result<()> {
         if self.shared.job.databases.sources_of(db).next().is_none() {
             return Ok(());
         }
@@ -406,7 +404,7 @@ impl Pump {
                 ours.push((self.source_of(db, key)?, key.clone()));
             }
         }
-        if self.shared.job.on_existing == OnExisting::Replace {
+        if self.shared.job.on_existing == OnExisting::Replace && !flushed {
             // What the source does not hold may be the target's own, which is left.
             let mut held = Vec::with_capacity(ours.len());
             for (from, key) in ours {

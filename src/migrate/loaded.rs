@@ -22,11 +22,15 @@ pub struct Loaded {
 
 impl Loaded {
     pub fn open(dir: &Path, resumed: bool) -> Loaded {
-        Loaded {
+        let mut loaded = Loaded {
             path: dir.join("loaded"),
             out: None,
             resumed,
+        };
+        if !resumed {
+            loaded.done();
         }
+        loaded
     }
 
     fn failed(&self) -> impl Fn() -> String + use<> {
@@ -99,9 +103,10 @@ impl Loaded {
         }
     }
 
-    /// The file has done its work.
+    /// The file has done its work, or another load begins.
     pub fn done(&mut self) {
         self.out = None;
+        self.resumed = false;
         let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -61,8 +61,6 @@ pub struct Pump {
     /// Keys whose state on the target is already that of a later offset, by [`db_key`](crate::types::db_key).
     pub(super) fenced: HashMap<Vec<u8>, ReplOffset>,
     pub(super) fenced_to: ReplOffset,
-    /// Changes of the source's history that are dealt with.
-    pub(super) histories: u64,
     /// Up to here the stream is read, not replayed: it may have run before a crash.
     pub(super) window_end: ReplOffset,
     /// Keys written inside that window, to be healed.
@@ -158,7 +156,6 @@ impl Pump {
             format,
             fenced: HashMap::new(),
             fenced_to: ReplOffset(0),
-            histories: 0,
             window_end: ReplOffset(0),
             dirty: Vec::new(),
             held,
@@ -413,10 +410,10 @@ impl Pump {
         }
         self.pipe.flush();
         while !wait.is_zero() && !self.shared.stop.requested() {
-            let nap = wait.min(TICK);
-            std::thread::sleep(nap);
-            wait -= nap;
+            std::thread::sleep(wait.min(TICK));
             self.tick()?;
+            // The limits may be others by now.
+            wait = self.shared.throttle.due();
         }
         Ok(())
     }

@@ -112,6 +112,9 @@ impl Pump {
                 self.shard.snapshot_at = 0;
                 self.shard.snapshot_db = DbIndex::ZERO;
                 self.shard.snapshot_loaded = false;
+                // What a promoted replica has kept beside the snapshot may be older than that.
+                self.shard.reconcile = self.source.is_some();
+                self.loaded.done();
                 self.at = self.shard.snapshot_offset.unwrap_or(self.at);
                 self.db = DbIndex::ZERO;
                 self.shard.applied = Some(self.at);

@@ -48,6 +48,8 @@ struct Sweeper<'p> {
     /// The source is known to send every change.
     trusted: bool,
     sweeps: u64,
+    /// Bytes that the throttle has taken.
+    paced: u64,
     /// When repairs were looked for.
     repaired: Instant,
 }
@@ -98,6 +100,7 @@ impl Pump {
             listeners,
             trusted: on == Some(true),
             sweeps: 0,
+            paced: 0,
             repaired: Instant::now(),
         };
         let ended = sweeper.run();
@@ -314,6 +317,7 @@ impl Sweeper<'_> {
     /// Reads keys of the source and writes what they hold.
     fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
         let runtime = self.pump.shared.runtime.clone();
+        let mut moved = false;
         for window in runtime.block_on(self.source.windows(db, keys))? {
             self.pace(window.keys.len())?;
             if window.large {
@@ -331,6 +335,7 @@ impl Sweeper<'_> {
                     // Its slot is moving: it is read again.
                     Dumped::Elsewhere => {
                         self.events.put([(db, key.to_vec())]);
+                        moved = true;
                         continue;
                     }
                 };
@@ -344,6 +349,10 @@ impl Sweeper<'_> {
                 self.count(written);
             }
             self.resolve()?;
+        }
+        if moved {
+            let _ = runtime.block_on(self.source.side.refresh());
+            std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
@@ -506,9 +515,14 @@ impl Sweeper<'_> {
     }
 
     fn pace(&mut self, keys: usize) -> Result<()> {
-        let wait = self.pump.shared.throttle.take(keys as u64, 0);
-        if !wait.is_zero() {
-            std::thread::sleep(wait.min(Duration::from_secs(1)));
+        let bytes = self.source.side.bytes.load(Relaxed) + self.target.side.bytes.load(Relaxed);
+        let more = bytes.saturating_sub(std::mem::replace(&mut self.paced, bytes));
+        let mut wait = self.pump.shared.throttle.take(keys as u64, more);
+        while !wait.is_zero() {
+            self.go_on()?;
+            std::thread::sleep(wait.min(Duration::from_millis(100)));
+            self.pump.tick_scan()?;
+            wait = self.pump.shared.throttle.due();
         }
         Ok(())
     }

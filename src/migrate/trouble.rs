@@ -125,6 +125,8 @@ impl Pump {
                 if let Mark::Snapshot { at, db } = mark {
                     self.shard.snapshot_at = at;
                     self.shard.snapshot_db = db;
+                    // A checkpoint before it is read again must not pass it.
+                    self.loading = (at, db);
                 }
                 return Ok(true);
             }
@@ -150,7 +152,7 @@ impl Pump {
     fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
         let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
         for unit in units {
-            let touched = self.keys_of(&unit)?;
+            let touched = self.keys_of(&unit);
             if self.shared.scan {
                 // It is read and written again, as it is then.
                 self.dirty.extend(touched.into_iter().map(|(key, _)| key));
@@ -194,16 +196,36 @@ impl Pump {
             }
         }
         if !healing.is_empty() {
-            let keys: Vec<Key> = healing.into_values().collect();
+            let keys = self.placed(healing.into_values().collect())?;
             self.heal(&keys, mark)?;
         }
         Ok(())
     }
 
     /// The keys of a unit, in the source's databases.
-    fn keys_of(&mut self, unit: &Unit) -> Result<Vec<(Key, Access)>> {
+    ///
+    /// Where several go to the same one it is the first of them: [`Pump::placed`] looks for the right one.
+    fn keys_of(&self, unit: &Unit) -> Vec<(Key, Access)> {
+        let databases = &self.shared.job.databases;
+        let db = match databases.is_identity() {
+            true => unit.db,
+            false => databases.sources_of(unit.db).next().unwrap_or(unit.db),
+        };
         (command::keys_in(&unit.bytes).into_iter())
-            .map(|(key, access)| Ok(((self.source_of(unit.db, &key)?, key), access)))
+            .map(|(key, access)| ((db, key), access))
+            .collect()
+    }
+
+    /// Keys of [`Pump::keys_of`] with the database that really holds each.
+    fn placed(&mut self, keys: Vec<Key>) -> Result<Vec<Key>> {
+        if self.shared.job.databases.is_identity() || self.source.is_none() {
+            return Ok(keys);
+        }
+        (keys.into_iter())
+            .map(|(db, key)| {
+                let target = self.shared.job.databases.map(db).unwrap_or(db);
+                Ok((self.source_of(target, &key)?, key))
+            })
             .collect()
     }
 
@@ -277,7 +299,7 @@ impl Pump {
                 _ => break,
             }
         }
-        let touched = self.keys_of(unit)?;
+        let touched = self.keys_of(unit);
         let mark = self.oldest().unwrap_or_else(|| self.now());
         if self.shard.snapshot_loaded {
             let keys: Vec<Key> = touched
@@ -285,6 +307,7 @@ impl Pump {
                 .filter(|(_, a)| *a == Access::Write)
                 .map(|(k, _)| k)
                 .collect();
+            let keys = self.placed(keys)?;
             self.heal(&keys, mark)
         } else {
             self.resend(unit, &touched, mark)

@@ -6,7 +6,8 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::{Held, Learnt, Redacted, Secret};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How long a password command may run.
@@ -71,7 +72,10 @@ pub fn keep_fresh(secret: &Secret, learnt: &Learnt) {
         return;
     }
     let (secret, learnt) = (secret.clone(), learnt.clone());
+    let awake = Awake(learnt.refreshing.clone());
     tokio::spawn(async move {
+        // Whoever connects after this runtime has ended begins anew.
+        let _awake = awake;
         let mut wait = every;
         loop {
             tokio::time::sleep(wait).await;
@@ -84,6 +88,15 @@ pub fn keep_fresh(secret: &Secret, learnt: &Learnt) {
             };
         }
     });
+}
+
+/// Says for as long as it lives that the password is kept fresh.
+struct Awake(Arc<AtomicBool>);
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        self.0.store(false, Relaxed);
+    }
 }
 
 /// After a refusal on a living connection: reads the password anew beside what goes on.

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Conn, Stream, credentials, open, tls};
-use crate::plan::{Endpoint, Sentinel};
+use crate::plan::{Endpoint, Held, Learnt, Sentinel, Topology, is_for_good};
 use crate::resp::Reply;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -16,7 +16,10 @@ pub async fn resolve(endpoint: &Endpoint, address: &str) -> Result<Option<String
     match &endpoint.sentinel {
         // Any other address was told by the master itself.
         Some(sentinel) if address == endpoint.address() => {
-            master(endpoint, sentinel).await.map(Some)
+            let master = master(endpoint, sentinel).await?;
+            Ok(Some(
+                endpoint.address_map.get(&master).cloned().unwrap_or(master),
+            ))
         }
         _ => Ok(None),
     }
@@ -24,10 +27,20 @@ pub async fn resolve(endpoint: &Endpoint, address: &str) -> Result<Option<String
 
 /// The master's address, from the first sentinel that knows it.
 async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
+    // What a sentinel does not know says nothing of the master; and its password has no time limit of the connection's.
+    let own = Endpoint {
+        learnt: Learnt::default(),
+        sentinel: None,
+        ..endpoint.clone()
+    };
+    let held = match &endpoint.password {
+        Some(secret) => Some(credentials::current(secret, &endpoint.learnt, None).await?),
+        None => None,
+    };
     let mut last = None;
     for node in &sentinel.nodes {
         let ask = async {
-            let mut conn = sentinel_conn(endpoint, node).await?;
+            let mut conn = sentinel_conn(&own, node, held.clone()).await?;
             let name = sentinel.name.as_bytes();
             let reply = conn
                 .ask(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name])
@@ -57,13 +70,10 @@ async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
 }
 
 /// Sentinels have passwords of their own: none, or the one of the plan.
-async fn sentinel_conn(endpoint: &Endpoint, node: &str) -> Result<Conn> {
-    match (open(endpoint, node, None).await, &endpoint.password) {
-        (Err(e), Some(secret)) if e.kind() == ErrorKind::Auth => {
-            let held = credentials::current(secret, &endpoint.learnt, None).await?;
-            open(endpoint, node, Some(held)).await
-        }
-        (opened, _) => opened,
+async fn sentinel_conn(endpoint: &Endpoint, node: &str, held: Option<Held>) -> Result<Conn> {
+    match open(endpoint, node, None).await {
+        Err(e) if e.kind() == ErrorKind::Auth && held.is_some() => open(endpoint, node, held).await,
+        opened => opened,
     }
 }
 
@@ -98,8 +108,11 @@ async fn connected(address: &str) -> Result<TcpStream> {
         .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))
 }
 
-/// The plan's host with a private address's port.
+/// The plan's host with a private address's port; only a cluster announces such addresses.
 fn alternative(endpoint: &Endpoint, address: &str) -> Option<String> {
+    if endpoint.sentinel.is_some() || endpoint.topology == Topology::Standalone {
+        return None;
+    }
     let (host, port) = address.rsplit_once(':')?;
     let private = match host.trim_matches(['[', ']']).parse::<IpAddr>().ok()? {
         IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
@@ -127,7 +140,10 @@ async fn is_the_same(endpoint: &Endpoint, place: &str, announced: &str) -> Resul
     conn.enter(endpoint, held).await?;
     let nodes = conn.ask(&[b"CLUSTER", b"NODES"]).await?;
     match nodes {
-        Reply::Error(_) => Ok(!place.ends_with(&format!(":{}", endpoint.port))),
+        // Where it may not be asked, the announced ports of a cluster at another port are believed.
+        Reply::Error(text) => Ok(endpoint.topology == Topology::Cluster
+            && is_for_good(&text)
+            && !place.ends_with(&format!(":{}", endpoint.port))),
         // ID HOST:PORT@BUS[,NAME] FLAGS …; the port of TLS is not told everywhere.
         nodes => Ok(nodes.text().unwrap_or_default().lines().any(|line| {
             let mut words = line.split(' ').skip(1);

@@ -291,7 +291,7 @@ impl Conn {
         match self.reply().await? {
             Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
                 ErrorKind::Auth,
-                format!("the server refused AUTH: {text}"),
+                format!("the server refused AUTH: {}", without_arguments(&text)),
             )),
             _ => {
                 self.learnt.worked.store(true, Relaxed);
@@ -421,8 +421,9 @@ impl Conn {
         self.push(args);
         self.flush().await?;
         let reply = self.reply().await?;
-        if let Reply::Error(text) = &reply {
-            self.learnt.note(args, text);
+        match &reply {
+            Reply::Error(text) => self.learnt.note(args, text),
+            _ => self.learnt.works(args),
         }
         Ok(reply)
     }
@@ -514,9 +515,13 @@ pub fn refusal(command: &str, text: &str) -> Error {
         _ if text.contains("invalid password") => ErrorKind::Auth,
         _ => ErrorKind::Refused,
     };
-    // Values never appear in these lines, except in the "with args beginning with" of an unknown command.
-    let text = text.split(", with args").next().unwrap_or(text);
+    let text = without_arguments(text);
     Error::new(kind, format!("the server answered {command} with: {text}"))
+}
+
+/// Values never appear in error lines, except in the "with args beginning with" of an unknown command.
+fn without_arguments(text: &str) -> &str {
+    text.split(", with args").next().unwrap_or(text)
 }
 
 /// Whether an error reply says that a key's slot is, or is on its way to be, another master's.

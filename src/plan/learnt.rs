@@ -15,6 +15,24 @@ const CONTAINERS: [&str; 11] = [
     "OBJECT", "XINFO",
 ];
 
+/// Commands that nothing can be done without.
+const NEEDED: [&str; 14] = [
+    "CLUSTER SLOTS",
+    "DEL",
+    "DUMP",
+    "EXEC",
+    "EXISTS",
+    "INFO",
+    "MULTI",
+    "PEXPIRETIME",
+    "PING",
+    "PTTL",
+    "RESTORE",
+    "SCAN",
+    "SET",
+    "TYPE",
+];
+
 /// A password as it was read last.
 #[derive(Clone)]
 pub struct Held {
@@ -28,6 +46,8 @@ pub struct Held {
 #[derive(Clone)]
 pub struct Learnt {
     refused: Arc<Mutex<BTreeSet<String>>>,
+    /// Commands that were answered without an error.
+    allowed: Arc<Mutex<BTreeSet<String>>>,
     /// The password in use; held while it is read anew, so that one reading serves all who wait.
     pub held: Arc<tokio::sync::Mutex<Option<Held>>>,
     /// The version of the password in use.
@@ -44,6 +64,7 @@ impl Default for Learnt {
     fn default() -> Learnt {
         Learnt {
             refused: Arc::default(),
+            allowed: Arc::default(),
             held: Arc::default(),
             version: Arc::new(watch::Sender::new(0)),
             refreshing: Arc::default(),
@@ -71,15 +92,32 @@ impl Learnt {
     }
 
     /// Takes an error reply to a command: one that will come again is remembered.
+    ///
+    /// Not of a command that has worked before: then somebody is changing the user's rights right now.
     pub fn note(&self, args: &[&[u8]], error: &str) {
-        if is_for_good(error) {
-            self.refused().insert(name(args));
+        let name = name(args);
+        if is_for_good(error) && !self.allowed().contains(&name) {
+            self.refused().insert(name);
         }
     }
 
-    /// All that was refused, and what an earlier run has found.
+    /// Takes a reply that was no error.
+    pub fn works(&self, args: &[&[u8]]) {
+        let (mut allowed, name) = (self.allowed(), name(args));
+        if !allowed.contains(&name) {
+            allowed.insert(name);
+        }
+    }
+
+    fn allowed(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.allowed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was refused and can be done without; what cannot is tried anew by each run, as rights may have been given.
     pub fn list(&self) -> Vec<String> {
-        self.refused().iter().cloned().collect()
+        let refused = self.refused();
+        let spared = refused.iter().filter(|n| !NEEDED.contains(&n.as_str()));
+        spared.cloned().collect()
     }
 
     pub fn add(&self, names: impl IntoIterator<Item = String>) {
@@ -89,6 +127,7 @@ impl Learnt {
     /// For a new probe: rights may have been given meanwhile.
     pub fn forget_refusals(&self) {
         self.refused().clear();
+        self.allowed().clear();
     }
 
     /// Where the node of an announced address was reached instead.
@@ -108,7 +147,11 @@ impl Learnt {
 
     /// Tells everyone that the password has changed.
     pub fn changed(&self, version: u64) {
-        self.version.send_replace(version);
+        self.version.send_if_modified(|known| {
+            let new = *known != version;
+            *known = version;
+            new
+        });
     }
 
     /// Hears of changes of the password.
@@ -134,7 +177,7 @@ fn name(args: &[&[u8]]) -> String {
 }
 
 /// Whether a server will answer so each time: it does not know the command, or does not let this user run it.
-fn is_for_good(error: &str) -> bool {
+pub fn is_for_good(error: &str) -> bool {
     let lower = error.to_ascii_lowercase();
     (error.starts_with("NOPERM") && lower.contains("to run the"))
         || [

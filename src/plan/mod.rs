@@ -17,7 +17,7 @@ pub use job::{
     Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Redacted, Secret, Sentinel, Source,
     TlsOptions, VerifyOptions,
 };
-pub use learnt::{Held, Learnt};
+pub use learnt::{Held, Learnt, is_for_good};
 pub use validate::validate;
 
 use crate::error::{Error, ErrorKind, Result};

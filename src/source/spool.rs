@@ -48,9 +48,8 @@ struct State {
     arrivals: VecDeque<(ReplOffset, i64)>,
     /// The history that the spooled bytes belong to.
     replid: Option<ReplId>,
-    /// How often the source went on under another replication id, and where it did so last.
-    histories: u64,
-    history_from: ReplOffset,
+    /// Where the source went on under another replication id, the first time that nobody has dealt with.
+    history_from: Option<ReplOffset>,
     /// A snapshot file of the user's, read where it lies.
     file: Option<PathBuf>,
     /// Since when nothing can arrive, because the link is down.
@@ -74,8 +73,7 @@ impl State {
             end: None,
             arrivals: VecDeque::new(),
             replid: None,
-            histories: 0,
-            history_from: ReplOffset(0),
+            history_from: None,
             file: None,
             down_since_ms: None,
             disk_low: false,
@@ -187,14 +185,12 @@ impl Spool {
         let end = self.stream_end();
         let mut state = self.state();
         state.replid = Some(replid);
-        state.histories += 1;
-        state.history_from = end;
+        state.history_from.get_or_insert(end);
     }
 
-    /// How often [`Spool::continue_as`] was called, and where the stream stood then.
-    pub fn histories(&self) -> (u64, ReplOffset) {
-        let state = self.state();
-        (state.histories, state.history_from)
+    /// Where the stream stood when [`Spool::continue_as`] was called first since this was asked last.
+    pub fn take_history(&self) -> Option<ReplOffset> {
+        self.state().history_from.take()
     }
 
     pub fn set_replid(&self, replid: ReplId) {

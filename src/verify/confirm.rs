@@ -155,17 +155,17 @@ async fn confirm(
             Err(e) => {
                 tries.again(e, "reading keys again", &check.stop).await?;
                 target.reset();
-                let _ = check.target.refresh().await;
                 if let Some(source) = source.as_deref_mut() {
                     source.reset();
-                    let _ = source.side.refresh().await;
                 }
+                check.look_again().await;
                 continue;
             }
         };
-        let mut settled = 0;
+        let (mut settled, mut moved) = (0, false);
         for (n, (i, (a, b))) in open.iter().zip(both).enumerate() {
             let why = difference(check, &a, &b);
+            moved |= a == Found::Elsewhere || b == Found::Elsewhere;
             let stood_still = match &after {
                 // A file stands still.
                 Some(after) => after.get(n).is_none_or(|now| *now == a),
@@ -183,6 +183,9 @@ async fn confirm(
             if let Some(place) = read.get_mut(*i) {
                 *place = (a, b, verdict);
             }
+        }
+        if moved {
+            check.look_again().await;
         }
         if attempt < QUICK || after.is_none() {
             let nap = Duration::from_millis(10 << attempt.min(4));

@@ -100,11 +100,10 @@ impl Worker {
 
     async fn reset(&mut self) {
         self.target.reset();
-        let _ = self.check.target.refresh().await;
         if let Some(source) = &mut self.source {
             source.reset();
-            let _ = source.side.refresh().await;
         }
+        self.check.look_again().await;
     }
 
     /// The source's keys: read on both sides.
@@ -121,6 +120,7 @@ impl Worker {
             check: &check,
             db: name_db,
             sums: HashMap::new(),
+            moved: false,
             done: &mut done,
         };
         if let Some(facts) = &page.facts {
@@ -156,8 +156,12 @@ impl Worker {
             .gauge
             .done
             .fetch_add(page.keys.len() as u64, Relaxed);
+        let moved = tally.moved;
         let sums = tally.sums.into_iter();
         done.sums = sums.map(|(slot, (a, b))| (slot, a, b)).collect();
+        if moved {
+            check.look_again().await;
+        }
         Ok(done)
     }
 
@@ -190,12 +194,15 @@ struct Tally<'a> {
     /// The target's.
     db: DbIndex,
     sums: HashMap<u16, (SlotSum, SlotSum)>,
+    /// A slot was seen on its way to another master.
+    moved: bool,
     done: &'a mut Done,
 }
 
 impl Tally<'_> {
     fn take(&mut self, key: &[u8], a: Found, b: Found) {
         let (check, db) = (self.check, self.db);
+        self.moved |= a == Found::Elsewhere || b == Found::Elsewhere;
         match (&a, &b) {
             (Found::Here(a), _) if !check.job.filter.accepts_type(a.digest.kind.name()) => {}
             (Found::Here(a), Found::Here(b)) if check.agree(a, b) => {
@@ -270,6 +277,14 @@ pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Res
 }
 
 impl Check {
+    /// Asks both sides anew who serves which slot.
+    pub async fn look_again(&self) {
+        let _ = self.target.refresh().await;
+        if let Some(source) = self.origin.server() {
+            let _ = source.refresh().await;
+        }
+    }
+
     /// Whether two facts are the same, the plan's tolerance granted.
     pub fn agree(&self, a: &KeyFact, b: &KeyFact) -> bool {
         a.difference(b, self.job.verify.ttl_tolerance_ms, self.silent)

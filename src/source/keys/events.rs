@@ -159,7 +159,7 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
             Ok(()) = passwords.changed() => {
                 // A connection that listens cannot log in again: another takes over, and this one is read to its end.
                 let next = subscribe(side, address).await?;
-                finish(&mut conn, events).await?;
+                finish(&mut conn, events, asked).await?;
                 conn = next;
                 asked = false;
                 continue;
@@ -191,14 +191,20 @@ async fn subscribe(side: &Side, address: &str) -> Result<Conn> {
 }
 
 /// Takes what a listening connection has been sent up to now.
-async fn finish(conn: &mut Conn, events: &Events) -> Result<()> {
+///
+/// `asked`: the answer to an earlier PING is still to come.
+async fn finish(conn: &mut Conn, events: &Events, asked: bool) -> Result<()> {
+    let mut pongs = 1 + u32::from(asked);
     conn.push(&[b"PING"]);
     conn.flush().await?;
     loop {
         let message = conn.reply().await?;
         let pong = (message.array()).and_then(|p| p.first()?.bytes()) == Some(b"pong");
         if pong {
-            return Ok(());
+            pongs -= 1;
+            if pongs == 0 {
+                return Ok(());
+            }
         }
         events.take_message(&message);
     }

@@ -5,7 +5,7 @@
 use super::side::{KeyFact, Side};
 use crate::error::{Error, Result};
 use crate::net::scan::{self, Scan};
-use crate::net::{Conn, Tries};
+use crate::net::{Conn, Tries, info_field};
 use crate::resp::Reply;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, key_hash};
@@ -135,11 +135,20 @@ impl Listing {
             .filter(|s| self.wants(*s))
             .collect();
         let mut conns: HashMap<String, Conn> = HashMap::new();
+        let mut epoch = None;
         for slots in wanted.chunks(SLOTS_AT_ONCE) {
             let mut tries = Tries::new(self.patience);
             let listed = loop {
                 match self.slots(&mut conns, slots).await {
-                    Ok(listed) => break listed,
+                    Ok(listed) => {
+                        let now = current_epoch(&mut conns).await;
+                        // A slot that has moved lists as empty where it was.
+                        if now == epoch {
+                            break listed;
+                        }
+                        epoch = now;
+                        let _ = self.side.refresh().await;
+                    }
                     Err(e) => {
                         conns.clear();
                         self.again(e, &mut tries).await?;
@@ -298,6 +307,15 @@ fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
         db: db.0,
         cursor: String::from_utf8_lossy(cursor).into_owned(),
     }
+}
+
+/// The cluster's epoch, which rises with every slot that moves and every failover; `None` where it is not told.
+async fn current_epoch(conns: &mut HashMap<String, Conn>) -> Option<u64> {
+    let conn = conns.values_mut().next()?;
+    let reply = conn.ask(&[b"CLUSTER", b"INFO"]).await.ok()?;
+    info_field(&reply.text()?, "cluster_current_epoch")?
+        .parse()
+        .ok()
 }
 
 /// The keys of a slot that is too large for one answer.

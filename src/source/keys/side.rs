@@ -350,9 +350,15 @@ impl Reader {
                 break;
             }
             let types = self.types(from, &keys).await?;
+            if types.iter().flatten().any(String::is_empty) {
+                return Err(Error::new(
+                    ErrorKind::Moved,
+                    "a slot of the source is on its way to another master",
+                ));
+            }
             keys = (keys.iter().zip(types))
                 .filter(|(_, name)| {
-                    (name.as_ref()).is_none_or(|n| !n.is_empty() && !job.filter.accepts_type(n))
+                    (name.as_ref()).is_none_or(|n| !job.filter.accepts_type(type_name(n)))
                 })
                 .map(|(k, _)| *k)
                 .collect();
@@ -514,6 +520,14 @@ impl Reader {
         };
         self.conns.insert(address, conn);
         Ok(found)
+    }
+}
+
+/// A type as plans name it; TYPE tells the name of a module's type.
+fn type_name(name: &str) -> &str {
+    match name {
+        "string" | "list" | "set" | "zset" | "hash" | "stream" | "array" => name,
+        _ => "module",
     }
 }
 
