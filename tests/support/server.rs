@@ -246,11 +246,17 @@ impl Server {
     }
 
     pub fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(&self.setup, self.dir.path(), self.port, self.tls_port)
-            .expect("the server starts again");
-        self.await_ping(Duration::from_secs(20))
-            .expect("the server answers again");
+        // A killed node of a cluster now and then dies of an assertion of its own when it comes back.
+        for attempt in 0.. {
+            self.kill();
+            self.child = spawn(&self.setup, self.dir.path(), self.port, self.tls_port)
+                .expect("the server starts again");
+            match self.await_ping(Duration::from_secs(20)) {
+                Ok(()) => return,
+                Err(error) if attempt < 3 => println!("{error}\n{}", self.log_tail()),
+                Err(error) => panic!("the server answers again: {error}\n{}", self.log_tail()),
+            }
+        }
     }
 
     /// Everything it has logged.
