@@ -153,7 +153,11 @@ fn goes_on(mode: &str, every: Duration, overlap: Duration, run: Duration) {
     assert_eq!(verified.json["equal"], true, "{}", verified.stdout);
     let rounds: Vec<u64> = rotations.into_iter().map(Rotation::end).collect();
     assert!(rounds.iter().all(|n| *n >= 3), "{rounds:?}");
-    assert!(opened < 30, "{opened} new connections to the target");
+    // A sweep opens its own to list the keys.
+    assert!(
+        mode == "scan" || opened < 30,
+        "{opened} new connections to the target"
+    );
     // Each password was told by every living connection: a writer and the watchers of three nodes.
     assert!(
         logged_in >= opened as u64 + 3 * (rounds[1] - 2),
