@@ -5,7 +5,7 @@
 use crate::support::compare::{Rules, compare};
 use crate::support::dataset::{Fill, fill};
 use crate::support::keyferry::Plan;
-use crate::support::profile::{self, Profile};
+use crate::support::profile::{self, Profile, Provided};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
 use serde_json::{Value, json};
@@ -27,39 +27,62 @@ fn shipped(name: &str) -> Value {
     serde_json::from_slice(&text).expect("it is JSON")
 }
 
-/// Under 2,000 writes a second from beginning to end; after the freeze it is proven equal.
-fn live(name: &str, from: &'static Profile, to: &'static Profile) {
-    let (Some((source, ours)), Some((target, theirs))) = (from.start(), to.start()) else {
-        return;
-    };
+/// The plan `name` between two providers that run, with the source filled; `None` (and said) where one cannot be had.
+fn story(
+    name: &str,
+    topology: Option<&str>,
+    from: &'static Profile,
+    to: &'static Profile,
+) -> Option<(Story, Provided, Provided)> {
+    let (source, ours) = from.start()?;
+    let (target, theirs) = to.start()?;
     let mut json = shipped(name);
     let environment = vec![
         ours.put_into(&source, &mut json["source"], "SOURCE_SECRET"),
         theirs.put_into(&target, &mut json["target"], "TARGET_SECRET"),
     ];
+    if let Some(topology) = topology {
+        json["target"]["topology"] = json!(topology);
+    }
     let mut plan = Plan::of(json);
     plan.environment = environment;
+    fill_with_keys(&source);
     let story = Story {
         source,
         target,
         plan,
     };
+    Some((story, ours, theirs))
+}
+
+fn fill_with_keys(source: &Endpoint) {
     let what = Fill {
         field_expiry: false,
         ..Fill::new(keys())
     };
-    fill(&mut story.source.side(), &what).expect("the source is filled");
-    let checked = story.plan.run("check --json").exits(0).json;
-    println!("{name}: {}", checked["mode"]);
-    ours.refused(&story.source);
-    theirs.refused(&story.target);
+    fill(&mut source.side(), &what).expect("the source is filled");
+}
+
+fn writes(story: &Story) -> traffic::Traffic {
     let options = traffic::Options {
         rate: 2_000,
         seconds: 900,
         field_expiry: false,
         ..story.traffic_options()
     };
-    let traffic = traffic::start(&options).expect("the traffic starts");
+    traffic::start(&options).expect("the traffic starts")
+}
+
+/// Under 2,000 writes a second from beginning to end; after the freeze it is proven equal.
+fn live(name: &str, from: &'static Profile, to: &'static Profile) {
+    let Some((story, ours, theirs)) = story(name, None, from, to) else {
+        return;
+    };
+    let checked = story.plan.run("check --json").exits(0).json;
+    println!("{name}: {}", checked["mode"]);
+    ours.refused(&story.source);
+    theirs.refused(&story.target);
+    let traffic = writes(&story);
     let mut running = story.migrate();
     story.wait_loaded(&mut running);
     std::thread::sleep(Duration::from_secs(if full() { 30 } else { 4 }));
@@ -142,11 +165,7 @@ fn an_azure_export_to_azure_managed() {
     let Some((target, theirs)) = profile::AZURE_MANAGED_ENTERPRISE.start() else {
         return;
     };
-    let what = Fill {
-        field_expiry: false,
-        ..Fill::new(keys())
-    };
-    fill(&mut source.side(), &what).expect("the source is filled");
+    fill_with_keys(&source);
     source.nodes()[0].run("SAVE");
     let mut json = shipped("azure-cache-export-to-azure-managed");
     let secret = theirs.put_into(&target, &mut json["target"], "TARGET_SECRET");
@@ -172,37 +191,12 @@ fn an_azure_export_to_azure_managed() {
 /// A live source into the endpoint in front of a cluster: scripts, transactions and several keys are parted by slot.
 #[test]
 fn aiven_valkey_to_an_enterprise_endpoint() {
-    let Some((source, ours)) = profile::AIVEN_VALKEY.start() else {
+    let (name, from) = ("aiven-valkey-to-azure-managed", &profile::AIVEN_VALKEY);
+    let to = &profile::AZURE_MANAGED_ENTERPRISE;
+    let Some((story, _, theirs)) = story(name, Some("proxy"), from, to) else {
         return;
     };
-    let Some((target, theirs)) = profile::AZURE_MANAGED_ENTERPRISE.start() else {
-        return;
-    };
-    let mut json = shipped("aiven-valkey-to-azure-managed");
-    let secrets = vec![
-        ours.put_into(&source, &mut json["source"], "SOURCE_SECRET"),
-        theirs.put_into(&target, &mut json["target"], "TARGET_SECRET"),
-    ];
-    json["target"]["topology"] = json!("proxy");
-    let mut plan = Plan::of(json);
-    plan.environment = secrets;
-    let story = Story {
-        source,
-        target,
-        plan,
-    };
-    let what = Fill {
-        field_expiry: false,
-        ..Fill::new(keys())
-    };
-    fill(&mut story.source.side(), &what).expect("the source is filled");
-    let options = traffic::Options {
-        rate: 2_000,
-        seconds: 300,
-        field_expiry: false,
-        ..story.traffic_options()
-    };
-    let traffic = traffic::start(&options).expect("the traffic starts");
+    let traffic = writes(&story);
     let mut running = story.migrate();
     story.wait_loaded(&mut running);
     std::thread::sleep(Duration::from_secs(4));

@@ -22,7 +22,7 @@ use std::time::Duration;
 /// Started again, it goes on where it was. The source is only read; the target is written.
 #[derive(Args)]
 #[command(after_help = "\
-Exit codes: 0 done or caught up, 2 wrong plan, 3 failed, 130 interrupted; after 3 and 130 the same command goes on.
+Exit codes: 0 done or caught up, 1 not begun because of what check has found, 2 wrong plan, 3 failed, 130 interrupted; after 3 and 130 the same command goes on.
 
 Examples:
   keyferry migrate move.json                     until Ctrl-C

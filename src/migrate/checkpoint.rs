@@ -112,6 +112,22 @@ impl Pump {
         }
     }
 
+    /// The lowest mark that is not yet done; `None` when everything routed is.
+    pub(super) fn oldest(&mut self) -> Option<Mark> {
+        match (self.pipe.oldest(), self.floor) {
+            (Some(a), Some(b)) => Some(a.earlier(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Keeps checkpoints from passing a mark; returns what kept them before, for [`Pump::floor`] to be set to when the
+    /// work on it is on its way again.
+    pub(super) fn hold(&mut self, mark: Mark) -> Option<Mark> {
+        let before = self.floor;
+        self.floor = Some(before.map_or(mark, |b| b.earlier(mark)));
+        before
+    }
+
     /// The checkpoint: the lowest mark over all target nodes, with the counters, in one transaction.
     pub(super) fn save(&mut self, clean: bool) -> Result<()> {
         self.last_save = Instant::now();

@@ -287,22 +287,6 @@ impl Pump {
         Ok(mine.map_or_else(Touched::new, Touched::resume))
     }
 
-    /// The lowest mark that is not yet done; `None` when everything routed is.
-    pub(super) fn oldest(&mut self) -> Option<Mark> {
-        match (self.pipe.oldest(), self.floor) {
-            (Some(a), Some(b)) => Some(a.earlier(b)),
-            (a, b) => a.or(b),
-        }
-    }
-
-    /// Keeps checkpoints from passing a mark; returns what kept them before, for [`Pump::floor`] to be set to when the
-    /// work on it is on its way again.
-    pub(super) fn hold(&mut self, mark: Mark) -> Option<Mark> {
-        let before = self.floor;
-        self.floor = Some(before.map_or(mark, |b| b.earlier(mark)));
-        before
-    }
-
     pub(super) fn now(&self) -> Mark {
         Mark::Stream {
             at: self.at,

@@ -5,7 +5,7 @@
 //! Invariant: a secret lives in [`Held`] only; it is never logged, never part of an error.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::plan::{Held, Learnt, Redacted, Secret};
+use crate::plan::{Endpoint, Held, Learnt, Redacted, Secret};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const FILE_EVERY: Duration = Duration::from_secs(5);
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// The password now; `refused` is the version that the server has just refused, which is not taken again.
-pub async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Result<Held> {
+async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Result<Held> {
     let mut held = learnt.held.lock().await;
     if let Some(held) = held.as_ref()
         && refused != Some(held.version)
@@ -48,6 +48,14 @@ pub async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> 
     *held = Some(now.clone());
     learnt.changed(version);
     Ok(now)
+}
+
+/// The password of an endpoint now; `None` when its plan has none.
+pub async fn of(endpoint: &Endpoint, refused: Option<u64>) -> Result<Option<Held>> {
+    match &endpoint.password {
+        Some(secret) => current(secret, &endpoint.learnt, refused).await.map(Some),
+        None => Ok(None),
+    }
 }
 
 /// How long a password is used before it is read again.

@@ -1,7 +1,7 @@
 //! Where a node is really reached: by way of Sentinel, or at the plan's host where a cluster announces private addresses.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, Stream, credentials, open, tls};
+use crate::net::{Conn, credentials, open, open_over};
 use crate::plan::{Endpoint, Held, Learnt, Sentinel, Topology, is_for_good};
 use crate::resp::Reply;
 use std::net::IpAddr;
@@ -33,10 +33,7 @@ async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
         sentinel: None,
         ..endpoint.clone()
     };
-    let held = match &endpoint.password {
-        Some(secret) => Some(credentials::current(secret, &endpoint.learnt, None).await?),
-        None => None,
-    };
+    let held = credentials::of(endpoint, None).await?;
     let mut last = None;
     for node in &sentinel.nodes {
         let ask = async {
@@ -125,19 +122,8 @@ fn alternative(endpoint: &Endpoint, address: &str) -> Option<String> {
 
 /// Whether the node at `place` says that it is the one announced as `announced`.
 async fn is_the_same(endpoint: &Endpoint, place: &str, announced: &str) -> Result<bool> {
-    let tcp = connected(place).await?;
-    let stream = match &endpoint.tls {
-        None => Stream::Plain(tcp),
-        Some(options) => Stream::Tls(Box::new(
-            tls::wrap(tcp, options, place, &endpoint.host).await?,
-        )),
-    };
-    let held = match &endpoint.password {
-        Some(secret) => Some(credentials::current(secret, &endpoint.learnt, None).await?),
-        None => None,
-    };
-    let mut conn = Conn::over(stream, endpoint, place);
-    conn.enter(endpoint, held).await?;
+    let held = credentials::of(endpoint, None).await?;
+    let mut conn = open_over(connected(place).await?, endpoint, place, held).await?;
     let nodes = conn.ask(&[b"CLUSTER", b"NODES"]).await?;
     match nodes {
         // Where it may not be asked, the announced ports of a cluster at another port are believed.

@@ -107,13 +107,10 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
     let mut refused = None;
     loop {
         // Outside of the connection's time limit: a password command has its own.
-        let held = match &endpoint.password {
-            Some(secret) => {
-                credentials::keep_fresh(secret, learnt);
-                Some(credentials::current(secret, learnt, refused).await?)
-            }
-            None => None,
-        };
+        if let Some(secret) = &endpoint.password {
+            credentials::keep_fresh(secret, learnt);
+        }
+        let held = credentials::of(endpoint, refused).await?;
         let version = held.as_ref().map(|h| h.version);
         let attempt = open(endpoint, mapped, held);
         let opened = tokio::time::timeout(CONNECT_LIMIT, attempt)
@@ -150,6 +147,16 @@ fn no_answer(endpoint: &Endpoint) -> Error {
 /// One attempt at a connection to an address that is not mapped any more.
 async fn open(endpoint: &Endpoint, address: &str, held: Option<Held>) -> Result<Conn> {
     let tcp = find::tcp(endpoint, address).await?;
+    open_over(tcp, endpoint, address, held).await
+}
+
+/// TLS and AUTH over a socket that is connected.
+async fn open_over(
+    tcp: TcpStream,
+    endpoint: &Endpoint,
+    address: &str,
+    held: Option<Held>,
+) -> Result<Conn> {
     tune(&tcp);
     let stream = match &endpoint.tls {
         None => Stream::Plain(tcp),
@@ -197,6 +204,18 @@ struct Login {
 }
 
 impl Login {
+    /// The same with the password of now; `None` when it has not changed.
+    async fn renewed(&self, learnt: &Learnt) -> Option<Login> {
+        if self.held.version == learnt.version() {
+            return None;
+        }
+        let held = learnt.held.lock().await.clone()?;
+        Some(Login {
+            held,
+            ..self.clone()
+        })
+    }
+
     fn command(&self) -> Vec<&[u8]> {
         let mut words: Vec<&[u8]> = vec![b"AUTH"];
         words.extend(self.username.as_ref().map(String::as_bytes));
@@ -214,17 +233,14 @@ pub struct LoggedIn {
 impl LoggedIn {
     /// Appends AUTH when the password has changed; true when it did.
     pub async fn renew(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(login) = &mut self.login else {
+        let Some(before) = &mut self.login else {
             return false;
         };
-        if login.held.version == self.learnt.version() {
-            return false;
-        }
-        let Some(held) = self.learnt.held.lock().await.clone() else {
+        let Some(login) = before.renewed(&self.learnt).await else {
             return false;
         };
-        login.held = held;
         resp::command(out, &login.command());
+        *before = login;
         true
     }
 
@@ -306,14 +322,9 @@ impl Conn {
         let Some(before) = &self.login else {
             return Ok(());
         };
-        if before.held.version == self.learnt.version() {
-            return Ok(());
-        }
-        let Some(held) = self.learnt.held.lock().await.clone() else {
+        let Some(login) = before.renewed(&self.learnt).await else {
             return Ok(());
         };
-        let mut login = before.clone();
-        login.held = held;
         match self.log_in(login.clone()).await {
             // As it was: the server goes on with who we were until that ends.
             Err(e) if e.kind() == ErrorKind::Auth => {
