@@ -16,6 +16,7 @@ mod rdb_properties;
 mod rdb_samples;
 mod rdb_servers;
 mod scan;
+mod selection;
 mod support;
 mod tokens;
 mod topology;

@@ -1,8 +1,8 @@
-//! Databases that are merged: whether two of them hold a key of the same name, of which only one could arrive.
+//! Names that several keys would get at the target, of which only one could arrive: merged databases, new prefixes.
 
 use crate::error::Result;
-use crate::net::connect;
-use crate::net::scan::Scan;
+use crate::net::scan::{self, Scan};
+use crate::net::{connect, server};
 use crate::plan::{Endpoint, Job};
 use crate::types::{DbIndex, key_hash, shown};
 use std::collections::{BTreeMap, HashSet};
@@ -19,6 +19,48 @@ pub struct Conflicts {
     pub names: Vec<String>,
     /// There are too many keys to be looked through.
     pub unknown: bool,
+}
+
+/// Looks for keys whose names at the target belong to keys that are renamed.
+pub async fn taken_names(job: &Job, endpoint: &Endpoint) -> Result<Conflicts> {
+    let mut found = Conflicts::default();
+    let (layout, _) = server::layout(endpoint).await?;
+    for master in &layout.masters {
+        let mut conn = connect(endpoint, &master.address).await?;
+        let dbs = match layout.cluster {
+            true => vec![(DbIndex::ZERO, 0)],
+            false => scan::databases(&mut conn).await?,
+        };
+        for (db, _) in dbs
+            .iter()
+            .filter(|(db, _)| job.databases.map(*db).is_some())
+        {
+            conn.select(*db).await?;
+            for prefix in job.renames.given() {
+                let (mut scan, mut seen) = (Scan::of_prefix(prefix), HashSet::new());
+                while let Some(page) = scan.next(&mut conn, 1000).await? {
+                    let taken = (page.iter())
+                        .filter(|k| job.filter.accepts(k) && job.renames.to_target(k).is_none());
+                    for key in taken {
+                        // SCAN may tell a key twice.
+                        if seen.insert(key_hash(*db, key)) {
+                            found.add(key);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Conflicts {
+    fn add(&mut self, key: &[u8]) {
+        self.count += 1;
+        if self.names.len() < TOLD {
+            self.names.push(shown(key).to_string());
+        }
+    }
 }
 
 /// Looks through the databases that go to the same one of the target; `sizes` are the source's.
@@ -50,10 +92,7 @@ pub async fn conflicts(
                     let hash = key_hash(DbIndex::ZERO, key);
                     // SCAN may tell a key twice.
                     if own.insert(hash) && names.contains(&hash) {
-                        found.count += 1;
-                        if found.names.len() < TOLD {
-                            found.names.push(shown(key).to_string());
-                        }
+                        found.add(key);
                     }
                 }
             }

@@ -55,7 +55,7 @@ pub struct Report {
 }
 
 /// Findings that keep a new migration from beginning; what the others block shows itself, key by key, and is resumed.
-const STOPS: [&str; 8] = [
+const STOPS: [&str; 9] = [
     "clocks",
     "databases_conflict",
     "eviction",
@@ -64,6 +64,7 @@ const STOPS: [&str; 8] = [
     "source_commands",
     "target_clients",
     "target_commands",
+    "rename_conflict",
 ];
 
 impl Report {
@@ -126,6 +127,9 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         if !facts.databases.is_empty() {
             let found = merge::conflicts(job, endpoint, &facts.databases).await;
             rules::merge(found, &mut findings);
+        }
+        if !job.renames.is_empty() {
+            rules::renames(merge::taken_names(job, endpoint).await, &mut findings);
         }
         rules::source(job, facts, mode == Some("replica"), &mut findings);
     }

@@ -137,6 +137,34 @@ pub fn merge(found: Result<Conflicts>, findings: &mut Vec<Finding>) {
     }
 }
 
+pub fn renames(found: Result<Conflicts>, findings: &mut Vec<Finding>) {
+    let fix = "give the prefix in `rename` another new name, or leave the keys that have it already out with filter.exclude";
+    match found {
+        Ok(found) if found.count > 0 => add(
+            findings,
+            "rename_conflict",
+            Severity::Blocker,
+            format!(
+                "{} keys of the source have names already that `rename` gives to other keys: {}",
+                found.count,
+                found.names.join(", ")
+            ),
+            fix,
+        ),
+        Ok(_) => {}
+        Err(e) => add(
+            findings,
+            "rename_conflict",
+            Severity::Warning,
+            format!(
+                "whether the source has keys by the new names could not be looked up: {}",
+                e.chain()
+            ),
+            fix,
+        ),
+    }
+}
+
 pub fn mode(mode: Mode, allowed: bool, findings: &mut Vec<Finding>) {
     match (mode, allowed) {
         (Mode::Replica, false) => add(

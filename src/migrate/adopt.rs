@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::migrate::pump::Pump;
 use crate::net::scan::{self, Scan};
 use crate::net::{self, Conn};
+use crate::plan::Renames;
 use crate::types::{DbIndex, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +13,12 @@ const CHUNK: usize = 512;
 
 impl Pump {
     /// Whether this shard's commands on a key are to be applied.
-    pub(super) fn owns(&self, key: &[u8]) -> bool {
+    pub(super) fn owns(&self, name: &[u8]) -> bool {
+        self.shared.ownership.is_none() || self.mine.has(Slot::of(&self.source_name(name)))
+    }
+
+    /// The same of a key by the name that it has at the source.
+    pub(super) fn has_slot_of(&self, key: &[u8]) -> bool {
         self.shared.ownership.is_none() || self.mine.has(Slot::of(key))
     }
 
@@ -77,10 +83,11 @@ impl Pump {
             Err(e) if e.retry() == crate::error::Retry::Later => return Ok(false),
             Err(e) => return Err(e),
         };
-        keys.extend(self.target_keys(slots)?);
+        keys.extend(self.asked("listing the target's keys", |me| me.target_keys(slots))?);
+        let job = &self.shared.job;
         let keys: Vec<(DbIndex, Vec<u8>)> = (keys.into_iter())
-            .filter(|k| self.shared.job.filter.accepts(k))
-            .map(|k| (DbIndex::ZERO, k))
+            .filter(|k| job.filter.accepts(k))
+            .filter_map(|k| Some((DbIndex::ZERO, job.renames.to_target(&k)?.into_owned())))
             .collect();
         for chunk in keys.chunks(CHUNK) {
             let mark = self.now();
@@ -92,7 +99,7 @@ impl Pump {
         Ok(true)
     }
 
-    /// The keys of some slots that the target holds.
+    /// The keys of some of the source's slots that the target holds, by the source's names.
     fn target_keys(&mut self, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
         if self.shared.dry_run {
             return Ok(BTreeSet::new());
@@ -100,22 +107,29 @@ impl Pump {
         let endpoint = self.pipe.endpoint().clone();
         let runtime = self.shared.runtime.clone();
         let mut by_node: BTreeMap<usize, Vec<u16>> = BTreeMap::new();
+        let renames = self.shared.job.renames.clone();
         for slot in slots {
-            by_node
-                .entry(self.pipe.node_of(Slot::numbered(*slot)))
-                .or_default()
-                .push(*slot);
+            // Under other names they may lie anywhere.
+            let nodes = match renames.is_empty() {
+                true => {
+                    self.pipe.node_of(Slot::numbered(*slot))
+                        ..=self.pipe.node_of(Slot::numbered(*slot))
+                }
+                false => 0..=self.pipe.node_count() - 1,
+            };
+            for node in nodes {
+                by_node.entry(node).or_default().push(*slot);
+            }
         }
-        let cluster = self.pipe.topology().cluster;
+        let listed = self.pipe.topology().cluster && renames.is_empty();
         let mut keys = BTreeSet::new();
         for (node, slots) in by_node {
             let address = self.pipe.address(node).to_owned();
             let found = runtime.block_on(async {
                 let mut conn = net::connect(&endpoint, &address).await?;
-                if cluster {
-                    list(&mut conn, &slots).await
-                } else {
-                    search(&mut conn, &slots).await
+                match listed {
+                    true => list(&mut conn, &slots).await,
+                    false => search(&mut conn, &slots, &renames).await,
                 }
             })?;
             keys.extend(found);
@@ -135,12 +149,13 @@ async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
     Ok(keys)
 }
 
-/// The same of a server that is no cluster.
-async fn search(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+/// The same of a server that is no cluster, or has the keys under other names.
+async fn search(conn: &mut Conn, slots: &[u16], renames: &Renames) -> Result<BTreeSet<Vec<u8>>> {
     let wanted: SlotSet = slots.iter().copied().map(Slot::numbered).collect();
     let (mut keys, mut scan) = (BTreeSet::new(), Scan::new());
     while let Some(page) = scan.next(conn, 1000).await? {
-        keys.extend(page.into_iter().filter(|k| wanted.has(Slot::of(k))));
+        let named = (page.iter()).filter_map(|k| Some(renames.to_source(k)?.into_owned()));
+        keys.extend(named.filter(|k| wanted.has(Slot::of(k))));
     }
     Ok(keys)
 }

@@ -12,6 +12,7 @@ use crate::rdb::payload::{self, Fit};
 use crate::rdb::value::{self, ValueKind};
 use crate::resp;
 use crate::types::{DbIndex, ExpireAt, Mark, Slot, key_hash, shown, unix_ms};
+use std::borrow::Cow;
 use std::io::Read;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -24,9 +25,12 @@ impl Pump {
         version: u32,
         mark: Mark,
     ) -> Result<()> {
-        let h = &entry.header;
-        let Some(db) = self.admit(h, dialect)? else {
+        let Some((db, name)) = self.admit(&entry.header, dialect)? else {
             return Ok(());
+        };
+        let h = &Header {
+            key: &name,
+            ..entry.header
         };
         if h.expire.is_some() || payload::may_have_field_expiry(h.type_id) {
             self.timed.add(h.key);
@@ -54,8 +58,13 @@ impl Pump {
         Ok(())
     }
 
-    /// Counts a key read and says which database of the target it goes to; `None` when the plan leaves it out.
-    fn admit(&mut self, h: &Header<'_>, dialect: Dialect) -> Result<Option<DbIndex>> {
+    /// Counts a key read and says which database of the target it goes to under which name; `None` when the plan
+    /// leaves it out.
+    fn admit<'k>(
+        &mut self,
+        h: &Header<'k>,
+        dialect: Dialect,
+    ) -> Result<Option<(DbIndex, Cow<'k, [u8]>)>> {
         self.shard.keys_read += 1;
         self.progress.keys_read.store(self.shard.keys_read, Relaxed);
         let job = &self.shared.job;
@@ -63,12 +72,8 @@ impl Pump {
             self.count("skipped.database");
             return Ok(None);
         };
-        if !self.owns(h.key) {
+        if !self.has_slot_of(h.key) {
             self.count("left_to_adoption");
-            return Ok(None);
-        }
-        if self.is_existing(db, h.key) {
-            self.count("skipped.existing");
             return Ok(None);
         }
         if job.expired == Expired::Drop && h.expire.is_some_and(|e| e.0 <= unix_ms()) {
@@ -77,23 +82,32 @@ impl Pump {
         }
         if !job.filter.is_empty() {
             let wanted = job.filter.accepts(h.key)
-                && (!job.filter.has_types()
-                    || job
-                        .filter
-                        .accepts_type(value::kind(h.type_id, dialect)?.name()));
+                && (!job.filter.looks_inside()
+                    || job.filter.accepts_value(
+                        value::kind(h.type_id, dialect)?.name(),
+                        h.expire.is_some(),
+                    ));
             if !wanted {
                 self.count("skipped.filter");
                 return Ok(None);
             }
         }
+        let Some(name) = job.renames.to_target(h.key) else {
+            self.lose_source_key(db, h.key, losses::NAME, NAME_TAKEN)?;
+            return Ok(None);
+        };
+        if self.is_existing(db, &name) {
+            self.count("skipped.existing");
+            return Ok(None);
+        }
         if !self.target_has(db)? {
-            self.lose(db, h.key, losses::DATABASE, &no_database(h.db))?;
+            self.lose(db, &name, losses::DATABASE, &no_database(h.db))?;
             return Ok(None);
         }
         if self.shard.reconcile {
-            self.loaded.add(key_hash(db, h.key))?;
+            self.loaded.add(key_hash(db, &name))?;
         }
-        Ok(Some(db))
+        Ok(Some((db, name)))
     }
 
     /// The expiry to write: far off when the true one may come before the key's renewal does.
@@ -232,14 +246,15 @@ impl Pump {
     pub(super) fn large<R: Read>(&mut self, large: LargeEntry<'_, R>, mark: Mark) -> Result<bool> {
         let (h, dialect) = (large.header(), large.dialect());
         let kind = value::kind(h.type_id, dialect)?.name();
-        let Some(db) = self.admit(&h, dialect)? else {
+        let Some((db, name)) = self.admit(&h, dialect)? else {
             return Ok(false);
         };
+        let key = name.into_owned();
+        let h = Header { key: &key, ..h };
         if h.expire.is_some() || payload::may_have_field_expiry(h.type_id) {
             self.timed.add(h.key);
         }
         let expire = self.held_expiry(&h, mark);
-        let key = h.key.to_vec();
         if self.shared.dry_run {
             self.sizes.add(kind, &key, 0, "rebuilt");
         }
@@ -284,6 +299,10 @@ impl Pump {
         Ok(again)
     }
 }
+
+/// Why a key has nowhere to go whose name another one gets.
+pub(super) const NAME_TAKEN: &str =
+    "by `rename`, keys of another prefix get names like its own at the target";
 
 /// Why a key of the source's database `db` has nowhere to go.
 pub(super) fn no_database(db: DbIndex) -> String {

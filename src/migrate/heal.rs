@@ -7,15 +7,14 @@ use crate::fence::{Fence, KeyState};
 use crate::migrate::expiry::HEAL_WHOLE;
 use crate::migrate::pump::Pump;
 use crate::net;
-use crate::net::scan::{self, Scan};
-use crate::plan::OnExisting;
 use crate::rdb::file::Header;
 use crate::rdb::payload;
 use crate::resp;
 use crate::source::spool::End;
 use crate::task::failpoint;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, key_hash, shown, split_db_key};
-use std::collections::{BTreeMap, HashSet};
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -63,7 +62,7 @@ impl Pump {
                     self.write_state(db, key, state, mark)?;
                     self.timed.note(db, key, state.payload.is_some());
                     if let Some(touched) = &mut self.touched {
-                        touched.note(key);
+                        touched.note(&self.shared.job.renames, key);
                     }
                     self.fenced.insert(db_key(db, key), state.offset);
                     self.fenced_to = self.fenced_to.max(state.offset);
@@ -94,6 +93,7 @@ impl Pump {
     fn states(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<KeyState>> {
         let (ownership, me) = (self.shared.ownership.clone(), self.shard.shard);
         let adopting = self.adopting;
+        let names: Vec<Cow<[u8]>> = keys.iter().map(|k| self.source_name(k)).collect();
         self.fenced(|fence, runtime| {
             // While slots are copied that have come to us, one may go on to the next.
             let goes = |key: &[u8]| {
@@ -102,11 +102,11 @@ impl Pump {
                     false => o.has_left(me, Slot::of(key)),
                 })
             };
-            let (at, here): (Vec<usize>, Vec<&[u8]>) = (keys.iter().enumerate())
+            let (at, here): (Vec<usize>, Vec<&[u8]>) = (names.iter().enumerate())
                 .filter(|(_, k)| !goes(k))
-                .map(|(i, k)| (i, *k))
+                .map(|(i, k)| (i, k.as_ref()))
                 .unzip();
-            let mut states = vec![KeyState::elsewhere(); keys.len()];
+            let mut states = vec![KeyState::elsewhere(); names.len()];
             for (i, state) in at.into_iter().zip(runtime.block_on(fence.read(db, &here))?) {
                 if let Some(place) = states.get_mut(i) {
                     *place = state;
@@ -160,7 +160,8 @@ impl Pump {
         let value = payload::open(dump)
             .map_err(|e| e.context(format!("read the key {} from the source", shown(key))))?;
         let kind = crate::rdb::value::kind(value.type_id, value.dialect)?;
-        if self.shared.job.filter.has_types() && !self.shared.job.filter.accepts_type(kind.name()) {
+        let filter = &self.shared.job.filter;
+        if !filter.accepts_value(kind.name(), state.expire.is_some()) {
             return self.remove(target_db, key, mark).map(|()| false);
         }
         let version = u32::from(value.version);
@@ -284,8 +285,10 @@ impl Pump {
                     continue;
                 }
                 let names: Vec<&[u8]> = same.iter().map(|(_, k)| k.as_slice()).collect();
+                let asked: Vec<Cow<[u8]>> = names.iter().map(|k| self.source_name(k)).collect();
+                let asked: Vec<&[u8]> = asked.iter().map(Cow::as_ref).collect();
                 let expiries =
-                    self.fenced(|fence, runtime| runtime.block_on(fence.expiries(db, &names)))?;
+                    self.fenced(|fence, runtime| runtime.block_on(fence.expiries(db, &asked)))?;
                 let Some(target_db) = self.shared.job.databases.map(db) else {
                     continue;
                 };
@@ -293,7 +296,7 @@ impl Pump {
                 for (key, expiry) in names.iter().zip(expiries) {
                     released += 1;
                     if let Some(touched) = &mut self.touched {
-                        touched.note(key);
+                        touched.note(&self.shared.job.renames, key);
                     }
                     let node = self.pipe.node_of(Slot::of(key));
                     let out = &mut self.pipe.batch(node, target_db, mark)?.bytes;
@@ -334,7 +337,9 @@ impl Pump {
             let Some(target_db) = self.shared.job.databases.map(db) else {
                 continue;
             };
-            let groups = self.fenced(|fence, runtime| runtime.block_on(fence.groups(db, &key)))?;
+            let asked = self.source_name(&key);
+            let groups =
+                self.fenced(|fence, runtime| runtime.block_on(fence.groups(db, &asked)))?;
             let node = self.pipe.node_of(Slot::of(&key));
             let mark = self.now();
             for group in groups {
@@ -347,84 +352,6 @@ impl Pump {
                 resp::command(&mut self.pipe.batch(node, target_db, mark)?.bytes, &args);
                 self.pipe.added(node, 1);
             }
-        }
-        Ok(())
-    }
-
-    /// Makes exact what the target holds beside the keys of the snapshot that was just loaded, or after a flush
-    /// (`flushed`) everything: it is older than that, so it is read from the source, where it may be gone or new.
-    pub(super) fn reconcile(&mut self, flushed: bool) -> Result<()> {
-        self.shared.event(
-            "info",
-            "reconcile",
-            "the target's keys that the snapshot did not bring are compared with the source's: what is gone there is removed",
-        );
-        self.settle_all()?;
-        let parts = match flushed {
-            true => 1,
-            false => self.loaded.parts()?,
-        };
-        for part in 0..parts {
-            let brought = match flushed {
-                true => HashSet::new(),
-                false => self.loaded.part(part, parts)?,
-            };
-            let older = |db: DbIndex, key: &[u8]| {
-                let hash = key_hash(db, key);
-                hash % parts == part && !brought.contains(&hash)
-            };
-            for node in 0..self.pipe.node_count() {
-                let address = self.pipe.address(node).to_owned();
-                let endpoint = self.pipe.endpoint().clone();
-                let runtime = self.shared.runtime.clone();
-                let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
-                let dbs = runtime.block_on(scan::databases(&mut conn))?;
-                for (db, _) in dbs {
-                    runtime.block_on(conn.select(db))?;
-                    let mut scan = Scan::new();
-                    while let Some(mut page) = runtime.block_on(scan.next(&mut conn, 1000))? {
-                        page.retain(|key| older(db, key));
-                        self.reread(db, &page, flushed)?;
-                    }
-                }
-            }
-        }
-        self.settle_all()?;
-        Ok(())
-    }
-
-    /// Heals keys of the target's `db`, as far as they are ours.
-    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>], flushed: bool) -> Result<()> {
-        if self.shared.job.databases.sources_of(db).next().is_none() {
-            return Ok(());
-        }
-        let mut ours: Vec<Key> = Vec::new();
-        for key in keys {
-            if self.shared.job.filter.accepts(key) && self.owns(key) {
-                ours.push((self.source_of(db, key)?, key.clone()));
-            }
-        }
-        if self.shared.job.on_existing == OnExisting::Replace && !flushed {
-            // What the source does not hold may be the target's own, which is left.
-            let mut held = Vec::with_capacity(ours.len());
-            for (from, key) in ours {
-                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(from, &[&key])))?;
-                if there == [true] {
-                    held.push((from, key));
-                }
-            }
-            ours = held;
-        }
-        if !ours.is_empty() {
-            *self.counts.entry("reconciled").or_default() += ours.len() as u64;
-            let mark = self.now();
-            self.heal(&ours, mark)?;
-        }
-        if self.shared.stop.requested() {
-            return Err(Error::new(
-                ErrorKind::Interrupted,
-                "stopped while comparing the target's older keys with the source's",
-            ));
         }
         Ok(())
     }

@@ -10,16 +10,30 @@ use crate::rdb::payload::Target;
 use crate::rdb::value::module_name;
 use crate::store::Loss;
 use crate::types::{DbIndex, shown};
+use std::borrow::Cow;
 
 /// Which loss it is: its counter.
 pub const MODULE: &str = "skipped.module";
 pub const TYPE: &str = "skipped.type";
 pub const DATABASE: &str = "skipped.no_such_database";
+pub const NAME: &str = "skipped.name";
 pub const FIELD_EXPIRY: &str = "skipped.field_expiry";
 
 impl Pump {
     /// A key of the target's database `db` that cannot be held: an error, or a line in the list of losses.
     pub(super) fn lose(
+        &mut self,
+        db: DbIndex,
+        name: &[u8],
+        code: &'static str,
+        why: &str,
+    ) -> Result<()> {
+        let key = self.source_name(name).into_owned();
+        self.lose_source_key(db, &key, code, why)
+    }
+
+    /// The same of a key by the name that it has at the source.
+    pub(super) fn lose_source_key(
         &mut self,
         db: DbIndex,
         key: &[u8],
@@ -42,6 +56,17 @@ impl Pump {
         Ok(())
     }
 
+    /// What a key is called at the source. Within the pump, keys have the names that they get at the target.
+    pub(super) fn source_name<'k>(&self, name: &'k [u8]) -> Cow<'k, [u8]> {
+        (self.shared.job.renames.to_source(name)).unwrap_or(Cow::Borrowed(name))
+    }
+
+    /// Whether the plan moves a key that is called so at the target.
+    pub(super) fn accepts(&self, name: &[u8]) -> bool {
+        let job = &self.shared.job;
+        (job.renames.to_source(name)).is_some_and(|key| job.filter.accepts(&key))
+    }
+
     /// Whether the target has this database; asked once.
     pub(super) fn target_has(&mut self, db: DbIndex) -> Result<bool> {
         if db == DbIndex::ZERO {
@@ -54,15 +79,17 @@ impl Pump {
             false
         } else {
             let endpoint = self.pipe.endpoint().clone();
-            let ask = async {
-                let mut conn = net::connect(&endpoint, &endpoint.address()).await?;
-                conn.select(db).await
-            };
-            match self.shared.runtime.block_on(ask) {
-                Ok(()) => true,
-                Err(e) if e.kind() == ErrorKind::Refused => false,
-                Err(e) => return Err(e),
-            }
+            self.asked("asking the target for its databases", |me| {
+                let ask = async {
+                    let mut conn = net::connect(&endpoint, me.pipe.address(0)).await?;
+                    conn.select(db).await
+                };
+                match me.shared.runtime.block_on(ask) {
+                    Ok(()) => Ok(true),
+                    Err(e) if e.kind() == ErrorKind::Refused => Ok(false),
+                    Err(e) => Err(e),
+                }
+            })?
         };
         self.databases.insert(db, there);
         Ok(there)

@@ -16,7 +16,9 @@ mod ownership;
 pub mod progress;
 mod pump;
 pub mod rebuild;
+mod reconcile;
 mod reload;
+mod renamed;
 mod repair;
 mod rewind;
 mod router;
@@ -335,6 +337,7 @@ async fn migrate(
         target_has_functions: target.has_functions(),
         load_estimate_ms: estimate,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
+        told: Default::default(),
         existing: if job.on_existing == OnExisting::Skip {
             existing::find(&job.target, &topology, dir).await?
         } else {

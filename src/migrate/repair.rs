@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::types::DbIndex;
+use std::borrow::Cow;
 
 /// Keys taken at a time.
 const CHUNK: u32 = 1000;
@@ -23,15 +24,18 @@ impl Pump {
         let asked = self.shared.store(|s| s.repairs(CHUNK))?;
         self.repairs_pending = !asked.is_empty();
         let mine: Vec<(DbIndex, Vec<u8>)> = (asked.into_iter())
-            .filter(|(_, key)| self.owns(key))
+            .filter(|(_, key)| self.has_slot_of(key))
             .collect();
         if mine.is_empty() {
             return Ok(());
         }
         self.heal_dirty()?;
-        let keys: Vec<Key> = (mine.iter())
-            .map(|(db, key)| Ok((self.source_of(*db, key)?, key.clone())))
-            .collect::<Result<_>>()?;
+        let mut keys: Vec<Key> = Vec::with_capacity(mine.len());
+        for (db, key) in &mine {
+            if let Some(name) = self.shared.job.renames.to_target(key).map(Cow::into_owned) {
+                keys.push((self.source_of(*db, &name)?, name));
+            }
+        }
         let mark = self.now();
         self.heal(&keys, mark)?;
         self.settle_all()?;

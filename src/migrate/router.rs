@@ -6,6 +6,7 @@ use crate::migrate::bulk::no_database;
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
 use crate::migrate::losses;
 use crate::migrate::pump::Pump;
+use crate::migrate::renamed::Room;
 use crate::plan::OnExisting;
 use crate::resp;
 use crate::types::unix_ms;
@@ -52,7 +53,8 @@ impl Pump {
             || self.holding
             || self.lagging
             || self.shared.relative_ttls
-            || !self.shared.job.filter.is_empty();
+            || !self.shared.job.filter.is_empty()
+            || !self.shared.job.renames.is_empty();
         if special {
             return Ok(false);
         }
@@ -105,7 +107,7 @@ impl Pump {
                 }
                 slot = Some(this);
                 if let Some(touched) = &mut self.touched {
-                    touched.note(key);
+                    touched.note(&self.shared.job.renames, key);
                 }
             }
         }
@@ -171,6 +173,10 @@ impl Pump {
             .hint("start over with --fresh once the databases are as they shall stay")),
             Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
                 self.progress.commands.fetch_add(1, Relaxed);
+                let mut room = Room::default();
+                let Some(cmd) = &self.renamed(cmd, spec, mark, &mut room)? else {
+                    return Ok(());
+                };
                 if self.shared.silent_entries_read && spec.name == "XCLAIM" {
                     self.debts
                         .insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
@@ -289,7 +295,7 @@ impl Pump {
         {
             // The slot is on its way: its new owner copies it.
             if let Some(ownership) = &self.shared.ownership {
-                ownership.suspect(Slot::of(key));
+                ownership.suspect(Slot::of(&self.source_name(key)));
             }
             self.count("left_to_adoption");
             return Ok(());
@@ -298,7 +304,7 @@ impl Pump {
             keys.iter()
                 .filter(|k| k.access == Access::Write)
                 .filter_map(|k| cmd.arg(k.index))
-                .for_each(|k| touched.note(k));
+                .for_each(|k| touched.note(&self.shared.job.renames, k));
         }
         let source_db = self.db;
         let job = &self.shared.job;
@@ -319,13 +325,13 @@ impl Pump {
             };
         }
         if !job.filter.is_empty() {
-            let wanted = keys.iter().filter(|k| job.filter.accepts(key(k))).count();
+            let wanted = keys.iter().filter(|k| self.accepts(key(k))).count();
             if wanted == 0 {
                 self.count("skipped.filter");
                 return Ok(());
             }
-            if wanted < keys.len() || job.filter.has_types() {
-                let written = self.written(cmd, keys, |k| self.shared.job.filter.accepts(k));
+            if wanted < keys.len() || job.filter.looks_inside() {
+                let written = self.written(cmd, keys, |k| self.accepts(k));
                 return self.heal(&written, mark);
             }
         }

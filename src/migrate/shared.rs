@@ -8,8 +8,11 @@ use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle};
 use crate::types::unix_ms;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+
+/// How long an event is not repeated.
+const REPEAT: Duration = Duration::from_secs(5);
 
 /// What all pumps of a run share.
 pub struct Shared {
@@ -40,6 +43,8 @@ pub struct Shared {
     pub existing: Existing,
     /// How fast the snapshot may be loaded.
     pub throttle: Throttle,
+    /// The last event, and when.
+    pub told: Mutex<Option<(String, Instant)>>,
 }
 
 impl Shared {
@@ -54,7 +59,16 @@ impl Shared {
         Ok(())
     }
 
+    /// Tells and stores what has happened; the same again is told every few seconds only.
     pub fn event(&self, level: &str, code: &str, message: &str) {
+        {
+            let mut last = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let again = |(text, at): &(String, Instant)| text == message && at.elapsed() < REPEAT;
+            if last.as_ref().is_some_and(again) {
+                return;
+            }
+            *last = Some((message.to_owned(), Instant::now()));
+        }
         match level {
             "error" => tracing::error!("{message}"),
             "warning" => tracing::warn!("{message}"),

@@ -6,15 +6,19 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::KeyState;
+use crate::migrate::bulk::NAME_TAKEN;
 use crate::migrate::heal::Key;
+use crate::migrate::losses;
 use crate::migrate::pump::{Ended, Pump};
 use crate::migrate::rebuild::Rebuild;
 use crate::net::Tries;
 use crate::resp;
 use crate::source::keys::events::{self, Events};
+use crate::source::keys::fact::Found;
 use crate::source::keys::functions;
 use crate::source::keys::list::{Listing, Page, Position};
-use crate::source::keys::side::{Dumped, Found, Reader, Role, Side, pairs};
+use crate::source::keys::reader::{Dumped, Reader, pairs};
+use crate::source::keys::side::Side;
 use crate::store::SWEEPS;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
@@ -63,8 +67,8 @@ impl Pump {
             return Err(Error::new(ErrorKind::Bug, "a scan without a server"));
         };
         let (source, target) = runtime.block_on(async {
-            let source = Side::open(endpoint, Role::Source).await?;
-            Ok::<_, Error>((source, Side::open(&job.target, Role::Target).await?))
+            let source = Side::source(endpoint).await?;
+            Ok::<_, Error>((source, Side::target(&job).await?))
         })?;
         let (source, target) = (Arc::new(source), Arc::new(target));
         let stop = Shutdown::default();
@@ -305,8 +309,14 @@ impl Sweeper<'_> {
             return Vec::new();
         };
         (keys.iter().map(Vec::as_slice))
-            .filter(|k| shared.job.filter.accepts(k) && !self.pump.is_existing(to, k))
+            .filter(|k| shared.job.filter.accepts(k) && !self.is_existing(to, k))
             .collect()
+    }
+
+    /// A key that the target held before us; by its name at the source.
+    fn is_existing(&self, db: DbIndex, key: &[u8]) -> bool {
+        let name = self.pump.shared.job.renames.to_target(key);
+        name.is_some_and(|name| self.pump.is_existing(db, &name))
     }
 
     fn copy_page(&mut self, page: &Page) -> Result<()> {
@@ -345,7 +355,16 @@ impl Sweeper<'_> {
                     offset: ReplOffset(0),
                     elsewhere: false,
                 };
-                let written = self.pump.write_state(db, key, &state, MARK)?;
+                let renames = &self.pump.shared.job.renames;
+                let Some(name) = renames.to_target(key) else {
+                    if state.payload.is_some() {
+                        let to = self.pump.shared.job.databases.map(db).unwrap_or(db);
+                        self.pump
+                            .lose_source_key(to, key, losses::NAME, NAME_TAKEN)?;
+                    }
+                    continue;
+                };
+                let written = self.pump.write_state(db, &name, &state, MARK)?;
                 self.count(written);
             }
             self.resolve()?;
@@ -368,28 +387,33 @@ impl Sweeper<'_> {
 
     /// A value too large for one DUMP: its parts become commands.
     fn write_large(&mut self, db: DbIndex, key: &[u8]) -> Result<()> {
-        let Some(to) = self.pump.shared.job.databases.map(db) else {
+        let job = self.pump.shared.job.clone();
+        let Some(to) = job.databases.map(db) else {
             return Ok(());
         };
+        let Some(name) = job.renames.to_target(key) else {
+            return self.pump.lose_source_key(to, key, losses::NAME, NAME_TAKEN);
+        };
         let runtime = self.pump.shared.runtime.clone();
-        let node = self.pump.pipe.node_of(Slot::of(key));
+        let node = self.pump.pipe.node_of(Slot::of(&name));
         let format = self.pump.format;
         let pipe = &mut self.pump.pipe;
         let mut out = Vec::new();
-        let mut rebuild = Rebuild::new(key, &format, &mut out, |bytes: &mut Vec<u8>, commands| {
-            let batch = pipe.batch(node, to, MARK)?;
-            batch.bytes.extend_from_slice(bytes);
-            bytes.clear();
-            pipe.added(node, commands);
-            Ok(())
-        });
+        let mut rebuild =
+            Rebuild::new(&name, &format, &mut out, |bytes: &mut Vec<u8>, commands| {
+                let batch = pipe.batch(node, to, MARK)?;
+                batch.bytes.extend_from_slice(bytes);
+                bytes.clear();
+                pipe.added(node, commands);
+                Ok(())
+            });
         let read = runtime.block_on(self.source.parts(db, key, &mut rebuild))?;
         match read {
             Some(expire) => rebuild.finish(expire)?,
             None => {
                 // Gone meanwhile, perhaps in its middle.
                 drop(rebuild);
-                self.pump.remove(to, key, MARK)?;
+                self.pump.remove(to, &name, MARK)?;
             }
         }
         self.count(true);
@@ -442,6 +466,10 @@ impl Sweeper<'_> {
     /// Compares both sides once and writes what differs; returns how many keys.
     fn sweep(&mut self) -> Result<u64> {
         self.settle()?;
+        self.again(|me| {
+            let runtime = me.pump.shared.runtime.clone();
+            runtime.block_on(me.source.side.meet_replicas())
+        })?;
         let mut found = self.functions()?;
         let (mut pages, task) = self.pages(&self.source.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
@@ -491,7 +519,13 @@ impl Sweeper<'_> {
         let exact = self.source.side.pexpiretime && self.target.side.pexpiretime;
         let tolerance = if exact { 0 } else { 100 };
         match (a, b) {
-            (Found::Here(a), _) if !job.filter.accepts_type(a.digest.kind.name()) => true,
+            (Found::Here(a), _)
+                if !job
+                    .filter
+                    .accepts_value(a.digest.kind.name(), a.expire.is_some()) =>
+            {
+                true
+            }
             (Found::Here(a), Found::Here(b)) => a.difference(b, tolerance, false).is_none(),
             (Found::Gone, Found::Gone) => true,
             _ => false,
@@ -503,12 +537,12 @@ impl Sweeper<'_> {
         let runtime = self.pump.shared.runtime.clone();
         let job = self.pump.shared.job.clone();
         let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
-            .filter(|k| job.filter.accepts(k) && !self.pump.is_existing(page.db, k))
+            .filter(|k| job.filter.accepts(k) && !self.is_existing(page.db, k))
             .collect();
         self.pace(keys.len())?;
         let gone = runtime.block_on(self.source.lacks(&job, page.db, keys))?;
-        for key in &gone {
-            self.pump.remove(page.db, key, MARK)?;
+        for name in gone.iter().filter_map(|key| job.renames.to_target(key)) {
+            self.pump.remove(page.db, &name, MARK)?;
         }
         self.resolve()?;
         Ok(gone.len() as u64)
@@ -549,7 +583,7 @@ impl Sweeper<'_> {
         while self.pump.pipe.troubled() {
             self.pump.resolve()?;
             let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
-            self.events.put(back);
+            self.put_back(back);
         }
         Ok(())
     }
@@ -558,10 +592,14 @@ impl Sweeper<'_> {
     fn settle(&mut self) -> Result<()> {
         self.pump.settle_all()?;
         let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
-        if !back.is_empty() {
-            self.events.put(back);
-        }
+        self.put_back(back);
         Ok(())
+    }
+
+    /// Has keys read again that could not be written.
+    fn put_back(&self, keys: Vec<Key>) {
+        let named = (keys.into_iter()).map(|(db, k)| (db, self.pump.source_name(&k).into_owned()));
+        self.events.put(named);
     }
 }
 

@@ -2,8 +2,10 @@
 //!
 //! Invariant: it is saved in one transaction with the marks, so it covers everything before `applied`.
 
+use crate::plan::Renames;
 use crate::store::Written;
 use crate::types::{SLOTS, ShardId, Slot, unix_ms};
+use std::borrow::Cow;
 
 /// One source shard's record; times are of routing, never before the write itself.
 pub struct Touched {
@@ -37,9 +39,11 @@ impl Touched {
         u32::try_from(seconds).unwrap_or(u32::MAX)
     }
 
-    pub fn note(&mut self, key: &[u8]) {
+    /// Slots are the source's: a key is told by its name at the target.
+    pub fn note(&mut self, renames: &Renames, name: &[u8]) {
         let now = self.now();
-        if let Some(last) = self.last.get_mut(Slot::of(key).index()) {
+        let key = renames.to_source(name).unwrap_or(Cow::Borrowed(name));
+        if let Some(last) = self.last.get_mut(Slot::of(&key).index()) {
             *last = now;
             self.changed = true;
         }

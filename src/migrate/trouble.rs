@@ -29,6 +29,28 @@ impl Pump {
         }
     }
 
+    /// Asks the target something until it answers, as long as the plan's patience lasts.
+    pub(super) fn asked<T>(
+        &mut self,
+        what: &str,
+        mut ask: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<T> {
+        let mut tries = net::Tries::new(self.shared.patience);
+        loop {
+            let e = match ask(self) {
+                Ok(answer) => return Ok(answer),
+                Err(e) => e,
+            };
+            let (runtime, stop) = (self.shared.runtime.clone(), self.shared.stop.clone());
+            runtime.block_on(tries.again(e, what, &stop))?;
+            self.settle_all()?;
+            // Others may be its masters by now.
+            if let Err(e) = self.pipe.refresh() {
+                tracing::warn!("the target's topology could not be read: {e}");
+            }
+        }
+    }
+
     /// Collects what the target could not do and does it again, by the way that fits each error.
     ///
     /// True when the snapshot must be read again from its saved mark, because it is not known what has run.
@@ -236,8 +258,9 @@ impl Pump {
         }
         let sources: Vec<DbIndex> = self.shared.job.databases.sources_of(db).collect();
         if let [_, _, ..] = sources.as_slice() {
+            let asked = self.source_name(key);
             for from in &sources {
-                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(*from, &[key])))?;
+                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(*from, &[&asked])))?;
                 if there == [true] {
                     return Ok(*from);
                 }

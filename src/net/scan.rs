@@ -11,6 +11,8 @@ use crate::types::{DbIndex, Slot};
 pub struct Scan {
     /// `None` when the end has been reached.
     cursor: Option<Vec<u8>>,
+    /// Only keys that begin so; without it all.
+    pattern: Option<Vec<u8>>,
 }
 
 impl Scan {
@@ -22,6 +24,23 @@ impl Scan {
     pub fn from(cursor: Vec<u8>) -> Scan {
         Scan {
             cursor: Some(cursor),
+            pattern: None,
+        }
+    }
+
+    /// Only the keys with a prefix.
+    pub fn of_prefix(prefix: &[u8]) -> Scan {
+        let mut pattern = Vec::with_capacity(prefix.len() + 1);
+        for byte in prefix {
+            if b"*?[]\\^-".contains(byte) {
+                pattern.push(b'\\');
+            }
+            pattern.push(*byte);
+        }
+        pattern.push(b'*');
+        Scan {
+            pattern: Some(pattern),
+            ..Scan::new()
         }
     }
 
@@ -31,9 +50,11 @@ impl Scan {
             return Ok(None);
         };
         let count = count.to_string();
-        let reply = conn
-            .call(&[b"SCAN", cursor, b"COUNT", count.as_bytes()])
-            .await?;
+        let mut command: Vec<&[u8]> = vec![b"SCAN", cursor, b"COUNT", count.as_bytes()];
+        if let Some(pattern) = &self.pattern {
+            command.extend([b"MATCH".as_slice(), pattern]);
+        }
+        let reply = conn.call(&command).await?;
         let Reply::Array(parts) = reply else {
             return Err(unforeseen("SCAN", conn));
         };

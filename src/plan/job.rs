@@ -2,7 +2,10 @@
 //!
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
-use super::{CutoverPlan, Expired, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, Topology};
+use super::{
+    CutoverPlan, Expired, ExpiryFilter, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, Renames,
+    Topology,
+};
 use crate::types::{DbIndex, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,6 +21,7 @@ pub struct Job {
     pub target: Endpoint,
     pub databases: Databases,
     pub filter: Filter,
+    pub renames: Renames,
     pub on_existing: OnExisting,
     pub on_loss: OnLoss,
     pub expired: Expired,
@@ -117,6 +121,8 @@ pub struct Endpoint {
     pub topology: Topology,
     /// Announced address to reachable address.
     pub address_map: BTreeMap<String, String>,
+    /// Keys are read from replicas, where there are any.
+    pub from_replicas: bool,
     /// Who tells the master's address; `host` and `port` are the first of these then.
     pub sentinel: Option<Sentinel>,
     /// What is found out about it while the program runs.
@@ -314,6 +320,7 @@ pub struct Filter {
     pub(super) types: BTreeSet<String>,
     /// `None` is all.
     pub(super) slots: Option<SlotSet>,
+    pub(super) expiry: ExpiryFilter,
 }
 
 impl Filter {
@@ -321,8 +328,8 @@ impl Filter {
     pub fn is_empty(&self) -> bool {
         self.include.is_empty()
             && self.exclude.is_empty()
-            && self.types.is_empty()
             && self.slots.is_none()
+            && !self.looks_inside()
     }
 
     /// Whether the key is wanted by its name and its slot; exclude wins over include.
@@ -332,14 +339,23 @@ impl Filter {
             && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
     }
 
-    /// Whether a type is wanted, by the name of `rdb json`.
-    pub fn accepts_type(&self, kind: &str) -> bool {
-        self.types.is_empty() || self.types.contains(kind)
+    /// Whether a key is wanted by its type (by the name of `rdb json`) and by whether it expires.
+    pub fn accepts_value(&self, kind: &str, expires: bool) -> bool {
+        (self.types.is_empty() || self.types.contains(kind))
+            && match self.expiry {
+                ExpiryFilter::Any => true,
+                ExpiryFilter::With => expires,
+                ExpiryFilter::Without => !expires,
+            }
     }
 
-    /// Whether types are restricted, so that a key's type must be known before it is moved.
-    pub fn has_types(&self) -> bool {
-        !self.types.is_empty()
+    /// Whether more than a key's name must be known before it is moved.
+    pub fn looks_inside(&self) -> bool {
+        !self.types.is_empty() || self.looks_at_expiry()
+    }
+
+    pub fn looks_at_expiry(&self) -> bool {
+        self.expiry != ExpiryFilter::Any
     }
 }
 
@@ -365,6 +381,11 @@ impl fmt::Display for Filter {
                     .collect::<Vec<_>>()
                     .join(" ")
             ));
+        }
+        match self.expiry {
+            ExpiryFilter::Any => {}
+            ExpiryFilter::With => parts.push("with an expiry".into()),
+            ExpiryFilter::Without => parts.push("without an expiry".into()),
         }
         f.write_str(&if parts.is_empty() {
             "every key".to_string()

@@ -7,6 +7,7 @@
 mod glob;
 mod job;
 mod learnt;
+mod rename;
 mod shape;
 mod starting;
 mod url;
@@ -18,6 +19,7 @@ pub use job::{
     TlsOptions, VerifyOptions,
 };
 pub use learnt::{Held, Learnt, is_for_good};
+pub use rename::Renames;
 pub use validate::validate;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -43,6 +45,9 @@ pub struct Plan {
     /// Which keys are moved.
     #[serde(default)]
     pub filter: FilterPlan,
+    /// Prefixes that keys change on their way: the source's to the target's, as {"old:": "new:"}.
+    #[serde(default)]
+    pub rename: BTreeMap<String, String>,
     /// What to do when the target holds keys already.
     #[serde(default)]
     pub on_existing: OnExisting,
@@ -94,6 +99,19 @@ pub struct SourcePlan {
     /// Announced address to reachable address, for clusters behind a private network.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub address_map: BTreeMap<String, String>,
+    /// Which of its servers answer SCAN, DUMP and what `verify` reads; the replication stream comes from the master.
+    #[serde(default)]
+    pub read_from: ReadFrom,
+}
+
+/// Which servers of a side are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadFrom {
+    #[default]
+    Master,
+    /// A replica of each master, once it is in step; the master itself where there is none.
+    Replica,
 }
 
 /// Where the data goes.
@@ -256,6 +274,21 @@ pub struct FilterPlan {
     pub types: Vec<String>,
     /// Hash slots, as "0-8191,9000"; empty is all.
     pub slots: String,
+    /// Only keys with an expiry, or only those without.
+    pub expiry: ExpiryFilter,
+}
+
+/// Whether keys with an expiry are moved, or those without.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiryFilter {
+    /// Both.
+    #[default]
+    Any,
+    /// Keys that end by themselves.
+    With,
+    /// Keys that stay.
+    Without,
 }
 
 /// Upper bounds; 0 means chosen by the program.

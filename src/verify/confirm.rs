@@ -10,7 +10,9 @@ use crate::digest::SlotSum;
 use crate::error::{Error, Result};
 use crate::net::Tries;
 use crate::net::server;
-use crate::source::keys::side::{Found, Reader, Side};
+use crate::source::keys::fact::Found;
+use crate::source::keys::reader::Reader;
+use crate::source::keys::side::Side;
 use crate::store::{Difference, Lock, MODE, SWEEPS, Store};
 use crate::task::Shutdown;
 use crate::types::{ReplOffset, Slot, unix_ms};
@@ -135,6 +137,7 @@ async fn confirm(
                     Some(Vec::new()),
                 )),
                 Some(source) => {
+                    source.side.meet_replicas().await?;
                     let before = walk::of_names(check, source, &list).await?;
                     let caught_up = match Lock::holder(&check.work_dir) {
                         Some(_) => {
@@ -201,8 +204,7 @@ async fn confirm(
 
 /// Why two findings differ; `None` when they do not.
 fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
-    let wanted =
-        |f: &Found| (f.fact()).is_some_and(|f| check.job.filter.accepts_type(f.digest.kind.name()));
+    let wanted = |f: &Found| f.fact().is_some_and(|f| walk::accepted(check, f));
     match (a, b) {
         (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
         (Found::Here(x), Found::Here(y)) if wanted(a) => {

@@ -16,8 +16,9 @@ use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::guard;
 use crate::plan::{Endpoint, Job, OnExisting, Source};
+use crate::source::keys::fact::Found;
 use crate::source::keys::list;
-use crate::source::keys::side::{Found, Role, Side};
+use crate::source::keys::side::{Role, Side};
 use crate::source::private_dir;
 use crate::store::{Existing, Lock, Phase, Run, SlotRow, Store};
 use crate::task::{Shutdown, Throttle, peak_rss};
@@ -181,8 +182,10 @@ pub struct Check {
     slots: Option<SlotSet>,
     width: Width,
     repair: bool,
-    /// Keys that are not compared: the target's own, which on_existing "skip" has kept, and listed losses.
+    /// Keys that are not compared: the target's own, which on_existing "skip" has kept.
     apart: Existing,
+    /// Nor are listed losses.
+    lost: Existing,
     throttle: Throttle,
     /// Bytes that the throttle has taken.
     paced: AtomicU64,
@@ -224,7 +227,9 @@ impl Check {
         self.job.filter.accepts(key)
             && self.job.verify.exclude.accepts(key)
             && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
-            && !self.apart.contains(db, key)
+            && !self.lost.contains(db, key)
+            && (self.apart.is_empty()
+                || (self.job.renames.to_target(key)).is_none_or(|k| !self.apart.contains(db, &k)))
     }
 
     /// How many read at the same time: each has a connection to every master of a side.
@@ -347,21 +352,20 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         target: job.target.redacted_url(),
         started_ms: unix_ms(),
     })?;
-    let mut apart = (job.on_existing == OnExisting::Skip)
+    let apart = (job.on_existing == OnExisting::Skip)
         .then(|| Existing::load(&options.work_dir))
         .flatten()
         .unwrap_or_default();
     let losses = store.losses(i64::MAX as u64)?;
+    let mut lost = Existing::default();
     for (db, key, _) in &losses {
-        apart.insert(*db, key);
+        lost.insert(*db, key);
     }
     let origin = match &job.source {
-        Source::Server { endpoint, .. } => {
-            Origin::Server(Arc::new(Side::open(endpoint, Role::Source).await?))
-        }
+        Source::Server { endpoint, .. } => Origin::Server(Arc::new(Side::source(endpoint).await?)),
         Source::Rdb { path } => Origin::File(Snap::open(path)?),
     };
-    let target = Arc::new(Side::open(&job.target, Role::Target).await?);
+    let target = Arc::new(Side::target(&job).await?);
     let slots = match options.incremental {
         true => Some(incremental::slots(&origin, &options.work_dir, &store, &stop).await?),
         false => options.slots.clone(),
@@ -398,6 +402,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         width: options.width,
         repair: options.repair,
         apart,
+        lost,
         stop,
         gauge: options.gauge.clone(),
         about,

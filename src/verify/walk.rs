@@ -5,8 +5,10 @@ use super::{Check, Origin, confirm};
 use crate::digest::SlotSum;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::Tries;
+use crate::source::keys::fact::{Found, KeyFact};
 use crate::source::keys::list::{Listing, PAGE, Page};
-use crate::source::keys::side::{Found, KeyFact, Reader, Role, pairs};
+use crate::source::keys::reader::{Reader, pairs};
+use crate::source::keys::side::Role;
 use crate::types::{DbIndex, Slot, SlotSet};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -204,7 +206,7 @@ impl Tally<'_> {
         let (check, db) = (self.check, self.db);
         self.moved |= a == Found::Elsewhere || b == Found::Elsewhere;
         match (&a, &b) {
-            (Found::Here(a), _) if !check.job.filter.accepts_type(a.digest.kind.name()) => {}
+            (Found::Here(a), _) if !accepted(check, a) => {}
             (Found::Here(a), Found::Here(b)) if check.agree(a, b) => {
                 let (ours, theirs) = self.sums.entry(Slot::of(key).number()).or_default();
                 // Within the tolerance an expiry counts as the source's.
@@ -274,6 +276,11 @@ pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Res
         }
     }
     Ok(found)
+}
+
+/// Whether a key of this content is one that the plan moves.
+pub fn accepted(check: &Check, fact: &KeyFact) -> bool {
+    (check.job.filter).accepts_value(fact.digest.kind.name(), fact.expire.is_some())
 }
 
 impl Check {

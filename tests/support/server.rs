@@ -253,7 +253,7 @@ impl Server {
                 .expect("the server starts again");
             match self.await_ping(Duration::from_secs(20)) {
                 Ok(()) => return,
-                Err(error) if attempt < 3 => println!("{error}\n{}", self.log_tail()),
+                Err(error) if attempt < 6 => println!("{error}\n{}", self.log_tail()),
                 Err(error) => panic!("the server answers again: {error}\n{}", self.log_tail()),
             }
         }

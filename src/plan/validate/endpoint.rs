@@ -81,6 +81,7 @@ pub(super) fn endpoint(
         topology: typed.topology,
         address_map: typed.address_map.clone(),
         sentinel: at.sentinel,
+        from_replicas: false,
         learnt: Learnt::default(),
     })
 }

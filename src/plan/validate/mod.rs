@@ -6,7 +6,7 @@ mod endpoint;
 
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
-use super::{Glob, Plan, SourceMode, TargetPlan, Topology, WORKLOADS};
+use super::{Glob, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology, WORKLOADS};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{DbIndex, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +41,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
     }
     let databases = databases(plan, &source, &target, &mut warnings)?;
     let filter = filter(plan)?;
+    let renames = renames(plan)?;
     let limits = limits(plan)?;
     let verify = VerifyOptions {
         ttl_tolerance_ms: i64::try_from(plan.verify.ttl_tolerance_ms)
@@ -52,13 +53,14 @@ pub fn validate(plan: &Plan) -> Result<Job> {
     };
     check_cutover_and_latency(plan)?;
     let skip = plan.on_existing == super::OnExisting::Skip;
-    let fingerprint = fingerprint(&source, &target, &databases, &filter, skip);
+    let fingerprint = fingerprint(&source, &target, &databases, (&filter, &renames), skip);
     Ok(Job {
         name: plan.name.clone(),
         source,
         target,
         databases,
         filter,
+        renames,
         on_existing: plan.on_existing,
         on_loss: plan.on_loss,
         expired: plan.expired,
@@ -120,7 +122,10 @@ fn source(plan: &Plan, warnings: &mut Vec<String>) -> Result<Source> {
         topology: typed.topology,
         address_map: typed.address_map.clone(),
     };
-    let endpoint = endpoint("source", &as_target, warnings)?;
+    let endpoint = Endpoint {
+        from_replicas: typed.read_from == ReadFrom::Replica,
+        ..endpoint("source", &as_target, warnings)?
+    };
     if mode == Mode::Replica && endpoint.topology == Topology::Proxy {
         return Err(
             wrong("source.mode \"replica\" does not work with source.topology \"proxy\"")
@@ -139,6 +144,7 @@ fn rdb_source(plan: &Plan) -> Result<Source> {
         ("tls", typed.tls.is_some()),
         ("topology", typed.topology != Topology::Auto),
         ("address_map", !typed.address_map.is_empty()),
+        ("read_from", typed.read_from != ReadFrom::default()),
     ];
     if let Some((key, _)) = useless.iter().find(|(_, given)| *given) {
         return Err(
@@ -362,7 +368,22 @@ fn filter(plan: &Plan) -> Result<Filter> {
         exclude: globs("filter.exclude", &typed.exclude)?,
         types: typed.types.iter().cloned().collect(),
         slots,
+        expiry: typed.expiry,
     })
+}
+
+/// Each new prefix may be given once only: two keys could meet there.
+fn renames(plan: &Plan) -> Result<Renames> {
+    let mut given: BTreeMap<&str, &str> = BTreeMap::new();
+    for (from, to) in &plan.rename {
+        if let Some(other) = given.insert(to, from) {
+            return Err(wrong(format!(
+                "rename leads both {other:?} and {from:?} to {to:?}, so keys of the same rest would meet there"
+            ))
+            .hint("give each a prefix of its own"));
+        }
+    }
+    Ok(Renames::new(plan.rename.clone()))
 }
 
 fn limits(plan: &Plan) -> Result<Limits> {
@@ -434,7 +455,7 @@ fn fingerprint(
     source: &Source,
     target: &Endpoint,
     databases: &Databases,
-    filter: &Filter,
+    selected: (&Filter, &Renames),
     skip: bool,
 ) -> String {
     let hash = |text: String| {
@@ -453,7 +474,7 @@ fn fingerprint(
         hash(from),
         hash(place(target)),
         hash(format!("{databases:?}")),
-        hash(format!("{filter:?}")),
+        hash(format!("{selected:?}")),
         // Turned on half-way, "skip" would take the keys that this migration has written for the target's own.
         hash(skip.to_string())
     )

@@ -347,12 +347,27 @@ fn a_filter_takes_include_without_exclude() {
     )])
     .filter;
     assert!(filter.accepts(b"s:1") && !filter.accepts(b"s:tmp") && !filter.accepts(b"x"));
-    assert!(filter.accepts_type("hash") && !filter.accepts_type("set"));
+    assert!(filter.accepts_value("hash", true) && !filter.accepts_value("set", true));
     assert!(
         job(&[]).filter.is_empty()
             && job(&[]).filter.accepts(b"\xff")
-            && job(&[]).filter.accepts_type("set")
+            && job(&[]).filter.accepts_value("set", false)
     );
+}
+
+#[test]
+fn a_filter_by_expiry_looks_inside() {
+    let filter = job(&[("/filter", json!({"expiry": "without"}))]).filter;
+    assert!(filter.looks_inside() && !filter.is_empty());
+    assert!(filter.accepts_value("set", false) && !filter.accepts_value("set", true));
+    assert_eq!(filter.to_string(), "without an expiry");
+}
+
+#[test]
+fn two_prefixes_cannot_become_one() {
+    let plan = plan(&[("/rename", json!({"a:": "c:", "b:": "c:"}))]);
+    let error = validate(&plan).unwrap_err().to_string();
+    assert!(error.contains(r#"both "a:" and "b:" to "c:""#), "{error}");
 }
 
 #[test]
@@ -401,8 +416,11 @@ fn the_fingerprint_changes_with_what_is_moved_and_not_with_how() {
         changed(of(&[("/databases", json!({"include": [0]}))])),
         ["databases"]
     );
-    assert_eq!(
-        changed(of(&[("/filter", json!({"include": ["a"]}))])),
-        ["filter"]
-    );
+    for (path, value) in [
+        ("/filter", json!({"include": ["a"]})),
+        ("/filter", json!({"expiry": "with"})),
+        ("/rename", json!({"a:": "b:"})),
+    ] {
+        assert_eq!(changed(of(&[(path, value)])), ["filter"]);
+    }
 }

@@ -152,16 +152,16 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
         state.gap = true;
     }
     let _counted = Listening(events);
-    let mut asked = false;
+    let (mut asked, mut pongs) = (false, 0);
     loop {
         let heard = tokio::select! {
             heard = tokio::time::timeout(PING_AFTER, conn.reply()) => heard,
             Ok(()) = passwords.changed() => {
                 // A connection that listens cannot log in again: another takes over, and this one is read to its end.
                 let next = subscribe(side, address).await?;
-                finish(&mut conn, events, asked).await?;
+                finish(&mut conn, events, pongs).await?;
                 conn = next;
-                asked = false;
+                (asked, pongs) = (false, 0);
                 continue;
             }
         };
@@ -176,10 +176,13 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
             conn.push(&[b"PING"]);
             conn.flush().await?;
             asked = true;
+            pongs += 1;
             continue;
         };
         asked = false;
-        events.take_message(&message?);
+        let message = message?;
+        pongs -= u32::from(is_pong(&message));
+        events.take_message(&message);
     }
 }
 
@@ -192,15 +195,14 @@ async fn subscribe(side: &Side, address: &str) -> Result<Conn> {
 
 /// Takes what a listening connection has been sent up to now.
 ///
-/// `asked`: the answer to an earlier PING is still to come.
-async fn finish(conn: &mut Conn, events: &Events, asked: bool) -> Result<()> {
-    let mut pongs = 1 + u32::from(asked);
+/// `pongs`: how many answers to earlier PINGs are still to come.
+async fn finish(conn: &mut Conn, events: &Events, mut pongs: u32) -> Result<()> {
+    pongs += 1;
     conn.push(&[b"PING"]);
     conn.flush().await?;
     loop {
         let message = conn.reply().await?;
-        let pong = (message.array()).and_then(|p| p.first()?.bytes()) == Some(b"pong");
-        if pong {
+        if is_pong(&message) {
             pongs -= 1;
             if pongs == 0 {
                 return Ok(());
@@ -208,6 +210,10 @@ async fn finish(conn: &mut Conn, events: &Events, asked: bool) -> Result<()> {
         }
         events.take_message(&message);
     }
+}
+
+fn is_pong(message: &Reply) -> bool {
+    (message.array()).and_then(|p| p.first()?.bytes()) == Some(b"pong")
 }
 
 /// The key that a message is about: `__keyspace@0__:KEY` EVENT or `__keyevent@0__:EVENT` KEY.

@@ -2,7 +2,8 @@
 //!
 //! By slot where the server can list a slot, else by SCAN, whose repetitions are left out.
 
-use super::side::{KeyFact, Side};
+use super::fact::KeyFact;
+use super::side::Side;
 use crate::error::{Error, Result};
 use crate::net::scan::{self, Scan};
 use crate::net::{Conn, Tries, info_field};
@@ -101,7 +102,8 @@ impl Listing {
             Some(Position::End) => return Ok(()),
             Some(Position::Slot(_)) => true,
             Some(Position::Scan { .. }) => false,
-            None => self.side.cluster && self.lists_slots().await?,
+            // Under another name a key lies in another slot.
+            None => self.side.cluster && self.side.renames.is_empty() && self.lists_slots().await?,
         };
         match by_slot {
             true => self.by_slot(&mut out).await,
@@ -256,6 +258,11 @@ impl Listing {
                     }
                 };
                 tries = Tries::new(self.patience);
+                if !self.side.renames.is_empty() {
+                    keys = (keys.iter())
+                        .filter_map(|key| Some(self.side.renames.to_source(key)?.into_owned()))
+                        .collect();
+                }
                 keys.retain(|key| {
                     self.wants(Slot::of(key))
                         && (seen.len() >= SEEN_LIMIT || seen.insert(key_hash(*db, key)))

@@ -3,7 +3,10 @@
 //! For verification on both sides, and for sources that refuse to be replicated.
 
 pub mod events;
+pub mod fact;
 pub mod functions;
 pub mod list;
+pub mod reader;
+mod replicas;
 pub mod side;
 pub mod typed;

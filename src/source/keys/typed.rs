@@ -3,7 +3,8 @@
 //! The digest is the same as that of the DUMP payload. The parts are not read at one moment: what is written meanwhile
 //! makes two readings differ, and the key is read again.
 
-use super::side::{KeyFact, Side};
+use super::fact::KeyFact;
+use super::side::Side;
 use crate::digest::{Digester, Width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Server;

@@ -1,0 +1,104 @@
+//! on_existing "reconcile", and a flush of the source: what the target holds and nobody has just brought is compared.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::heal::Key;
+use crate::migrate::pump::Pump;
+use crate::net;
+use crate::net::scan::{self, Scan};
+use crate::plan::OnExisting;
+use crate::types::{DbIndex, key_hash};
+use std::collections::HashSet;
+
+impl Pump {
+    /// Makes exact what the target holds beside the keys of the snapshot that was just loaded, or after a flush
+    /// (`flushed`) everything: it is older than that, so it is read from the source, where it may be gone or new.
+    pub(super) fn reconcile(&mut self, flushed: bool) -> Result<()> {
+        self.shared.event(
+            "info",
+            "reconcile",
+            "the target's keys that the snapshot did not bring are compared with the source's: what is gone there is removed",
+        );
+        self.settle_all()?;
+        let parts = match flushed {
+            true => 1,
+            false => self.loaded.parts()?,
+        };
+        for part in 0..parts {
+            let brought = match flushed {
+                true => HashSet::new(),
+                false => self.loaded.part(part, parts)?,
+            };
+            let older = |db: DbIndex, key: &[u8]| {
+                let hash = key_hash(db, key);
+                hash % parts == part && !brought.contains(&hash)
+            };
+            // A failover in the middle: once more from the beginning, as nothing is healed wrong by that.
+            self.asked("listing the target's keys", |me| {
+                me.compare_older(&older, flushed)
+            })?;
+        }
+        self.settle_all()?;
+        Ok(())
+    }
+
+    /// Heals the target's keys that are `older`.
+    fn compare_older(
+        &mut self,
+        older: &impl Fn(DbIndex, &[u8]) -> bool,
+        flushed: bool,
+    ) -> Result<()> {
+        let endpoint = self.pipe.endpoint().clone();
+        let runtime = self.shared.runtime.clone();
+        for node in 0..self.pipe.node_count() {
+            let address = self.pipe.address(node).to_owned();
+            let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
+            let dbs = runtime.block_on(scan::databases(&mut conn))?;
+            for (db, _) in dbs {
+                runtime.block_on(conn.select(db))?;
+                let mut scan = Scan::new();
+                while let Some(mut page) = runtime.block_on(scan.next(&mut conn, 1000))? {
+                    page.retain(|key| older(db, key));
+                    self.reread(db, &page, flushed)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Heals keys of the target's `db`, as far as they are ours.
+    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>], flushed: bool) -> Result<()> {
+        if self.shared.job.databases.sources_of(db).next().is_none() {
+            return Ok(());
+        }
+        let mut ours: Vec<Key> = Vec::new();
+        for key in keys {
+            if self.accepts(key) && self.owns(key) {
+                ours.push((self.source_of(db, key)?, key.clone()));
+            }
+        }
+        if self.shared.job.on_existing == OnExisting::Replace && !flushed {
+            // What the source does not hold may be the target's own, which is left.
+            let mut held = Vec::with_capacity(ours.len());
+            for (from, key) in ours {
+                let asked = self.source_name(&key);
+                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(from, &[&asked])))?;
+                if there == [true] {
+                    held.push((from, key));
+                }
+            }
+            ours = held;
+        }
+        if !ours.is_empty() {
+            *self.counts.entry("reconciled").or_default() += ours.len() as u64;
+            let mark = self.now();
+            self.heal(&ours, mark)?;
+        }
+        if self.shared.stop.requested() {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                "stopped while comparing the target's older keys with the source's",
+            ));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,450 @@
+//! Reading keys of one side: their values and expiries, many at a time, of all masters at once.
+
+use super::fact::{Found, KeyFact};
+use super::side::Side;
+use super::typed;
+use crate::digest::{self, Width};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::server::Server;
+use crate::net::{Conn, is_elsewhere, refusal};
+use crate::plan::Job;
+use crate::rdb::value::ValueSink;
+use crate::resp::Reply;
+use crate::types::{DbIndex, ExpireAt, Slot, shown, unix_ms};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Bytes behind a DUMP payload's body: version and checksum.
+const FOOTER: usize = 10;
+/// Bytes of values asked for at a time, by the memory that they take at the server.
+const WINDOW_BYTES: u64 = 2 << 20;
+const WINDOW_KEYS: usize = 500;
+/// A value that takes more memory than this is read in parts.
+const LARGE: u64 = 8 << 20;
+
+/// Connections of one worker to one side.
+pub struct Reader {
+    pub side: Arc<Side>,
+    width: Width,
+    conns: HashMap<String, Conn>,
+}
+
+/// Keys that are read at a time: some, or one too large for one DUMP.
+pub struct Window<'k> {
+    pub keys: Vec<&'k [u8]>,
+    pub large: bool,
+}
+
+/// What a key is called on a side.
+type Name<'k> = Cow<'k, [u8]>;
+
+/// The answer of DUMP.
+pub enum Dumped {
+    Gone,
+    Here(Vec<u8>, Option<ExpireAt>),
+    Elsewhere,
+}
+
+impl Reader {
+    pub fn new(side: Arc<Side>, width: Width) -> Reader {
+        Reader {
+            side,
+            width,
+            conns: HashMap::new(),
+        }
+    }
+
+    /// After an error: what is on its way on these connections belongs to nobody.
+    pub fn reset(&mut self) {
+        self.conns.clear();
+    }
+
+    /// A connection with the database selected; `None` when the server has fewer databases, so none of these keys.
+    async fn take(&mut self, address: &str, db: DbIndex) -> Result<Option<Conn>> {
+        let mut conn = match self.conns.remove(address) {
+            Some(conn) => conn,
+            None => self.side.connect(address).await?,
+        };
+        match conn.select(db).await {
+            Ok(()) => Ok(Some(conn)),
+            Err(e) if e.kind() == ErrorKind::Refused => {
+                self.conns.insert(address.to_owned(), conn);
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Has `ask` queue one or two commands for each key and `answer` read their replies, on all masters at once.
+    async fn each<T, const N: usize>(
+        &mut self,
+        db: DbIndex,
+        keys: &[&[u8]],
+        absent: impl Fn() -> T,
+        ask: impl Fn(&mut Conn, &[u8]),
+        answer: impl Fn([Reply; N]) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let layout = self.side.layout();
+        let mut groups: BTreeMap<&str, Vec<(usize, Name)>> = BTreeMap::new();
+        for (i, key) in keys.iter().enumerate() {
+            // What cannot have a name there is not there.
+            if let Some(name) = self.side.renames.to_target(key) {
+                let master = layout.master_of(Slot::of(&name));
+                let address = master.map_or("", |m| m.address.as_str());
+                groups.entry(address).or_default().push((i, name));
+            }
+        }
+        let mut found: Vec<T> = keys.iter().map(|_| absent()).collect();
+        let mut asked = Vec::with_capacity(groups.len());
+        for (address, places) in groups {
+            if let Some(mut conn) = self.take(address, db).await? {
+                for (_, name) in &places {
+                    ask(&mut conn, name);
+                }
+                asked.push((address, places, conn));
+            }
+        }
+        let answer = &answer;
+        let answers = asked
+            .into_iter()
+            .map(|(address, places, mut conn)| async move {
+                conn.flush().await?;
+                let mut replies = Vec::with_capacity(places.len());
+                for _ in &places {
+                    let mut each = [const { Reply::Nil }; N];
+                    for reply in &mut each {
+                        *reply = conn.reply().await?;
+                    }
+                    replies.push(answer(each)?);
+                }
+                Ok::<_, Error>((address, places, replies, conn))
+            });
+        for (address, places, replies, mut conn) in futures::future::try_join_all(answers).await? {
+            self.side.bytes.fetch_add(conn.take_received(), Relaxed);
+            self.conns.insert(address.to_owned(), conn);
+            for ((i, _), reply) in places.into_iter().zip(replies) {
+                if let Some(place) = found.get_mut(i) {
+                    *place = reply;
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// DUMP and expiry of keys.
+    pub async fn dumps(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Dumped>> {
+        let pexpiretime = self.side.pexpiretime;
+        let ask = |conn: &mut Conn, key: &[u8]| {
+            conn.push(&[b"DUMP", key]);
+            conn.push(&[Server::expiry_command(pexpiretime), key]);
+        };
+        let answer = |[dump, expire]: [Reply; 2]| {
+            let now = if pexpiretime { 0 } else { unix_ms() };
+            let expire = expire.int().filter(|n| *n >= 0);
+            Ok(match dump {
+                Reply::Nil => Dumped::Gone,
+                Reply::Bulk(payload) => Dumped::Here(payload, expire.map(|n| ExpireAt(n + now))),
+                Reply::Error(text) if is_elsewhere(&text) => Dumped::Elsewhere,
+                Reply::Error(text) => return Err(refusal("DUMP", &text)),
+                _ => return Err(unforeseen("DUMP")),
+            })
+        };
+        self.each(db, keys, || Dumped::Gone, ask, answer).await
+    }
+
+    /// The type's name of each key; `None` for one that is not there.
+    async fn types(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Option<String>>> {
+        let ask = |conn: &mut Conn, key: &[u8]| conn.push(&[b"TYPE", key]);
+        let answer = |[reply]: [Reply; 1]| match reply {
+            Reply::Status(name) => Ok(Some(name).filter(|n| n != "none")),
+            // Wherever it is, it is somewhere.
+            Reply::Error(text) if is_elsewhere(&text) => Ok(Some(String::new())),
+            Reply::Error(text) => Err(refusal("TYPE", &text)),
+            _ => Err(unforeseen("TYPE")),
+        };
+        self.each(db, keys, || None, ask, answer).await
+    }
+
+    /// Whether each key has an expiry.
+    async fn expire(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<bool>> {
+        let ask = |conn: &mut Conn, key: &[u8]| conn.push(&[b"PTTL", key]);
+        let answer = |[reply]: [Reply; 1]| match reply {
+            Reply::Int(n) => Ok(n >= 0),
+            Reply::Error(text) if is_elsewhere(&text) => Ok(false),
+            Reply::Error(text) => Err(refusal("PTTL", &text)),
+            _ => Err(unforeseen("PTTL")),
+        };
+        self.each(db, keys, || false, ask, answer).await
+    }
+
+    /// Those of some keys of the target that no database of the source that goes there holds, or not as a wanted type.
+    pub async fn lacks<'k>(
+        &mut self,
+        job: &Job,
+        db: DbIndex,
+        mut keys: Vec<&'k [u8]>,
+    ) -> Result<Vec<&'k [u8]>> {
+        for from in job.databases.sources_of(db) {
+            if keys.is_empty() {
+                break;
+            }
+            let types = self.types(from, &keys).await?;
+            let expire = match job.filter.looks_at_expiry() {
+                true => self.expire(from, &keys).await?,
+                false => vec![false; keys.len()],
+            };
+            if types.iter().flatten().any(String::is_empty) {
+                return Err(Error::new(
+                    ErrorKind::Moved,
+                    "a slot of the source is on its way to another master",
+                ));
+            }
+            keys = (keys.iter().zip(types.iter().zip(expire)))
+                .filter(|(_, (name, expires))| {
+                    let wanted = |n: &String| job.filter.accepts_value(type_name(n), *expires);
+                    !name.as_ref().is_some_and(wanted)
+                })
+                .map(|(k, _)| *k)
+                .collect();
+        }
+        Ok(keys)
+    }
+
+    /// The source's database that a key of the target's `db` comes from: where several go there, the one that holds it.
+    pub async fn source_of(&mut self, job: &Job, db: DbIndex, key: &[u8]) -> Result<DbIndex> {
+        if job.databases.is_identity() {
+            return Ok(db);
+        }
+        let sources: Vec<DbIndex> = job.databases.sources_of(db).collect();
+        if let [_, _, ..] = sources.as_slice() {
+            for from in &sources {
+                if self.types(*from, &[key]).await? != [None] {
+                    return Ok(*from);
+                }
+            }
+        }
+        Ok(sources.first().copied().unwrap_or(db))
+    }
+
+    /// About how much memory each value takes; 0 where that is not told.
+    async fn memory(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<u64>> {
+        let side = self.side.clone();
+        let refused = side.endpoint.learnt.refuses(&[b"MEMORY", b"USAGE"]);
+        if refused || !side.memory.load(Relaxed) {
+            return Ok(vec![0; keys.len()]);
+        }
+        let ask = |conn: &mut Conn, key: &[u8]| {
+            conn.push(&[b"MEMORY", b"USAGE", key, b"SAMPLES", b"1"]);
+        };
+        let answer = |[reply]: [Reply; 1]| match reply {
+            Reply::Int(n) => Ok(u64::try_from(n).unwrap_or(0)),
+            Reply::Error(text) => {
+                if !is_elsewhere(&text) {
+                    side.memory.store(false, Relaxed);
+                }
+                Ok(0)
+            }
+            _ => Ok(0),
+        };
+        self.each(db, keys, || 0, ask, answer).await
+    }
+
+    /// Parts some keys into what is read at a time.
+    pub async fn windows<'k>(&mut self, db: DbIndex, keys: &[&'k [u8]]) -> Result<Vec<Window<'k>>> {
+        let memory = self.memory(db, keys).await?;
+        let mut windows: Vec<Window> = Vec::new();
+        let mut bytes = 0;
+        for (key, n) in keys.iter().zip(memory) {
+            let large = n > LARGE;
+            bytes += n;
+            match windows.last_mut() {
+                Some(last)
+                    if !(last.large || large)
+                        && bytes <= WINDOW_BYTES
+                        && last.keys.len() < WINDOW_KEYS =>
+                {
+                    last.keys.push(*key);
+                }
+                _ => {
+                    let keys = vec![*key];
+                    windows.push(Window { keys, large });
+                    bytes = n;
+                }
+            }
+        }
+        Ok(windows)
+    }
+
+    /// What keys hold, in their order.
+    pub async fn facts(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Found>> {
+        let mut found = Vec::with_capacity(keys.len());
+        for window in self.windows(db, keys).await? {
+            found.extend(self.window(db, &window).await?);
+        }
+        Ok(found)
+    }
+
+    /// What the keys of a window hold.
+    async fn window(&mut self, db: DbIndex, window: &Window<'_>) -> Result<Vec<Found>> {
+        if self.dumps_of(window) {
+            match self.dumps(db, &window.keys).await {
+                Ok(dumps) => {
+                    let read = dumps.iter().zip(&window.keys);
+                    return read.map(|(dump, key)| self.digest(dump, key)).collect();
+                }
+                Err(e) if e.kind() == ErrorKind::Refused => {
+                    tracing::warn!("values are read by the commands of their types: {e}");
+                    self.side.dump.store(false, Relaxed);
+                    self.reset();
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let mut found = Vec::with_capacity(window.keys.len());
+        for key in &window.keys {
+            found.push(self.typed(db, key).await?);
+        }
+        Ok(found)
+    }
+
+    /// Whether a window is read by DUMP.
+    fn dumps_of(&self, window: &Window) -> bool {
+        !window.large && self.side.dump.load(Relaxed)
+    }
+
+    fn digest(&self, dump: &Dumped, key: &[u8]) -> Result<Found> {
+        Ok(match dump {
+            Dumped::Gone => Found::Gone,
+            Dumped::Elsewhere => Found::Elsewhere,
+            Dumped::Here(payload, expire) => {
+                let digest = digest::of_payload(payload, unix_ms(), self.width)
+                    .map_err(|e| e.context(format!("read the key {}", shown(key))))?;
+                digest.map_or(Found::Gone, |digest| {
+                    Found::Here(KeyFact {
+                        digest,
+                        expire: *expire,
+                    })
+                })
+            }
+        })
+    }
+
+    /// Reads a value in parts into `sink` and returns its expiry; the outer `None` when the key is gone or elsewhere.
+    pub async fn parts(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        sink: &mut impl ValueSink,
+    ) -> Result<Option<Option<ExpireAt>>> {
+        let side = self.side.clone();
+        let Some(name) = side.renames.to_target(key) else {
+            return Ok(None);
+        };
+        let address = side.address_of(&name);
+        let Some(mut conn) = self.take(&address, db).await? else {
+            return Ok(None);
+        };
+        let Some(kind) = typed::kind(&mut conn, &name).await? else {
+            return Ok(None);
+        };
+        let expire = typed::read(&mut conn, &self.side, &name, kind, sink).await?;
+        self.side.bytes.fetch_add(conn.take_received(), Relaxed);
+        self.conns.insert(address, conn);
+        Ok(expire)
+    }
+
+    /// A value read in parts, by the commands of its type.
+    async fn typed(&mut self, db: DbIndex, key: &[u8]) -> Result<Found> {
+        let side = self.side.clone();
+        let Some(name) = side.renames.to_target(key) else {
+            return Ok(Found::Gone);
+        };
+        let address = side.address_of(&name);
+        let Some(mut conn) = self.take(&address, db).await? else {
+            return Ok(Found::Gone);
+        };
+        let fact = typed::fact(&mut conn, &self.side, &name, self.width).await;
+        self.side.bytes.fetch_add(conn.take_received(), Relaxed);
+        let found = match fact {
+            Ok(fact) => fact.map_or(Found::Gone, Found::Here),
+            Err(e) if e.kind() == ErrorKind::Moved => Found::Elsewhere,
+            Err(e) => return Err(e.context(format!("read the key {}", shown(key)))),
+        };
+        self.conns.insert(address, conn);
+        Ok(found)
+    }
+}
+
+/// A type as plans name it; TYPE tells the name of a module's type.
+fn type_name(name: &str) -> &str {
+    match name {
+        "string" | "list" | "set" | "zset" | "hash" | "stream" | "array" => name,
+        _ => "module",
+    }
+}
+
+/// What both sides hold of a window's keys; values of the same bytes are decoded once.
+pub async fn pairs(
+    source: &mut Reader,
+    source_db: DbIndex,
+    target: &mut Reader,
+    target_db: DbIndex,
+    window: &Window<'_>,
+) -> Result<Vec<(Found, Found)>> {
+    let keys = &window.keys;
+    let read = match source.dumps_of(window) && target.dumps_of(window) {
+        true => {
+            let dumps =
+                tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
+            match dumps {
+                // One side refuses DUMP: `window` finds out which.
+                Err(e) if e.kind() == ErrorKind::Refused => {
+                    source.reset();
+                    target.reset();
+                    None
+                }
+                read => Some(read?),
+            }
+        }
+        false => None,
+    };
+    let Some((ours, theirs)) = read else {
+        let (a, b) = tokio::try_join!(
+            source.window(source_db, window),
+            target.window(target_db, window)
+        )?;
+        return Ok(a.into_iter().zip(b).collect());
+    };
+    let mut found = Vec::with_capacity(keys.len());
+    for ((a, b), key) in ours.iter().zip(&theirs).zip(keys) {
+        let first = source.digest(a, key)?;
+        let second = match (a, b, &first) {
+            (Dumped::Here(p, _), Dumped::Here(q, expire), Found::Here(fact)) if same_body(p, q) => {
+                Found::Here(KeyFact {
+                    digest: fact.digest,
+                    expire: *expire,
+                })
+            }
+            _ => target.digest(b, key)?,
+        };
+        found.push((first, second));
+    }
+    Ok(found)
+}
+
+/// Whether two payloads hold the same bytes, whatever version and checksum stand behind them.
+fn same_body(a: &[u8], b: &[u8]) -> bool {
+    match (a.len().checked_sub(FOOTER), b.len().checked_sub(FOOTER)) {
+        (Some(n), Some(m)) => n == m && a.get(..n) == b.get(..m),
+        _ => false,
+    }
+}
+
+fn unforeseen(command: &str) -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        format!("{command} was answered in a form that is not understood"),
+    )
+}
