@@ -61,9 +61,7 @@ impl Pump {
                     }
                     self.write_state(db, key, state, mark)?;
                     self.timed.note(db, key, state.payload.is_some());
-                    if let Some(touched) = &mut self.touched {
-                        touched.note(&self.shared.job.renames, key);
-                    }
+                    self.touch(db, key);
                     self.fenced.insert(db_key(db, key), state.offset);
                     self.fenced_to = self.fenced_to.max(state.offset);
                     self.shard.healed_keys += 1;
@@ -295,9 +293,7 @@ impl Pump {
                 let mark = self.now();
                 for (key, expiry) in names.iter().zip(expiries) {
                     released += 1;
-                    if let Some(touched) = &mut self.touched {
-                        touched.note(&self.shared.job.renames, key);
-                    }
+                    self.touch(db, key);
                     let node = self.pipe.node_of(Slot::of(key));
                     let out = &mut self.pipe.batch(node, target_db, mark)?.bytes;
                     match expiry {

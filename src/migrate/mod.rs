@@ -7,11 +7,13 @@ mod adopt;
 mod bulk;
 mod census;
 mod checkpoint;
+pub mod control;
 mod existing;
 mod expiry;
 mod heal;
 mod loaded;
 mod losses;
+mod obey;
 mod ownership;
 pub mod progress;
 mod pump;
@@ -338,6 +340,7 @@ async fn migrate(
         load_estimate_ms: estimate,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         told: Default::default(),
+        control: Default::default(),
         existing: if job.on_existing == OnExisting::Skip {
             existing::find(&job.target, &topology, dir).await?
         } else {
@@ -367,6 +370,24 @@ async fn migrate(
     shared.store(|s| s.enter_phase(phase, unix_ms()))?;
 
     let ends = Shutdown::default();
+    if !options.dry_run {
+        let served = control::serve(
+            dir.to_owned(),
+            shared.control.clone(),
+            progress.clone(),
+            scan,
+            stop.clone(),
+        );
+        let (shared, ended) = (shared.clone(), ends.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                served = served => if let Err(e) = served {
+                    shared.event("warning", "control", &format!("a cutover cannot ask this migration: {e}"));
+                },
+                () = ended.wait() => {}
+            }
+        });
+    }
     shared.meet_limits()?;
     let mut nodes: Vec<(Endpoint, String)> = Vec::new();
     if let Some(endpoint) = job.source.endpoint() {

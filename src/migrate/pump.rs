@@ -6,8 +6,10 @@
 use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
+use crate::migrate::control::Order;
 use crate::migrate::expiry::Held;
 use crate::migrate::loaded::Loaded;
+use crate::migrate::obey::{self, Drain};
 use crate::migrate::ownership::Mine;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::shared::Shared;
@@ -34,6 +36,8 @@ pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
     let asked = std::env::var("KEYFERRY_BENCH_SAVE_MS").ok();
     Duration::from_millis(asked.and_then(|ms| ms.parse().ok()).unwrap_or(1000))
 });
+/// Bytes of the stream kept unrouted behind a fence.
+const MOST_LATE: usize = 8 << 20;
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// Why a pump ended without an error.
@@ -113,6 +117,8 @@ pub struct Pump {
     pub(super) last_save: Instant,
     pub(super) last_tick: Instant,
     pub(super) last_commands: u64,
+    /// A cutover wants everything applied.
+    pub(super) drain: Option<Drain>,
 }
 
 impl Pump {
@@ -191,6 +197,7 @@ impl Pump {
             last_save: Instant::now(),
             last_tick: Instant::now(),
             last_commands: 0,
+            drain: None,
         }
     }
 
@@ -440,6 +447,18 @@ impl Pump {
             }
             // Before anything of it is routed.
             self.meet_history()?;
+            if self.obey(&buf)? {
+                // Fenced: what comes is only counted.
+                if self.shared.stop.requested() || self.spool.ended().is_some() {
+                    break;
+                }
+                if buf.len() < MOST_LATE {
+                    tail.read(&mut buf, READ_BYTES, obey::SOON)?;
+                } else {
+                    std::thread::sleep(obey::SOON);
+                }
+                continue;
+            }
             while let Some(taken) =
                 self.take_command(buf.get(used..).unwrap_or_default(), &mut args)?
             {
@@ -468,7 +487,11 @@ impl Pump {
                 }
                 self.heal_dirty()?;
                 self.pipe.flush();
-                tail.read(&mut buf, READ_BYTES, TICK)?;
+                let patience = match self.shared.control.attended() {
+                    true => obey::SOON,
+                    false => TICK,
+                };
+                tail.read(&mut buf, READ_BYTES, patience)?;
             }
             self.tick()?;
             self.meet_ownership()?;
@@ -477,6 +500,12 @@ impl Pump {
                 self.rewind()?;
                 return Ok(None);
             }
+        }
+        if self.shared.control.order() == Order::Fence {
+            // Nothing more of the source: what is there is what was proven.
+            self.save(self.fenced_to <= self.at && self.window_end <= self.at)?;
+            self.finish_counts()?;
+            return Ok(Some(Ended::Stopped));
         }
         self.heal_dirty()?;
         self.narrow_window();

@@ -106,9 +106,7 @@ impl Pump {
                     return Ok(false);
                 }
                 slot = Some(this);
-                if let Some(touched) = &mut self.touched {
-                    touched.note(&self.shared.job.renames, key);
-                }
+                self.touch(self.db, key);
             }
         }
         self.keys = keys;
@@ -231,9 +229,7 @@ impl Pump {
                 String::from_utf8_lossy(cmd.name())
             ),
         );
-        if let Some(touched) = &mut self.touched {
-            touched.note_all();
-        }
+        self.touch_all();
         self.timed.forget_absent();
         self.heal_dirty()?;
         // In a cluster, a flush of one master concerns its own slots only.
@@ -300,11 +296,8 @@ impl Pump {
             self.count("left_to_adoption");
             return Ok(());
         }
-        if let Some(touched) = &mut self.touched {
-            keys.iter()
-                .filter(|k| k.access == Access::Write)
-                .filter_map(|k| cmd.arg(k.index))
-                .for_each(|k| touched.note(&self.shared.job.renames, k));
+        for k in keys.iter().filter(|k| k.access == Access::Write) {
+            self.touch(self.db, cmd.arg(k.index).unwrap_or_default());
         }
         let source_db = self.db;
         let job = &self.shared.job;

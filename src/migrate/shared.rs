@@ -1,6 +1,7 @@
 //! What all pumps of a run share: the plan, the store, and what is known of both sides.
 
 use crate::error::Result;
+use crate::migrate::control::Control;
 use crate::migrate::ownership::Ownership;
 use crate::plan::Job;
 use crate::store::{Existing, Store};
@@ -43,6 +44,8 @@ pub struct Shared {
     pub existing: Existing,
     /// How fast the snapshot may be loaded.
     pub throttle: Throttle,
+    /// What a cutover asks for.
+    pub control: Arc<Control>,
     /// The last event, and when.
     pub told: Mutex<Option<(String, Instant)>>,
 }

@@ -7,8 +7,10 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::KeyState;
 use crate::migrate::bulk::NAME_TAKEN;
+use crate::migrate::control::Order;
 use crate::migrate::heal::Key;
 use crate::migrate::losses;
+use crate::migrate::obey::SOON;
 use crate::migrate::pump::{Ended, Pump};
 use crate::migrate::rebuild::Rebuild;
 use crate::net::Tries;
@@ -42,11 +44,13 @@ const REPAIR_EVERY: Duration = Duration::from_millis(500);
 const COPIED: &str = "scan_copied";
 
 /// The pump with what it reads from.
-struct Sweeper<'p> {
-    pump: &'p mut Pump,
+pub(super) struct Sweeper<'p> {
+    pub(super) pump: &'p mut Pump,
     source: Reader,
     target: Reader,
-    events: Arc<Events>,
+    pub(super) events: Arc<Events>,
+    /// How many changes had been told when all was drained.
+    pub(super) told_then: u64,
     /// How many masters are to be listened to; 0 without notifications.
     listeners: usize,
     /// The source is known to send every change.
@@ -56,6 +60,8 @@ struct Sweeper<'p> {
     paced: u64,
     /// When repairs were looked for.
     repaired: Instant,
+    /// A cutover wants a sweep that began after this and finds nothing: its number, since when, whether it was done.
+    pub(super) drain: Option<(u64, Instant, bool)>,
 }
 
 impl Pump {
@@ -101,11 +107,13 @@ impl Pump {
             target: Reader::new(target, Default::default()),
             pump: self,
             events,
+            told_then: 0,
             listeners,
             trusted: on == Some(true),
             sweeps: 0,
             paced: 0,
             repaired: Instant::now(),
+            drain: None,
         };
         let ended = sweeper.run();
         stop.request();
@@ -121,7 +129,9 @@ impl Sweeper<'_> {
             Err(e) => return Err(e),
             Ok(()) => {}
         }
-        self.write_changed()?;
+        if self.pump.shared.control.order() != Order::Fence {
+            self.write_changed()?;
+        }
         self.settle()?;
         self.pump.save(true)?;
         Ok(Ended::Stopped)
@@ -147,6 +157,10 @@ impl Sweeper<'_> {
         let (mut alike, mut last) = (false, Instant::now());
         loop {
             self.go_on()?;
+            if self.obey(&mut due) {
+                std::thread::sleep(SOON);
+                continue;
+            }
             let lost = self.pump.note_loss();
             if self.events.take_gap() || lost {
                 due = Instant::now();
@@ -163,8 +177,10 @@ impl Sweeper<'_> {
                 self.sweeps += 1;
                 alike = found == 0 && self.events.told() == before;
                 self.tell(found, alike, began)?;
+                self.finish_drain(alike, began);
                 due = Instant::now()
                     + match (self.hears_all(), found) {
+                        _ if self.drain.is_some_and(|(_, _, done)| !done) => Duration::ZERO,
                         (true, _) => SWEEP_EVERY.max(began.elapsed() * 4),
                         (false, 0) => REST,
                         (false, _) => Duration::ZERO,

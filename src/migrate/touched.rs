@@ -2,10 +2,9 @@
 //!
 //! Invariant: it is saved in one transaction with the marks, so it covers everything before `applied`.
 
-use crate::plan::Renames;
+use crate::migrate::pump::Pump;
 use crate::store::Written;
-use crate::types::{SLOTS, ShardId, Slot, unix_ms};
-use std::borrow::Cow;
+use crate::types::{DbIndex, SLOTS, ShardId, Slot, unix_ms};
 
 /// One source shard's record; times are of routing, never before the write itself.
 pub struct Touched {
@@ -39,17 +38,16 @@ impl Touched {
         u32::try_from(seconds).unwrap_or(u32::MAX)
     }
 
-    /// Slots are the source's: a key is told by its name at the target.
-    pub fn note(&mut self, renames: &Renames, name: &[u8]) {
+    /// A key by its name at the source.
+    fn note(&mut self, key: &[u8]) {
         let now = self.now();
-        let key = renames.to_source(name).unwrap_or(Cow::Borrowed(name));
-        if let Some(last) = self.last.get_mut(Slot::of(&key).index()) {
+        if let Some(last) = self.last.get_mut(Slot::of(key).index()) {
             *last = now;
             self.changed = true;
         }
     }
 
-    pub fn note_all(&mut self) {
+    fn note_all(&mut self) {
         let now = self.now();
         self.last.fill(now);
         self.changed = true;
@@ -62,5 +60,30 @@ impl Touched {
             since_ms: self.since_ms,
             last: self.last.clone(),
         })
+    }
+}
+
+impl Pump {
+    /// Notes that a key is written: for verifications of what has changed.
+    pub(super) fn touch(&mut self, db: DbIndex, name: &[u8]) {
+        let job = &self.shared.job;
+        let key = self.source_name(name);
+        if self.shared.control.attended()
+            && let Some(to) = job.databases.map(db)
+            && job.filter.accepts(&key)
+        {
+            self.shared.control.note(to, &key);
+        }
+        if let Some(touched) = &mut self.touched {
+            touched.note(&key);
+        }
+    }
+
+    /// Any key may have been written.
+    pub(super) fn touch_all(&mut self) {
+        self.shared.control.note_all();
+        if let Some(touched) = &mut self.touched {
+            touched.note_all();
+        }
     }
 }
