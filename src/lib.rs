@@ -9,6 +9,7 @@ pub mod report;
 
 // 3 flows
 pub mod check;
+pub mod cutover;
 pub mod migrate;
 pub mod verify;
 

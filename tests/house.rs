@@ -27,7 +27,7 @@ const SIDEWAYS: &[(&str, &[&str])] = &[
     ("store", &["task"]),
     ("cli", &["report"]),
     ("main", &["cli", "report"]),
-    ("cutover", &["migrate", "verify"]),
+    ("cutover", &["check", "migrate", "verify"]),
 ];
 
 const MAX_LINES: usize = 650;

@@ -3,6 +3,7 @@
 mod check;
 mod cli;
 mod command_keys;
+mod cutover;
 mod faults;
 mod faults_expiry;
 mod house;

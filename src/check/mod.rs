@@ -55,7 +55,7 @@ pub struct Report {
 }
 
 /// Findings that keep a new migration from beginning; what the others block shows itself, key by key, and is resumed.
-const STOPS: [&str; 9] = [
+pub const STOPS: [&str; 9] = [
     "clocks",
     "databases_conflict",
     "eviction",

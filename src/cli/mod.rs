@@ -4,6 +4,7 @@
 //! Standard output carries results only; everything else goes to standard error.
 
 mod check;
+mod cutover;
 mod limit;
 mod metrics;
 mod migrate;
@@ -41,6 +42,9 @@ Examples:
   keyferry status move.json --watch
                                    look at it from another terminal
   keyferry verify move.json        compare both sides
+  keyferry cutover move.json --dry-run
+                                   rehearse the switch; without --dry-run: do it
+  keyferry rollback move.json      take the clients back
   keyferry report move.json        write down what is known
 
 Exit codes:
@@ -112,6 +116,11 @@ enum Command {
     Limit(limit::Arguments),
     Status(status::Arguments),
     Verify(verify::Arguments),
+    Cutover(cutover::Arguments),
+    Rollback(cutover::RollbackArguments),
+    /// Freezes writers and moves clients for a cutover, in a process of its own
+    #[command(hide = true)]
+    CutoverGuard,
     Report(report::Arguments),
     /// Look into a snapshot file ("-" is standard input)
     #[command(subcommand)]
@@ -155,6 +164,9 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Limit(arguments) => limit::run(&arguments, common),
         Command::Status(arguments) => status::run(&arguments, common),
         Command::Verify(arguments) => verify::run(&arguments, common),
+        Command::Cutover(arguments) => cutover::run(&arguments, common),
+        Command::Rollback(arguments) => cutover::roll_back(&arguments, common),
+        Command::CutoverGuard => cutover::guard(),
         Command::Report(arguments) => report::run(&arguments, common),
         Command::Rdb(command) => rdb::run(command),
         Command::Plan(command) => plan::run(&command, common),
@@ -192,6 +204,34 @@ fn init_log(common: &Common) -> Result<()> {
 
 /// Reads, parses and validates a plan; `-` is standard input.
 fn load(path: &Path) -> Result<Job> {
+    let plan = plan_of(path)?;
+    let job = validate(&plan).map_err(|e| e.context(format!("read the plan {}", named(path))))?;
+    if path == Path::new("-")
+        && matches!(
+            job.source,
+            Source::Rdb {
+                path: RdbPath::Stdin
+            }
+        )
+    {
+        return Err(Error::new(
+            ErrorKind::Plan,
+            "the plan and its snapshot cannot both come from standard input",
+        )
+        .hint("put the plan into a file"));
+    }
+    Ok(job)
+}
+
+fn named(path: &Path) -> String {
+    match path == Path::new("-") {
+        true => "from standard input".to_string(),
+        false => path.display().to_string(),
+    }
+}
+
+/// Reads and parses a plan; `-` is standard input.
+fn plan_of(path: &Path) -> Result<Plan> {
     let from_stdin = path == Path::new("-");
     let text = if from_stdin {
         let mut text = String::new();
@@ -209,29 +249,7 @@ fn load(path: &Path) -> Result<Job> {
     let text = text.map_err(|e| {
         e.hint("check the path; `keyferry plan new FILE` writes a plan to start from")
     })?;
-    let place = if from_stdin {
-        "from standard input".to_string()
-    } else {
-        path.display().to_string()
-    };
-    let job = Plan::parse(&text)
-        .and_then(|plan| validate(&plan))
-        .map_err(|e| e.context(format!("read the plan {place}")))?;
-    if from_stdin
-        && matches!(
-            job.source,
-            Source::Rdb {
-                path: RdbPath::Stdin
-            }
-        )
-    {
-        return Err(Error::new(
-            ErrorKind::Plan,
-            "the plan and its snapshot cannot both come from standard input",
-        )
-        .hint("put the plan into a file"));
-    }
-    Ok(job)
+    Plan::parse(&text).map_err(|e| e.context(format!("read the plan {}", named(path))))
 }
 
 /// As [`load`], and says on standard error what is remarkable about the plan.
@@ -270,6 +288,8 @@ mod tests {
             "keyferry --work-dir x status p.json --json --watch",
             "keyferry verify - --json",
             "keyferry report p.json --out d",
+            "keyferry cutover p.json --dry-run --json",
+            "keyferry rollback p.json --json",
             "keyferry plan new",
             "keyferry plan new f.json --name a --source redis://a --target redis://b --force",
             "keyferry plan validate p.json",
@@ -280,7 +300,7 @@ mod tests {
         }
         for line in [
             "keyferry",
-            "keyferry cutover p.json",
+            "keyferry cutover",
             "keyferry migrate",
             "keyferry migrate p --until forever",
         ] {

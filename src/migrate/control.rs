@@ -5,6 +5,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::progress::Progress;
+use crate::store::{Stage, Store};
 use crate::task::Shutdown;
 use crate::types::DbIndex;
 use base64::Engine;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -247,19 +249,42 @@ pub async fn serve(
             continue;
         };
         let (control, progress, stop) = (control.clone(), progress.clone(), stop.clone());
+        let dir = dir.clone();
         tokio::spawn(async move {
             control.attended.fetch_add(1, Relaxed);
             let heard = attend(stream, &control, &progress, scan, &stop).await;
             // Whoever asked has gone: nothing it wanted holds any more.
             if control.attended.fetch_sub(1, Relaxed) == 1 {
-                control.orders().order = Order::Follow;
-                control.recording.store(false, Relaxed);
-                *control.changed() = Changed::default();
+                release(&dir, &control, &stop).await;
             }
             if let Err(e) = heard {
                 tracing::debug!("a cutover went away: {e}");
             }
         });
+    }
+}
+
+/// Goes on as before. But a fence outlives whoever has put it up, once the clients are being moved.
+async fn release(dir: &Path, control: &Control, stop: &Shutdown) {
+    control.recording.store(false, Relaxed);
+    *control.changed() = Changed::default();
+    while control.order() == Order::Fence && !control.attended() {
+        let stage = match Store::open_readonly(dir) {
+            Ok(Some(store)) => store.stage().unwrap_or(Stage::Switching),
+            // Nothing is let through as long as nobody knows.
+            _ => Stage::Switching,
+        };
+        match stage {
+            Stage::Source => break,
+            Stage::Switching => tokio::time::sleep(Duration::from_millis(50)).await,
+            Stage::Switched | Stage::Committed | Stage::RolledBack => {
+                stop.request();
+                return;
+            }
+        }
+    }
+    if !control.attended() {
+        control.orders().order = Order::Follow;
     }
 }
 

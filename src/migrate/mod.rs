@@ -43,7 +43,7 @@ use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::place::Place;
 use crate::source::{private_dir, psync};
-use crate::store::{CHECKED, Existing, Lock, MODE, Phase, Run, ShardState, Store};
+use crate::store::{CHECKED, Existing, Lock, MODE, Phase, Run, ShardState, Stage, Store};
 use crate::target::health;
 use crate::target::topology::{self, Topology};
 use crate::task::{Shutdown, Throttle, peak_rss};
@@ -112,6 +112,9 @@ pub async fn run(
         store.wipe()?;
         remove_spool(&dir)?;
     }
+    if store.stage()?.is_fenced() && !options.dry_run {
+        return Err(switched(store.stage()?));
+    }
     store.begin_run(&Run {
         plan: job.name.clone(),
         fingerprint: job.fingerprint.clone(),
@@ -150,6 +153,25 @@ pub async fn run(
         options.dry_run,
         stop.requested() && !(caught_up && options.until_caught_up),
     )
+}
+
+/// The clients are not where this migration would have them.
+fn switched(stage: Stage) -> Error {
+    let (text, hint) = match stage {
+        Stage::RolledBack => (
+            "this migration was rolled back: the source has gone on, and the target holds what was there before",
+            "start over with --fresh, with on_existing \"reconcile\" for what the target still holds",
+        ),
+        Stage::Switching => (
+            "a cutover of this plan was cut off while it moved the clients",
+            "run `keyferry cutover` again: it finds out, or asks, where they are",
+        ),
+        _ => (
+            "the clients have been moved to the target: nothing of the old source may be applied to it any more",
+            "`keyferry rollback` takes them back, with what was written meanwhile",
+        ),
+    };
+    Error::new(ErrorKind::State, text).hint(hint)
 }
 
 fn summary(

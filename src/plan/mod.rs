@@ -252,7 +252,7 @@ pub struct TlsPlan {
 }
 
 /// Which logical databases are moved, and where to.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DatabasesPlan {
     /// The source databases to move; absent means all.
@@ -263,7 +263,7 @@ pub struct DatabasesPlan {
 }
 
 /// Which keys are moved; an empty list does not restrict.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct FilterPlan {
     /// Globs as in KEYS; a key is moved when one matches.
@@ -331,13 +331,23 @@ impl Default for VerifyPlan {
 }
 
 /// The bounds and hooks of the switch to the target.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CutoverPlan {
     /// The lag at which the switch may begin.
     pub max_lag_ms: u64,
-    /// How long writers may be paused.
+    /// How long writers may be paused; a cutover that takes longer gives up, and they go on at the source.
     pub max_pause_ms: u64,
+    /// How writers are kept from writing.
+    pub freeze: FreezeWay,
+    /// The ACL users of the application, for freeze "acl"; empty is all that may log in.
+    pub users: Vec<String>,
+    /// How long the cutover waits for the lag to fall below its bound, and for an operator to stop the writers.
+    pub wait_s: u64,
+    /// How long the new side is watched, with the way back kept open, before the cutover ends.
+    pub watch_s: u64,
+    /// After the switch, clients that are still connected to the old side are cut off.
+    pub cut_clients: bool,
     /// Programs that move the clients.
     pub hooks: HooksPlan,
 }
@@ -347,19 +357,45 @@ impl Default for CutoverPlan {
         CutoverPlan {
             max_lag_ms: 500,
             max_pause_ms: 10_000,
+            freeze: FreezeWay::Auto,
+            users: Vec::new(),
+            wait_s: 60,
+            watch_s: 10,
+            cut_clients: true,
             hooks: HooksPlan::default(),
         }
     }
 }
 
 /// Programs that move the clients; each is a program with its arguments.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HooksPlan {
     /// Points the clients to the target.
     pub switch: Vec<String>,
     /// Points the clients back to the source.
     pub switch_back: Vec<String>,
+    /// Keeps the clients from writing, for freeze "hook"; which side is in KEYFERRY_SIDE.
+    pub freeze: Vec<String>,
+    /// Lets them write again.
+    pub thaw: Vec<String>,
+}
+
+/// How writers are kept from writing while the clients are moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FreezeWay {
+    /// The first of these that the server allows and the plan provides for.
+    #[default]
+    Auto,
+    /// CLIENT PAUSE … WRITE, renewed, so that it ends by itself.
+    Pause,
+    /// The users lose the right to write.
+    Acl,
+    /// The programs cutover.hooks.freeze and thaw.
+    Hook,
+    /// A person stops the writers; that the source stands still is the proof.
+    Operator,
 }
 
 /// The A/B latency measurement.

@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Result};
 
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -64,10 +64,18 @@ const MIGRATIONS: [&str; 5] = [
     ) STRICT;
     CREATE TABLE written (shard INTEGER PRIMARY KEY, since_ms INTEGER NOT NULL, last BLOB NOT NULL) STRICT;
 ",
+    "
+    CREATE TABLE cutover_step (
+        id INTEGER PRIMARY KEY, attempt INTEGER NOT NULL, direction TEXT NOT NULL, step TEXT NOT NULL,
+        state TEXT NOT NULL, who TEXT NOT NULL, started_ms INTEGER NOT NULL, ended_ms INTEGER,
+        took_us INTEGER, detail TEXT NOT NULL
+    ) STRICT;
+",
 ];
 
 /// All tables that hold something of a migration; what `--fresh` empties.
-pub(super) const TABLES: [&str; 13] = [
+pub(super) const TABLES: [&str; 14] = [
+    "cutover_step",
     "verify_progress",
     "written",
     "repair",

@@ -105,6 +105,22 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
     }
 }
 
+/// Why each of some keys differs; `None` for one that does not.
+pub async fn reasons(
+    check: &Check,
+    source: &mut Reader,
+    target: &mut Reader,
+    names: &[Name],
+) -> Result<Vec<Option<&'static str>>> {
+    let read = confirm(check, Some(source), target, names).await?;
+    let reason = |(_, _, verdict): &Read| match verdict {
+        Some(Verdict::Equal) => None,
+        Some(Verdict::Different(reason)) => Some(*reason),
+        None => Some(UNPROVABLE),
+    };
+    Ok(read.iter().map(reason).collect())
+}
+
 type Read = (Found, Found, Option<Verdict>);
 
 async fn confirm(

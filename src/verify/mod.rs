@@ -9,6 +9,7 @@ mod confirm;
 mod file;
 mod functions;
 mod incremental;
+mod live;
 mod progress;
 mod walk;
 
@@ -23,8 +24,11 @@ use crate::source::private_dir;
 use crate::store::{Existing, Lock, Phase, Run, SlotRow, Store};
 use crate::task::{Shutdown, Throttle, peak_rss};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
+pub use live::Live;
+
 use file::Snap;
-use progress::{Done, Name, Pass, Progress, UNPROVABLE};
+pub use progress::UNPROVABLE;
+use progress::{Done, Name, Pass, Progress};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -95,6 +99,9 @@ pub fn sample(text: &str) -> Result<SlotSet> {
 pub struct KeyReport {
     pub db: u32,
     pub key: String,
+    /// Its bytes.
+    #[serde(skip)]
+    pub name: Vec<u8>,
     pub slot: u16,
     pub reason: String,
 }
@@ -352,66 +359,35 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         target: job.target.redacted_url(),
         started_ms: unix_ms(),
     })?;
-    let apart = (job.on_existing == OnExisting::Skip)
-        .then(|| Existing::load(&options.work_dir))
-        .flatten()
-        .unwrap_or_default();
-    let losses = store.losses(i64::MAX as u64)?;
-    let mut lost = Existing::default();
-    for (db, key, _) in &losses {
-        lost.insert(*db, key);
+    let known_losses = store.losses(i64::MAX as u64)?.len() as u64;
+    let mut check = assemble(job, &options, store, stop).await?;
+    if options.incremental {
+        let store = Store::open(&options.work_dir)?;
+        let slots =
+            incremental::slots(&check.origin, &options.work_dir, &store, &check.stop).await?;
+        check.slots = Some(slots);
     }
-    let origin = match &job.source {
-        Source::Server { endpoint, .. } => Origin::Server(Arc::new(Side::source(endpoint).await?)),
-        Source::Rdb { path } => Origin::File(Snap::open(path)?),
-    };
-    let target = Arc::new(Side::target(&job).await?);
-    let slots = match options.incremental {
-        true => Some(incremental::slots(&origin, &options.work_dir, &store, &stop).await?),
-        false => options.slots.clone(),
-    };
-    let about = about(&job, &options, slots.as_ref(), &origin, &target);
+    check.about = about(&check, &options);
     let saved = match options.fresh {
         true => None,
-        false => Progress::load(&store, &about)?,
+        false => Progress::load(&check.store(), &check.about)?,
     };
     let progress = match saved {
         Some(progress) => progress,
         None => {
-            store.clear_verify()?;
+            check.store().clear_verify()?;
             Progress::new(unix_ms())
         }
     };
     let (resumed, started_ms) = (progress.resumed, progress.at.started_ms);
     options.gauge.done.store(progress.at.compared, Relaxed);
-    if let Origin::Server(side) = &origin {
-        let total = list::estimate(side, slots.as_ref()).await
-            + list::estimate(&target, slots.as_ref()).await;
+    check.progress = Mutex::new(progress);
+    if let Origin::Server(side) = &check.origin {
+        let slots = check.slots.as_ref();
+        let total = list::estimate(side, slots).await + list::estimate(&check.target, slots).await;
         options.gauge.total.store(total, Relaxed);
     }
-    let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
-        && Lock::holder(&options.work_dir).is_some();
-    let check = Arc::new(Check {
-        silent,
-        throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
-        patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
-        origin,
-        target,
-        work_dir: options.work_dir.clone(),
-        slots,
-        width: options.width,
-        repair: options.repair,
-        apart,
-        lost,
-        stop,
-        gauge: options.gauge.clone(),
-        about,
-        store: Mutex::new(store),
-        progress: Mutex::new(progress),
-        confirming: Default::default(),
-        paced: AtomicU64::new(0),
-        job,
-    });
+    let check = Arc::new(check);
     let watched = Shutdown::default();
     tokio::spawn(guard::watch(
         check.nodes(),
@@ -438,7 +414,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         Some((100.0 * (after? - before?).max(0.0) / seconds).round() as u64)
     };
     let mut summary = conclude(&check, started, started_ms, &options)?;
-    summary.known_losses = losses.len() as u64;
+    summary.known_losses = known_losses;
     summary.resumed = resumed;
     summary.cpu_percent_source = percent(cpu.0, cpu_now.0);
     summary.cpu_percent_target = percent(cpu.1, cpu_now.1);
@@ -458,14 +434,48 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     Ok(summary)
 }
 
+/// Opens both sides.
+async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> Result<Check> {
+    let apart = (job.on_existing == OnExisting::Skip)
+        .then(|| Existing::load(&options.work_dir))
+        .flatten()
+        .unwrap_or_default();
+    let mut lost = Existing::default();
+    for (db, key, _) in &store.losses(i64::MAX as u64)? {
+        lost.insert(*db, key);
+    }
+    let origin = match &job.source {
+        Source::Server { endpoint, .. } => Origin::Server(Arc::new(Side::source(endpoint).await?)),
+        Source::Rdb { path } => Origin::File(Snap::open(path)?),
+    };
+    let target = Arc::new(Side::target(&job).await?);
+    let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
+        && Lock::holder(&options.work_dir).is_some();
+    Ok(Check {
+        silent,
+        throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
+        patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
+        origin,
+        target,
+        work_dir: options.work_dir.clone(),
+        slots: options.slots.clone(),
+        width: options.width,
+        repair: options.repair,
+        apart,
+        lost,
+        stop,
+        gauge: options.gauge.clone(),
+        about: String::new(),
+        store: Mutex::new(store),
+        progress: Mutex::new(Progress::new(unix_ms())),
+        confirming: Default::default(),
+        paced: AtomicU64::new(0),
+        job,
+    })
+}
+
 /// Names the comparison that saved progress belongs to: the plan, its options, and the nodes on both sides.
-fn about(
-    job: &Job,
-    options: &Options,
-    slots: Option<&SlotSet>,
-    origin: &Origin,
-    target: &Side,
-) -> String {
+fn about(check: &Check, options: &Options) -> String {
     let nodes = |side: &Side| {
         let layout = side.layout();
         let nodes: Vec<&str> = layout.masters.iter().map(|m| m.address.as_str()).collect();
@@ -473,11 +483,11 @@ fn about(
     };
     format!(
         "{} slots={} {:?} {} {}",
-        job.fingerprint,
-        slots.map_or("all".into(), SlotSet::to_string),
+        check.job.fingerprint,
+        (check.slots.as_ref()).map_or("all".into(), SlotSet::to_string),
         options.width,
-        origin.server().map_or("file".into(), |s| nodes(s)),
-        nodes(target),
+        (check.origin.server()).map_or("file".into(), |s| nodes(s)),
+        nodes(&check.target),
     )
 }
 
@@ -552,6 +562,7 @@ fn conclude(
                 listed.push(KeyReport {
                     db: d.db.0,
                     key: String::from_utf8_lossy(&d.key).into_owned(),
+                    name: d.key,
                     slot: d.slot,
                     reason: d.reason,
                 });

@@ -5,6 +5,7 @@
 #![allow(dead_code)] // one integration binary: not every test file uses every part
 
 pub mod borders;
+pub mod clients;
 pub mod clock;
 pub mod cluster;
 pub mod compare;

@@ -6,7 +6,9 @@ mod endpoint;
 
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
-use super::{Glob, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology, WORKLOADS};
+use super::{
+    FreezeWay, Glob, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology, WORKLOADS,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{DbIndex, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -415,12 +417,24 @@ fn check_cutover_and_latency(plan: &Plan) -> Result<()> {
     for (key, hook) in [
         ("switch", &plan.cutover.hooks.switch),
         ("switch_back", &plan.cutover.hooks.switch_back),
+        ("freeze", &plan.cutover.hooks.freeze),
+        ("thaw", &plan.cutover.hooks.thaw),
     ] {
         if hook.first().is_some_and(String::is_empty) {
             return Err(wrong(format!(
                 "cutover.hooks.{key} begins with an empty program name"
             )));
         }
+    }
+    let hooks = &plan.cutover.hooks;
+    if plan.cutover.freeze == FreezeWay::Hook && (hooks.freeze.is_empty() || hooks.thaw.is_empty())
+    {
+        return Err(wrong(
+            "cutover.freeze is \"hook\", but cutover.hooks.freeze or cutover.hooks.thaw is missing",
+        ));
+    }
+    if plan.cutover.max_pause_ms < 100 {
+        return Err(wrong("cutover.max_pause_ms must be at least 100"));
     }
     let latency = &plan.latency;
     for (i, name) in latency.workloads.iter().enumerate() {

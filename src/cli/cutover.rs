@@ -1,0 +1,186 @@
+//! `keyferry cutover` and `keyferry rollback`: runs them, tells each step as it happens, and says how it ended.
+
+use super::{Common, block_on, output, plan_of};
+use crate::cutover::{self, Options, Outcome};
+use crate::error::Result;
+use crate::store::{CutoverStep, Stage};
+use crate::task::Shutdown;
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Freeze the writers, drain, prove both sides equal, move the clients
+///
+/// Any gate that refuses before the clients are moved lets the writers go on at the source, with the migration as it
+/// was. After the switch the way back is kept open for cutover.watch_s; `keyferry rollback` takes it.
+#[derive(Args)]
+#[command(after_help = "\
+Exit codes: 0 the clients are at the target, 1 a gate has refused and nothing has changed for the users, 2 wrong plan, 3 failed, 130 interrupted.
+
+Examples:
+  keyferry cutover move.json --dry-run    rehearse: all but the freeze and the switch
+  keyferry cutover move.json
+  keyferry rollback move.json")]
+pub struct Arguments {
+    /// The plan; "-" is standard input
+    plan: PathBuf,
+    /// Everything but the freeze and the switch; foretells the pause
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on in spite of a finding of `keyferry check`, by its id; may be given more than once
+    #[arg(long, value_name = "ID")]
+    ignore: Vec<String>,
+    /// Where the clients are, after a cutover that was cut off with its guard
+    #[arg(long, value_name = "SIDE")]
+    clients_at: Option<Side>,
+    /// Answer with one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Take the clients back to the source, with everything that was written to the target
+///
+/// Before the switch it is a thaw. After it: the target's writers are frozen, what they have written is drained to the
+/// old source, both are proven equal, and the program cutover.hooks.switch_back moves the clients.
+#[derive(Args)]
+pub struct RollbackArguments {
+    /// The plan; "-" is standard input
+    plan: PathBuf,
+    /// Go on in spite of a finding of `keyferry check`, by its id; may be given more than once
+    #[arg(long, value_name = "ID")]
+    ignore: Vec<String>,
+    /// Where the clients are, after a cutover that was cut off with its guard
+    #[arg(long, value_name = "SIDE")]
+    clients_at: Option<Side>,
+    /// Answer with one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Side {
+    Source,
+    Target,
+}
+
+impl Side {
+    fn stage(self) -> Stage {
+        match self {
+            Side::Source => Stage::Source,
+            Side::Target => Stage::Switched,
+        }
+    }
+}
+
+pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
+    let plan = plan_of(&arguments.plan)?;
+    let options = Options {
+        work_dir: common.work_dir.clone(),
+        dry_run: arguments.dry_run,
+        ignore: arguments.ignore.clone(),
+        clients_at: arguments.clients_at.map(Side::stage),
+        tell: Arc::new(tell),
+    };
+    let outcome = block_on(async {
+        let stop = Shutdown::default();
+        stop.on_signals()?;
+        cutover::run(&plan, &options, &stop).await
+    })?;
+    end(&outcome, arguments.json)
+}
+
+pub fn roll_back(arguments: &RollbackArguments, common: &Common) -> Result<u8> {
+    let plan = plan_of(&arguments.plan)?;
+    let options = Options {
+        work_dir: common.work_dir.clone(),
+        dry_run: false,
+        ignore: arguments.ignore.clone(),
+        clients_at: arguments.clients_at.map(Side::stage),
+        tell: Arc::new(tell),
+    };
+    let outcome = block_on(async {
+        let stop = Shutdown::default();
+        stop.on_signals()?;
+        cutover::roll_back(&plan, &options, &stop).await
+    })?;
+    end(&outcome, arguments.json)
+}
+
+/// The process that freezes and moves the clients.
+pub fn guard() -> Result<u8> {
+    block_on(cutover::serve_guard()).map(|()| 0)
+}
+
+fn end(outcome: &Outcome, json: bool) -> Result<u8> {
+    match json {
+        true => output::json(outcome)?,
+        false => output::print(&text(outcome))?,
+    }
+    Ok(u8::from(!outcome.done || outcome.refused.is_some()))
+}
+
+/// A line for each step, when it has ended, and for those that take a while also when they begin.
+fn tell(step: &CutoverStep) {
+    let time = step
+        .took_us
+        .map(|us| format!("{:.1} ms", us as f64 / 1000.0));
+    let line = match (step.state.as_str(), step.step.as_str()) {
+        ("running", "wait-for-operator") => {
+            "stop the writers now: the cutover goes on when nothing is written any more".to_owned()
+        }
+        ("running", "preflight" | "warm-up" | "watch" | "arm-rollback") => {
+            format!("{} …", step.step)
+        }
+        ("running", _) => return,
+        (state, name) => {
+            let detail = match &step.detail {
+                Value::Null => String::new(),
+                detail => format!("  {detail}"),
+            };
+            format!("{name}: {state} in {}{detail}", time.unwrap_or_default())
+        }
+    };
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn text(outcome: &Outcome) -> String {
+    let mut text = match (&outcome.refused, outcome.direction) {
+        (Some(_), _) => format!("refused; the clients are at the {}\n", outcome.clients_at),
+        (None, "rehearsal") => {
+            "the rehearsal is done; nothing was frozen, nothing was switched\n".into()
+        }
+        _ => format!("done; the clients are at the {}\n", outcome.clients_at),
+    };
+    let mut line = |name: &str, value: &str| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<16} {value}");
+    };
+    if let Some(refused) = &outcome.refused {
+        line("gate", refused["gate"].as_str().unwrap_or("-"));
+        line("why", refused["why"].as_str().unwrap_or("-"));
+        line("what to do", refused["hint"].as_str().unwrap_or("-"));
+    }
+    if let Some(ms) = outcome.pause_ms {
+        let parts: Vec<String> = (outcome.parts_ms.as_object().into_iter().flatten())
+            .map(|(name, ms)| format!("{name} {:.1}", ms.as_f64().unwrap_or(0.0)))
+            .collect();
+        line("pause", &format!("{ms:.1} ms ({})", parts.join(", ")));
+    }
+    if let Some(ms) = outcome.predicted_pause_ms {
+        line(
+            "expected pause",
+            &format!("{ms} ms and what the switch hook takes"),
+        );
+        line("would run", &outcome.would_run.join(" "));
+    }
+    if !outcome.way_back.is_null() {
+        line("way back", &outcome.way_back.to_string());
+    }
+    if !outcome.message.is_empty() {
+        line("note", &outcome.message);
+    }
+    text
+}

@@ -1,0 +1,386 @@
+//! The guard: a process of its own that freezes the writers, moves the clients, and lets the writers go.
+//!
+//! Whatever becomes of the cutover, the guard ends in order: when the cutover goes away before the switch, the writers
+//! go on at once; when it goes away during the switch, the switch is brought to its end and its result is written down.
+//! Each side speaks lines of JSON; the first one is the [`Setup`].
+
+use crate::cutover::freeze::{self, Freezer};
+use crate::cutover::hook::{self, Hook, Ran};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::{FreezeWay, Plan, Source, validate};
+use crate::store::{Lock, Stage, Store};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+
+/// How often a pause is renewed.
+const RENEW: Duration = Duration::from_millis(500);
+/// How long the hook that leads clients back may take after a switch that has failed.
+const BACK_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a guard has to know. It comes over its standard input, as a plan may hold secrets.
+#[derive(Serialize, Deserialize)]
+pub struct Setup {
+    /// The plan of this direction: its source is the side whose writers are frozen.
+    pub plan: Value,
+    /// Where the state of the way there is kept, whichever the direction.
+    pub home: PathBuf,
+    /// Where the state of the migration in this direction is kept.
+    pub dir: PathBuf,
+    /// `source` or `target`: which side of the user's plan is frozen.
+    pub side: String,
+    /// Told to the hook.
+    pub told: Value,
+    /// What the stage becomes when the switch is done.
+    pub done: Stage,
+    /// What it is before.
+    pub before: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Order {
+    Rehearse,
+    Freeze,
+    Switch,
+    Thaw,
+}
+
+/// The answer to an order.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Said {
+    /// Empty when it was done.
+    why: String,
+    /// How the writers are frozen.
+    way: String,
+    detail: Value,
+}
+
+/// Where a guard says that it lives.
+pub fn place(home: &Path) -> PathBuf {
+    home.join("guard")
+}
+
+/// The guard's own process: `keyferry cutover-guard`.
+pub async fn serve() -> Result<()> {
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    let broken = || {
+        Error::new(
+            ErrorKind::Usage,
+            "the guard is started by `keyferry cutover` only",
+        )
+    };
+    let first = lines.next_line().await.ok().flatten().ok_or_else(broken)?;
+    let setup: Setup = serde_json::from_str(&first).map_err(|e| broken().cause(e))?;
+    let opened = Guard::open(setup).await;
+    let mut guard = match opened {
+        Ok(guard) => guard,
+        Err(e) => {
+            say(&Said {
+                why: e.chain(),
+                ..Said::default()
+            })
+            .await;
+            return Ok(());
+        }
+    };
+    say(&Said::default()).await;
+    guard.obey(lines).await;
+    Ok(())
+}
+
+/// Nobody may be left to hear it.
+async fn say(said: &Said) {
+    let mut text = serde_json::to_vec(said).unwrap_or_default();
+    text.push(b'\n');
+    let mut out = tokio::io::stdout();
+    let _ = out.write_all(&text).await;
+    let _ = out.flush().await;
+}
+
+struct Guard {
+    setup: Setup,
+    plan: crate::plan::CutoverPlan,
+    freezer: Freezer,
+    /// As long as it is held, the switch may still come to an end.
+    _lock: Lock,
+}
+
+impl Guard {
+    async fn open(setup: Setup) -> Result<Guard> {
+        let job = validate(&Plan::parse(&setup.plan.to_string())?)?;
+        let Source::Server { endpoint, .. } = &job.source else {
+            return Err(Error::new(ErrorKind::Plan, "a file has no writers"));
+        };
+        let side = if setup.side == "target" {
+            "target"
+        } else {
+            "source"
+        };
+        let freezer = Freezer::open(endpoint, &job.cutover, side, setup.home.clone()).await?;
+        Ok(Guard {
+            _lock: Lock::acquire(&place(&setup.home))?,
+            plan: job.cutover,
+            setup,
+            freezer,
+        })
+    }
+
+    async fn obey(&mut self, mut lines: Lines<BufReader<tokio::io::Stdin>>) {
+        let mut tick = tokio::time::interval(RENEW);
+        loop {
+            let line = tokio::select! {
+                line = lines.next_line() => line.ok().flatten(),
+                _ = tick.tick() => {
+                    self.keep_frozen().await;
+                    continue;
+                }
+            };
+            let Some(order) = line.and_then(|l| serde_json::from_str::<Order>(&l).ok()) else {
+                // The cutover has gone: the writers go on.
+                let _ = self.freezer.thaw().await;
+                return;
+            };
+            let said = match order {
+                Order::Rehearse => self.freezer.rehearse().await.map(|way| (way, Value::Null)),
+                Order::Freeze => self.freezer.freeze().await.map(|way| (way, Value::Null)),
+                Order::Thaw => self
+                    .freezer
+                    .thaw()
+                    .await
+                    .map(|()| (FreezeWay::Auto, Value::Null)),
+                Order::Switch => self.switch().await.map(|detail| (FreezeWay::Auto, detail)),
+            };
+            let said = match said {
+                Ok((way, detail)) => Said {
+                    why: String::new(),
+                    way: freeze::name(way),
+                    detail,
+                },
+                Err(e) => Said {
+                    why: e.chain(),
+                    ..Said::default()
+                },
+            };
+            say(&said).await;
+        }
+    }
+
+    /// Renews the pause, or ends it when its time is over.
+    async fn keep_frozen(&mut self) {
+        if !self.freezer.is_frozen() {
+            return;
+        }
+        let kept = match Instant::now() < self.freezer.deadline() {
+            true => self.freezer.renew().await,
+            false => self.freezer.thaw().await,
+        };
+        if let Err(e) = kept {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// Moves the clients: to its end, whoever listens.
+    async fn switch(&mut self) -> Result<Value> {
+        if !self.freezer.is_frozen() {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "the pause had to end before the clients could be moved (cutover.max_pause_ms)",
+            ));
+        }
+        self.note(Stage::Switching, Stage::Switching)?;
+        crate::task::failpoint("guard-switching");
+        let limit = (self.freezer.deadline()).saturating_duration_since(Instant::now());
+        let argv = self.plan.hooks.switch.clone();
+        let hook = Hook {
+            name: "switch",
+            argv: &argv,
+            limit,
+        };
+        let told = self.setup.told.clone();
+        let ran = {
+            let running = hook.run(&told);
+            tokio::pin!(running);
+            let mut tick = tokio::time::interval(RENEW);
+            loop {
+                tokio::select! {
+                    ran = &mut running => break ran,
+                    _ = tick.tick() => {
+                        if let Err(e) = self.freezer.renew().await {
+                            tracing::warn!("{e}");
+                        }
+                    }
+                }
+            }
+        };
+        let failed = match &ran {
+            Ok(ran) => hook::succeeded("switch", ran).err(),
+            Err(_) => None,
+        };
+        match (ran, failed) {
+            (Ok(ran), None) => {
+                self.note(self.setup.done, Stage::Switched)?;
+                self.let_go().await;
+                Ok(json!(ran))
+            }
+            (Ok(ran), Some(e)) => Err(self.lead_back(e, Some(ran)).await),
+            (Err(e), _) => Err(self.lead_back(e, None).await),
+        }
+    }
+
+    /// Writes down where the clients are: `home` as the user's plan has it, `own` as the plan of this direction has it.
+    fn note(&self, home: Stage, own: Stage) -> Result<()> {
+        if self.setup.dir != self.setup.home {
+            Store::open(&self.setup.dir)?.set_stage(own)?;
+        }
+        Store::open(&self.setup.home)?.set_stage(home)
+    }
+
+    /// After the switch: whoever is still here is sent away before the pause ends.
+    async fn let_go(&mut self) {
+        if self.plan.cut_clients
+            && let Err(e) = self.freezer.cut_clients().await
+        {
+            tracing::warn!("clients of the old side could not be cut off: {e}");
+        }
+        if let Err(e) = self.freezer.thaw().await {
+            tracing::warn!("the old side could not be let go: {e}");
+        }
+    }
+
+    /// A switch has failed: clients that may have moved are led back, and the writers go on where they were.
+    async fn lead_back(&mut self, e: Error, ran: Option<Ran>) -> Error {
+        let argv = self.plan.hooks.switch_back.clone();
+        let mut also = String::new();
+        if !argv.is_empty() && ran.is_some() {
+            let hook = Hook {
+                name: "switch_back",
+                argv: &argv,
+                limit: BACK_LIMIT,
+            };
+            let mut told = self.setup.told.clone();
+            told["step"] = json!("switch_back");
+            // Beyond the pause's limit nobody waits for it.
+            let left = (self.freezer.deadline()).saturating_duration_since(Instant::now());
+            let running = hook.run(&told);
+            tokio::pin!(running);
+            let ended = match tokio::time::timeout(left, &mut running).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    let _ = self.freezer.thaw().await;
+                    running.await
+                }
+            };
+            let back = ended.and_then(|ran| hook::succeeded("switch_back", &ran));
+            if let Err(e) = back {
+                also = format!("; {e}");
+            }
+        }
+        let thawed = self.freezer.thaw().await;
+        let noted = self.note(self.setup.before, Stage::Source);
+        for failed in [thawed, noted] {
+            if let Err(e) = failed {
+                also.push_str(&format!("; {e}"));
+            }
+        }
+        match also.is_empty() {
+            true => e,
+            false => Error::new(ErrorKind::Refused, format!("{}{also}", e.chain())),
+        }
+    }
+}
+
+/// A guard as the cutover sees it.
+pub struct Handle {
+    child: Child,
+    /// Closed, it lets the writers go.
+    orders: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
+}
+
+impl Handle {
+    pub async fn start(setup: &Setup) -> Result<Handle> {
+        let failed = |e: std::io::Error| Error::new(ErrorKind::Bug, "start the guard").cause(e);
+        let program = std::env::current_exe().map_err(failed)?;
+        let mut child = tokio::process::Command::new(program)
+            .arg("cutover-guard")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Ctrl-C is for the cutover, which tells the guard.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Error::new(ErrorKind::Bug, "a guard without pipes"));
+        };
+        let mut handle = Handle {
+            child,
+            orders: Some(orders),
+            answers: BufReader::new(answers).lines(),
+        };
+        let setup = serde_json::to_value(setup)
+            .map_err(|e| Error::new(ErrorKind::Bug, "write the guard's setup").cause(e))?;
+        handle.send(&setup).await?;
+        handle.answer().await?;
+        Ok(handle)
+    }
+
+    async fn send(&mut self, value: &Value) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Refused, "the guard has ended");
+        let line = format!("{value}\n");
+        let orders = self.orders.as_mut().ok_or_else(gone)?;
+        orders
+            .write_all(line.as_bytes())
+            .await
+            .map_err(|e| gone().cause(e))
+    }
+
+    async fn answer(&mut self) -> Result<Said> {
+        let gone = || Error::new(ErrorKind::Refused, "the guard has ended");
+        let line = self
+            .answers
+            .next_line()
+            .await
+            .map_err(|e| gone().cause(e))?;
+        let said: Said = serde_json::from_str(&line.ok_or_else(gone)?)
+            .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))?;
+        match said.why.is_empty() {
+            true => Ok(said),
+            false => Err(Error::new(ErrorKind::Refused, said.why)),
+        }
+    }
+
+    async fn order(&mut self, order: Order) -> Result<Said> {
+        let order = serde_json::to_value(order).unwrap_or_default();
+        self.send(&order).await?;
+        self.answer().await
+    }
+
+    /// Which way would be taken.
+    pub async fn rehearse(&mut self) -> Result<FreezeWay> {
+        freeze::parse(&self.order(Order::Rehearse).await?.way)
+    }
+
+    pub async fn freeze(&mut self) -> Result<FreezeWay> {
+        freeze::parse(&self.order(Order::Freeze).await?.way)
+    }
+
+    /// Moves the clients and lets the writers go; what the hook has said.
+    pub async fn switch(&mut self) -> Result<Value> {
+        Ok(self.order(Order::Switch).await?.detail)
+    }
+
+    pub async fn thaw(&mut self) -> Result<()> {
+        self.order(Order::Thaw).await.map(drop)
+    }
+
+    /// Ends it; whatever is frozen is let go.
+    pub async fn dismiss(mut self) {
+        self.orders = None;
+        let _ = tokio::time::timeout(Duration::from_secs(15), self.child.wait()).await;
+    }
+}

@@ -1,0 +1,173 @@
+//! The migration that a cutover asks: one that runs already, or one that it starts and ends.
+
+use crate::check::STOPS;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::migrate::control::{Answer, Ask, Asker};
+use crate::plan::Plan;
+use crate::source::private_dir;
+use crate::store::{Lock, Store};
+use crate::task::Shutdown;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+
+/// How long a migration may take until it answers.
+const START: Duration = Duration::from_secs(60);
+
+/// A migration in a process of its own.
+pub struct Migration {
+    /// Its state.
+    dir: PathBuf,
+    asker: Asker,
+    /// Present when it was started here.
+    child: Option<Child>,
+}
+
+impl Migration {
+    /// The one that runs on the plan's state in `work_dir`, or a new one.
+    pub async fn meet(
+        plan: &Plan,
+        work_dir: &Path,
+        fresh: bool,
+        stop: &Shutdown,
+    ) -> Result<Migration> {
+        let dir = work_dir.join(&plan.name);
+        if let Ok(asker) = Asker::connect(&dir).await {
+            return Ok(Migration {
+                dir,
+                asker,
+                child: None,
+            });
+        }
+        let mut child = match Lock::holder(&dir) {
+            // It has not come to answering yet.
+            Some(_) => None,
+            None => Some(start(plan, work_dir, &dir, fresh).await?),
+        };
+        let began = Instant::now();
+        loop {
+            if let Ok(asker) = Asker::connect(&dir).await {
+                return Ok(Migration { dir, asker, child });
+            }
+            if let Some(child) = &mut child
+                && let Ok(Some(_)) = child.try_wait()
+            {
+                return Err(ended(&dir));
+            }
+            if began.elapsed() > START {
+                return Err(Error::new(
+                    ErrorKind::NotReady,
+                    format!("the migration in {} does not answer", dir.display()),
+                )
+                .hint("stop `keyferry migrate`; the cutover starts it itself"));
+            }
+            if !stop.sleep(Duration::from_millis(20)).await {
+                return Err(Error::new(
+                    ErrorKind::Interrupted,
+                    "the cutover was stopped",
+                ));
+            }
+        }
+    }
+
+    pub async fn ask(&mut self, ask: Ask) -> Result<Answer> {
+        let asked = self.asker.ask(ask).await;
+        asked.map_err(|e| ended(&self.dir).cause(e))
+    }
+
+    /// Whether it goes on when the cutover has ended.
+    pub fn stays(&self) -> bool {
+        self.child.is_none()
+    }
+
+    /// Leaves it as it was found: one that was started here is ended.
+    pub async fn leave(mut self) -> Result<()> {
+        match self.child {
+            Some(_) => self.end().await,
+            None => self.ask(Ask::Follow).await.map(drop),
+        }
+    }
+
+    /// Ends it, whoever has started it; its state is saved.
+    pub async fn end(mut self) -> Result<()> {
+        // It may have ended before it could answer.
+        let _ = self.asker.ask(Ask::Stop).await;
+        let began = Instant::now();
+        while Lock::holder(&self.dir).is_some() {
+            if began.elapsed() > START {
+                return Err(Error::new(
+                    ErrorKind::NotReady,
+                    format!("the migration in {} does not end", self.dir.display()),
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if let Some(child) = &mut self.child {
+            let _ = child.wait().await;
+        }
+        Ok(())
+    }
+}
+
+/// Its state says why.
+fn ended(dir: &Path) -> Error {
+    let told = Store::open_readonly(dir).ok().flatten().and_then(|store| {
+        let events = store.events(50).ok()?;
+        let last = events.into_iter().rev().find(|e| e.level == "error")?;
+        Some(last.message)
+    });
+    let said = || {
+        let text = std::fs::read_to_string(dir.join(LOG)).ok()?;
+        let line = text.lines().rev().find(|l| l.starts_with("error"))?;
+        Some(line.to_owned())
+    };
+    let why = said()
+        .or(told)
+        .map(|w| format!(": {w}"))
+        .unwrap_or_default();
+    Error::new(ErrorKind::NotReady, format!("the migration has ended{why}"))
+        .hint("run `keyferry migrate` to see what it lacks, then the cutover again")
+}
+
+/// Where a migration that was started here writes its log.
+const LOG: &str = "cutover-migrate.log";
+
+async fn start(plan: &Plan, work_dir: &Path, dir: &Path, fresh: bool) -> Result<Child> {
+    private_dir(dir)?;
+    let failed = |e: std::io::Error| Error::new(ErrorKind::Bug, "start the migration").cause(e);
+    let path = dir.join(LOG);
+    let log = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .context(ErrorKind::Disk, || format!("open {}", path.display()))?;
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut command = Command::new(program);
+    command
+        .args(["migrate", "-", "--no-progress", "--work-dir"])
+        .arg(work_dir)
+        // What stands in the way was found, or ignored, when the migration was begun.
+        .args(STOPS.iter().flat_map(|id| ["--ignore", id]))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(log)
+        // Ctrl-C is for the cutover, which ends it.
+        .process_group(0);
+    if fresh {
+        command.arg("--fresh");
+    }
+    let mut child = command.spawn().map_err(failed)?;
+    // The plan goes over a pipe, as it may hold secrets.
+    let text = serde_json::to_vec(plan)
+        .map_err(|e| Error::new(ErrorKind::Bug, "write the plan as JSON").cause(e))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&text).await.map_err(failed)?;
+    }
+    Ok(child)
+}

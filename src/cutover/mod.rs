@@ -1,0 +1,359 @@
+//! The cutover: the writers are frozen, the last byte is drained, both sides proven equal, and the clients moved.
+//!
+//! Read first: [`run`], then `pass.rs`, which is one direction of it. A process of its own freezes and moves the clients
+//! (`guard.rs`), and the migration runs in yet another one (`migration.rs`), so a cutover that is killed leaves neither
+//! frozen writers nor a broken stream. On which side the clients are is in SQLite (`store/cutover.rs`).
+//! Invariant: one direction at a time; from the fence on nothing of the old side is applied to the new one.
+
+mod freeze;
+mod guard;
+mod hook;
+mod journal;
+mod migration;
+mod pass;
+mod reverse;
+mod watch;
+
+pub use guard::serve as serve_guard;
+pub use journal::Tell;
+
+use self::freeze::Freezer;
+use self::journal::Journal;
+use self::migration::Migration;
+use self::pass::{Pass, Passed};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::{Job, Plan, Source, validate};
+use crate::source::private_dir;
+use crate::store::{CutoverStep, Lock, Phase, Stage, Store};
+use crate::task::Shutdown;
+use crate::types::unix_ms;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How a cutover is run, beside its plan.
+pub struct Options {
+    /// The folder that holds the plan's own folder.
+    pub work_dir: PathBuf,
+    /// All but the freeze and the switch.
+    pub dry_run: bool,
+    /// Findings of `check` that do not matter.
+    pub ignore: Vec<String>,
+    /// Where a person has seen the clients, when nobody else knows.
+    pub clients_at: Option<Stage>,
+    pub tell: Tell,
+}
+
+/// The answer of `cutover --json` and `rollback --json`.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Outcome {
+    pub plan: String,
+    /// `cutover`, `rehearsal` or `rollback`.
+    pub direction: &'static str,
+    /// The clients are where they were to go; in a rehearsal: they could be.
+    pub done: bool,
+    /// Where the clients are now.
+    pub clients_at: &'static str,
+    /// How long writers could not write.
+    pub pause_ms: Option<f64>,
+    /// What the pause was spent on.
+    pub parts_ms: Value,
+    /// What a rehearsal foretells, without the time of the switch hook.
+    pub predicted_pause_ms: Option<u64>,
+    /// Which gate has refused, why, and what to do.
+    pub refused: Option<Value>,
+    /// What would run, in a rehearsal.
+    pub would_run: Vec<String>,
+    /// How the way back stands.
+    pub way_back: Value,
+    pub message: String,
+    pub steps: Vec<CutoverStep>,
+}
+
+/// How long a guard that has outlived its cutover may take to finish.
+const GUARD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long another cutover of the same plan may take to end when it is asked to.
+const TAKE_OVER: Duration = Duration::from_secs(60);
+
+/// Moves the clients of `plan` to the target.
+///
+/// An outcome that is not `done` means: the clients are where they were, and are not frozen.
+/// Errors: wrong plan; `State` when nobody knows where the clients are; `Interrupted`.
+pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
+    let job = validate(plan)?;
+    let home = options.work_dir.join(&plan.name);
+    private_dir(&home)?;
+    let _lock = Lock::acquire(&home.join("cutover"))?;
+    let stage = settled(plan, &job, &home, options, stop).await?;
+    let direction = match options.dry_run {
+        true => "rehearsal",
+        false => "cutover",
+    };
+    let mut outcome = Outcome {
+        plan: plan.name.clone(),
+        direction,
+        clients_at: side_of(stage),
+        ..Outcome::default()
+    };
+    match stage {
+        Stage::RolledBack => {
+            return Err(Error::new(
+                ErrorKind::State,
+                "this migration was rolled back; what was written to the source since is not at the target",
+            )
+            .hint("start over: `keyferry migrate --fresh`, with on_existing \"reconcile\""));
+        }
+        Stage::Committed => {
+            outcome.done = true;
+            outcome.message = "the clients are at the target already".into();
+            return Ok(outcome);
+        }
+        _ => {}
+    }
+    let mut journal = Journal::open(&home, direction, options.tell.clone())?;
+    if stage == Stage::Source {
+        let pass = Pass {
+            plan,
+            job: &job,
+            work_dir: options.work_dir.clone(),
+            home: home.clone(),
+            side: "source",
+            before: Stage::Source,
+            after: Stage::Switched,
+            options,
+            stop,
+        };
+        // The way back of an attempt that was forgotten.
+        let _ = std::fs::remove_dir_all(watch::back_dir(&home));
+        let mut migration = Migration::meet(plan, &options.work_dir, false, stop).await?;
+        let stays = migration.stays();
+        let passed = pass.run(&mut journal, &mut migration).await;
+        let passed = match passed {
+            Ok(passed) if !options.dry_run => {
+                migration.end().await?;
+                passed
+            }
+            other => {
+                let left = migration.leave().await;
+                let passed = match other {
+                    Ok(passed) => passed,
+                    Err(e) => return refuse(outcome, journal, e, stays),
+                };
+                left?;
+                outcome.would_run = plan.cutover.hooks.switch.clone();
+                outcome.predicted_pause_ms = passed.predicted_ms;
+                outcome.done = true;
+                outcome.message = follow_up(stays).into();
+                outcome.way_back = match reverse::plan(plan) {
+                    Ok(_) => json!({ "armed": "at the switch" }),
+                    Err(e) => json!({ "none": e.to_string() }),
+                };
+                outcome.steps = std::mem::take(&mut journal.steps);
+                return Ok(outcome);
+            }
+        };
+        took(&mut outcome, &journal, &passed);
+    }
+    outcome.done = true;
+    outcome.clients_at = "target";
+    let watched = watch::run(plan, &home, &mut journal, stop).await;
+    match watched {
+        Ok(way_back) => outcome.way_back = way_back,
+        Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+        Err(e) => {
+            // The clients are there; what is wrong with the new side is for people to judge.
+            outcome.refused = Some(journal.refusal(&e));
+            outcome.message =
+                "the clients are at the target; `keyferry rollback` takes them back".into();
+        }
+    }
+    outcome.steps = std::mem::take(&mut journal.steps);
+    Ok(outcome)
+}
+
+/// Takes the clients back to the source, with what was written to the target.
+pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
+    let job = validate(plan)?;
+    let home = options.work_dir.join(&plan.name);
+    private_dir(&home)?;
+    let _lock = take_over(&home).await?;
+    let stage = settled(plan, &job, &home, options, stop).await?;
+    let mut outcome = Outcome {
+        plan: plan.name.clone(),
+        direction: "rollback",
+        clients_at: side_of(stage),
+        ..Outcome::default()
+    };
+    if matches!(stage, Stage::Source | Stage::RolledBack) {
+        // `settled` has let the writers go.
+        outcome.done = true;
+        outcome.message = "the clients are at the source, and are not frozen".into();
+        return Ok(outcome);
+    }
+    let back = reverse::plan(plan)?;
+    let back_job = validate(&back)?;
+    let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
+    let work_dir = watch::back_dir(&home);
+    let pass = Pass {
+        plan: &back,
+        job: &back_job,
+        work_dir: work_dir.clone(),
+        home: home.clone(),
+        side: "target",
+        before: stage,
+        after: Stage::RolledBack,
+        options,
+        stop,
+    };
+    let mut migration = Migration::meet(&back, &work_dir, false, stop).await?;
+    let passed = match pass.run(&mut journal, &mut migration).await {
+        Ok(passed) => passed,
+        Err(e) => {
+            // What it has brought back is worth keeping for the next attempt.
+            let _ = migration.leave().await;
+            return refuse(outcome, journal, e, false);
+        }
+    };
+    migration.end().await?;
+    took(&mut outcome, &journal, &passed);
+    outcome.done = true;
+    outcome.clients_at = "source";
+    outcome.steps = std::mem::take(&mut journal.steps);
+    Ok(outcome)
+}
+
+/// A gate has refused: the clients are where they were.
+fn refuse(mut outcome: Outcome, mut journal: Journal, e: Error, stays: bool) -> Result<Outcome> {
+    if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::Plan) {
+        return Err(e);
+    }
+    outcome.refused = Some(journal.refusal(&e));
+    outcome.message = match outcome.direction {
+        "rollback" => "the clients are at the target, and are not frozen".into(),
+        _ => format!(
+            "the clients are at the source, and are not frozen; {}",
+            follow_up(stays)
+        ),
+    };
+    outcome.steps = std::mem::take(&mut journal.steps);
+    Ok(outcome)
+}
+
+fn follow_up(stays: bool) -> &'static str {
+    match stays {
+        true => "the migration goes on",
+        false => {
+            "the migration has ended as it was not running before: start `keyferry migrate` to keep the lag small"
+        }
+    }
+}
+
+fn took(outcome: &mut Outcome, journal: &Journal, passed: &Passed) {
+    let ms = |us: i64| us as f64 / 1000.0;
+    outcome.pause_ms = passed.pause_us.map(ms);
+    let parts = ["freeze", "drain", "verify", "fence", "switch"];
+    outcome.parts_ms = (parts.iter())
+        .filter_map(|name| Some((name.to_string(), json!(ms(journal.took_us(name)?)))))
+        .collect::<serde_json::Map<String, Value>>()
+        .into();
+}
+
+fn side_of(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Source | Stage::RolledBack => "source",
+        Stage::Switching => "unknown",
+        Stage::Switched | Stage::Committed => "target",
+    }
+}
+
+/// Where the clients are, after whatever an earlier cutover has left behind has come to its end.
+async fn settled(
+    plan: &Plan,
+    job: &Job,
+    home: &Path,
+    options: &Options,
+    stop: &Shutdown,
+) -> Result<Stage> {
+    let place = guard::place(home);
+    let began = Instant::now();
+    while Lock::holder(&place).is_some() {
+        if began.elapsed() > GUARD_PATIENCE + Duration::from_millis(plan.cutover.max_pause_ms) {
+            return Err(Error::new(
+                ErrorKind::Locked,
+                "the guard of an earlier cutover does not end",
+            ));
+        }
+        if !stop.sleep(Duration::from_millis(50)).await {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                "the cutover was stopped",
+            ));
+        }
+    }
+    let mut store = Store::open(home)?;
+    let stage = match (store.stage()?, options.clients_at) {
+        (Stage::Switching, Some(stage)) => {
+            store.set_stage(stage)?;
+            stage
+        }
+        (Stage::Switching, None) => {
+            return Err(Error::new(
+                ErrorKind::State,
+                "an earlier cutover and its guard were both cut off while the clients were moved: nobody knows where they are",
+            )
+            .hint("look where your clients are, then say so: --clients-at source, or --clients-at target"));
+        }
+        (stage, _) => stage,
+    };
+    // Whatever was frozen and could not be let go.
+    if let Source::Server { endpoint, .. } = &job.source {
+        for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
+            let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
+            freezer.clean_up().await?;
+        }
+    } else {
+        return Err(Error::new(
+            ErrorKind::Plan,
+            "a snapshot file has no clients that could be moved",
+        ));
+    }
+    if store.phase()? == Phase::Frozen {
+        store.enter_phase(
+            match stage {
+                Stage::Source => Phase::Stream,
+                Stage::RolledBack => Phase::RolledBack,
+                _ => Phase::Switched,
+            },
+            unix_ms(),
+        )?;
+    }
+    Ok(stage)
+}
+
+/// The lock of the plan's cutover; one that watches the new side is asked to end.
+async fn take_over(home: &Path) -> Result<Lock> {
+    let place = home.join("cutover");
+    let began = Instant::now();
+    let mut asked = false;
+    loop {
+        match Lock::acquire(&place) {
+            Err(e) if e.kind() == ErrorKind::Locked && began.elapsed() < TAKE_OVER => {
+                if let (Some(pid), false) = (Lock::holder(&place), asked) {
+                    interrupt(pid);
+                    asked = true;
+                }
+            }
+            other => return other,
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// As by Ctrl-C.
+fn interrupt(pid: u32) {
+    use rustix::process::{Pid, Signal, kill_process};
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        let _ = kill_process(pid, Signal::INT);
+    }
+}

@@ -1,0 +1,522 @@
+//! One direction of a cutover: from the first look to the moment when the clients are on the other side.
+
+use crate::check;
+use crate::cutover::guard::{Handle, Setup};
+use crate::cutover::journal::Journal;
+use crate::cutover::migration::Migration;
+use crate::cutover::{Options, freeze, reverse};
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::control::{Answer, Ask};
+use crate::plan::{FreezeWay, Job, Plan};
+use crate::store::{MODE, Phase, Stage, Store};
+use crate::task::Shutdown;
+use crate::types::{DbIndex, unix_ms};
+use crate::verify::{self, Live};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How often the migration is asked while it drains.
+const POLL: Duration = Duration::from_millis(1);
+/// Rounds of comparing what has changed before the writers are frozen.
+const ROUNDS: u32 = 20;
+/// A round as quick as this is quick enough.
+const QUICK: Duration = Duration::from_millis(100);
+/// For this long nothing may be written before a person's word is believed.
+const STILL: Duration = Duration::from_secs(2);
+
+/// From one side to the other.
+pub struct Pass<'a> {
+    /// The plan of this direction.
+    pub plan: &'a Plan,
+    pub job: &'a Job,
+    /// The folder that holds the folder of this direction's state.
+    pub work_dir: PathBuf,
+    /// The state of the user's plan.
+    pub home: PathBuf,
+    pub side: &'static str,
+    /// Where the clients are before and after, as the user's plan has it.
+    pub before: Stage,
+    pub after: Stage,
+    pub options: &'a Options,
+    pub stop: &'a Shutdown,
+}
+
+/// What a pass has come to.
+pub struct Passed {
+    /// From the freeze to the moment when the clients had been moved.
+    pub pause_us: Option<i64>,
+    /// What a rehearsal foretells.
+    pub predicted_ms: Option<u64>,
+}
+
+/// What was prepared while the writers still wrote.
+struct Ready {
+    live: Option<Live>,
+    /// Keys still to be compared.
+    left: Vec<(DbIndex, Vec<u8>)>,
+    /// How long the last comparison of what had changed has taken.
+    compare: Duration,
+}
+
+impl Pass<'_> {
+    fn dir(&self) -> PathBuf {
+        self.work_dir.join(&self.plan.name)
+    }
+
+    fn go_on(&self) -> Result<()> {
+        match self.stop.requested() {
+            true => Err(Error::new(
+                ErrorKind::Interrupted,
+                "the cutover was stopped",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Everything up to the switch. An error means that the writers go on where they were.
+    pub async fn run(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
+        let mut guard = Handle::start(&self.setup()?).await?;
+        let result = self.guarded(journal, migration, &mut guard).await;
+        if result.is_err() {
+            let thawed = guard.thaw().await;
+            let _ = migration.ask(Ask::Follow).await;
+            if let Err(e) = thawed {
+                tracing::warn!("{e}");
+            }
+            self.phase(Phase::Stream);
+        }
+        guard.dismiss().await;
+        result
+    }
+
+    fn setup(&self) -> Result<Setup> {
+        let plan = serde_json::to_value(self.plan)
+            .map_err(|e| Error::new(ErrorKind::Bug, "write the plan as JSON").cause(e))?;
+        let (source, target) = (self.job.source.to_string(), self.job.target.redacted_url());
+        Ok(Setup {
+            plan,
+            home: self.home.clone(),
+            dir: self.dir(),
+            side: self.side.into(),
+            told: json!({
+                "step": "switch", "plan": self.plan.name, "from": source, "to": target,
+                "direction": match self.side { "source" => "cutover", _ => "rollback" },
+                "redacted": self.job.redacted,
+            }),
+            before: self.before,
+            done: self.after,
+        })
+    }
+
+    async fn guarded(
+        &self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+        guard: &mut Handle,
+    ) -> Result<Passed> {
+        let (way, scan) = journal
+            .step(
+                "preflight",
+                self.preflight(migration, guard),
+                |(way, scan)| {
+                    let back = reverse::plan(self.plan).err().map(|e| e.to_string());
+                    json!({ "freeze": freeze::name(*way), "scan": scan, "no_way_back": back })
+                },
+            )
+            .await?;
+        let mut ready = journal
+            .step("warm-up", self.warm_up(migration, scan), |ready: &Ready| {
+                json!({ "left_keys": ready.left.len(), "compare_us": micros(ready.compare) })
+            })
+            .await?;
+        if self.options.dry_run {
+            return self.rehearse(journal, migration, &ready).await;
+        }
+        let mut frozen = None;
+        if way == FreezeWay::Operator {
+            journal
+                .step("wait-for-operator", self.until_still(migration), |_| {
+                    Value::Null
+                })
+                .await?;
+        }
+        let pause = Duration::from_millis(self.plan.cutover.max_pause_ms);
+        let began = Instant::now();
+        let limited = tokio::time::timeout(
+            pause,
+            self.paused(journal, migration, guard, &mut ready, &mut frozen, scan),
+        );
+        match limited.await {
+            Ok(done) => done?,
+            Err(_) => {
+                let e = Error::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "the writers were paused for {} ms, which is all that cutover.max_pause_ms allows",
+                        pause.as_millis()
+                    ),
+                )
+                .hint("rehearse with --dry-run to see what takes so long, or allow a longer pause");
+                return journal
+                    .step("time", std::future::ready(Err(e)), |()| Value::Null)
+                    .await
+                    .map(|()| Passed {
+                        pause_us: None,
+                        predicted_ms: None,
+                    });
+            }
+        }
+        // The switch has its own limit, and its end is waited for whatever it is.
+        let switched = journal.step("switch", guard.switch(), Value::clone).await;
+        let pause_us = frozen.map(|at: Instant| micros(at.elapsed()));
+        switched?;
+        let _ = began;
+        self.phase(match self.side {
+            "source" => Phase::Switched,
+            _ => Phase::RolledBack,
+        });
+        Ok(Passed {
+            pause_us,
+            predicted_ms: None,
+        })
+    }
+
+    /// What has to hold before anybody is disturbed.
+    async fn preflight(
+        &self,
+        migration: &mut Migration,
+        guard: &mut Handle,
+    ) -> Result<(FreezeWay, bool)> {
+        if self.plan.cutover.hooks.switch.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Plan,
+                format!(
+                    "the plan names no program that moves the clients (cutover.hooks.{})",
+                    match self.side {
+                        "source" => "switch",
+                        _ => "switch_back",
+                    }
+                ),
+            )
+            .hint("name one; [\"true\"] where they move by themselves"));
+        }
+        let known = Store::open(&self.dir())?.json(MODE)?;
+        let known = known.as_ref().and_then(Value::as_str);
+        let report = check::run(self.job, false, known).await?;
+        if let Some(found) = report.stops(&self.options.ignore).next() {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("{}: {}", found.id, found.message),
+            )
+            .hint(format!(
+                "{}; --ignore {} goes on in spite of it",
+                found.fix, found.id
+            )));
+        }
+        let scan = self.caught_up(migration).await?;
+        let way = guard.rehearse().await?;
+        Ok((way, scan))
+    }
+
+    /// Waits until the lag is within its bound; whether the source is scanned.
+    async fn caught_up(&self, migration: &mut Migration) -> Result<bool> {
+        let bound = self.plan.cutover.max_lag_ms;
+        let patience = Duration::from_secs(self.plan.cutover.wait_s);
+        let began = Instant::now();
+        loop {
+            self.go_on()?;
+            let now = migration.ask(Ask::State).await?;
+            let loaded = !now.shards.is_empty() && now.shards.iter().all(|s| s.phase == "stream");
+            let lag = now.shards.iter().map(|s| s.lag_ms).max().unwrap_or(0);
+            // A scan's lag is the age of its last sweep, which the drain makes anew.
+            if loaded && (now.scan || lag <= bound) {
+                return Ok(now.scan);
+            }
+            // The way back is loaded while one waits for it.
+            if began.elapsed() > patience && (loaded || self.side == "source") {
+                let why = match loaded {
+                    true => format!(
+                        "the lag is {lag} ms after {} s of waiting, and cutover.max_lag_ms is {bound}",
+                        patience.as_secs()
+                    ),
+                    false => "the target does not hold the whole snapshot yet".into(),
+                };
+                return Err(Error::new(ErrorKind::Refused, why)
+                    .hint("wait until `keyferry status` shows it caught up"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Compares everything, then what was written meanwhile, until that is quickly done.
+    async fn warm_up(&self, migration: &mut Migration, scan: bool) -> Result<Ready> {
+        migration.ask(Ask::Record).await?;
+        self.compare(false).await?;
+        if scan {
+            // The sweep after the freeze compares everything anyway.
+            return Ok(Ready {
+                live: None,
+                left: Vec::new(),
+                compare: Duration::ZERO,
+            });
+        }
+        let options = self.verify_options(false);
+        let mut live = Live::open(self.job.clone(), &options, self.stop.clone()).await?;
+        live.warm().await?;
+        let (mut left, mut before) = (Vec::new(), None);
+        for _ in 0..ROUNDS {
+            self.go_on()?;
+            let written = migration.ask(Ask::Take).await?;
+            if written.more {
+                self.compare(true).await?;
+                continue;
+            }
+            let mut names = written.names();
+            names.append(&mut left);
+            let began = Instant::now();
+            let apart = live.differing(names).await?;
+            let took = began.elapsed();
+            for key in apart {
+                match key.reason.as_str() {
+                    // It is written so often that only a standing source can tell.
+                    verify::UNPROVABLE => left.push((DbIndex(key.db), key.name)),
+                    _ => return Err(differs(std::slice::from_ref(&key))),
+                }
+            }
+            let enough = took < QUICK || before.is_some_and(|b: Duration| took * 10 > b * 7);
+            before = Some(took);
+            if enough {
+                break;
+            }
+        }
+        Ok(Ready {
+            live: Some(live),
+            left,
+            compare: before.unwrap_or_default(),
+        })
+    }
+
+    fn verify_options(&self, incremental: bool) -> verify::Options {
+        verify::Options {
+            work_dir: self.dir(),
+            incremental,
+            ..verify::Options::default()
+        }
+    }
+
+    async fn compare(&self, incremental: bool) -> Result<()> {
+        let options = self.verify_options(incremental);
+        let found = verify::run(self.job.clone(), options, self.stop.clone()).await?;
+        let all = [&found.missing, &found.extra, &found.different];
+        let apart: Vec<_> = all.into_iter().flatten().cloned().collect();
+        if !apart.is_empty() {
+            return Err(differs(&apart));
+        }
+        if let Some(name) = found.functions_different.first() {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("the library of functions {name} differs"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// From the freeze to the fence: all that happens while writers wait, but for the switch.
+    async fn paused(
+        &self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+        guard: &mut Handle,
+        ready: &mut Ready,
+        frozen: &mut Option<Instant>,
+        scan: bool,
+    ) -> Result<()> {
+        *frozen = Some(Instant::now());
+        let way = journal
+            .step(
+                "freeze",
+                guard.freeze(),
+                |way| json!({ "way": freeze::name(*way) }),
+            )
+            .await?;
+        self.phase(Phase::Frozen);
+        let _ = way;
+        let drained = journal
+            .step(
+                "drain",
+                self.drained(migration),
+                |now| json!({ "commands": commands(now) }),
+            )
+            .await?;
+        journal
+            .step(
+                "verify",
+                self.prove(migration, ready, scan),
+                |keys| json!({ "keys": keys }),
+            )
+            .await?;
+        journal
+            .step("fence", self.fence(migration, &drained), |_| Value::Null)
+            .await?;
+        // Draining has given every key its true expiry.
+        journal
+            .step("release", std::future::ready(Ok(())), |_| Value::Null)
+            .await
+    }
+
+    /// Everything that the source had written is at the target.
+    async fn drained(&self, migration: &mut Migration) -> Result<Answer> {
+        migration.ask(Ask::Drain).await?;
+        loop {
+            self.go_on()?;
+            let now = migration.ask(Ask::State).await?;
+            if !now.shards.is_empty() && now.shards.iter().all(|s| s.drained) {
+                return Ok(now);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Compares what was written since it was compared last; returns how many keys.
+    async fn prove(
+        &self,
+        migration: &mut Migration,
+        ready: &mut Ready,
+        scan: bool,
+    ) -> Result<usize> {
+        let Some(live) = &mut ready.live else {
+            // The last sweep was this proof.
+            return Ok(0).inspect(|_| debug_assert!(scan));
+        };
+        let written = migration.ask(Ask::Take).await?;
+        if written.more {
+            self.compare(true).await?;
+        }
+        let mut names = written.names();
+        names.append(&mut ready.left);
+        let keys = names.len();
+        let apart = live.differing(names).await?;
+        match apart.is_empty() {
+            true => Ok(keys),
+            false => Err(differs(&apart)),
+        }
+    }
+
+    /// From here on nothing of the old side is applied; and nothing was written since it was frozen.
+    async fn fence(&self, migration: &mut Migration, drained: &Answer) -> Result<()> {
+        migration.ask(Ask::Fence).await?;
+        // The pumps look at what has come every 2 ms.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let now = migration.ask(Ask::State).await?;
+        let late: u64 = now.shards.iter().map(|s| s.late).sum();
+        if now.lost {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "the new side has lost a master meanwhile",
+            )
+            .hint("wait until its failover is over, then run the same command again"));
+        }
+        if late > 0 || (!now.scan && commands(&now) != commands(drained)) {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "somebody has written although the writers were frozen",
+            )
+            .hint("freeze them another way (cutover.freeze)"));
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing has been written for a while: what a person's word is worth.
+    async fn until_still(&self, migration: &mut Migration) -> Result<()> {
+        let patience = Duration::from_secs(self.plan.cutover.wait_s);
+        let (began, mut since, mut last) = (Instant::now(), Instant::now(), None);
+        loop {
+            self.go_on()?;
+            let now = migration.ask(Ask::State).await?;
+            let seen = commands(&now);
+            if last != Some(seen) {
+                (last, since) = (Some(seen), Instant::now());
+            }
+            if since.elapsed() > STILL {
+                return Ok(());
+            }
+            if began.elapsed() > patience {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    format!("after {} s the writers still write", patience.as_secs()),
+                )
+                .hint("stop them, then run the same command again; cutover.wait_s is how long it waits"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// All but the freeze and the switch; foretells how long writers will wait.
+    async fn rehearse(
+        &self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+        ready: &Ready,
+    ) -> Result<Passed> {
+        journal
+            .step(
+                "drain",
+                self.drained_live(migration),
+                |took| json!({ "us": micros(*took) }),
+            )
+            .await?;
+        migration.ask(Ask::Follow).await?;
+        let drain = journal.took_us("drain").unwrap_or(0);
+        let predicted = drain + micros(ready.compare) + 10_000;
+        Ok(Passed {
+            pause_us: None,
+            predicted_ms: u64::try_from(predicted / 1000).ok(),
+        })
+    }
+
+    async fn drained_live(&self, migration: &mut Migration) -> Result<Duration> {
+        let began = Instant::now();
+        let limit = Duration::from_millis(self.plan.cutover.max_pause_ms);
+        match tokio::time::timeout(limit, self.drained(migration)).await {
+            Ok(drained) => drained.map(|_| began.elapsed()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "within cutover.max_pause_ms ({}) the target did not get all that was written",
+                    limit.as_millis()
+                ),
+            )),
+        }
+    }
+
+    fn phase(&self, phase: Phase) {
+        let noted = Store::open(&self.home).and_then(|mut s| s.enter_phase(phase, unix_ms()));
+        if let Err(e) = noted {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+fn commands(now: &Answer) -> u64 {
+    now.shards.iter().map(|s| s.commands).sum()
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn differs(keys: &[verify::KeyReport]) -> Error {
+    let shown: Vec<String> = (keys.iter().take(5))
+        .map(|k| format!("{:?} ({})", k.key, k.reason))
+        .collect();
+    Error::new(
+        ErrorKind::Refused,
+        format!(
+            "both sides differ in {} keys: {}",
+            keys.len(),
+            shown.join(", ")
+        ),
+    )
+    .hint("`keyferry verify PLAN --repair` writes them again; then run the same command again")
+}

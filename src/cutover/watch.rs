@@ -1,0 +1,150 @@
+//! After the switch: the way back is opened, and the new side is looked at for a while.
+
+use crate::cutover::journal::Journal;
+use crate::cutover::migration::Migration;
+use crate::cutover::reverse;
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::control::Ask;
+use crate::net::{self, server};
+use crate::plan::{Endpoint, Plan, Source, validate};
+use crate::store::{Stage, Store};
+use crate::task::Shutdown;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often the new side is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks in a row that may fail.
+const FAILURES: u32 = 6;
+
+/// Where the state of the way back lies.
+pub fn back_dir(home: &Path) -> PathBuf {
+    home.join("back")
+}
+
+/// Opens the way back, watches, commits; how the way back stood at the end.
+pub async fn run(
+    plan: &Plan,
+    home: &Path,
+    journal: &mut Journal,
+    stop: &Shutdown,
+) -> Result<Value> {
+    let left = match &validate(plan)?.source {
+        // Nobody of ours is there at this moment.
+        Source::Server { endpoint, .. } => clients(endpoint).await,
+        Source::Rdb { .. } => None,
+    };
+    let back = reverse::plan(plan);
+    let way_back = match &back {
+        Ok(back) => {
+            let opened = open(back, home, stop);
+            let migration = journal
+                .step(
+                    "arm-rollback",
+                    opened,
+                    |_| json!({ "from": "target", "to": "source" }),
+                )
+                .await;
+            match migration {
+                Ok(migration) => Ok(migration),
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+                Err(e) => Err(e.chain()),
+            }
+        }
+        Err(e) => Err(e.to_string()),
+    };
+    let (mut migration, none) = match way_back {
+        Ok(migration) => (Some(migration), None),
+        Err(why) => (None, Some(why)),
+    };
+    let watched = journal
+        .step("watch", look(plan, migration.as_mut(), stop), Value::clone)
+        .await;
+    let ended = match migration {
+        Some(migration) => migration.end().await,
+        None => Ok(()),
+    };
+    let mut seen = watched?;
+    ended?;
+    if let Some(why) = none {
+        seen = json!({ "none": why });
+    }
+    if left.is_some() {
+        seen["clients_left_at_source"] = json!(left);
+    }
+    journal
+        .step("commit", commit(home), |()| Value::Null)
+        .await?;
+    Ok(seen)
+}
+
+async fn open(back: &Plan, home: &Path, stop: &Shutdown) -> Result<Migration> {
+    let dir = back_dir(home);
+    // A state that is there was begun after this switch: every new attempt begins without one.
+    let begun = Store::open_readonly(&dir.join(&back.name))?
+        .is_some_and(|s| s.stage().is_ok_and(|stage| stage == Stage::Source));
+    Migration::meet(back, &dir, !begun, stop).await
+}
+
+async fn commit(home: &Path) -> Result<()> {
+    Store::open(home)?.set_stage(Stage::Committed)
+}
+
+/// Looks at the new side until the plan's time is over.
+async fn look(plan: &Plan, mut back: Option<&mut Migration>, stop: &Shutdown) -> Result<Value> {
+    let job = validate(plan)?;
+    let began = Instant::now();
+    let (mut failures, mut seen) = (0, Value::Null);
+    loop {
+        match ping(&job.target).await {
+            Ok(()) => failures = 0,
+            Err(e) => {
+                failures += 1;
+                if failures >= FAILURES {
+                    return Err(e.context("the new side does not answer".to_string()));
+                }
+            }
+        }
+        if let Some(migration) = &mut back {
+            let now = migration.ask(Ask::State).await?;
+            let loaded = !now.shards.is_empty() && now.shards.iter().all(|s| s.phase == "stream");
+            let lag_ms = now.shards.iter().map(|s| s.lag_ms).max();
+            seen = json!({
+                // What a rollback at this moment would have to wait for, or lose if the new side were gone.
+                "ready": loaded, "data_loss_bound_ms": lag_ms.filter(|_| loaded),
+            });
+            tracing::info!("the way back: {seen}");
+        }
+        if began.elapsed() >= Duration::from_secs(plan.cutover.watch_s) {
+            return Ok(seen);
+        }
+        if !stop.sleep(LOOK).await {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                "stopped while the new side was watched: the clients are there, and the same command goes on",
+            ));
+        }
+    }
+}
+
+async fn ping(endpoint: &Endpoint) -> Result<()> {
+    let (layout, _) = server::layout(endpoint).await?;
+    for master in &layout.masters {
+        let mut conn = net::connect(endpoint, &master.address).await?;
+        conn.call(&[b"PING"]).await?;
+    }
+    Ok(())
+}
+
+/// Clients at one master of the old side; `None` where that is not told.
+async fn clients(endpoint: &Endpoint) -> Option<u64> {
+    let mut conn = net::connect(endpoint, &endpoint.address()).await.ok()?;
+    let reply = conn
+        .ask(&[b"CLIENT", b"LIST", b"TYPE", b"normal"])
+        .await
+        .ok()?;
+    let text = reply.text()?;
+    // One of them is this connection.
+    Some(text.lines().count().saturating_sub(1) as u64)
+}
