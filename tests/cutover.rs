@@ -1,9 +1,10 @@
 //! The cutover under live clients that move by a hook: nothing lost, nothing doubled, and a way back.
 
 use crate::support::clients::{self, Clients, Options, Report, point};
+use crate::support::cutter::Cutter;
 use crate::support::keyferry::{Outcome, Plan};
 use crate::support::need;
-use crate::support::server::{Server, Setup};
+use crate::support::server::Setup;
 use crate::support::story::{Endpoint, Story};
 use crate::support::wait_until;
 use serde_json::{Value, json};
@@ -18,7 +19,10 @@ struct Move {
 
 impl Move {
     fn new(source: Endpoint, target: Endpoint, cutover: Value) -> Move {
-        let mut story = Story::new(source, target);
+        Move::with(Story::new(source, target), cutover)
+    }
+
+    fn with(mut story: Story, cutover: Value) -> Move {
         let file = story.plan.dir().join("clients-at");
         point(&file, "source").expect("the file is written");
         let hook = |side: &str| {
@@ -179,4 +183,476 @@ fn a_planted_difference_leaves_everything_as_it_was() {
     });
     let report = clients.stop();
     it.exact(&it.story.target, &report);
+}
+
+/// Back after a while of writes on the new side: the old side has them all.
+#[test]
+fn what_was_written_to_the_new_side_comes_back() {
+    let Some(it) = Move::usual(json!({})) else {
+        return;
+    };
+    it.story.fill(2_000);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    let clients = it.clients(1_000);
+    it.plan().run("cutover --json").exits(0);
+    assert_eq!(it.at(), "target");
+    let options = crate::support::traffic::Options {
+        rate: 500,
+        seconds: 60,
+        ..crate::support::traffic::Options::new(&it.story.target.url(), true)
+    };
+    let more = crate::support::traffic::start(&options).expect("traffic on the new side");
+    let seconds = if std::env::var_os("KEYFERRY_FULL").is_some() {
+        60
+    } else {
+        4
+    };
+    std::thread::sleep(Duration::from_secs(seconds));
+    more.stop();
+    let outcome = it.plan().run("rollback --json").exits(0);
+    let told = answer(&outcome);
+    assert_eq!(told["clients_at"], "source");
+    assert_eq!(it.at(), "source");
+    std::thread::sleep(Duration::from_millis(300));
+    let report = clients.stop();
+    println!("the clients saw a pause of {:?}", report.pause);
+    it.exact(&it.story.source, &report);
+    assert_eq!(it.plan().status()["phase"], "rolled-back");
+    it.plan().run("rollback --json").exits(0);
+    it.plan().run("cutover --json").exits(3).says(&["--fresh"]);
+    // And there once more, from the beginning.
+    let mut again = Plan::new(&it.story.source.url(), &it.story.target.url());
+    again.set("/on_existing", json!("reconcile"));
+    again.run("migrate --until caught-up --json").exits(0);
+    again.run("verify --json").exits(0);
+}
+
+/// Each gate refuses: the clients are where they were, and nothing is frozen.
+#[test]
+fn gates_refuse_and_let_the_writers_go() {
+    let hang = json!(["sh", "-c", "sleep 60"]);
+    for (cutover, gate, why) in [
+        (
+            json!({"hooks": {"switch": ["sh", "-c", "echo no way; exit 1"]}}),
+            "switch",
+            "no way",
+        ),
+        (
+            json!({"hooks": {"switch": hang}, "max_pause_ms": 1_500}),
+            "switch",
+            "longer than",
+        ),
+        (
+            json!({"hooks": {"switch": ["/nowhere/hook"]}}),
+            "switch",
+            "start the switch hook",
+        ),
+        (
+            json!({"freeze": "acl", "users": ["nobody"]}),
+            "preflight",
+            "nobody",
+        ),
+    ] {
+        let Some(it) = Move::usual(cutover) else {
+            return;
+        };
+        it.story.fill(500);
+        let mut running = it.story.migrate();
+        it.story.wait_loaded(&mut running);
+        let clients = it.clients(300);
+        it.plan()
+            .wait_caught_up(&mut running, Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(700));
+        let outcome = it.plan().run("cutover --json");
+        let told = answer(&outcome).clone();
+        let code = outcome.code;
+        it.thawed(&it.story.source);
+        assert!(running.ended().is_none(), "the migration goes on");
+        let report = clients.stop();
+        it.story.catch_up_and_stop(running);
+        assert_eq!(it.at(), "source", "{gate}");
+        if code != 2 {
+            assert_eq!(code, 1, "{gate}");
+            assert_eq!(told["refused"]["gate"], gate);
+            let said = told["refused"]["why"].as_str().unwrap_or("").to_owned();
+            assert!(said.contains(why), "{gate}: {said}");
+        } else {
+            assert!(outcome.stderr.contains(why), "{gate}");
+        }
+        it.exact(&it.story.source, &report);
+        assert!(
+            report.pause < Duration::from_secs(4),
+            "{gate}: {:?}",
+            report.pause
+        );
+    }
+}
+
+/// The lag stays above its bound.
+#[test]
+fn a_lag_is_a_gate() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut it = Move::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+        json!({"wait_s": 2, "max_lag_ms": 200}),
+    );
+    let line = Cutter::far(
+        &it.story.target.nodes()[0].address(),
+        Duration::from_millis(250),
+    );
+    let url = format!("redis://{}", line.address());
+    it.story.plan.set("/target/url", json!(url));
+    it.story.fill(200);
+    let clients = it.clients(300);
+    let mut running = it.story.migrate();
+    it.story.wait_loaded(&mut running);
+    std::thread::sleep(Duration::from_secs(3));
+    let outcome = it.plan().run("cutover --json").exits(1);
+    let told = answer(&outcome);
+    assert_eq!(told["refused"]["gate"], "preflight");
+    assert!(
+        told["refused"]["why"]
+            .as_str()
+            .unwrap_or("")
+            .contains("lag"),
+        "{told}"
+    );
+    it.thawed(&it.story.source);
+    running.interrupt();
+    running.wait(Duration::from_secs(60)).exits(130);
+    it.exact(&it.story.source, &clients.stop());
+}
+
+/// The target has no memory left while the clients are to be moved.
+#[test]
+fn a_full_target_is_a_gate() {
+    let Some([name]) = need(["any"]) else { return };
+    let it = Move::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+        json!({"max_pause_ms": 2_000}),
+    );
+    it.story.fill(500);
+    let mut running = it.story.migrate();
+    it.story.wait_loaded(&mut running);
+    it.plan()
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let target = &it.story.target.nodes()[0];
+    let used = target.info("memory", "used_memory");
+    target.run(&format!("CONFIG SET maxmemory {used}"));
+    let clients = it.clients(300);
+    std::thread::sleep(Duration::from_millis(500));
+    let outcome = it.plan().run("cutover --json").exits(1);
+    let told = answer(&outcome);
+    assert!(
+        told["refused"]["why"]
+            .as_str()
+            .is_some_and(|w| !w.is_empty()),
+        "{told}"
+    );
+    assert_eq!(it.at(), "source");
+    it.thawed(&it.story.source);
+    let report = clients.stop();
+    it.exact(&it.story.source, &report);
+}
+
+/// A key that expires at the old side right after the switch, and is made anew at the new one, lives.
+#[test]
+fn a_late_expiry_of_the_old_side_harms_nobody() {
+    let Some(it) = Move::usual(json!({"watch_s": 4})) else {
+        return;
+    };
+    it.story.fill(500);
+    let mut running = it.story.migrate();
+    it.story.wait_loaded(&mut running);
+    it.plan()
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let source = it.story.source.nodes()[0].client();
+    let mut source = source;
+    for n in 0..100 {
+        source
+            .words(&format!("SET late:{n} old PX 2500"))
+            .expect("a key with an expiry");
+    }
+    let outcome = it.plan().start("cutover --json");
+    wait_until(
+        "the clients are at the target",
+        Duration::from_secs(30),
+        || it.at() == "target",
+    );
+    let mut target = it.story.target.side();
+    let command = |words: &str, key: &str| crate::support::wire::Command::new(words).key(key);
+    for n in 0..100 {
+        let set = command("SET", &format!("late:{n}")).arg("new");
+        target.run(&set).expect("it is made anew");
+    }
+    answer(&outcome.wait(Duration::from_secs(60)).exits(0));
+    std::thread::sleep(Duration::from_secs(1));
+    for n in 0..100 {
+        let reply = target
+            .run(&command("GET", &format!("late:{n}")))
+            .expect("an answer");
+        assert_eq!(reply.text(), "new", "late:{n}");
+    }
+    wait_until("the migration has ended", Duration::from_secs(20), || {
+        running.ended().is_some()
+    });
+}
+
+/// What the clients have seen after a cutover was cut off and something else came after it.
+#[track_caller]
+fn consistent(it: &Move, clients: Clients, what: &str) {
+    std::thread::sleep(Duration::from_millis(300));
+    let report = clients.stop();
+    let at = it.at();
+    println!(
+        "{what}: the clients are at the {at}, the longest pause was {:?}",
+        report.pause
+    );
+    let side = match at.as_str() {
+        "source" => &it.story.source,
+        _ => &it.story.target,
+    };
+    it.exact(side, &report);
+    // The pause ends by itself, at the latest when its time is over.
+    assert!(
+        report.pause < Duration::from_secs(7),
+        "{what}: {:?}",
+        report.pause
+    );
+}
+
+/// Cut off after a step, then the same command again, or the way back.
+fn dies_after(step: &str, then: &str) {
+    let Some(it) = Move::usual(json!({"watch_s": 1, "max_pause_ms": 5_000})) else {
+        return;
+    };
+    it.story.fill(500);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    let clients = it.clients(500);
+    std::thread::sleep(Duration::from_millis(500));
+    let point = match step {
+        "guard" => "guard-switching".to_owned(),
+        step => format!("cutover-{step}"),
+    };
+    let first = it
+        .plan()
+        .start_with("cutover --json", &[("KEYFERRY_FAILPOINT", &point)]);
+    let first = first.wait(Duration::from_secs(60));
+    let what = format!("{step}, then {then}");
+    if step != "guard" {
+        assert_eq!(first.code, -1, "{what}: {}", first.stderr);
+    }
+    let outcome = it.plan().run(&format!("{then} --json"));
+    if step == "guard" && outcome.code == 3 {
+        // Nobody knows where the clients are, but for whoever looks.
+        let at = it.at();
+        let outcome = it
+            .plan()
+            .run(&format!("{then} --json --clients-at {at}"))
+            .exits(0);
+        answer(&outcome);
+    } else {
+        answer(&outcome.exits(0));
+    }
+    let wanted = if then == "cutover" {
+        "target"
+    } else {
+        "source"
+    };
+    assert_eq!(it.at(), wanted, "{what}");
+    it.thawed(if wanted == "target" {
+        &it.story.target
+    } else {
+        &it.story.source
+    });
+    consistent(&it, clients, &what);
+    if then == "rollback" {
+        // Whatever goes on is ended by its own means.
+        it.plan().run("cutover --json");
+    }
+}
+
+#[test]
+fn cut_off_after_a_step_the_same_command_goes_on() {
+    let all = [
+        "preflight",
+        "warm-up",
+        "freeze",
+        "drain",
+        "verify",
+        "fence",
+        "switch",
+        "arm-rollback",
+        "watch",
+        "guard",
+    ];
+    let few = ["freeze", "fence", "switch"];
+    let steps: &[&str] = if full() { &all } else { &few };
+    for step in steps {
+        dies_after(step, "cutover");
+    }
+}
+
+#[test]
+fn cut_off_after_a_step_the_way_back_is_open() {
+    let all = [
+        "preflight",
+        "warm-up",
+        "freeze",
+        "drain",
+        "verify",
+        "fence",
+        "switch",
+        "arm-rollback",
+        "watch",
+        "guard",
+    ];
+    let few = ["drain", "switch", "watch"];
+    let steps: &[&str] = if full() { &all } else { &few };
+    for step in steps {
+        dies_after(step, "rollback");
+    }
+}
+
+/// Killed at any moment, until it is done.
+#[test]
+fn killed_at_random_moments() {
+    let mut rng = crate::support::rng::Rng::new(std::process::id().into());
+    for n in 0..if full() { 12 } else { 1 } {
+        let Some(it) = Move::usual(json!({"watch_s": 1, "max_pause_ms": 5_000})) else {
+            return;
+        };
+        it.story.fill(500);
+        it.plan().run("migrate --until caught-up --json").exits(0);
+        let clients = it.clients(500);
+        for _ in 0..3 {
+            let cutover = it.plan().start("cutover --json");
+            std::thread::sleep(Duration::from_millis(150 + rng.below(700)));
+            cutover.signal("KILL");
+            cutover.wait(Duration::from_secs(10));
+        }
+        it.plan().run("cutover --json").exits(0);
+        assert_eq!(it.at(), "target");
+        consistent(&it, clients, &format!("killed three times, run {n}"));
+    }
+}
+
+/// A managed source that is scanned, and a managed cluster: no CLIENT PAUSE, no ACL; the writers are frozen by a hook.
+#[test]
+fn by_scan_between_managed_providers() {
+    let name = "azure-cache-scan";
+    let from = &crate::support::profile::AZURE_CACHE;
+    let to = &crate::support::profile::AZURE_MANAGED_OSS;
+    let Some((story, ..)) = crate::journeys::story(name, None, from, to) else {
+        return;
+    };
+    let hook = |word: &str| {
+        json!([
+            "sh",
+            "-c",
+            format!("echo {word} > at.new && mv at.new at; sleep 0.1")
+        ])
+    };
+    let mut it = Move::with(story, json!({}));
+    // The clients obey the same file.
+    let file = it.file.display().to_string();
+    let hook = |word: &str| {
+        let mut hook = hook(word);
+        hook[2] = json!(
+            hook[2]
+                .as_str()
+                .unwrap_or("")
+                .replace("at.new", &format!("{file}.new"))
+                .replace(" at;", &format!(" {file};"))
+        );
+        hook
+    };
+    it.story.plan.set(
+        "/cutover",
+        json!({
+            "watch_s": 1, "max_pause_ms": 30_000, "freeze": "hook",
+            "hooks": {
+                "switch": hook("target"), "switch_back": hook("source"),
+                "freeze": hook("hold"), "thaw": hook("$KEYFERRY_CLIENTS_AT"),
+            },
+        }),
+    );
+    let mut running = it.story.migrate();
+    it.story.wait_loaded(&mut running);
+    let clients = it.clients(500);
+    std::thread::sleep(Duration::from_secs(2));
+    let outcome = it.plan().run("cutover --json").exits(0);
+    let told = answer(&outcome);
+    println!(
+        "by scan the writers were paused for {} ms",
+        told["pause_ms"]
+    );
+    wait_until("the migration has ended", Duration::from_secs(20), || {
+        running.ended().is_some()
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    let outcome = it.plan().run("rollback --json").exits(0);
+    println!("back again: {} ms", answer(&outcome)["pause_ms"]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(it.at(), "source");
+    let report = clients.stop();
+    it.exact(&it.story.source, &report);
+}
+
+/// Where CLIENT PAUSE is not to be had, users lose the right to write, and get back what they had.
+#[test]
+fn users_lose_and_regain_their_rights() {
+    let Some(it) =
+        Move::usual(json!({"freeze": "acl", "hooks": {"switch": ["sh", "-c", "exit 9"]}}))
+    else {
+        return;
+    };
+    let source = &it.story.source.nodes()[0];
+    source.run("ACL SETUSER app on nopass ~* &* +@all -@dangerous +info");
+    let before = source.run("ACL GETUSER app");
+    it.story.fill(500);
+    let mut running = it.story.migrate();
+    it.story.wait_loaded(&mut running);
+    let clients = it.clients(500);
+    it.plan()
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let outcome = it.plan().run("cutover --json").exits(1);
+    assert_eq!(answer(&outcome)["refused"]["gate"], "switch");
+    it.thawed(&it.story.source);
+    assert_eq!(
+        format!("{:?}", source.run("ACL GETUSER app")),
+        format!("{before:?}")
+    );
+    let refused = source.info("stats", "acl_access_denied_cmd");
+    assert!(refused > 0, "nobody was refused while it was frozen");
+    let report = clients.stop();
+    it.story.catch_up_and_stop(running);
+    it.exact(&it.story.source, &report);
+}
+
+/// A person stops the writers; that nothing is written is the proof.
+#[test]
+fn an_operator_freezes() {
+    let Some(it) = Move::usual(json!({"freeze": "operator", "wait_s": 4, "watch_s": 1})) else {
+        return;
+    };
+    it.story.fill(500);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    let clients = it.clients(500);
+    std::thread::sleep(Duration::from_millis(500));
+    // Nobody stops them.
+    let outcome = it.plan().run("cutover --json").exits(1);
+    assert_eq!(answer(&outcome)["refused"]["gate"], "wait-for-operator");
+    let cutover = it.plan().start("cutover --json");
+    std::thread::sleep(Duration::from_secs(2));
+    point(&it.file, "hold").expect("the clients are stopped");
+    answer(&cutover.wait(Duration::from_secs(60)).exits(0));
+    std::thread::sleep(Duration::from_millis(300));
+    it.exact(&it.story.target, &clients.stop());
+}
+
+fn full() -> bool {
+    std::env::var_os("KEYFERRY_FULL").is_some()
 }

@@ -28,7 +28,7 @@ fn shipped(name: &str) -> Value {
 }
 
 /// The plan `name` between two providers that run, with the source filled; `None` (and said) where one cannot be had.
-fn story(
+pub fn story(
     name: &str,
     topology: Option<&str>,
     from: &'static Profile,

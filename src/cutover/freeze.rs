@@ -21,6 +21,8 @@ pub struct Freezer {
     dir: PathBuf,
     /// `source` or `target`.
     side: &'static str,
+    /// Where the clients are: told to the hooks.
+    clients_at: &'static str,
     masters: Vec<Conn>,
     way: Option<FreezeWay>,
     deadline: Instant,
@@ -43,6 +45,7 @@ impl Freezer {
             plan: plan.clone(),
             dir,
             side,
+            clients_at: side,
             masters,
             way: None,
             deadline: Instant::now(),
@@ -51,6 +54,14 @@ impl Freezer {
 
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// The clients have been moved to the other side.
+    pub fn moved(&mut self) {
+        self.clients_at = match self.side {
+            "source" => "target",
+            _ => "source",
+        };
     }
 
     pub fn is_frozen(&self) -> bool {
@@ -182,7 +193,7 @@ impl Freezer {
             true => self.deadline.saturating_duration_since(Instant::now()),
             false => Duration::from_secs(10),
         };
-        let told = json!({ "step": name, "side": self.side });
+        let told = json!({ "step": name, "side": self.side, "clients_at": self.clients_at });
         let ran = Hook { name, argv, limit }.run(&told).await?;
         hook::succeeded(name, &ran)
     }

@@ -242,6 +242,7 @@ impl Guard {
 
     /// After the switch: whoever is still here is sent away before the pause ends.
     async fn let_go(&mut self) {
+        self.freezer.moved();
         if self.plan.cut_clients
             && let Err(e) = self.freezer.cut_clients().await
         {

@@ -377,7 +377,7 @@ pub struct HooksPlan {
     pub switch_back: Vec<String>,
     /// Keeps the clients from writing, for freeze "hook"; which side is in KEYFERRY_SIDE.
     pub freeze: Vec<String>,
-    /// Lets them write again.
+    /// Lets them write again, after a switch or without one: KEYFERRY_CLIENTS_AT says where they are.
     pub thaw: Vec<String>,
 }
 

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// The words in the file, in the order of the sides.
 pub const SIDES: [&str; 2] = ["source", "target"];
+/// The word that has them wait.
+pub const HOLD: &str = "hold";
 /// Counters of each client.
 const COUNTERS: u64 = 50;
 
@@ -53,13 +55,14 @@ pub fn point(file: &Path, side: &str) -> io::Result<()> {
 pub fn start(options: &Options) -> io::Result<Clients> {
     let stop = Arc::new(AtomicBool::new(false));
     let at = Arc::new(AtomicUsize::new(0));
+    let held = Arc::new(AtomicBool::new(false));
     let mut threads = Vec::new();
     for client in 0..options.clients {
         let mut open = Vec::new();
         for (url, cluster) in &options.sides {
             open.push(Some(Side::open(url, *cluster)?));
         }
-        let (stop, at, options) = (stop.clone(), at.clone(), options.clone());
+        let (stop, at, options) = (stop.clone(), (at.clone(), held.clone()), options.clone());
         threads.push(std::thread::spawn(move || {
             run(client, open, &options, &at, &stop)
         }));
@@ -71,6 +74,7 @@ pub fn start(options: &Options) -> io::Result<Clients> {
             if let Some(side) = SIDES.iter().position(|s| text.trim() == *s) {
                 at.store(side, Relaxed);
             }
+            held.store(text.trim() == HOLD, Relaxed);
             std::thread::sleep(Duration::from_millis(1));
         }
     });
@@ -96,7 +100,7 @@ fn run(
     client: u64,
     mut open: Vec<Option<Side>>,
     options: &Options,
-    at: &AtomicUsize,
+    (at, held): &(Arc<AtomicUsize>, Arc<AtomicBool>),
     stop: &AtomicBool,
 ) -> Report {
     let mut report = Report::default();
@@ -104,6 +108,10 @@ fn run(
     let (mut next, mut last, mut n) = (Instant::now(), Instant::now(), 0u64);
     while !stop.load(Relaxed) {
         let now = at.load(Relaxed);
+        if held.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
         let (url, cluster) = &options.sides[now];
         let Some(side) = &mut open[now] else {
             open[now] = Side::open(url, *cluster).ok();
