@@ -10,6 +10,7 @@ pub mod report;
 // 3 flows
 pub mod check;
 pub mod cutover;
+pub mod fleet;
 pub mod migrate;
 pub mod verify;
 

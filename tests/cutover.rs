@@ -12,17 +12,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A migration with clients, and hooks that move them by a file.
-struct Move {
-    story: Story,
-    file: PathBuf,
+pub struct Move {
+    pub story: Story,
+    pub file: PathBuf,
 }
 
 impl Move {
-    fn new(source: Endpoint, target: Endpoint, cutover: Value) -> Move {
+    pub fn new(source: Endpoint, target: Endpoint, cutover: Value) -> Move {
         Move::with(Story::new(source, target), cutover)
     }
 
-    fn with(mut story: Story, cutover: Value) -> Move {
+    pub fn with(mut story: Story, cutover: Value) -> Move {
         let file = story.plan.dir().join("clients-at");
         point(&file, "source").expect("the file is written");
         let hook = |side: &str| {
@@ -52,7 +52,7 @@ impl Move {
         Move { story, file }
     }
 
-    fn usual(cutover: Value) -> Option<Move> {
+    pub fn usual(cutover: Value) -> Option<Move> {
         let [name] = need(["any"])?;
         Some(Move::new(
             Endpoint::alone(Setup::new(&name).line("repl-backlog-size 64mb")),
@@ -61,11 +61,11 @@ impl Move {
         ))
     }
 
-    fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &Plan {
         &self.story.plan
     }
 
-    fn clients(&self, rate: u64) -> Clients {
+    pub fn clients(&self, rate: u64) -> Clients {
         let story = &self.story;
         let side = |end: &Endpoint| (end.url(), end.is_cluster());
         clients::start(&Options {
@@ -78,14 +78,14 @@ impl Move {
     }
 
     /// Where the hook has sent the clients.
-    fn at(&self) -> String {
+    pub fn at(&self) -> String {
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         text.trim().to_owned()
     }
 
     /// Every acknowledged increment is there, and none twice.
     #[track_caller]
-    fn exact(&self, side: &Endpoint, report: &Report) {
+    pub fn exact(&self, side: &Endpoint, report: &Report) {
         let wrong = clients::wrong(&mut side.side(), report).expect("the counters are read");
         assert!(wrong.is_empty(), "{wrong:?}");
         assert!(report.writes > 100, "{report:?}");
@@ -93,7 +93,7 @@ impl Move {
 
     /// The source takes writes.
     #[track_caller]
-    fn thawed(&self, side: &Endpoint) {
+    pub fn thawed(&self, side: &Endpoint) {
         let began = Instant::now();
         let reply = side.nodes()[0].run("EVAL return(1) 0");
         assert!(!reply.is_error(), "{reply:?}");
@@ -107,7 +107,7 @@ impl Move {
     }
 }
 
-fn answer(outcome: &Outcome) -> &Value {
+pub fn answer(outcome: &Outcome) -> &Value {
     println!("{}\n{}", outcome.stdout, outcome.stderr);
     &outcome.json
 }
@@ -400,145 +400,6 @@ fn a_late_expiry_of_the_old_side_harms_nobody() {
     });
 }
 
-/// What the clients have seen after a cutover was cut off and something else came after it.
-#[track_caller]
-fn consistent(it: &Move, clients: Clients, what: &str) {
-    std::thread::sleep(Duration::from_millis(300));
-    let report = clients.stop();
-    let at = it.at();
-    println!(
-        "{what}: the clients are at the {at}, the longest pause was {:?}",
-        report.pause
-    );
-    let side = match at.as_str() {
-        "source" => &it.story.source,
-        _ => &it.story.target,
-    };
-    it.exact(side, &report);
-    // The pause ends by itself, at the latest when its time is over.
-    assert!(
-        report.pause < Duration::from_secs(7),
-        "{what}: {:?}",
-        report.pause
-    );
-}
-
-/// Cut off after a step, then the same command again, or the way back.
-fn dies_after(step: &str, then: &str) {
-    let Some(it) = Move::usual(json!({"watch_s": 1, "max_pause_ms": 5_000})) else {
-        return;
-    };
-    it.story.fill(500);
-    it.plan().run("migrate --until caught-up --json").exits(0);
-    let clients = it.clients(500);
-    std::thread::sleep(Duration::from_millis(500));
-    let point = match step {
-        "guard" => "guard-switching".to_owned(),
-        step => format!("cutover-{step}"),
-    };
-    let first = it
-        .plan()
-        .start_with("cutover --json", &[("KEYFERRY_FAILPOINT", &point)]);
-    let first = first.wait(Duration::from_secs(60));
-    let what = format!("{step}, then {then}");
-    if step != "guard" {
-        assert_eq!(first.code, -1, "{what}: {}", first.stderr);
-    }
-    let outcome = it.plan().run(&format!("{then} --json"));
-    if step == "guard" && outcome.code == 3 {
-        // Nobody knows where the clients are, but for whoever looks.
-        let at = it.at();
-        let outcome = it
-            .plan()
-            .run(&format!("{then} --json --clients-at {at}"))
-            .exits(0);
-        answer(&outcome);
-    } else {
-        answer(&outcome.exits(0));
-    }
-    let wanted = if then == "cutover" {
-        "target"
-    } else {
-        "source"
-    };
-    assert_eq!(it.at(), wanted, "{what}");
-    it.thawed(if wanted == "target" {
-        &it.story.target
-    } else {
-        &it.story.source
-    });
-    consistent(&it, clients, &what);
-    if then == "rollback" {
-        // Whatever goes on is ended by its own means.
-        it.plan().run("cutover --json");
-    }
-}
-
-#[test]
-fn cut_off_after_a_step_the_same_command_goes_on() {
-    let all = [
-        "preflight",
-        "warm-up",
-        "freeze",
-        "drain",
-        "verify",
-        "fence",
-        "switch",
-        "arm-rollback",
-        "watch",
-        "guard",
-    ];
-    let few = ["freeze", "fence", "switch"];
-    let steps: &[&str] = if full() { &all } else { &few };
-    for step in steps {
-        dies_after(step, "cutover");
-    }
-}
-
-#[test]
-fn cut_off_after_a_step_the_way_back_is_open() {
-    let all = [
-        "preflight",
-        "warm-up",
-        "freeze",
-        "drain",
-        "verify",
-        "fence",
-        "switch",
-        "arm-rollback",
-        "watch",
-        "guard",
-    ];
-    let few = ["drain", "switch", "watch"];
-    let steps: &[&str] = if full() { &all } else { &few };
-    for step in steps {
-        dies_after(step, "rollback");
-    }
-}
-
-/// Killed at any moment, until it is done.
-#[test]
-fn killed_at_random_moments() {
-    let mut rng = crate::support::rng::Rng::new(std::process::id().into());
-    for n in 0..if full() { 12 } else { 1 } {
-        let Some(it) = Move::usual(json!({"watch_s": 1, "max_pause_ms": 5_000})) else {
-            return;
-        };
-        it.story.fill(500);
-        it.plan().run("migrate --until caught-up --json").exits(0);
-        let clients = it.clients(500);
-        for _ in 0..3 {
-            let cutover = it.plan().start("cutover --json");
-            std::thread::sleep(Duration::from_millis(150 + rng.below(700)));
-            cutover.signal("KILL");
-            cutover.wait(Duration::from_secs(10));
-        }
-        it.plan().run("cutover --json").exits(0);
-        assert_eq!(it.at(), "target");
-        consistent(&it, clients, &format!("killed three times, run {n}"));
-    }
-}
-
 /// A managed source that is scanned, and a managed cluster: no CLIENT PAUSE, no ACL; the writers are frozen by a hook.
 #[test]
 fn by_scan_between_managed_providers() {
@@ -653,6 +514,6 @@ fn an_operator_freezes() {
     it.exact(&it.story.target, &clients.stop());
 }
 
-fn full() -> bool {
+pub fn full() -> bool {
     std::env::var_os("KEYFERRY_FULL").is_some()
 }

@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod command_keys;
 mod cutover;
+mod cutover_killed;
 mod faults;
 mod faults_expiry;
 mod house;

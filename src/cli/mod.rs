@@ -5,6 +5,7 @@
 
 mod check;
 mod cutover;
+mod fleet;
 mod limit;
 mod metrics;
 mod migrate;
@@ -118,6 +119,7 @@ enum Command {
     Verify(verify::Arguments),
     Cutover(cutover::Arguments),
     Rollback(cutover::RollbackArguments),
+    Fleet(fleet::Arguments),
     /// Freezes writers and moves clients for a cutover, in a process of its own
     #[command(hide = true)]
     CutoverGuard,
@@ -166,6 +168,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Verify(arguments) => verify::run(&arguments, common),
         Command::Cutover(arguments) => cutover::run(&arguments, common),
         Command::Rollback(arguments) => cutover::roll_back(&arguments, common),
+        Command::Fleet(arguments) => fleet::run(&arguments, common),
         Command::CutoverGuard => cutover::guard(),
         Command::Report(arguments) => report::run(&arguments, common),
         Command::Rdb(command) => rdb::run(command),
@@ -290,6 +293,7 @@ mod tests {
             "keyferry report p.json --out d",
             "keyferry cutover p.json --dry-run --json",
             "keyferry rollback p.json --json",
+            "keyferry fleet cutover a.json b.json --at-once 2 --json -- --dry-run",
             "keyferry plan new",
             "keyferry plan new f.json --name a --source redis://a --target redis://b --force",
             "keyferry plan validate p.json",

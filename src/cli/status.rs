@@ -108,6 +108,22 @@ fn text(s: &Status) -> String {
         }
     };
     line("verified", verified);
+    if let Some(cutover) = &s.cutover {
+        let step = cutover["steps"].as_array().and_then(|s| s.last());
+        let step = step.map(|s| format!("{} {}", s["step"], s["state"]).replace('"', ""));
+        line(
+            "cutover",
+            format!(
+                "the clients are at: {}; attempt {}: {}",
+                cutover["stage"].as_str().unwrap_or("?"),
+                cutover["attempt"],
+                step.unwrap_or_default()
+            ),
+        );
+        if let Some(ms) = cutover["way_back"]["data_loss_bound_ms"].as_u64() {
+            line("way back", format!("behind by {}", duration(ms)));
+        }
+    }
     text
 }
 

@@ -1,6 +1,7 @@
 //! The report for people: report.md, one page.
 
 use super::{Report, Verification, bytes, duration, grouped, instant};
+use crate::store::CutoverStep;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -143,6 +144,8 @@ pub fn render(report: &Report) -> String {
     if let Some(verify) = &report.verify {
         comparison(&mut page, verify);
     }
+    cutovers(&mut page, &report.cutover);
+
     if !report.losses.is_empty() {
         page.heading("What the target could not hold");
         page.table(&["database", "key", "what is lost"]);
@@ -309,6 +312,35 @@ impl Page {
         if all > ROWS {
             self.line(format_args!("\n{} more are in report.json.", all - ROWS));
         }
+    }
+}
+
+/// Every step of every attempt, with what was measured or why it was refused.
+fn cutovers(page: &mut Page, steps: &[CutoverStep]) {
+    if steps.is_empty() {
+        return;
+    }
+    page.heading("Cutover");
+    page.table(&["attempt", "step", "state", "took", "begun", "who", "detail"]);
+    for step in steps {
+        let took = step
+            .took_us
+            .map(|us| format!("{:.1} ms", us as f64 / 1000.0));
+        let detail = match &step.detail {
+            Value::Null => String::new(),
+            detail => detail["why"]
+                .as_str()
+                .map_or_else(|| detail.to_string(), str::to_owned),
+        };
+        page.row(&[
+            &format!("{} {}", step.direction, step.attempt),
+            &text(&step.step),
+            &text(&step.state),
+            &took.unwrap_or_default(),
+            &instant(step.started_ms),
+            &text(&step.who),
+            &text(&detail),
+        ]);
     }
 }
 

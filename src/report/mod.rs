@@ -12,7 +12,7 @@ pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};
 use crate::store::{
-    Difference, Event, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store, VerifyRun,
+    CutoverStep, Difference, Event, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store, VerifyRun,
 };
 use crate::types::DbIndex;
 use serde_json::Value;
@@ -39,6 +39,8 @@ pub struct Report {
     pub dry_run: Option<DryRun>,
     /// What the target could not hold, as the plan allows: its database, the key, and what is lost.
     pub losses: Vec<(DbIndex, Vec<u8>, String)>,
+    /// The steps of all cutovers, rehearsals and rollbacks.
+    pub cutover: Vec<CutoverStep>,
     /// What this page must not be taken for; one sentence each.
     pub unproven: Vec<String>,
 }
@@ -80,6 +82,7 @@ impl Report {
             verify: None,
             dry_run,
             losses: Vec::new(),
+            cutover: Vec::new(),
             unproven: Vec::new(),
         };
         if let Some(store) = Store::open_readonly(dir)? {
@@ -89,6 +92,7 @@ impl Report {
             report.counts = store.counts()?;
             report.events = store.events(EVENTS_LISTED)?;
             report.losses = store.losses(LOSSES_LISTED)?;
+            report.cutover = store.cutover_steps()?;
             report.verify = store
                 .last_verify()?
                 .map(|run| verification(&store, run))

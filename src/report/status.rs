@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::plan::Job;
 use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun};
-use crate::types::ReplOffset;
+use crate::types::{ReplOffset, unix_ms};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -26,6 +26,8 @@ pub struct Status {
     /// What was left out, by reason.
     pub skipped: BTreeMap<String, u64>,
     pub last_verify: Option<Value>,
+    /// Where the clients are, and how the way back stands; null before the first cutover.
+    pub cutover: Option<Value>,
     /// Unix time in milliseconds; null when it never ran.
     pub updated_at: Option<i64>,
 }
@@ -87,6 +89,7 @@ impl Status {
             healed_keys: 0,
             skipped: BTreeMap::new(),
             last_verify: None,
+            cutover: None,
             updated_at: None,
         }
     }
@@ -132,10 +135,41 @@ impl Status {
             healed_keys: shards.iter().map(|s| s.healed_keys).sum(),
             skipped: skipped.collect(),
             last_verify: store.last_verify()?.map(|v| verify_answer(&v)),
+            cutover: cutover(store, job)?,
             shards,
             updated_at,
         })
     }
+}
+
+/// Where the clients are, the last attempt, and how far the way back is behind; `None` before the first cutover.
+fn cutover(store: &Store, job: &Job) -> Result<Option<Value>> {
+    let mut steps = store.cutover_steps()?;
+    let Some(last) = steps.last().map(|s| s.attempt) else {
+        return Ok(None);
+    };
+    steps.retain(|s| s.attempt == last);
+    let dir = store.path().with_file_name("back").join(&job.name);
+    let way_back = match Store::open_readonly(&dir)? {
+        None => Value::Null,
+        Some(back) => {
+            let shards = back.shards()?;
+            let running = Lock::holder(&dir).is_some();
+            // What was written since it was looked at last would be lost as well, if the new side were gone now.
+            let behind = |s: &ShardState| match running {
+                true => s.lag_ms,
+                false => s.lag_ms + u64::try_from(unix_ms() - s.updated_at).unwrap_or(0),
+            };
+            json!({
+                "running": running,
+                "ready": !shards.is_empty() && shards.iter().all(|s| s.snapshot_loaded),
+                "data_loss_bound_ms": shards.iter().map(behind).max(),
+            })
+        }
+    };
+    Ok(Some(json!({
+        "stage": store.stage()?, "attempt": last, "steps": steps, "way_back": way_back,
+    })))
 }
 
 impl ShardStatus {

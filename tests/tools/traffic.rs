@@ -7,6 +7,8 @@
 
 #![allow(dead_code)] // the modules are shared with the integration tests
 
+#[path = "../support/clients.rs"]
+mod clients;
 #[path = "../support/compare.rs"]
 mod compare;
 #[path = "../support/dataset.rs"]
@@ -69,6 +71,25 @@ enum Task {
         #[arg(long, default_value_t = 5)]
         expiry_tolerance_ms: i64,
     },
+    /// Clients that count their INCRs and move to the other side when a file says so, until Ctrl-C; exit code 1 when an
+    /// acknowledged write is missing, or there twice, where they are then.
+    Clients {
+        /// Holds "source" or "target".
+        #[arg(long)]
+        file: std::path::PathBuf,
+        #[arg(long)]
+        source: String,
+        #[arg(long)]
+        source_cluster: bool,
+        #[arg(long)]
+        target: String,
+        #[arg(long)]
+        target_cluster: bool,
+        #[arg(long, default_value_t = 20)]
+        clients: u64,
+        #[arg(long, default_value_t = 5_000)]
+        rate: u64,
+    },
     /// Form a cluster of empty nodes: every node a master with its share of the slots.
     Cluster { urls: Vec<String> },
 }
@@ -127,6 +148,20 @@ fn main() -> ExitCode {
             b_cluster,
             expiry_tolerance_ms,
         }) => compare(&a, a_cluster, &b, b_cluster, expiry_tolerance_ms),
+        Some(Task::Clients {
+            file,
+            source,
+            source_cluster,
+            target,
+            target_cluster,
+            clients,
+            rate,
+        }) => move_clients(&clients::Options {
+            file,
+            sides: [(source, source_cluster), (target, target_cluster)],
+            clients,
+            rate,
+        }),
         Some(Task::Cluster { urls }) => form::form(&urls).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
@@ -192,6 +227,36 @@ fn run(arguments: RunArguments) -> io::Result<ExitCode> {
     } else {
         ExitCode::from(3)
     })
+}
+
+fn move_clients(options: &clients::Options) -> io::Result<ExitCode> {
+    let running = clients::start(options)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signal(stop.clone());
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let report = running.stop();
+    let at = std::fs::read_to_string(&options.file)?;
+    let side = clients::SIDES.iter().position(|s| *s == at.trim());
+    let (url, cluster) = &options.sides[side.unwrap_or(0)];
+    let wrong = clients::wrong(&mut Side::open(url, *cluster)?, &report)?;
+    let (lost, doubled) = wrong
+        .iter()
+        .fold((0, 0), |(lost, doubled), (_, there, wanted)| {
+            (
+                lost + (wanted - there).max(0),
+                doubled + (there - wanted).max(0),
+            )
+        });
+    println!(
+        "{} writes acknowledged, {lost} lost, {doubled} doubled at the {}; tried again: {}; the longest pause of a client: {:.1} ms",
+        report.writes,
+        at.trim(),
+        report.refused,
+        report.pause.as_secs_f64() * 1000.0
+    );
+    Ok(ExitCode::from(u8::from(!wrong.is_empty())))
 }
 
 /// SIGINT and SIGTERM end the traffic in order, so that the account is complete.
