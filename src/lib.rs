@@ -11,6 +11,7 @@ pub mod report;
 pub mod check;
 pub mod cutover;
 pub mod fleet;
+pub mod latency;
 pub mod migrate;
 pub mod verify;
 

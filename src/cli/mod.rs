@@ -6,6 +6,7 @@
 mod check;
 mod cutover;
 mod fleet;
+mod latency;
 mod limit;
 mod metrics;
 mod migrate;
@@ -119,6 +120,7 @@ enum Command {
     Verify(verify::Arguments),
     Cutover(cutover::Arguments),
     Rollback(cutover::RollbackArguments),
+    Latency(latency::Arguments),
     Fleet(fleet::Arguments),
     /// Freezes writers and moves clients for a cutover, in a process of its own
     #[command(hide = true)]
@@ -168,6 +170,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Verify(arguments) => verify::run(&arguments, common),
         Command::Cutover(arguments) => cutover::run(&arguments, common),
         Command::Rollback(arguments) => cutover::roll_back(&arguments, common),
+        Command::Latency(arguments) => latency::run(&arguments, common),
         Command::Fleet(arguments) => fleet::run(&arguments, common),
         Command::CutoverGuard => cutover::guard(),
         Command::Report(arguments) => report::run(&arguments, common),
@@ -293,6 +296,7 @@ mod tests {
             "keyferry report p.json --out d",
             "keyferry cutover p.json --dry-run --json",
             "keyferry rollback p.json --json",
+            "keyferry latency p.json --json",
             "keyferry fleet cutover a.json b.json --at-once 2 --json -- --dry-run",
             "keyferry plan new",
             "keyferry plan new f.json --name a --source redis://a --target redis://b --force",

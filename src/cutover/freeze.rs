@@ -5,55 +5,128 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Conn, server};
 use crate::plan::{CutoverPlan, Endpoint, FreezeWay};
 use crate::resp::Reply;
-use crate::store::Store;
+use crate::store::{Store, frozen};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A pause ends by itself after this long, unless it is renewed.
 const LEASE: Duration = Duration::from_secs(3);
-/// The document that keeps the users' rules while they are frozen.
-const RULES: &str = "cutover_frozen_users";
+/// How long a master may take to answer while writers wait.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How often letting go is tried on a master.
+const THAWS: u32 = 5;
 
 /// The writers of one side.
 pub struct Freezer {
+    endpoint: Endpoint,
     plan: CutoverPlan,
-    dir: PathBuf,
+    /// Where it is written down how the writers are frozen.
+    home: PathBuf,
     /// `source` or `target`.
     side: &'static str,
     /// Where the clients are: told to the hooks.
     clients_at: &'static str,
-    masters: Vec<Conn>,
+    masters: Vec<Master>,
     way: Option<FreezeWay>,
     deadline: Instant,
+    /// Until when the pause holds without being renewed.
+    leased: Instant,
 }
 
+struct Master {
+    address: String,
+    conn: Conn,
+}
+
+/// What is written down, so that whoever comes after a crash can let the writers go.
+#[derive(Serialize, Deserialize)]
+struct Frozen {
+    way: FreezeWay,
+    /// By master: the users with the rules that they had.
+    rules: Vec<(String, Vec<User>)>,
+}
+
+type User = (String, Vec<String>);
+
 impl Freezer {
-    /// Connects to every master of a side. `dir` is where the users' rules are kept.
     pub async fn open(
         endpoint: &Endpoint,
         plan: &CutoverPlan,
         side: &'static str,
-        dir: PathBuf,
+        home: PathBuf,
     ) -> Result<Freezer> {
-        let (layout, _) = server::layout(endpoint).await?;
-        let mut masters = Vec::new();
-        for master in &layout.masters {
-            masters.push(net::connect(endpoint, &master.address).await?);
-        }
-        Ok(Freezer {
+        let mut freezer = Freezer {
+            endpoint: endpoint.clone(),
             plan: plan.clone(),
-            dir,
+            home,
             side,
             clients_at: side,
-            masters,
+            masters: Vec::new(),
             way: None,
             deadline: Instant::now(),
-        })
+            leased: Instant::now(),
+        };
+        freezer.look().await?;
+        Ok(freezer)
+    }
+
+    /// Connects to whoever is a master now.
+    async fn look(&mut self) -> Result<()> {
+        let mut masters = Vec::new();
+        for address in self.masters_now().await? {
+            let conn = net::connect(&self.endpoint, &address).await?;
+            masters.push(Master { address, conn });
+        }
+        self.masters = masters;
+        Ok(())
+    }
+
+    async fn masters_now(&self) -> Result<Vec<String>> {
+        let (layout, server) = server::layout(&self.endpoint).await?;
+        if !layout.cluster && server.replica {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "{} is a replica: its master's clients would go on writing",
+                    self.endpoint
+                ),
+            )
+            .hint("name the master in the plan"));
+        }
+        Ok(layout.masters.into_iter().map(|m| m.address).collect())
     }
 
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.way.is_some()
+    }
+
+    /// Whether the writers are frozen at this moment, on the servers that are masters now.
+    pub async fn holds(&mut self) -> Result<()> {
+        if self.way == Some(FreezeWay::Pause) {
+            let mut frozen: Vec<String> = self.masters.iter().map(|m| m.address.clone()).collect();
+            let mut now = self.masters_now().await?;
+            frozen.sort();
+            now.sort();
+            if frozen != now || Instant::now() >= self.leased {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    "the pause has not held: a master has changed, or could not be asked in time",
+                ));
+            }
+        }
+        match self.way {
+            Some(_) if Instant::now() < self.deadline => Ok(()),
+            _ => Err(Error::new(
+                ErrorKind::Refused,
+                "the pause had to end before the clients could be moved (cutover.max_pause_ms)",
+            )),
+        }
     }
 
     /// The clients have been moved to the other side.
@@ -62,10 +135,6 @@ impl Freezer {
             "source" => "target",
             _ => "source",
         };
-    }
-
-    pub fn is_frozen(&self) -> bool {
-        self.way.is_some()
     }
 
     /// Which ways are to be tried.
@@ -83,53 +152,78 @@ impl Freezer {
         }
     }
 
-    /// Finds out, without freezing anything, which way will be taken.
+    /// Finds out, without freezing anything, which way is allowed.
     pub async fn rehearse(&mut self) -> Result<FreezeWay> {
         let mut why = None;
         for way in self.ways() {
             let tried = match way {
-                // It has ended when it begins.
-                FreezeWay::Pause => {
-                    self.everywhere(&[b"CLIENT", b"PAUSE", b"0", b"WRITE"])
-                        .await
-                }
-                FreezeWay::Acl => self.users().await.map(drop),
+                FreezeWay::Pause => self.rehearse_pause().await,
+                FreezeWay::Acl => self.rehearse_acl().await,
                 _ => Ok(()),
             };
             match tried {
                 Ok(()) => return Ok(way),
-                Err(e) if is_refusal(&e) => why = Some(e),
+                Err(e) if e.kind() == ErrorKind::Refused => why = Some(e),
                 Err(e) => return Err(e),
             }
         }
         Err(no_way(why))
     }
 
-    /// Freezes until [`Freezer::thaw`], or for the plan's `max_pause_ms`.
-    pub async fn freeze(&mut self) -> Result<FreezeWay> {
-        self.deadline = Instant::now() + Duration::from_millis(self.plan.max_pause_ms);
-        let mut why = None;
-        for way in self.ways() {
-            self.way = Some(way);
-            let tried = match way {
-                FreezeWay::Pause => self.pause().await,
-                FreezeWay::Acl => self.take_rights().await,
-                FreezeWay::Hook => self.hook(true).await,
-                FreezeWay::Operator | FreezeWay::Auto => Ok(()),
-            };
-            match tried {
-                Ok(()) => return Ok(way),
-                Err(e) => {
-                    // Some masters may have taken it.
-                    let _ = self.thaw().await;
-                    if !is_refusal(&e) {
-                        return Err(e);
-                    }
-                    why = Some(e);
-                }
+    async fn rehearse_pause(&mut self) -> Result<()> {
+        // It has ended when it begins.
+        self.everywhere(&[b"CLIENT", b"PAUSE", b"0", b"WRITE"])
+            .await?;
+        match self.plan.cut_clients {
+            // Writes that wait would run at the old side when the pause ends.
+            true => {
+                let nobody: &[&[u8]] = &[
+                    b"CLIENT",
+                    b"KILL",
+                    b"TYPE",
+                    b"normal",
+                    b"ADDR",
+                    b"0.0.0.0:1",
+                ];
+                self.everywhere(nobody).await
+            }
+            false => Ok(()),
+        }
+    }
+
+    async fn rehearse_acl(&mut self) -> Result<()> {
+        for at in 0..self.masters.len() {
+            for (user, _) in self.users(at).await? {
+                // Without a rule it changes nothing.
+                self.ask(at, &[b"ACL", b"SETUSER", user.as_bytes()]).await?;
             }
         }
-        Err(no_way(why))
+        Ok(())
+    }
+
+    /// Freezes until [`Freezer::thaw`], or for the plan's `max_pause_ms`, by the way that [`Freezer::rehearse`] has found.
+    pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {
+        // Since the first look much may have changed.
+        self.look().await?;
+        self.deadline = Instant::now() + Duration::from_millis(self.plan.max_pause_ms);
+        self.way = Some(way);
+        let frozen = match way {
+            FreezeWay::Pause => self.pause().await,
+            FreezeWay::Acl => self.take_rights().await,
+            FreezeWay::Hook => {
+                self.write_down(&Frozen {
+                    way,
+                    rules: Vec::new(),
+                })?;
+                self.hook(true).await
+            }
+            FreezeWay::Operator | FreezeWay::Auto => Ok(()),
+        };
+        if frozen.is_err() {
+            // Some masters may have taken it.
+            self.thaw().await?;
+        }
+        frozen
     }
 
     /// Called twice a second while frozen.
@@ -142,12 +236,25 @@ impl Freezer {
 
     /// Lets the writers go on; may be called when nothing is frozen.
     pub async fn thaw(&mut self) -> Result<()> {
-        match self.way.take() {
-            Some(FreezeWay::Pause) => self.everywhere(&[b"CLIENT", b"UNPAUSE"]).await,
-            Some(FreezeWay::Acl) => self.give_rights_back().await,
-            Some(FreezeWay::Hook) => self.hook(false).await,
-            _ => Ok(()),
+        match self.way {
+            Some(FreezeWay::Pause) => {
+                let mut last = Ok(());
+                for at in 0..self.masters.len() {
+                    let thawed = self.insist(at, &[b"CLIENT", b"UNPAUSE"]).await;
+                    // What cannot be reached ends by itself.
+                    last = last.and(thawed);
+                }
+                last?;
+            }
+            Some(FreezeWay::Acl) => self.give_rights_back().await?,
+            Some(FreezeWay::Hook) => {
+                self.hook(false).await?;
+                self.forget()?;
+            }
+            _ => {}
         }
+        self.way = None;
+        Ok(())
     }
 
     /// Ends the connections of ordinary clients; what they have not got an answer to has not run.
@@ -157,31 +264,51 @@ impl Freezer {
     }
 
     async fn pause(&mut self) -> Result<()> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let ms = left.min(LEASE).as_millis().to_string();
+        let now = Instant::now();
+        let lease = self.deadline.saturating_duration_since(now).min(LEASE);
+        let ms = lease.as_millis().to_string();
         self.everywhere(&[b"CLIENT", b"PAUSE", ms.as_bytes(), b"WRITE"])
-            .await
+            .await?;
+        self.leased = now + lease;
+        Ok(())
     }
 
-    /// Sends a command to all masters at once.
+    /// Sends a command to all masters at once; the first failure, after all have been tried.
     async fn everywhere(&mut self, command: &[&[u8]]) -> Result<()> {
-        for conn in &mut self.masters {
-            conn.push(command);
-            conn.flush().await?;
-        }
+        let asked = self
+            .masters
+            .iter_mut()
+            .map(|m| answered(&mut m.conn, command));
         let mut first = Ok(());
-        for conn in &mut self.masters {
-            let reply = conn.reply().await?;
-            if let (Reply::Error(text), true) = (reply, first.is_ok()) {
-                let words: Vec<_> = command
-                    .iter()
-                    .take(2)
-                    .map(|w| String::from_utf8_lossy(w))
-                    .collect();
-                first = Err(net::refusal(&words.join(" "), &text));
-            }
+        for answer in futures::future::join_all(asked).await {
+            first = first.and(answer.map(drop));
         }
         first
+    }
+
+    async fn ask(&mut self, at: usize, command: &[&[u8]]) -> Result<Reply> {
+        match self.masters.get_mut(at) {
+            Some(master) => answered(&mut master.conn, command).await,
+            None => Err(Error::new(ErrorKind::Bug, "a master that is not there")),
+        }
+    }
+
+    /// The same, over a new connection where the old one is gone.
+    async fn insist(&mut self, at: usize, command: &[&[u8]]) -> Result<()> {
+        let mut last = None;
+        for _ in 0..THAWS {
+            match self.ask(at, command).await {
+                Ok(_) => return Ok(()),
+                Err(e) => last = Some(e),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            if let Some(master) = self.masters.get_mut(at)
+                && let Ok(conn) = net::connect(&self.endpoint, &master.address).await
+            {
+                master.conn = conn;
+            }
+        }
+        last.map_or(Ok(()), Err)
     }
 
     async fn hook(&self, freeze: bool) -> Result<()> {
@@ -198,14 +325,11 @@ impl Freezer {
         hook::succeeded(name, &ran)
     }
 
-    /// The users that lose their right to write, with the rules that give it back; those of all masters alike.
-    async fn users(&mut self) -> Result<Vec<(String, Vec<String>)>> {
+    /// The users of a master that lose their right to write, with the rules that give it back.
+    async fn users(&mut self, at: usize) -> Result<Vec<User>> {
         let mut names = self.plan.users.clone();
-        let Some(conn) = self.masters.first_mut() else {
-            return Ok(Vec::new());
-        };
         if names.is_empty() {
-            let reply = conn.call(&[b"ACL", b"USERS"]).await?;
+            let reply = self.ask(at, &[b"ACL", b"USERS"]).await?;
             let list = reply.array().unwrap_or_default();
             names = list
                 .iter()
@@ -214,18 +338,15 @@ impl Freezer {
         }
         let mut users = Vec::new();
         for name in names {
-            let reply = conn.call(&[b"ACL", b"GETUSER", name.as_bytes()]).await?;
-            let parts = match reply {
-                Reply::Array(parts) => parts,
-                _ => {
-                    return Err(Error::new(
-                        ErrorKind::Plan,
-                        format!(
-                            "cutover.users names {name:?}, whom the {} does not know",
-                            self.side
-                        ),
-                    ));
-                }
+            let reply = self.ask(at, &[b"ACL", b"GETUSER", name.as_bytes()]).await?;
+            let Reply::Array(parts) = reply else {
+                return Err(Error::new(
+                    ErrorKind::Plan,
+                    format!(
+                        "cutover.users names {name:?}, whom the {} does not know",
+                        self.side
+                    ),
+                ));
             };
             let of = |field: &[u8]| {
                 let at = parts.iter().position(|p| p.bytes() == Some(field))?;
@@ -242,41 +363,84 @@ impl Freezer {
     }
 
     async fn take_rights(&mut self) -> Result<()> {
-        let users = self.users().await?;
+        let mut rules = Vec::new();
+        for at in 0..self.masters.len() {
+            let address = self.masters.get(at).map(|m| m.address.clone());
+            rules.push((address.unwrap_or_default(), self.users(at).await?));
+        }
         // First, so that whoever comes after a crash can give them back.
-        let mut store = Store::open(&self.dir)?;
-        store.put_json(RULES, &json!(users))?;
-        for (name, _) in &users {
-            self.everywhere(&[b"ACL", b"SETUSER", name.as_bytes(), b"-@write"])
-                .await?;
+        self.write_down(&Frozen {
+            way: FreezeWay::Acl,
+            rules: rules.clone(),
+        })?;
+        for (at, (_, users)) in rules.iter().enumerate() {
+            for (name, _) in users {
+                self.ask(at, &[b"ACL", b"SETUSER", name.as_bytes(), b"-@write"])
+                    .await?;
+            }
         }
         Ok(())
     }
 
     async fn give_rights_back(&mut self) -> Result<()> {
-        let mut store = Store::open(&self.dir)?;
-        let saved = store.json(RULES)?.unwrap_or_default();
-        let users: Vec<(String, Vec<String>)> = serde_json::from_value(saved).unwrap_or_default();
-        for (name, rules) in &users {
-            let mut command: Vec<&[u8]> = vec![b"ACL", b"SETUSER", name.as_bytes(), b"-@all"];
-            command.extend(rules.iter().map(String::as_bytes));
-            self.everywhere(&command).await?;
+        let Some(saved) = self.written_down()? else {
+            return Ok(());
+        };
+        let mut last = Ok(());
+        for (address, users) in &saved.rules {
+            let Some(at) = self.masters.iter().position(|m| m.address == *address) else {
+                last = Err(Error::new(
+                    ErrorKind::Refused,
+                    format!("{address} is no master any more: its users are still without @write"),
+                ));
+                continue;
+            };
+            for (name, rules) in users {
+                let mut command: Vec<&[u8]> = vec![b"ACL", b"SETUSER", name.as_bytes(), b"-@all"];
+                command.extend(rules.iter().map(String::as_bytes));
+                let given = self.insist(at, &command).await;
+                last = last.and(given);
+            }
         }
-        store.put_json(RULES, &Value::Null)
+        last?;
+        self.forget()
     }
 
-    /// Undoes what a cutover has left that was cut off together with its guard.
-    pub async fn clean_up(&mut self) -> Result<()> {
-        let saved = Store::open(&self.dir)?.json(RULES)?;
-        if saved.is_some_and(|v| !v.is_null()) {
-            self.give_rights_back().await?;
+    fn write_down(&self, frozen_by: &Frozen) -> Result<()> {
+        let value = serde_json::to_value(frozen_by)
+            .map_err(|e| Error::new(ErrorKind::Bug, "write down a freeze").cause(e))?;
+        Store::open(&self.home)?.put_json(&frozen(self.side), &value)
+    }
+
+    fn written_down(&self) -> Result<Option<Frozen>> {
+        let saved = Store::open(&self.home)?.json(&frozen(self.side))?;
+        Ok(saved.and_then(|v| serde_json::from_value(v).ok()))
+    }
+
+    fn forget(&self) -> Result<()> {
+        Store::open(&self.home)?.put_json(&frozen(self.side), &Value::Null)
+    }
+
+    /// Undoes what a cutover has left that was cut off together with its guard; a pause ends by itself.
+    pub async fn clean_up(&mut self, clients_at: &'static str) -> Result<()> {
+        if let Some(saved) = self.written_down()? {
+            self.clients_at = clients_at;
+            self.way = Some(saved.way);
+            self.thaw().await?;
         }
         Ok(())
     }
 }
 
-fn is_refusal(e: &Error) -> bool {
-    e.kind() == ErrorKind::Refused
+/// One command and its answer, which may not be long in coming.
+async fn answered(conn: &mut Conn, command: &[&[u8]]) -> Result<Reply> {
+    let asked = tokio::time::timeout(ANSWER, conn.call(command)).await;
+    asked.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Connection,
+            format!("no answer within {} s", ANSWER.as_secs()),
+        ))
+    })
 }
 
 fn no_way(why: Option<Error>) -> Error {
@@ -284,7 +448,7 @@ fn no_way(why: Option<Error>) -> Error {
         ErrorKind::Refused,
         "there is no way to keep the clients from writing",
     )
-    .hint("give the user the right to CLIENT PAUSE or ACL SETUSER, name programs in cutover.hooks.freeze and thaw, or set cutover.freeze to \"operator\"");
+    .hint("give the user the right to CLIENT PAUSE and CLIENT KILL, or to ACL SETUSER; or name programs in cutover.hooks.freeze and thaw, or set cutover.freeze to \"operator\"");
     match why {
         Some(why) => none.cause(why),
         None => none,

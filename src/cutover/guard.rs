@@ -16,11 +16,16 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How often a pause is renewed.
 const RENEW: Duration = Duration::from_millis(500);
 /// How long the hook that leads clients back may take after a switch that has failed.
 const BACK_LIMIT: Duration = Duration::from_secs(10);
+/// How long before the end of the pause the switch hook has to be done.
+const MARGIN: Duration = Duration::from_millis(500);
+/// How long a guard may take to answer, beyond the pause.
+const ANSWER: Duration = Duration::from_secs(40);
 
 /// What a guard has to know. It comes over its standard input, as a plan may hold secrets.
 #[derive(Serialize, Deserialize)]
@@ -45,7 +50,7 @@ pub struct Setup {
 #[serde(rename_all = "kebab-case")]
 enum Order {
     Rehearse,
-    Freeze,
+    Freeze(FreezeWay),
     Switch,
     Thaw,
 }
@@ -88,6 +93,15 @@ pub async fn serve() -> Result<()> {
             return Ok(());
         }
     };
+    // It ends in order when the cutover does; a signal to all of them must not leave writers frozen.
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
+        signals.extend(signal(kind));
+    }
     say(&Said::default()).await;
     guard.obey(lines).await;
     Ok(())
@@ -141,13 +155,22 @@ impl Guard {
                 }
             };
             let Some(order) = line.and_then(|l| serde_json::from_str::<Order>(&l).ok()) else {
-                // The cutover has gone: the writers go on.
-                let _ = self.freezer.thaw().await;
+                // The cutover has gone: the writers go on, and nothing was begun.
+                let thawed = self.freezer.thaw().await;
+                let noted = match self.stage() {
+                    Ok(Stage::Switching) => self.note(self.setup.before, Stage::Source),
+                    other => other.map(drop),
+                };
+                for failed in [thawed, noted] {
+                    if let Err(e) = failed {
+                        tracing::warn!("{e}");
+                    }
+                }
                 return;
             };
             let said = match order {
                 Order::Rehearse => self.freezer.rehearse().await.map(|way| (way, Value::Null)),
-                Order::Freeze => self.freezer.freeze().await.map(|way| (way, Value::Null)),
+                Order::Freeze(way) => self.freezer.freeze(way).await.map(|()| (way, Value::Null)),
                 Order::Thaw => self
                     .freezer
                     .thaw()
@@ -186,15 +209,17 @@ impl Guard {
 
     /// Moves the clients: to its end, whoever listens.
     async fn switch(&mut self) -> Result<Value> {
-        if !self.freezer.is_frozen() {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                "the pause had to end before the clients could be moved (cutover.max_pause_ms)",
-            ));
+        // Whoever gives the order has written down that it begins; so it is known whatever happens to both.
+        if let Err(e) = self.freezer.holds().await {
+            self.note(self.setup.before, Stage::Source)?;
+            self.freezer.thaw().await?;
+            return Err(e);
         }
-        self.note(Stage::Switching, Stage::Switching)?;
         crate::task::failpoint("guard-switching");
+        // What follows the hook has to fit into the pause as well.
+        let pause = Duration::from_millis(self.plan.max_pause_ms);
         let limit = (self.freezer.deadline()).saturating_duration_since(Instant::now());
+        let limit = limit.saturating_sub(MARGIN.min(pause / 5));
         let argv = self.plan.hooks.switch.clone();
         let hook = Hook {
             name: "switch",
@@ -223,9 +248,10 @@ impl Guard {
         };
         match (ran, failed) {
             (Ok(ran), None) => {
-                self.note(self.setup.done, Stage::Switched)?;
+                let noted = self.note(self.setup.done, Stage::Switched);
                 self.let_go().await;
-                Ok(json!(ran))
+                // When it could not be written down, it stays "switching": nobody takes it for undone.
+                noted.map(|()| json!(ran))
             }
             (Ok(ran), Some(e)) => Err(self.lead_back(e, Some(ran)).await),
             (Err(e), _) => Err(self.lead_back(e, None).await),
@@ -234,10 +260,11 @@ impl Guard {
 
     /// Writes down where the clients are: `home` as the user's plan has it, `own` as the plan of this direction has it.
     fn note(&self, home: Stage, own: Stage) -> Result<()> {
-        if self.setup.dir != self.setup.home {
-            Store::open(&self.setup.dir)?.set_stage(own)?;
-        }
-        Store::open(&self.setup.home)?.set_stage(home)
+        note(&self.setup.home, &self.setup.dir, home, own)
+    }
+
+    fn stage(&self) -> Result<Stage> {
+        Store::open(&self.setup.home)?.stage()
     }
 
     /// After the switch: whoever is still here is sent away before the pause ends.
@@ -295,16 +322,26 @@ impl Guard {
     }
 }
 
+/// Writes down where the clients are: in the state of the user's plan last, as that is what counts.
+pub fn note(home: &Path, dir: &Path, at_home: Stage, own: Stage) -> Result<()> {
+    if dir != home {
+        Store::open(dir)?.set_stage(own)?;
+    }
+    Store::open(home)?.set_stage(at_home)
+}
+
 /// A guard as the cutover sees it.
 pub struct Handle {
     child: Child,
     /// Closed, it lets the writers go.
     orders: Option<ChildStdin>,
     answers: Lines<BufReader<ChildStdout>>,
+    /// The longest that an order may take.
+    patience: Duration,
 }
 
 impl Handle {
-    pub async fn start(setup: &Setup) -> Result<Handle> {
+    pub async fn start(setup: &Setup, max_pause_ms: u64) -> Result<Handle> {
         let failed = |e: std::io::Error| Error::new(ErrorKind::Bug, "start the guard").cause(e);
         let program = std::env::current_exe().map_err(failed)?;
         let mut child = tokio::process::Command::new(program)
@@ -322,6 +359,7 @@ impl Handle {
             child,
             orders: Some(orders),
             answers: BufReader::new(answers).lines(),
+            patience: ANSWER + Duration::from_millis(max_pause_ms),
         };
         let setup = serde_json::to_value(setup)
             .map_err(|e| Error::new(ErrorKind::Bug, "write the guard's setup").cause(e))?;
@@ -357,8 +395,13 @@ impl Handle {
 
     async fn order(&mut self, order: Order) -> Result<Said> {
         let order = serde_json::to_value(order).unwrap_or_default();
-        self.send(&order).await?;
-        self.answer().await
+        let answered = tokio::time::timeout(self.patience, async {
+            self.send(&order).await?;
+            self.answer().await
+        });
+        answered
+            .await
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Refused, "the guard does not answer")))
     }
 
     /// Which way would be taken.
@@ -366,8 +409,8 @@ impl Handle {
         freeze::parse(&self.order(Order::Rehearse).await?.way)
     }
 
-    pub async fn freeze(&mut self) -> Result<FreezeWay> {
-        freeze::parse(&self.order(Order::Freeze).await?.way)
+    pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {
+        self.order(Order::Freeze(way)).await.map(drop)
     }
 
     /// Moves the clients and lets the writers go; what the hook has said.

@@ -18,6 +18,9 @@ use tokio::process::{Child, Command};
 /// How long a migration may take until it answers.
 const START: Duration = Duration::from_secs(60);
 
+/// How long it may take to answer one question.
+const ANSWER: Duration = Duration::from_secs(30);
+
 /// A migration in a process of its own.
 pub struct Migration {
     /// Its state.
@@ -29,12 +32,7 @@ pub struct Migration {
 
 impl Migration {
     /// The one that runs on the plan's state in `work_dir`, or a new one.
-    pub async fn meet(
-        plan: &Plan,
-        work_dir: &Path,
-        fresh: bool,
-        stop: &Shutdown,
-    ) -> Result<Migration> {
+    pub async fn meet(plan: &Plan, work_dir: &Path, stop: &Shutdown) -> Result<Migration> {
         let dir = work_dir.join(&plan.name);
         if let Ok(asker) = Asker::connect(&dir).await {
             return Ok(Migration {
@@ -46,7 +44,7 @@ impl Migration {
         let mut child = match Lock::holder(&dir) {
             // It has not come to answering yet.
             Some(_) => None,
-            None => Some(start(plan, work_dir, &dir, fresh).await?),
+            None => Some(start(plan, work_dir, &dir).await?),
         };
         let began = Instant::now();
         loop {
@@ -75,8 +73,13 @@ impl Migration {
     }
 
     pub async fn ask(&mut self, ask: Ask) -> Result<Answer> {
-        let asked = self.asker.ask(ask).await;
-        asked.map_err(|e| ended(&self.dir).cause(e))
+        match tokio::time::timeout(ANSWER, self.asker.ask(ask)).await {
+            Ok(asked) => asked.map_err(|e| ended(&self.dir).cause(e)),
+            Err(_) => Err(Error::new(
+                ErrorKind::NotReady,
+                format!("the migration in {} does not answer", self.dir.display()),
+            )),
+        }
     }
 
     /// Whether it goes on when the cutover has ended.
@@ -95,7 +98,7 @@ impl Migration {
     /// Ends it, whoever has started it; its state is saved.
     pub async fn end(mut self) -> Result<()> {
         // It may have ended before it could answer.
-        let _ = self.asker.ask(Ask::Stop).await;
+        let _ = tokio::time::timeout(ANSWER, self.asker.ask(Ask::Stop)).await;
         let began = Instant::now();
         while Lock::holder(&self.dir).is_some() {
             if began.elapsed() > START {
@@ -110,6 +113,28 @@ impl Migration {
             let _ = child.wait().await;
         }
         Ok(())
+    }
+}
+
+/// Ends whatever migration works on a state, whoever has started it.
+pub async fn end(dir: &Path) -> Result<()> {
+    if Lock::holder(dir).is_none() {
+        return Ok(());
+    }
+    match Asker::connect(dir).await {
+        Ok(asker) => {
+            let migration = Migration {
+                dir: dir.to_owned(),
+                asker,
+                child: None,
+            };
+            migration.end().await
+        }
+        // It may be coming to its end.
+        Err(e) => match Lock::holder(dir) {
+            Some(_) => Err(e),
+            None => Ok(()),
+        },
     }
 }
 
@@ -136,7 +161,7 @@ fn ended(dir: &Path) -> Error {
 /// Where a migration that was started here writes its log.
 const LOG: &str = "cutover-migrate.log";
 
-async fn start(plan: &Plan, work_dir: &Path, dir: &Path, fresh: bool) -> Result<Child> {
+async fn start(plan: &Plan, work_dir: &Path, dir: &Path) -> Result<Child> {
     private_dir(dir)?;
     let failed = |e: std::io::Error| Error::new(ErrorKind::Bug, "start the migration").cause(e);
     let path = dir.join(LOG);
@@ -159,9 +184,6 @@ async fn start(plan: &Plan, work_dir: &Path, dir: &Path, fresh: bool) -> Result<
         .stderr(log)
         // Ctrl-C is for the cutover, which ends it.
         .process_group(0);
-    if fresh {
-        command.arg("--fresh");
-    }
     let mut child = command.spawn().map_err(failed)?;
     // The plan goes over a pipe, as it may hold secrets.
     let text = serde_json::to_vec(plan)

@@ -24,7 +24,7 @@ use self::pass::{Pass, Passed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, Source, validate};
 use crate::source::private_dir;
-use crate::store::{CutoverStep, Lock, Phase, Stage, Store};
+use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen};
 use crate::task::Shutdown;
 use crate::types::unix_ms;
 use serde::Serialize;
@@ -109,10 +109,34 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
             outcome.message = "the clients are at the target already".into();
             return Ok(outcome);
         }
+        Stage::Switched if options.dry_run => {
+            outcome.done = true;
+            outcome.message =
+                "the clients are at the target already; `keyferry cutover` goes on watching".into();
+            return Ok(outcome);
+        }
+        // One that was started again while the clients were moved.
+        Stage::Switched => migration::end(&home).await?,
         _ => {}
     }
     let mut journal = Journal::open(&home, direction, options.tell.clone())?;
     if stage == Stage::Source {
+        if Store::open(&home)?.shards()?.is_empty() {
+            let never = async {
+                Err::<(), _>(
+                    Error::new(
+                        ErrorKind::Refused,
+                        "this plan was never migrated, so the target holds nothing",
+                    )
+                    .hint("run `keyferry migrate` first, and leave it running"),
+                )
+            };
+            let refused = journal.step("preflight", never, |()| Value::Null).await;
+            return match refused {
+                Err(e) => refuse(outcome, journal, e, false),
+                Ok(()) => Ok(outcome),
+            };
+        }
         let pass = Pass {
             plan,
             job: &job,
@@ -126,7 +150,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         };
         // The way back of an attempt that was forgotten.
         let _ = std::fs::remove_dir_all(watch::back_dir(&home));
-        let mut migration = Migration::meet(plan, &options.work_dir, false, stop).await?;
+        let mut migration = Migration::meet(plan, &options.work_dir, stop).await?;
         let stays = migration.stays();
         let passed = pass.run(&mut journal, &mut migration).await;
         let passed = match passed {
@@ -135,6 +159,12 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
                 passed
             }
             other => {
+                if let Err(e) = &other
+                    && e.kind() == ErrorKind::State
+                {
+                    // It holds still until somebody knows where the clients are.
+                    return other.map(|_| outcome);
+                }
                 let left = migration.leave().await;
                 let passed = match other {
                     Ok(passed) => passed,
@@ -145,7 +175,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
                 outcome.predicted_pause_ms = passed.predicted_ms;
                 outcome.done = true;
                 outcome.message = follow_up(stays).into();
-                outcome.way_back = match reverse::plan(plan) {
+                outcome.way_back = match watch::way_back(plan, &home) {
                     Ok(_) => json!({ "armed": "at the switch" }),
                     Err(e) => json!({ "none": e.to_string() }),
                 };
@@ -191,7 +221,9 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         outcome.message = "the clients are at the source, and are not frozen".into();
         return Ok(outcome);
     }
-    let back = reverse::plan(plan)?;
+    // One that was started again while the clients were moved.
+    migration::end(&home).await?;
+    let back = watch::way_back(plan, &home)?;
     let back_job = validate(&back)?;
     let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
     let work_dir = watch::back_dir(&home);
@@ -206,9 +238,10 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         options,
         stop,
     };
-    let mut migration = Migration::meet(&back, &work_dir, false, stop).await?;
+    let mut migration = Migration::meet(&back, &work_dir, stop).await?;
     let passed = match pass.run(&mut journal, &mut migration).await {
         Ok(passed) => passed,
+        Err(e) if e.kind() == ErrorKind::State => return Err(e),
         Err(e) => {
             // What it has brought back is worth keeping for the next attempt.
             let _ = migration.leave().await;
@@ -292,31 +325,20 @@ async fn settled(
         }
     }
     let mut store = Store::open(home)?;
-    let stage = match (store.stage()?, options.clients_at) {
-        (Stage::Switching, Some(stage)) => {
-            store.set_stage(stage)?;
-            stage
-        }
-        (Stage::Switching, None) => {
-            return Err(Error::new(
-                ErrorKind::State,
-                "an earlier cutover and its guard were both cut off while the clients were moved: nobody knows where they are",
-            )
-            .hint("look where your clients are, then say so: --clients-at source, or --clients-at target"));
-        }
-        (stage, _) => stage,
-    };
-    // Whatever was frozen and could not be let go.
-    if let Source::Server { endpoint, .. } = &job.source {
-        for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
-            let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
-            freezer.clean_up().await?;
-        }
-    } else {
+    let back = watch::back_dir(home).join(&plan.name);
+    let stage = known(&mut store, home, &back, options.clients_at)?;
+    let Source::Server { endpoint, .. } = &job.source else {
         return Err(Error::new(
             ErrorKind::Plan,
             "a snapshot file has no clients that could be moved",
         ));
+    };
+    // Whatever was frozen and could not be let go.
+    for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
+        if store.json(&frozen(side))?.is_some_and(|v| !v.is_null()) {
+            let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
+            freezer.clean_up(side_of(stage)).await?;
+        }
     }
     if store.phase()? == Phase::Frozen {
         store.enter_phase(
@@ -329,6 +351,37 @@ async fn settled(
         )?;
     }
     Ok(stage)
+}
+
+/// Where the clients are: what is written down, or what a person has seen where that says "switching".
+fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Result<Stage> {
+    let stage = store.stage()?;
+    let mut returning = Store::open_readonly(back)?
+        .is_some_and(|s| s.stage().is_ok_and(|stage| stage == Stage::Switching));
+    if stage != Stage::Switching {
+        if returning {
+            // Cut off between the two notes, before anybody was moved.
+            Store::open(back)?.set_stage(Stage::Source)?;
+        }
+        return Ok(stage);
+    }
+    let Some(seen) = seen else {
+        return Err(Error::new(
+            ErrorKind::State,
+            "an earlier cutover and its guard were both cut off while the clients were moved: nobody knows where they are",
+        )
+        .hint("look where your clients are, then say so: --clients-at source, or --clients-at target"));
+    };
+    // A rollback that has come to its end has written that down for its own direction.
+    returning |= back.join("state.sqlite").exists() && Store::open(back)?.stage()? != Stage::Source;
+    let (at_home, own) = match (returning, seen) {
+        (true, Stage::Source) => (Stage::RolledBack, Stage::Switched),
+        (true, _) => (Stage::Switched, Stage::Source),
+        (false, seen) => (seen, seen),
+    };
+    let dir = if returning { back } else { home };
+    guard::note(home, dir, at_home, own)?;
+    Ok(at_home)
 }
 
 /// The lock of the plan's cutover; one that watches the new side is asked to end.

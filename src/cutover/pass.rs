@@ -1,14 +1,15 @@
 //! One direction of a cutover: from the first look to the moment when the clients are on the other side.
 
 use crate::check;
-use crate::cutover::guard::{Handle, Setup};
+use crate::cutover::freeze::Freezer;
+use crate::cutover::guard::{self, Handle, Setup};
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
-use crate::cutover::{Options, freeze, reverse};
+use crate::cutover::{Options, freeze, watch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::{Answer, Ask};
-use crate::plan::{FreezeWay, Job, Plan};
-use crate::store::{MODE, Phase, Stage, Store};
+use crate::migrate::control::{Answer, Ask, ShardNow};
+use crate::plan::{FreezeWay, Job, Plan, Source};
+use crate::store::{MODE, Phase, SWEEPS, Stage, Store};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, unix_ms};
 use crate::verify::{self, Live};
@@ -76,18 +77,51 @@ impl Pass<'_> {
 
     /// Everything up to the switch. An error means that the writers go on where they were.
     pub async fn run(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
-        let mut guard = Handle::start(&self.setup()?).await?;
+        let mut guard = Handle::start(&self.setup()?, self.plan.cutover.max_pause_ms).await?;
         let result = self.guarded(journal, migration, &mut guard).await;
-        if result.is_err() {
-            let thawed = guard.thaw().await;
-            let _ = migration.ask(Ask::Follow).await;
-            if let Err(e) = thawed {
-                tracing::warn!("{e}");
-            }
-            self.phase(Phase::Stream);
+        let Err(e) = result else {
+            guard.dismiss().await;
+            return result;
+        };
+        if e.kind() == ErrorKind::State {
+            // Nobody knows where the clients are: the fence stays, and a person decides.
+            guard.dismiss().await;
+            return Err(e);
         }
+        let thawed = guard.thaw().await;
         guard.dismiss().await;
-        result
+        let _ = migration.ask(Ask::Follow).await;
+        self.phase(match self.side {
+            "source" => Phase::Stream,
+            _ => Phase::Switched,
+        });
+        if let Err(why) = thawed
+            && let Err(why) = self
+                .thaw_without_guard()
+                .await
+                .map_err(|e| e.context(why.chain()))
+        {
+            return Err(Error::new(
+                ErrorKind::Connection,
+                format!(
+                    "{}; and the writers could not be let go: {}",
+                    e.chain(),
+                    why.chain()
+                ),
+            )
+            .hint("run `keyferry rollback PLAN`: it tries again; a CLIENT PAUSE ends by itself"));
+        }
+        Err(e)
+    }
+
+    /// The guard is gone, or could not.
+    async fn thaw_without_guard(&self) -> Result<()> {
+        let Source::Server { endpoint, .. } = &self.job.source else {
+            return Ok(());
+        };
+        let (plan, home) = (&self.plan.cutover, self.home.clone());
+        let mut freezer = Freezer::open(endpoint, plan, self.side, home).await?;
+        freezer.clean_up(self.side).await
     }
 
     fn setup(&self) -> Result<Setup> {
@@ -120,7 +154,9 @@ impl Pass<'_> {
                 "preflight",
                 self.preflight(migration, guard),
                 |(way, scan)| {
-                    let back = reverse::plan(self.plan).err().map(|e| e.to_string());
+                    let back = watch::way_back(self.plan, &self.home)
+                        .err()
+                        .map(|e| e.to_string());
                     json!({ "freeze": freeze::name(*way), "scan": scan, "no_way_back": back })
                 },
             )
@@ -142,10 +178,9 @@ impl Pass<'_> {
                 .await?;
         }
         let pause = Duration::from_millis(self.plan.cutover.max_pause_ms);
-        let began = Instant::now();
         let limited = tokio::time::timeout(
             pause,
-            self.paused(journal, migration, guard, &mut ready, &mut frozen, scan),
+            self.paused(journal, migration, guard, &mut ready, &mut frozen, way),
         );
         match limited.await {
             Ok(done) => done?,
@@ -168,10 +203,11 @@ impl Pass<'_> {
             }
         }
         // The switch has its own limit, and its end is waited for whatever it is.
-        let switched = journal.step("switch", guard.switch(), Value::clone).await;
+        let switched = journal
+            .step("switch", self.switch(migration, guard), Value::clone)
+            .await;
         let pause_us = frozen.map(|at: Instant| micros(at.elapsed()));
         switched?;
-        let _ = began;
         self.phase(match self.side {
             "source" => Phase::Switched,
             _ => Phase::RolledBack,
@@ -252,7 +288,7 @@ impl Pass<'_> {
     /// Compares everything, then what was written meanwhile, until that is quickly done.
     async fn warm_up(&self, migration: &mut Migration, scan: bool) -> Result<Ready> {
         migration.ask(Ask::Record).await?;
-        self.compare(false).await?;
+        self.compare(false, false).await?;
         if scan {
             // The sweep after the freeze compares everything anyway.
             return Ok(Ready {
@@ -269,7 +305,7 @@ impl Pass<'_> {
             self.go_on()?;
             let written = migration.ask(Ask::Take).await?;
             if written.more {
-                self.compare(true).await?;
+                self.compare(true, false).await?;
                 continue;
             }
             let mut names = written.names();
@@ -305,11 +341,15 @@ impl Pass<'_> {
         }
     }
 
-    async fn compare(&self, incremental: bool) -> Result<()> {
+    /// `standing`: nothing is written, so what cannot be proven is a difference.
+    async fn compare(&self, incremental: bool, standing: bool) -> Result<()> {
         let options = self.verify_options(incremental);
         let found = verify::run(self.job.clone(), options, self.stop.clone()).await?;
         let all = [&found.missing, &found.extra, &found.different];
-        let apart: Vec<_> = all.into_iter().flatten().cloned().collect();
+        let mut apart: Vec<_> = all.into_iter().flatten().cloned().collect();
+        if standing {
+            apart.extend(found.unprovable.iter().cloned());
+        }
         if !apart.is_empty() {
             return Err(differs(&apart));
         }
@@ -330,39 +370,80 @@ impl Pass<'_> {
         guard: &mut Handle,
         ready: &mut Ready,
         frozen: &mut Option<Instant>,
-        scan: bool,
+        way: FreezeWay,
     ) -> Result<()> {
         *frozen = Some(Instant::now());
-        let way = journal
+        journal
             .step(
                 "freeze",
-                guard.freeze(),
-                |way| json!({ "way": freeze::name(*way) }),
+                guard.freeze(way),
+                |()| json!({ "way": freeze::name(way) }),
             )
             .await?;
         self.phase(Phase::Frozen);
-        let _ = way;
-        let drained = journal
+        journal
             .step(
                 "drain",
                 self.drained(migration),
-                |now| json!({ "commands": commands(now) }),
+                |now| json!({ "writes": writes(now) }),
             )
             .await?;
         journal
             .step(
                 "verify",
-                self.prove(migration, ready, scan),
+                self.prove(migration, ready),
                 |keys| json!({ "keys": keys }),
             )
             .await?;
         journal
-            .step("fence", self.fence(migration, &drained), |_| Value::Null)
+            .step(
+                "fence",
+                self.fence(migration, ready),
+                |keys| json!({ "keys": keys }),
+            )
             .await?;
         // Draining has given every key its true expiry.
         journal
-            .step("release", std::future::ready(Ok(())), |_| Value::Null)
+            .step("release", std::future::ready(Ok(())), |()| Value::Null)
             .await
+    }
+
+    /// Has the guard move the clients. An error of kind `State` means that nobody knows where they are.
+    async fn switch(&self, migration: &mut Migration, guard: &mut Handle) -> Result<Value> {
+        let (home, dir) = (&self.home, self.dir());
+        // Before the order is given, so that it is known whatever happens to whom.
+        guard::note(home, &dir, Stage::Switching, Stage::Switching)?;
+        // The migration that holds still is the only one: it has the lock.
+        let still = match migration.ask(Ask::State).await {
+            Ok(now) => self.is_fenced(&now).and_then(|there| match there {
+                true => Ok(()),
+                false => Err(Error::new(ErrorKind::Refused, "the fence is gone")),
+            }),
+            Err(e) => Err(e),
+        };
+        if let Err(e) = still {
+            guard::note(home, &dir, self.before, Stage::Source)?;
+            return Err(e);
+        }
+        let e = match guard.switch().await {
+            Ok(mut said) => {
+                // What somebody has written to the old side after the fence is not at the new one.
+                if let Ok(now) = migration.ask(Ask::State).await {
+                    said["late_writes"] = json!(now.shards.iter().map(|s| s.late).sum::<u64>());
+                }
+                return Ok(said);
+            }
+            Err(e) => e,
+        };
+        match Store::open(home)?.stage()? {
+            stage if stage == self.before => Err(e),
+            stage if stage == self.after => Ok(json!({ "note": e.chain() })),
+            _ => Err(Error::new(
+                ErrorKind::State,
+                format!("nobody knows where the clients are: {}", e.chain()),
+            )
+            .hint("look where your clients are, then run the same command with --clients-at source or --clients-at target")),
+        }
     }
 
     /// Everything that the source had written is at the target.
@@ -379,19 +460,14 @@ impl Pass<'_> {
     }
 
     /// Compares what was written since it was compared last; returns how many keys.
-    async fn prove(
-        &self,
-        migration: &mut Migration,
-        ready: &mut Ready,
-        scan: bool,
-    ) -> Result<usize> {
+    async fn prove(&self, migration: &mut Migration, ready: &mut Ready) -> Result<usize> {
         let Some(live) = &mut ready.live else {
-            // The last sweep was this proof.
-            return Ok(0).inspect(|_| debug_assert!(scan));
+            // Of a scan, the last sweep was this proof.
+            return Ok(0);
         };
         let written = migration.ask(Ask::Take).await?;
         if written.more {
-            self.compare(true).await?;
+            self.compare(true, true).await?;
         }
         let mut names = written.names();
         names.append(&mut ready.left);
@@ -403,13 +479,23 @@ impl Pass<'_> {
         }
     }
 
-    /// From here on nothing of the old side is applied; and nothing was written since it was frozen.
-    async fn fence(&self, migration: &mut Migration, drained: &Answer) -> Result<()> {
+    /// From here on nothing of the old side is applied; nothing was written since it was frozen, and what was applied
+    /// up to this moment is proven. Returns how many keys that still were.
+    async fn fence(&self, migration: &mut Migration, ready: &mut Ready) -> Result<usize> {
         migration.ask(Ask::Fence).await?;
-        // The pumps look at what has come every 2 ms.
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        let now = migration.ask(Ask::State).await?;
-        let late: u64 = now.shards.iter().map(|s| s.late).sum();
+        loop {
+            self.go_on()?;
+            let now = migration.ask(Ask::State).await?;
+            if self.is_fenced(&now)? {
+                break;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.prove(migration, ready).await
+    }
+
+    /// Whether all that the source had written is looked at; an error when something of it is not at the target.
+    fn is_fenced(&self, now: &Answer) -> Result<bool> {
         if now.lost {
             return Err(Error::new(
                 ErrorKind::Refused,
@@ -417,14 +503,15 @@ impl Pass<'_> {
             )
             .hint("wait until its failover is over, then run the same command again"));
         }
-        if late > 0 || (!now.scan && commands(&now) != commands(drained)) {
+        if now.shards.iter().any(|s| s.late > 0) {
             return Err(Error::new(
                 ErrorKind::Refused,
                 "somebody has written although the writers were frozen",
             )
             .hint("freeze them another way (cutover.freeze)"));
         }
-        Ok(())
+        let held = |s: &ShardNow| s.fenced && s.phase == "stream";
+        Ok(!now.shards.is_empty() && now.shards.iter().all(held))
     }
 
     /// Waits until nothing has been written for a while: what a person's word is worth.
@@ -434,7 +521,16 @@ impl Pass<'_> {
         loop {
             self.go_on()?;
             let now = migration.ask(Ask::State).await?;
-            let seen = commands(&now);
+            if now.scan {
+                // Only a sweep that finds nothing tells.
+                let found = tokio::time::timeout(patience, self.drained(migration)).await;
+                migration.ask(Ask::Follow).await?;
+                return match found {
+                    Ok(drained) => drained.map(drop),
+                    Err(_) => Err(still_writing(patience)),
+                };
+            }
+            let seen = writes(&now);
             if last != Some(seen) {
                 (last, since) = (Some(seen), Instant::now());
             }
@@ -442,11 +538,7 @@ impl Pass<'_> {
                 return Ok(());
             }
             if began.elapsed() > patience {
-                return Err(Error::new(
-                    ErrorKind::Refused,
-                    format!("after {} s the writers still write", patience.as_secs()),
-                )
-                .hint("stop them, then run the same command again; cutover.wait_s is how long it waits"));
+                return Err(still_writing(patience));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -462,12 +554,14 @@ impl Pass<'_> {
         journal
             .step(
                 "drain",
-                self.drained_live(migration),
+                self.drained_live(migration, ready),
                 |took| json!({ "us": micros(*took) }),
             )
             .await?;
         migration.ask(Ask::Follow).await?;
-        let drain = journal.took_us("drain").unwrap_or(0);
+        let drain = (journal.steps.iter().rev())
+            .find_map(|s| s.detail["us"].as_i64())
+            .unwrap_or(0);
         let predicted = drain + micros(ready.compare) + 10_000;
         Ok(Passed {
             pause_us: None,
@@ -475,7 +569,13 @@ impl Pass<'_> {
         })
     }
 
-    async fn drained_live(&self, migration: &mut Migration) -> Result<Duration> {
+    async fn drained_live(&self, migration: &mut Migration, ready: &Ready) -> Result<Duration> {
+        if ready.live.is_none() {
+            // Under traffic a sweep always finds something; the pause will have to wait for one that does not.
+            let last = Store::open(&self.dir())?.json(SWEEPS)?.unwrap_or_default();
+            let ms = last["took_ms"].as_u64().unwrap_or(0);
+            return Ok(Duration::from_millis(2 * ms));
+        }
         let began = Instant::now();
         let limit = Duration::from_millis(self.plan.cutover.max_pause_ms);
         match tokio::time::timeout(limit, self.drained(migration)).await {
@@ -498,8 +598,16 @@ impl Pass<'_> {
     }
 }
 
-fn commands(now: &Answer) -> u64 {
-    now.shards.iter().map(|s| s.commands).sum()
+fn still_writing(patience: Duration) -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        format!("after {} s the writers still write", patience.as_secs()),
+    )
+    .hint("stop them, then run the same command again; cutover.wait_s is how long it waits")
+}
+
+fn writes(now: &Answer) -> u64 {
+    now.shards.iter().map(|s| s.writes).sum()
 }
 
 fn micros(time: Duration) -> i64 {

@@ -2,7 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{
-    DatabasesPlan, FilterPlan, HooksPlan, OnExisting, Plan, SourceMode, SourcePlan, TargetPlan,
+    DatabasesPlan, ExpiryFilter, FilterPlan, HooksPlan, OnExisting, Plan, SourceMode, SourcePlan,
+    TargetPlan,
 };
 use std::collections::BTreeMap;
 
@@ -15,6 +16,11 @@ pub fn plan(forth: &Plan) -> Result<Plan> {
     if forth.on_existing == OnExisting::Skip {
         return Err(no_way(
             "on_existing \"skip\" keeps keys of the target's own, which cannot be told from those that were moved",
+        ));
+    }
+    if !forth.filter.types.is_empty() || forth.filter.expiry != ExpiryFilter::default() {
+        return Err(no_way(
+            "with a filter by type or expiry, keys that the target never had cannot be told from those it has lost",
         ));
     }
     if !forth.rename.is_empty() && forth.filter != FilterPlan::default() {
@@ -140,6 +146,8 @@ mod tests {
             ("databases", json!({"map": {"1": 0}})),
             ("databases", json!({"include": [0, 1], "map": {"1": 0}})),
             ("on_existing", json!("skip")),
+            ("filter", json!({"expiry": "with"})),
+            ("filter", json!({"types": ["hash"]})),
         ] {
             let e = plan(&forth(&[(key, value)])).unwrap_err();
             assert!(e.to_string().starts_with("there is no way back"), "{e}");

@@ -35,8 +35,8 @@ pub async fn run(
         Source::Server { endpoint, .. } => clients(endpoint).await,
         Source::Rdb { .. } => None,
     };
-    let back = reverse::plan(plan);
-    let way_back = match &back {
+    let back = way_back(plan, home);
+    let opened = match &back {
         Ok(back) => {
             let opened = open(back, home, stop);
             let migration = journal
@@ -54,7 +54,7 @@ pub async fn run(
         }
         Err(e) => Err(e.to_string()),
     };
-    let (mut migration, none) = match way_back {
+    let (mut migration, none) = match opened {
         Ok(migration) => (Some(migration), None),
         Err(why) => (None, Some(why)),
     };
@@ -79,12 +79,27 @@ pub async fn run(
     Ok(seen)
 }
 
+/// The plan of the way back, where there is one.
+pub fn way_back(plan: &Plan, home: &Path) -> Result<Plan> {
+    if !Store::open(home)?.losses(1)?.is_empty() {
+        // They are nowhere but at the old side, which would be made equal.
+        return Err(Error::new(
+            ErrorKind::Plan,
+            "there is no way back: the target lacks keys that are listed as losses",
+        ));
+    }
+    reverse::plan(plan)
+}
+
 async fn open(back: &Plan, home: &Path, stop: &Shutdown) -> Result<Migration> {
     let dir = back_dir(home);
     // A state that is there was begun after this switch: every new attempt begins without one.
     let begun = Store::open_readonly(&dir.join(&back.name))?
         .is_some_and(|s| s.stage().is_ok_and(|stage| stage == Stage::Source));
-    Migration::meet(back, &dir, !begun, stop).await
+    if !begun {
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+    Migration::meet(back, &dir, stop).await
 }
 
 async fn commit(home: &Path) -> Result<()> {

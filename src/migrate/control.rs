@@ -4,7 +4,7 @@
 //! as if nobody had asked.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::progress::Progress;
+use crate::migrate::progress::{ENDED, Progress};
 use crate::store::{Stage, Store};
 use crate::task::Shutdown;
 use crate::types::DbIndex;
@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,10 +73,12 @@ pub struct ShardNow {
     pub lag_bytes: u64,
     pub caught_up: bool,
     pub note: String,
-    /// Commands that write, routed so far.
-    pub commands: u64,
+    /// Commands that write, routed so far; what removes expired keys is not counted.
+    pub writes: u64,
     /// All that the source had written when draining was asked for is at the target.
     pub drained: bool,
+    /// Nothing more of it is applied, and all that it had written when this was asked for has been looked at.
+    pub fenced: bool,
     /// Commands that write which came after the fence; they were not applied.
     pub late: u64,
 }
@@ -97,12 +100,19 @@ struct Changed {
     more: bool,
 }
 
+/// What a shard has done of what was asked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Obeyed {
+    drained: bool,
+    fenced: bool,
+    late: u64,
+}
+
 #[derive(Default)]
 struct Orders {
     order: Order,
     drains: u64,
-    /// By shard: drained, and what came late.
-    shards: BTreeMap<u16, (bool, u64)>,
+    shards: BTreeMap<u16, Obeyed>,
     lost: bool,
 }
 
@@ -153,11 +163,14 @@ impl Control {
     }
 
     pub fn drained(&self, shard: u16) {
-        self.orders().shards.entry(shard).or_default().0 = true;
+        self.orders().shards.entry(shard).or_default().drained = true;
     }
 
-    pub fn late(&self, shard: u16, commands: u64) {
-        self.orders().shards.entry(shard).or_default().1 = commands;
+    /// Behind the fence; so much has come too late.
+    pub fn fenced(&self, shard: u16, late: u64) {
+        let mut orders = self.orders();
+        let obeyed = orders.shards.entry(shard).or_default();
+        (obeyed.fenced, obeyed.late) = (true, late);
     }
 
     pub fn lost(&self) {
@@ -193,9 +206,11 @@ impl Control {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let shards = (shards.iter())
-            .map(|shard| {
-                let view = shard.view();
-                let (drained, late) = orders.shards.get(&view.shard).copied().unwrap_or_default();
+            .map(|shard| (shard, shard.view()))
+            // A master that has given all its slots away has nothing more to bring.
+            .filter(|(_, view)| view.phase != ENDED)
+            .map(|(shard, view)| {
+                let obeyed = orders.shards.get(&view.shard).copied().unwrap_or_default();
                 ShardNow {
                     address: view.address,
                     phase: view.phase.into(),
@@ -203,9 +218,10 @@ impl Control {
                     lag_bytes: view.lag_bytes,
                     caught_up: shard.caught_up.load(Relaxed),
                     note: view.note,
-                    commands: view.commands,
-                    drained,
-                    late,
+                    writes: shard.writes.load(Relaxed),
+                    drained: obeyed.drained,
+                    fenced: obeyed.fenced,
+                    late: obeyed.late,
                 }
             })
             .collect();
@@ -230,6 +246,18 @@ pub fn socket(dir: &Path) -> PathBuf {
     dir.join("control")
 }
 
+/// The same place by a name that fits: a socket's has 108 bytes at most. The folder must be kept open as long as it is
+/// used.
+fn short(dir: &Path) -> std::io::Result<(PathBuf, Option<std::fs::File>)> {
+    let path = socket(dir);
+    if path.as_os_str().len() < 100 {
+        return Ok((path, None));
+    }
+    let folder = std::fs::File::open(dir)?;
+    let name = format!("/proc/self/fd/{}/control", folder.as_raw_fd());
+    Ok((name.into(), Some(folder)))
+}
+
 /// Answers until the run ends.
 pub async fn serve(
     dir: PathBuf,
@@ -241,7 +269,9 @@ pub async fn serve(
     let path = socket(&dir);
     // Whoever left it there has ended: we hold the lock.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).context(ErrorKind::Disk, || {
+    let (short, _held) =
+        short(&dir).context(ErrorKind::Disk, || format!("open {}", dir.display()))?;
+    let listener = UnixListener::bind(short).context(ErrorKind::Disk, || {
         format!("open the socket {} for cutovers", path.display())
     })?;
     loop {
@@ -252,7 +282,7 @@ pub async fn serve(
         let dir = dir.clone();
         tokio::spawn(async move {
             control.attended.fetch_add(1, Relaxed);
-            let heard = attend(stream, &control, &progress, scan, &stop).await;
+            let heard = attend(stream, &control, &progress, scan, &stop, &dir).await;
             // Whoever asked has gone: nothing it wanted holds any more.
             if control.attended.fetch_sub(1, Relaxed) == 1 {
                 release(&dir, &control, &stop).await;
@@ -269,12 +299,7 @@ async fn release(dir: &Path, control: &Control, stop: &Shutdown) {
     control.recording.store(false, Relaxed);
     *control.changed() = Changed::default();
     while control.order() == Order::Fence && !control.attended() {
-        let stage = match Store::open_readonly(dir) {
-            Ok(Some(store)) => store.stage().unwrap_or(Stage::Switching),
-            // Nothing is let through as long as nobody knows.
-            _ => Stage::Switching,
-        };
-        match stage {
+        match stage(dir) {
             Stage::Source => break,
             Stage::Switching => tokio::time::sleep(Duration::from_millis(50)).await,
             Stage::Switched | Stage::Committed | Stage::RolledBack => {
@@ -288,12 +313,21 @@ async fn release(dir: &Path, control: &Control, stop: &Shutdown) {
     }
 }
 
+/// Where the clients are; as long as nobody knows, nothing is let through.
+fn stage(dir: &Path) -> Stage {
+    match Store::open_readonly(dir) {
+        Ok(Some(store)) => store.stage().unwrap_or(Stage::Switching),
+        _ => Stage::Switching,
+    }
+}
+
 async fn attend(
     stream: UnixStream,
     control: &Control,
     progress: &Progress,
     scan: bool,
     stop: &Shutdown,
+    dir: &Path,
 ) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
@@ -301,7 +335,10 @@ async fn attend(
         let Ok(ask) = serde_json::from_str::<Ask>(&line) else {
             return Ok(());
         };
-        control.give(ask, stop);
+        // A fence outlives the wish to go on, once the clients are being moved.
+        if !(ask == Ask::Follow && control.order() == Order::Fence && stage(dir) != Stage::Source) {
+            control.give(ask, stop);
+        }
         let answer = control.answer(ask, progress, scan);
         let mut text = serde_json::to_vec(&answer).unwrap_or_default();
         text.push(b'\n');
@@ -320,7 +357,9 @@ impl Asker {
     /// `NotReady` when no migration runs there.
     pub async fn connect(dir: &Path) -> Result<Asker> {
         let path = socket(dir);
-        let stream = (UnixStream::connect(&path).await).context(ErrorKind::NotReady, || {
+        let gone = || format!("no migration answers at {}", path.display());
+        let (short, _held) = short(dir).context(ErrorKind::NotReady, gone)?;
+        let stream = (UnixStream::connect(short).await).context(ErrorKind::NotReady, || {
             format!("no migration answers at {}", path.display())
         })?;
         let (read, write) = stream.into_split();

@@ -34,7 +34,7 @@ mod trouble;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::ownership::Ownership;
-use crate::migrate::progress::Progress;
+use crate::migrate::progress::{ENDED, Progress, ShardProgress};
 use crate::migrate::shards::Shards;
 use crate::migrate::shared::Shared;
 use crate::net;
@@ -108,6 +108,17 @@ pub async fn run(
     private_dir(&dir)?;
     let _lock = Lock::acquire(&dir)?;
     let mut store = Store::open(&dir)?;
+    let stage = store.stage()?;
+    if options.fresh && !options.dry_run && !matches!(stage, Stage::Source | Stage::RolledBack) {
+        return Err(switched(stage));
+    }
+    if options.fresh && store.is_frozen()? {
+        return Err(Error::new(
+            ErrorKind::State,
+            "a cutover that was cut off has left users without their rights",
+        )
+        .hint("run `keyferry rollback` first: it gives them back"));
+    }
     if options.fresh {
         store.wipe()?;
         remove_spool(&dir)?;
@@ -550,13 +561,26 @@ fn assign(masters: &[Master], saved: &[ShardState]) -> Vec<ShardState> {
         .collect()
 }
 
+/// How often a run looks whether the clients have been moved.
+const STAGE_EVERY: Duration = Duration::from_secs(1);
+
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.
 async fn watch_phases(shards: &Shards) {
-    let (shared, mut streaming) = (&shards.shared, false);
+    let (shared, mut streaming, mut looked) = (&shards.shared, false, Instant::now());
     while !shared.stop.requested() {
         tokio::time::sleep(Duration::from_millis(50)).await;
+        if looked.elapsed() > STAGE_EVERY && !shared.dry_run {
+            looked = Instant::now();
+            // A cutover may have been finished by others.
+            let stage = shared.store(|s| s.stage()).unwrap_or_default();
+            if !matches!(stage, Stage::Source | Stage::Switching) {
+                shared.stop.request();
+                return;
+            }
+        }
         let views = shards.views();
-        if !streaming && views.iter().all(|v| v.view().phase == "stream") {
+        let phase = |v: &ShardProgress| v.view().phase;
+        if !streaming && views.iter().all(|v| matches!(phase(v), "stream" | ENDED)) {
             streaming = true;
             if let Err(e) = shared.store(|s| s.enter_phase(Phase::Stream, unix_ms())) {
                 tracing::warn!("{e}");

@@ -3,7 +3,7 @@
 use crate::command::{self, Command, Kind};
 use crate::error::Result;
 use crate::migrate::control::Order;
-use crate::migrate::pump::Pump;
+use crate::migrate::pump::{MOST_LATE, Pump};
 use crate::migrate::sweep::Sweeper;
 use crate::net::{self, server};
 use crate::resp;
@@ -20,6 +20,8 @@ pub(super) struct Drain {
     /// Where the source stood then.
     goal: ReplOffset,
     done: bool,
+    /// Where the source stood when the fence was put up.
+    fence: Option<ReplOffset>,
 }
 
 impl Pump {
@@ -32,11 +34,14 @@ impl Pump {
             }
             Order::Drain(number) => {
                 if self.drain.is_none_or(|d| d.number != number) {
-                    let goal = self.source_stands_at()?;
+                    let Some(goal) = self.source_stands_at() else {
+                        return Ok(false);
+                    };
                     self.drain = Some(Drain {
                         number,
                         goal,
                         done: false,
+                        fence: None,
                     });
                 }
                 if let Some(drain) = &mut self.drain
@@ -54,19 +59,42 @@ impl Pump {
                 Ok(false)
             }
             Order::Fence => {
-                if self.has_lost() {
-                    self.shared.control.lost();
-                }
-                self.shared.control.late(self.shard.shard.0, writes_in(buf));
+                self.hold_still(buf);
                 Ok(true)
             }
+        }
+    }
+
+    /// Behind the fence: what has come, up to where the source stood when it was put up, is looked at.
+    fn hold_still(&mut self, buf: &[u8]) {
+        if self.has_lost() {
+            self.shared.control.lost();
+        }
+        let Some(drain) = self.drain else {
+            // Nothing was drained, so nothing is in order.
+            return self.shared.control.lost();
+        };
+        let Some(goal) = drain.fence.or_else(|| self.source_stands_at()) else {
+            return;
+        };
+        self.drain = Some(Drain {
+            fence: Some(goal),
+            ..drain
+        });
+        if self.at.plus(buf.len() as u64) >= goal || buf.len() >= MOST_LATE {
+            let late = writes_in(buf, |key| self.timed.may(key));
+            self.shared.control.fenced(self.shard.shard.0, late);
         }
     }
 
     /// Everything routed is answered, and no expiry is held back; false when something is still missing.
     fn finish_drain(&mut self) -> Result<bool> {
         self.heal_dirty()?;
-        if self.window_end > self.at || self.has_lost() {
+        let unsettled = self.shared.ownership.as_ref();
+        if self.window_end > self.at
+            || self.has_lost()
+            || unsettled.is_some_and(|o| o.unsettled_ms().is_some())
+        {
             return Ok(false);
         }
         self.release_held()?;
@@ -78,15 +106,19 @@ impl Pump {
         Ok(true)
     }
 
-    fn source_stands_at(&mut self) -> Result<ReplOffset> {
+    /// `None` when it cannot be asked at the moment; the next round asks again.
+    fn source_stands_at(&mut self) -> Option<ReplOffset> {
         let Some(place) = self.source.clone() else {
-            return Ok(self.spool.stream_end());
+            return Some(self.spool.stream_end());
         };
         let runtime = self.shared.runtime.clone();
-        runtime.block_on(async {
+        let asked = runtime.block_on(async {
             let mut conn = net::connect(place.endpoint(), &place.address()).await?;
             server::replication_offset(&mut conn).await
-        })
+        });
+        asked
+            .inspect_err(|e| tracing::warn!("the source cannot be asked where it stands: {e}"))
+            .ok()
     }
 }
 
@@ -105,7 +137,7 @@ impl Sweeper<'_> {
             Order::Drain(_) => {}
             Order::Fence => {
                 let late = self.events.told() - self.told_then;
-                control.late(self.pump.shard.shard.0, late);
+                control.fenced(self.pump.shard.shard.0, late);
                 return true;
             }
         }
@@ -126,7 +158,7 @@ impl Sweeper<'_> {
 }
 
 /// How many commands that write lie in a piece of the stream.
-fn writes_in(mut stream: &[u8]) -> u64 {
+fn writes_in(mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> u64 {
     let (mut writes, mut args) = (0, Vec::new());
     while let Ok(Some(len)) = resp::parse_command(stream, &mut args) {
         let cmd = Command {
@@ -147,8 +179,17 @@ fn writes_in(mut stream: &[u8]) -> u64 {
                     | Kind::Publish
             )
         });
-        writes += u64::from(!harmless && !cmd.is_empty());
+        let harmless = harmless || cmd.is_empty() || removes_expired(&cmd, &may_expire);
+        writes += u64::from(!harmless);
         stream = stream.get(len..).unwrap_or_default();
     }
     writes
+}
+
+/// Whether a command may be what a master sends when a key has expired.
+pub(super) fn removes_expired(cmd: &Command<'_>, may_expire: impl Fn(&[u8]) -> bool) -> bool {
+    let name = cmd.name();
+    (name.eq_ignore_ascii_case(b"DEL") || name.eq_ignore_ascii_case(b"UNLINK"))
+        && cmd.len() == 2
+        && cmd.arg(1).is_some_and(may_expire)
 }

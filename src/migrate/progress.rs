@@ -4,6 +4,9 @@ use crate::types::ShardId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The phase of a shard that has nothing more to bring.
+pub const ENDED: &str = "ended";
+
 /// One source shard's line in the progress display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardView {
@@ -30,6 +33,8 @@ pub struct ShardProgress {
     pub keys_read: AtomicU64,
     pub keys_written: AtomicU64,
     pub commands: AtomicU64,
+    /// Commands that write, but for those that remove expired keys.
+    pub writes: AtomicU64,
     pub healed: AtomicU64,
     pub lag_bytes: AtomicU64,
     pub lag_ms: AtomicU64,
@@ -49,6 +54,7 @@ impl ShardProgress {
             keys_read: AtomicU64::new(0),
             keys_written: AtomicU64::new(0),
             commands: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
             healed: AtomicU64::new(0),
             lag_bytes: AtomicU64::new(0),
             lag_ms: AtomicU64::new(0),

@@ -37,7 +37,7 @@ pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
     Duration::from_millis(asked.and_then(|ms| ms.parse().ok()).unwrap_or(1000))
 });
 /// Bytes of the stream kept unrouted behind a fence.
-const MOST_LATE: usize = 8 << 20;
+pub(super) const MOST_LATE: usize = 8 << 20;
 pub(super) const TICK: Duration = Duration::from_millis(100);
 
 /// Why a pump ended without an error.

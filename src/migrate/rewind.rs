@@ -83,6 +83,9 @@ impl Pump {
             .store(|s| s.put_json(MASTERS, &health.masters()))?;
         self.settle_all()?;
         self.losses_seen = view.losses;
+        // What was drained is not any more.
+        self.shared.control.lost();
+        self.drain = None;
         self.dirty.clear();
         self.floor = None;
         self.released_at = None;

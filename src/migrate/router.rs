@@ -5,6 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::bulk::no_database;
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
 use crate::migrate::losses;
+use crate::migrate::obey;
 use crate::migrate::pump::Pump;
 use crate::migrate::renamed::Room;
 use crate::plan::OnExisting;
@@ -124,6 +125,9 @@ impl Pump {
         self.progress
             .commands
             .fetch_add(u64::from(commands) - 2, Relaxed);
+        self.progress
+            .writes
+            .fetch_add(u64::from(commands) - 2, Relaxed);
         Ok(true)
     }
 
@@ -171,6 +175,8 @@ impl Pump {
             .hint("start over with --fresh once the databases are as they shall stay")),
             Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
                 self.progress.commands.fetch_add(1, Relaxed);
+                let expired = obey::removes_expired(cmd, |key| self.timed.may(key));
+                self.progress.writes.fetch_add(u64::from(!expired), Relaxed);
                 let mut room = Room::default();
                 let Some(cmd) = &self.renamed(cmd, spec, mark, &mut room)? else {
                     return Ok(());
@@ -286,6 +292,9 @@ impl Pump {
         end: ReplOffset,
         mark: Mark,
     ) -> Result<()> {
+        for k in keys.iter().filter(|k| k.access == Access::Write) {
+            self.touch(self.db, cmd.arg(k.index).unwrap_or_default());
+        }
         if let Some(key) = keys.first().and_then(|k| cmd.arg(k.index))
             && !self.owns(key)
         {
@@ -295,9 +304,6 @@ impl Pump {
             }
             self.count("left_to_adoption");
             return Ok(());
-        }
-        for k in keys.iter().filter(|k| k.access == Access::Write) {
-            self.touch(self.db, cmd.arg(k.index).unwrap_or_default());
         }
         let source_db = self.db;
         let job = &self.shared.job;

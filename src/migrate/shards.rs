@@ -2,7 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::ownership::Ownership;
-use crate::migrate::progress::{Progress, ShardProgress};
+use crate::migrate::progress::{ENDED, Progress, ShardProgress};
 use crate::migrate::shard::Runner;
 use crate::migrate::shared::Shared;
 use crate::net::server::{Master, Server};
@@ -105,6 +105,7 @@ impl Shards {
             if result.is_err() {
                 runner.shared.stop.request();
             } else {
+                runner.view.set_phase(ENDED);
                 // Whether it was stopped or has nothing more to bring: nobody waits for it.
                 runner
                     .view

@@ -396,6 +396,7 @@ impl Sweeper<'_> {
     fn count(&mut self, written: bool) {
         if self.pump.shard.snapshot_loaded {
             self.pump.progress.commands.fetch_add(1, Relaxed);
+            self.pump.progress.writes.fetch_add(1, Relaxed);
         } else if written {
             self.pump.count_written();
         }

@@ -10,6 +10,11 @@ use serde_json::Value;
 /// The document that holds the [`Stage`].
 const STAGE: &str = "cutover_stage";
 
+/// The document that says how the writers of a side are frozen, and what they had before.
+pub fn frozen(side: &str) -> String {
+    format!("cutover_frozen_{side}")
+}
+
 /// On which side the clients are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -58,6 +63,12 @@ impl Store {
         Ok(saved
             .and_then(|v| serde_json::from_value(v).ok())
             .unwrap_or_default())
+    }
+
+    /// Something is frozen by means that do not end by themselves.
+    pub fn is_frozen(&self) -> Result<bool> {
+        let there = |side| Ok(self.json(&frozen(side))?.is_some_and(|v| !v.is_null()));
+        Ok(there("source")? || there("target")?)
     }
 
     pub fn set_stage(&mut self, stage: Stage) -> Result<()> {

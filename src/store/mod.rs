@@ -1,19 +1,21 @@
 //! Everything that a restart, a report or an auditor needs, in one SQLite file per plan.
 //!
-//! Every SQL statement of the program is in this file, in `verification.rs`, `cutover.rs` and `schema.rs`; `record.rs` holds the
-//! values, `lock.rs` keeps a second process away.
+//! Every SQL statement of the program is in this file, in `verification.rs`, `cutover.rs`, `latency.rs` and
+//! `schema.rs`; `record.rs` holds the values, `lock.rs` keeps a second process away.
 //! Invariant: times come in as Unix milliseconds; no statement asks a clock, and no row holds a secret or a value.
 
 mod column;
 mod cutover;
 mod existing;
+mod latency;
 mod lock;
 mod record;
 mod schema;
 mod verification;
 
-pub use cutover::{CutoverStep, Stage};
+pub use cutover::{CutoverStep, Stage, frozen};
 pub use existing::Existing;
+pub use latency::LatencyBlock;
 pub use lock::Lock;
 pub use record::{
     CHECKED, Difference, Event, LIMITS, Loss, MODE, Phase, PhaseSpan, REFUSED, Run, SWEEPS,

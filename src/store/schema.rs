@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Result};
 
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -71,10 +71,19 @@ const MIGRATIONS: [&str; 6] = [
         took_us INTEGER, detail TEXT NOT NULL
     ) STRICT;
 ",
+    "
+    CREATE TABLE latency_block (
+        about TEXT NOT NULL, workload TEXT NOT NULL, rate REAL NOT NULL, block INTEGER NOT NULL, side TEXT NOT NULL,
+        started_ms INTEGER NOT NULL, errors INTEGER NOT NULL, shed INTEGER NOT NULL, planned INTEGER NOT NULL,
+        response BLOB NOT NULL, service BLOB NOT NULL, detail TEXT NOT NULL,
+        PRIMARY KEY (workload, rate, block, side)
+    ) STRICT;
+",
 ];
 
 /// All tables that hold something of a migration; what `--fresh` empties.
-pub(super) const TABLES: [&str; 14] = [
+pub(super) const TABLES: [&str; 15] = [
+    "latency_block",
     "cutover_step",
     "verify_progress",
     "written",

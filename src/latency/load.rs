@@ -1,0 +1,391 @@
+//! An open-loop generator: requests are planned ahead, whether or not the server keeps up.
+//!
+//! Response time counts from the planned moment, so that waiting behind a stalled server is seen ("coordinated
+//! omission" is what hides it); service time counts from the real send. Both are kept.
+//! Everything runs on one thread that spins until the next planned moment; how late it is itself is measured as well.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::latency::workload::{Exchange, Request, Workload};
+use crate::net::{self, Conn, server};
+use crate::plan::Endpoint;
+use crate::types::Slot;
+use hdrhistogram::Histogram;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::{JoinSet, LocalSet};
+
+/// A request that takes longer counts as an error, with this time.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How far ahead of a planned moment the thread stops sleeping.
+const SPIN: Duration = Duration::from_micros(1500);
+/// Requests that may wait for a connection, in seconds of the rate; more are shed.
+const QUEUE_S: f64 = 2.0;
+
+/// 1 µs to 60 s with three digits.
+pub fn histogram() -> Histogram<u64> {
+    let new = Histogram::new_with_bounds(1, 60_000_000, 3);
+    // The bounds are right; were they not, one that grows does as well.
+    new.unwrap_or_else(|_| Histogram::new(3).unwrap_or_else(|_| std::process::abort()))
+}
+
+/// Connections to one side, kept between blocks.
+pub struct Lines {
+    pub endpoint: Endpoint,
+    nodes: Vec<Node>,
+    owner: Vec<usize>,
+}
+
+struct Node {
+    address: String,
+    idle: Vec<Conn>,
+}
+
+/// One stretch of measuring.
+#[derive(Debug, Clone, Copy)]
+pub struct Block {
+    /// Requests per second.
+    pub rate: f64,
+    pub seconds: f64,
+    /// Of these, the first are not counted.
+    pub warm_up: f64,
+    pub seed: u64,
+    /// Planned at even distances instead of at random ones.
+    pub even: bool,
+}
+
+/// What a block has come to; times in µs.
+#[derive(Clone)]
+pub struct Measured {
+    pub response: Histogram<u64>,
+    pub service: Histogram<u64>,
+    /// Service times of each kind of request.
+    pub kinds: BTreeMap<&'static str, Histogram<u64>>,
+    /// How late this program itself was with requests that a connection was free for.
+    pub slip: Histogram<u64>,
+    pub errors: u64,
+    pub shed: u64,
+    /// Planned in the counted time.
+    pub planned: u64,
+    pub first_error: Option<String>,
+}
+
+impl Measured {
+    fn new() -> Measured {
+        Measured {
+            response: histogram(),
+            service: histogram(),
+            kinds: BTreeMap::new(),
+            slip: histogram(),
+            errors: 0,
+            shed: 0,
+            planned: 0,
+            first_error: None,
+        }
+    }
+}
+
+impl Lines {
+    /// Opens `connections` in all, shared out among the masters, at least one to each.
+    pub async fn open(endpoint: &Endpoint, connections: u32) -> Result<Lines> {
+        let (layout, _) = server::layout(endpoint).await?;
+        let each = (connections as usize / layout.masters.len().max(1)).max(1);
+        let mut nodes = Vec::new();
+        for master in &layout.masters {
+            let mut idle = Vec::with_capacity(each);
+            for _ in 0..each {
+                idle.push(net::connect(endpoint, &master.address).await?);
+            }
+            nodes.push(Node {
+                address: master.address.clone(),
+                idle,
+            });
+        }
+        let owner = Slot::all().map(|slot| {
+            layout
+                .masters
+                .iter()
+                .position(|m| m.slots.has(slot))
+                .unwrap_or(0)
+        });
+        Ok(Lines {
+            endpoint: endpoint.clone(),
+            nodes,
+            owner: owner.collect(),
+        })
+    }
+
+    /// How many masters there are.
+    pub fn masters(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn node_of(&self, key: &[u8]) -> usize {
+        self.owner.get(Slot::of(key).index()).copied().unwrap_or(0)
+    }
+
+    /// Sends one exchange to the node of its key, outside of any measuring.
+    pub async fn exchange(&mut self, key: &[u8], exchange: &Exchange) -> Result<()> {
+        let at = self.node_of(key);
+        let Some(conn) = self.nodes.get_mut(at).and_then(|n| n.idle.first_mut()) else {
+            return Err(Error::new(ErrorKind::Connection, "there is no connection"));
+        };
+        exchange.run(conn).await
+    }
+
+    /// Round trips of PING to each master, one after the other, in µs.
+    pub async fn floor(&mut self, times: u32) -> Result<Histogram<u64>> {
+        let mut floor = histogram();
+        for node in &mut self.nodes {
+            let Some(conn) = node.idle.first_mut() else {
+                continue;
+            };
+            for _ in 0..times {
+                let began = Instant::now();
+                conn.call(&[b"PING"]).await?;
+                floor.saturating_record(micros(began.elapsed()));
+            }
+        }
+        Ok(floor)
+    }
+
+    /// Runs a block. Must be called inside of [`spin`].
+    pub async fn run(&mut self, workload: &Workload, block: &Block) -> Result<Measured> {
+        let shared = Rc::new(Shared {
+            queues: self.nodes.iter().map(|_| Queue::default()).collect(),
+            measured: RefCell::new(Measured::new()),
+            over: Cell::new(false),
+            open: Cell::new(0),
+        });
+        let began = Instant::now() + Duration::from_millis(5);
+        let counted_from = began + Duration::from_secs_f64(block.warm_up.min(block.seconds));
+        let mut workers = JoinSet::new();
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            for conn in node.idle.drain(..) {
+                let (shared, endpoint) = (shared.clone(), self.endpoint.clone());
+                let address = node.address.clone();
+                workers.spawn_local(async move {
+                    (at, work(conn, &endpoint, &address, at, &shared).await)
+                });
+            }
+        }
+        self.plan(workload, block, began, counted_from, &shared)
+            .await;
+        // What is under way has its own limit.
+        let drained = Instant::now();
+        while shared.open.get() > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        shared.over.set(true);
+        shared.queues.iter().for_each(|q| q.notify.notify_waiters());
+        while let Some(ended) = workers.join_next().await {
+            let (at, conn) = ended
+                .map_err(|e| Error::new(ErrorKind::Bug, "a connection's task panicked").cause(e))?;
+            let conn = match conn {
+                Some(conn) => conn,
+                None => {
+                    let address = self.nodes.get(at).map(|n| n.address.clone());
+                    net::connect(&self.endpoint, &address.unwrap_or_default()).await?
+                }
+            };
+            if let Some(node) = self.nodes.get_mut(at) {
+                node.idle.push(conn);
+            }
+        }
+        Ok(shared.measured.borrow().clone())
+    }
+
+    /// Plans every request at its time.
+    async fn plan(
+        &self,
+        workload: &Workload,
+        block: &Block,
+        began: Instant,
+        counted_from: Instant,
+        shared: &Rc<Shared>,
+    ) {
+        let mut rng = Rng::new(block.seed);
+        let end = began + Duration::from_secs_f64(block.seconds);
+        let most = (block.rate * QUEUE_S).max(100.0) as usize;
+        let mut next = began;
+        while next < end {
+            loop {
+                let wait = next.saturating_duration_since(Instant::now());
+                if wait.is_zero() {
+                    break;
+                }
+                match wait > SPIN + Duration::from_millis(1) {
+                    true => tokio::time::sleep(wait - SPIN).await,
+                    // Gives way to whatever has come in.
+                    false => tokio::task::yield_now().await,
+                }
+            }
+            let request = workload.next(&mut rng);
+            let counted = next >= counted_from;
+            if counted {
+                shared.measured.borrow_mut().planned += 1;
+            }
+            let at = self.node_of(request.key());
+            if let Some(queue) = shared.queues.get(at) {
+                let mut waiting = queue.waiting.borrow_mut();
+                if waiting.len() >= most {
+                    if counted {
+                        shared.measured.borrow_mut().shed += 1;
+                    }
+                } else {
+                    let free = waiting.is_empty() && queue.idle.get() > 0;
+                    waiting.push_back(Planned {
+                        request,
+                        at: next,
+                        counted,
+                        free,
+                    });
+                    shared.open.set(shared.open.get() + 1);
+                    queue.notify.notify_one();
+                }
+            }
+            let distance = match block.even {
+                true => 1.0 / block.rate,
+                false => -(1.0 - rng.unit()).ln() / block.rate,
+            };
+            next += Duration::from_secs_f64(distance);
+        }
+    }
+}
+
+struct Shared {
+    queues: Vec<Queue>,
+    measured: RefCell<Measured>,
+    over: Cell<bool>,
+    /// Requests planned and not yet ended.
+    open: Cell<u64>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: RefCell<VecDeque<Planned>>,
+    notify: Notify,
+    /// Connections that wait for a request.
+    idle: Cell<u32>,
+}
+
+struct Planned {
+    request: Request,
+    at: Instant,
+    counted: bool,
+    /// A connection was free when it was planned.
+    free: bool,
+}
+
+/// One connection: takes what is due, one at a time. `None` when the connection is gone.
+async fn work(
+    conn: Conn,
+    endpoint: &Endpoint,
+    address: &str,
+    at: usize,
+    shared: &Shared,
+) -> Option<Conn> {
+    let mut conn = Some(conn);
+    let queue = shared.queues.get(at)?;
+    loop {
+        let planned = loop {
+            let next = queue.waiting.borrow_mut().pop_front();
+            if let Some(planned) = next {
+                break planned;
+            }
+            if shared.over.get() {
+                return conn;
+            }
+            queue.idle.set(queue.idle.get() + 1);
+            queue.notify.notified().await;
+            queue.idle.set(queue.idle.get() - 1);
+        };
+        let sent = Instant::now();
+        let done = tokio::time::timeout(LIMIT, async {
+            let open = match &mut conn {
+                Some(open) => open,
+                None => conn.insert(net::connect(endpoint, address).await?),
+            };
+            planned.request.run(open).await
+        })
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, "no answer in time")));
+        let now = Instant::now();
+        shared.open.set(shared.open.get() - 1);
+        if let Err(e) = &done
+            && e.kind() != ErrorKind::Refused
+        {
+            // Whatever comes on it belongs to nobody.
+            conn = None;
+        }
+        if !planned.counted {
+            continue;
+        }
+        let mut measured = shared.measured.borrow_mut();
+        measured
+            .response
+            .saturating_record(micros(now.saturating_duration_since(planned.at)));
+        let service = micros(now.saturating_duration_since(sent));
+        measured.service.saturating_record(service);
+        let kind = planned.request.kind();
+        measured
+            .kinds
+            .entry(kind)
+            .or_insert_with(histogram)
+            .saturating_record(service);
+        if planned.free {
+            measured
+                .slip
+                .saturating_record(micros(sent.saturating_duration_since(planned.at)));
+        }
+        if let Err(e) = done {
+            measured.errors += 1;
+            measured.first_error.get_or_insert_with(|| e.chain());
+        }
+    }
+}
+
+/// Runs the work of a measurement on a thread that looks at its sockets at every turn.
+pub fn spin<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(1)
+        .global_queue_interval(1)
+        .build()
+        .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
+    LocalSet::new().block_on(&runtime, work)
+}
+
+/// Whole microseconds, at least one.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1000))
+        .unwrap_or(u64::MAX)
+        .max(1)
+}
+
+/// xorshift: which request comes next need not be unforeseeable, but the same for the same seed.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// In [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.unit() * n as f64) as usize
+    }
+}
