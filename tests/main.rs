@@ -10,6 +10,7 @@ mod faults_expiry;
 mod house;
 mod journeys;
 mod judge;
+mod latency;
 mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;

@@ -1,8 +1,8 @@
-//! `keyferry report`: writes report.json and report.md, each whole or not at all.
+//! `keyferry report`: writes report.html, report.md and report.json, each whole or not at all.
 
 use super::{Common, load, output};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::report::{Report, json, markdown};
+use crate::report::{Report, html, json, markdown};
 use crate::source::private_dir;
 use crate::types::unix_ms;
 use clap::Args;
@@ -10,7 +10,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Write down what is known about a migration, as Markdown and JSON
+/// Write down what is known about a migration, as HTML, Markdown and JSON
 ///
 /// The page says what was moved, how the comparison ended, and what is not proven. It holds names of keys, never
 /// their values, and no password.
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub struct Arguments {
     /// The plan; "-" is standard input
     plan: PathBuf,
-    /// Where to write report.md and report.json [default: WORK_DIR/<plan name>/report]
+    /// Where to write report.html, report.md and report.json [default: WORK_DIR/<plan name>/report]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -37,6 +37,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         .map_err(|e| Error::new(ErrorKind::Bug, "write the report as JSON").cause(e))?;
     let mut written = String::new();
     for (name, text) in [
+        ("report.html", html::render(&report)?),
         ("report.md", markdown::render(&report)),
         ("report.json", as_json + "\n"),
     ] {

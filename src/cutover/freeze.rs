@@ -257,6 +257,13 @@ impl Freezer {
         Ok(())
     }
 
+    /// Ends a pause that somebody else has begun, where that is allowed.
+    pub async fn unpause(&mut self) {
+        if let Err(e) = self.everywhere(&[b"CLIENT", b"UNPAUSE"]).await {
+            tracing::debug!("{e}");
+        }
+    }
+
     /// Ends the connections of ordinary clients; what they have not got an answer to has not run.
     pub async fn cut_clients(&mut self) -> Result<()> {
         self.everywhere(&[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"])

@@ -335,9 +335,14 @@ async fn settled(
     };
     // Whatever was frozen and could not be let go.
     for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
-        if store.json(&frozen(side))?.is_some_and(|v| !v.is_null()) {
+        // A pause is written down nowhere, as it ends by itself; but why wait.
+        let paused = store.phase()? == Phase::Frozen;
+        if paused || store.json(&frozen(side))?.is_some_and(|v| !v.is_null()) {
             let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
             freezer.clean_up(side_of(stage)).await?;
+            if paused {
+                freezer.unpause().await;
+            }
         }
     }
     if store.phase()? == Phase::Frozen {

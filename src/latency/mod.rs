@@ -21,7 +21,7 @@ use crate::net::{self, info_field, server};
 use crate::plan::{Endpoint, Job, Source};
 use crate::source::mix::{self, Mix};
 use crate::source::private_dir;
-use crate::store::{LatencyBlock, Lock, Store};
+use crate::store::{LATENCY, LatencyBlock, Lock, Store};
 use crate::task::Shutdown;
 use crate::types::unix_ms;
 use hdrhistogram::Histogram;
@@ -31,9 +31,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The documents: the observed traffic, and the answer of the last measurement.
+/// The document that keeps the observed traffic.
 pub const MIX: &str = "observed_mix";
-pub const ANSWER: &str = "latency";
 
 /// How long the source's own traffic is looked at.
 const WINDOW: Duration = Duration::from_secs(3);
@@ -121,7 +120,7 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
     for side in &sides {
         answer["servers"][side.name] = figures(&side.lines.endpoint).await?;
     }
-    store.put_json(ANSWER, &answer)?;
+    store.put_json(LATENCY, &answer)?;
     export::write(&dir, &store.latency_blocks()?)?;
     answer["files"] = json!(dir.display().to_string());
     Ok(answer)

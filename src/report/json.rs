@@ -28,6 +28,7 @@ pub fn render(report: &Report) -> Value {
         "dry_run": report.dry_run.as_ref().map(|DryRun { status, census }| json!({"status": status, "census": census})),
         "losses": report.losses.iter().map(|(db, key, what)| json!({"db": db.0, "key": byte_string(key), "what": what})).collect::<Vec<_>>(),
         "cutover": report.cutover,
+        "latency": report.latency,
         "unproven": report.unproven,
         "events": report.events,
     })

@@ -3,6 +3,8 @@
 //! Everything comes from the state file; what that does not prove is said on the page.
 //! Invariant: no secret and no value of a user's key gets in; names of keys do.
 
+mod charts;
+pub mod html;
 pub mod json;
 pub mod markdown;
 mod status;
@@ -12,7 +14,8 @@ pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};
 use crate::store::{
-    CutoverStep, Difference, Event, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store, VerifyRun,
+    CutoverStep, Difference, Event, LATENCY, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store,
+    VerifyRun,
 };
 use crate::types::DbIndex;
 use serde_json::Value;
@@ -39,6 +42,8 @@ pub struct Report {
     pub dry_run: Option<DryRun>,
     /// What the target could not hold, as the plan allows: its database, the key, and what is lost.
     pub losses: Vec<(DbIndex, Vec<u8>, String)>,
+    /// The answer of the last latency measurement.
+    pub latency: Option<Value>,
     /// The steps of all cutovers, rehearsals and rollbacks.
     pub cutover: Vec<CutoverStep>,
     /// What this page must not be taken for; one sentence each.
@@ -83,6 +88,7 @@ impl Report {
             dry_run,
             losses: Vec::new(),
             cutover: Vec::new(),
+            latency: None,
             unproven: Vec::new(),
         };
         if let Some(store) = Store::open_readonly(dir)? {
@@ -93,6 +99,7 @@ impl Report {
             report.events = store.events(EVENTS_LISTED)?;
             report.losses = store.losses(LOSSES_LISTED)?;
             report.cutover = store.cutover_steps()?;
+            report.latency = store.json(LATENCY)?;
             report.verify = store
                 .last_verify()?
                 .map(|run| verification(&store, run))

@@ -18,8 +18,8 @@ pub use existing::Existing;
 pub use latency::LatencyBlock;
 pub use lock::Lock;
 pub use record::{
-    CHECKED, Difference, Event, LIMITS, Loss, MODE, Phase, PhaseSpan, REFUSED, Run, SWEEPS,
-    SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
+    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MODE, Phase, PhaseSpan, REFUSED, Run,
+    SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
 };
 
 use self::column::{big, document, int, offset, unreadable};

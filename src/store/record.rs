@@ -276,6 +276,9 @@ impl Written {
     }
 }
 
+/// The document with the answer of the last latency measurement.
+pub const LATENCY: &str = "latency";
+
 /// The document that holds what the last check has found out.
 pub const CHECKED: &str = "check";
 /// The document that holds the limits set while it runs.

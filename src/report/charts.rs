@@ -1,0 +1,211 @@
+//! The charts of the HTML report as SVG, drawn by plotters.
+
+use crate::store::PhaseSpan;
+use plotters::prelude::*;
+use std::fmt::Write as _;
+
+const SIZE: (u32, u32) = (900, 340);
+const SOURCE: RGBColor = RGBColor(37, 99, 201);
+const TARGET: RGBColor = RGBColor(217, 115, 13);
+/// Slots in a row of the map.
+const ROW: u16 = 256;
+
+/// Both curves over the percentiles, `(quantile, µs)`; `None` when there are no points.
+pub fn percentiles(source: &[(f64, f64)], target: &[(f64, f64)]) -> Option<String> {
+    let all = || source.iter().chain(target);
+    let low = all().map(|p| p.1).fold(f64::INFINITY, f64::min).max(1.0) * 0.8;
+    let high = all().map(|p| p.1).fold(0.0, f64::max) * 1.25;
+    if !low.is_finite() || high <= low {
+        return None;
+    }
+    // Equal distances for each further nine.
+    let x = |q: f64| -(1.0 - q).log10();
+    let last = all().map(|p| x(p.0)).fold(1.0, f64::max) + 0.1;
+    draw(|root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(10)
+            .x_label_area_size(34)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0.25..last, (low..high).log_scale())
+            .ok()?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
+            .x_labels(6)
+            .x_label_formatter(&|v| {
+                format!("{:.4}", 100.0 * (1.0 - 10f64.powf(-v)))
+                    .trim_end_matches('0')
+                    .trim_end_matches('.')
+                    .to_owned()
+                    + " %"
+            })
+            .y_label_formatter(&|v| time(*v))
+            .draw()
+            .ok()?;
+        for (points, color) in [(source, SOURCE), (target, TARGET)] {
+            let line: Vec<(f64, f64)> = points.iter().map(|(q, us)| (x(*q), *us)).collect();
+            chart
+                .draw_series(LineSeries::new(line.clone(), color.stroke_width(3)))
+                .ok()?;
+            chart
+                .draw_series(line.iter().map(|p| Circle::new(*p, 4, color.filled())))
+                .ok()?;
+        }
+        Some(())
+    })
+}
+
+/// A value of each block, in µs.
+pub fn blocks(source: &[f64], target: &[f64]) -> Option<String> {
+    let high = source.iter().chain(target).copied().fold(0.0, f64::max) * 1.15;
+    let n = source.len().max(target.len());
+    if n < 2 || high <= 0.0 {
+        return None;
+    }
+    draw(|root| {
+        let mut chart = ChartBuilder::on(root)
+            .margin(10)
+            .x_label_area_size(34)
+            .y_label_area_size(70)
+            .build_cartesian_2d(0.5..(n as f64 + 0.5), 0.0..high)
+            .ok()?;
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
+            .x_labels(n.min(12))
+            .x_label_formatter(&|v| format!("{v:.0}"))
+            .y_label_formatter(&|v| time(*v))
+            .draw()
+            .ok()?;
+        for (values, color) in [(source, SOURCE), (target, TARGET)] {
+            let line: Vec<(f64, f64)> = values
+                .iter()
+                .enumerate()
+                .map(|(i, v)| (i as f64 + 1.0, *v))
+                .collect();
+            chart
+                .draw_series(LineSeries::new(line.clone(), color.stroke_width(2)))
+                .ok()?;
+            chart
+                .draw_series(line.iter().map(|p| Circle::new(*p, 4, color.filled())))
+                .ok()?;
+        }
+        Some(())
+    })
+}
+
+/// The phases as bars over time, in seconds since the beginning.
+pub fn timeline(phases: &[PhaseSpan], now_ms: i64) -> Option<String> {
+    let first = phases.first()?.entered_ms;
+    let end = |p: &PhaseSpan| p.left_ms.unwrap_or(now_ms.max(p.entered_ms));
+    let last = phases.iter().map(end).max()?;
+    let seconds = |ms: i64| (ms - first) as f64 / 1000.0;
+    let whole = seconds(last).max(0.001);
+    let mut names: Vec<&str> = Vec::new();
+    for phase in phases {
+        if !names.contains(&phase.phase.as_str()) {
+            names.push(phase.phase.as_str());
+        }
+    }
+    draw(|root| {
+        let rows = names.len() as f64;
+        let mut chart = ChartBuilder::on(root)
+            .margin(10)
+            .x_label_area_size(34)
+            .y_label_area_size(90)
+            .build_cartesian_2d(0.0..whole, 0.0..rows)
+            .ok()?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
+            .y_labels(0)
+            .x_label_formatter(&|v| format!("{v:.0} s"))
+            .draw()
+            .ok()?;
+        for phase in phases {
+            let row = names.iter().position(|n| *n == phase.phase.as_str())? as f64;
+            let (from, to) = (seconds(phase.entered_ms), seconds(end(phase)));
+            let bar = [
+                (from, rows - row - 0.8),
+                (to.max(from + whole / 400.0), rows - row - 0.2),
+            ];
+            chart
+                .draw_series([Rectangle::new(bar, SOURCE.filled())])
+                .ok()?;
+        }
+        for (row, name) in names.iter().enumerate() {
+            let y = 10.0 + (row as f64 + 0.5) * f64::from(SIZE.1 - 54) / rows;
+            root.draw(&Text::new(
+                (*name).to_owned(),
+                (8, y as i32 - 6),
+                ("sans-serif", 14),
+            ))
+            .ok()?;
+        }
+        Some(())
+    })
+}
+
+/// The map of all slots; `apart` are those that are not equal.
+pub fn slots(apart: &[u16], whole: bool) -> String {
+    let mut svg =
+        String::from("<svg viewBox=\"0 0 768 192\" xmlns=\"http://www.w3.org/2000/svg\">");
+    let good = if whole { "#1a7f4b" } else { "#7f8b99" };
+    // Writing to a String cannot fail.
+    let _ = write!(svg, "<rect width=\"768\" height=\"192\" fill=\"{good}\"/>");
+    for slot in apart {
+        let (x, y) = (slot % ROW * 3, slot / ROW * 3);
+        let _ = write!(
+            svg,
+            "<rect x=\"{x}\" y=\"{y}\" width=\"3\" height=\"3\" fill=\"#e5484d\"/>"
+        );
+    }
+    svg + "</svg>"
+}
+
+fn draw(
+    work: impl FnOnce(&DrawingArea<SVGBackend<'_>, plotters::coord::Shift>) -> Option<()>,
+) -> Option<String> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        work(&root)?;
+        root.present().ok()?;
+    }
+    Some(svg)
+}
+
+/// Microseconds as people read them.
+fn time(us: f64) -> String {
+    match us {
+        v if v >= 1_000_000.0 => format!("{:.1} s", v / 1_000_000.0),
+        v if v >= 1_000.0 => format!("{:.1} ms", v / 1_000.0),
+        v => format!("{v:.0} µs"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn charts_hold_what_they_are_given() {
+        let svg = percentiles(&[(0.5, 100.0), (0.99, 900.0)], &[(0.5, 80.0)]).unwrap();
+        assert!(
+            svg.starts_with("<svg") && svg.matches("<circle").count() == 3,
+            "{svg}"
+        );
+        assert!(percentiles(&[], &[]).is_none() && blocks(&[1.0], &[1.0]).is_none());
+        assert_eq!(slots(&[0, 16_383], true).matches("#e5484d").count(), 2);
+        assert_eq!(
+            (time(12.0), time(1_500.0)),
+            ("12 µs".into(), "1.5 ms".into())
+        );
+    }
+}

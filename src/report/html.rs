@@ -1,0 +1,681 @@
+//! The report for stakeholders: report.html, one file that needs no network and no script.
+//!
+//! It shows what is in report.json, nothing else; a chart never stands without its numbers.
+
+use super::{Report, charts, duration, grouped, instant};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Stage;
+use askama::Template;
+use serde_json::Value;
+
+/// Rows of events and of keys; report.json has more.
+const ROWS: usize = 40;
+
+#[derive(Template)]
+#[template(path = "report.html", config = "src/report/page/askama.toml")]
+struct Page {
+    version: &'static str,
+    name: String,
+    moved: String,
+    written: String,
+    cards: Vec<Card>,
+    map: Option<String>,
+    map_text: String,
+    proof: Vec<Table>,
+    unproven: Vec<String>,
+    latency: Vec<Part>,
+    no_latency: &'static str,
+    more_latency: Vec<Table>,
+    cutover: Vec<Table>,
+    timeline: Option<String>,
+    migration: Vec<Table>,
+    conditions: Vec<Table>,
+    plan: String,
+    limits: Vec<&'static str>,
+    repeat: String,
+}
+
+struct Card {
+    title: &'static str,
+    value: String,
+    text: String,
+    /// `good`, `bad`, `warn` or nothing.
+    mood: &'static str,
+}
+
+#[derive(Default)]
+struct Table {
+    caption: String,
+    head: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+/// One workload at one rate.
+struct Part {
+    title: String,
+    verdict: String,
+    mood: &'static str,
+    why: String,
+    charts: Vec<Chart>,
+    tables: Vec<Table>,
+}
+
+struct Chart {
+    svg: String,
+    text: String,
+}
+
+fn table(caption: &str, head: &[&str], rows: Vec<Vec<String>>) -> Table {
+    Table {
+        caption: caption.to_owned(),
+        head: head.iter().map(|h| (*h).to_owned()).collect(),
+        rows,
+    }
+}
+
+pub fn render(report: &Report) -> Result<String> {
+    let run = report.run.as_ref();
+    let source = run.map_or_else(|| report.job.source.to_string(), |r| r.run.source.clone());
+    let (map, map_text) = map(report);
+    let page = Page {
+        version: env!("CARGO_PKG_VERSION"),
+        name: report.job.name.clone(),
+        moved: format!("From {source} to {}.", report.job.target),
+        written: instant(report.generated_ms),
+        cards: vec![
+            proof_card(report),
+            keys_card(report),
+            pause_card(report),
+            latency_card(report),
+            guarantee_card(report),
+        ],
+        map,
+        map_text,
+        proof: proof(report),
+        unproven: report.unproven.clone(),
+        latency: latency(report),
+        no_latency: "It was not measured: `keyferry latency PLAN` does that.",
+        more_latency: more_latency(report),
+        cutover: cutover(report),
+        timeline: charts::timeline(&report.phases, report.generated_ms),
+        migration: migration(report),
+        conditions: conditions(report),
+        plan: serde_json::to_string_pretty(&report.job.redacted).unwrap_or_default(),
+        limits: LIMITS.to_vec(),
+        repeat: REPEAT.replace("PLAN", &format!("{}.json", report.job.name)),
+    };
+    page.render()
+        .map_err(|e| Error::new(ErrorKind::Bug, "write the page").cause(e))
+}
+
+const LIMITS: [&str; 5] = [
+    "Equal means equal by a digest of each key; two different values agree with a probability of about 2⁻⁶⁴.",
+    "Latency is measured from one host, over the connections of the plan, one request at a time on each; an application that pipelines sees other numbers.",
+    "An interval holds the true difference in 95 of 100 such measurements; it is drawn from blocks, and says nothing about hours that were not measured.",
+    "A percentile is shown where at least ten requests lie beyond it.",
+    "The servers' own figures are those of the end of the measurement, and count all their clients.",
+];
+
+const REPEAT: &str = "keyferry verify PLAN\nkeyferry latency PLAN --fresh\nkeyferry report PLAN";
+
+fn proof_card(report: &Report) -> Card {
+    let (value, text, mood) = match &report.verify {
+        None => (
+            "not proven".to_owned(),
+            "Source and target were never compared.".to_owned(),
+            "warn",
+        ),
+        Some(v) => {
+            let n = |key: &str| v.run.answer[key].as_u64().unwrap_or(0);
+            let apart = n("missing_count") + n("extra_count") + n("different_count");
+            let when = instant(v.run.ended_ms);
+            match v.run.equal {
+                true => (
+                    "equal".to_owned(),
+                    format!(
+                        "{} of 16 384 slots compared, {when}",
+                        grouped(n("slots_compared"))
+                    ),
+                    "good",
+                ),
+                false => (
+                    format!("{} keys differ", grouped(apart)),
+                    format!("compared {when}"),
+                    "bad",
+                ),
+            }
+        }
+    };
+    Card {
+        title: "Proof",
+        value,
+        text,
+        mood,
+    }
+}
+
+fn keys_card(report: &Report) -> Card {
+    let written = report.status.snapshot.keys_written;
+    Card {
+        title: "Moved",
+        value: format!("{} keys", grouped(written)),
+        text: format!(
+            "and {} commands of the stream",
+            grouped(report.status.stream.commands_applied)
+        ),
+        mood: "",
+    }
+}
+
+/// The last attempt that has switched, else the last one at all.
+fn pause_card(report: &Report) -> Card {
+    let switched = report
+        .cutover
+        .iter()
+        .rev()
+        .find(|s| s.step == "switch" && s.state == "done");
+    let (value, text, mood) = match switched {
+        None if report.cutover.is_empty() => ("no cutover yet".into(), String::new(), ""),
+        None => (
+            "not switched".into(),
+            "The clients are where they were.".into(),
+            "warn",
+        ),
+        Some(last) => {
+            let steps = report.cutover.iter().filter(|s| s.attempt == last.attempt);
+            let parts = ["freeze", "drain", "verify", "fence", "switch"];
+            let us: i64 = steps
+                .filter(|s| parts.contains(&s.step.as_str()))
+                .filter_map(|s| s.took_us)
+                .sum();
+            (
+                format!("{:.0} ms", us as f64 / 1000.0),
+                format!("{} of {}", last.direction, instant(last.started_ms)),
+                "good",
+            )
+        }
+    };
+    Card {
+        title: "Writers were paused",
+        value,
+        text,
+        mood,
+    }
+}
+
+fn latency_card(report: &Report) -> Card {
+    let results = report
+        .latency
+        .as_ref()
+        .and_then(|l| l["results"].as_array());
+    let first = results.and_then(|r| r.iter().find(|r| r["conclusive"] == true).or(r.first()));
+    let (value, text, mood) = match first {
+        None => ("not measured".into(), String::new(), ""),
+        Some(result) => {
+            let verdict = result["verdict"].as_str().unwrap_or("").to_owned();
+            let middle = &result["difference_us"]["p50_us"];
+            let tail = &result["difference_us"]["p99_us"];
+            let one = |name: &str, d: &Value| {
+                d["value"].as_f64().map(|v| {
+                    format!(
+                        "{name} {v:+.0} µs ({:+.0} to {:+.0})",
+                        d["low"].as_f64().unwrap_or(v),
+                        d["high"].as_f64().unwrap_or(v)
+                    )
+                })
+            };
+            let parts: Vec<String> = [one("p50", middle), one("p99", tail)]
+                .into_iter()
+                .flatten()
+                .collect();
+            let mood = mood(&verdict);
+            (format!("target: {verdict}"), parts.join(", "), mood)
+        }
+    };
+    Card {
+        title: "Latency",
+        value,
+        text,
+        mood,
+    }
+}
+
+fn mood(verdict: &str) -> &'static str {
+    match verdict {
+        "faster" => "good",
+        "slower" => "bad",
+        "mixed" | "no verdict" => "warn",
+        _ => "",
+    }
+}
+
+fn guarantee_card(report: &Report) -> Card {
+    let (value, text) = match report.status.mode.as_str() {
+        "replica" => (
+            "replication stream",
+            "Every write of the source arrived once and in order, exact by offset.",
+        ),
+        "scan" => (
+            "scan and sweeps",
+            "Each key is what the source had when it was read last; the last sweep without a difference is the proof.",
+        ),
+        "rdb" => ("snapshot", "The target holds what the snapshot held."),
+        _ => ("not begun", ""),
+    };
+    Card {
+        title: "Guarantee",
+        value: value.into(),
+        text: text.into(),
+        mood: "",
+    }
+}
+
+fn map(report: &Report) -> (Option<String>, String) {
+    let Some(v) = &report.verify else {
+        return (None, String::new());
+    };
+    let of = |state: &str| v.slot_states.get(state).copied().unwrap_or(0);
+    let text = format!(
+        "All 16 384 slots, 256 in a row: {} equal, {} different, {} not provable.",
+        grouped(of("equal")),
+        grouped(of("different")),
+        grouped(of("unprovable"))
+    );
+    let apart: Vec<u16> = v.slots_apart.iter().map(|s| s.slot).collect();
+    let compared: u64 = v.slot_states.values().sum();
+    (Some(charts::slots(&apart, compared == 16_384)), text)
+}
+
+fn proof(report: &Report) -> Vec<Table> {
+    let Some(v) = &report.verify else {
+        return Vec::new();
+    };
+    let n = |key: &str| grouped(v.run.answer[key].as_u64().unwrap_or(0));
+    let mut tables = vec![table(
+        "The last comparison",
+        &["", "keys"],
+        [
+            ("at the source", "keys_source"),
+            ("at the target", "keys_target"),
+            ("missing", "missing_count"),
+            ("too many", "extra_count"),
+            ("different", "different_count"),
+            ("not provable", "unprovable_count"),
+            ("listed losses, not compared", "known_losses"),
+        ]
+        .map(|(name, key)| vec![name.to_owned(), n(key)])
+        .to_vec(),
+    )];
+    if !v.differences.is_empty() {
+        let rows = v.differences.iter().take(ROWS).map(|d| {
+            vec![
+                d.db.0.to_string(),
+                d.slot.to_string(),
+                String::from_utf8_lossy(&d.key).into_owned(),
+                d.reason.clone(),
+            ]
+        });
+        tables.push(table(
+            "Keys that are not equal",
+            &["db", "slot", "key", "how"],
+            rows.collect(),
+        ));
+    }
+    tables
+}
+
+const NAMES: [(&str, &str); 8] = [
+    ("mean", "mean_us"),
+    ("p50", "p50_us"),
+    ("p90", "p90_us"),
+    ("p95", "p95_us"),
+    ("p99", "p99_us"),
+    ("p99.9", "p99_9_us"),
+    ("p99.99", "p99_99_us"),
+    ("max", "max_us"),
+];
+
+fn us(value: &Value) -> String {
+    value.as_f64().map_or("-".into(), |n| format!("{n:.0}"))
+}
+
+fn latency(report: &Report) -> Vec<Part> {
+    let results = report
+        .latency
+        .as_ref()
+        .and_then(|l| l["results"].as_array());
+    results.into_iter().flatten().map(part).collect()
+}
+
+fn part(result: &Value) -> Part {
+    let title = format!(
+        "{} at {:.0} requests/s ({}× the observed rate)",
+        result["workload"].as_str().unwrap_or(""),
+        result["rate_per_s"].as_f64().unwrap_or(0.0),
+        result["rate"]
+    );
+    let side = |name: &str| &result["endpoints"][name];
+    let rows = NAMES.iter().map(|(name, key)| {
+        let d = &result["difference_us"][*key];
+        let interval = match d["value"].as_f64() {
+            Some(v) => format!(
+                "{v:+.0} ({:+.0} to {:+.0})",
+                d["low"].as_f64().unwrap_or(v),
+                d["high"].as_f64().unwrap_or(v)
+            ),
+            None => String::new(),
+        };
+        let ratio = result["ratio"][*key]["value"]
+            .as_f64()
+            .map_or(String::new(), |r| format!("{r:.2}"));
+        vec![
+            (*name).to_owned(),
+            us(&side("source")["response"][*key]),
+            us(&side("target")["response"][*key]),
+            interval,
+            ratio,
+            us(&side("source")["service"][*key]),
+            us(&side("target")["service"][*key]),
+        ]
+    });
+    let mut tables = vec![table(
+        "Times in µs: response from the planned moment, service from the send; the difference with its 95 % interval",
+        &[
+            "",
+            "response, source",
+            "response, target",
+            "difference",
+            "ratio",
+            "service, source",
+            "service, target",
+        ],
+        rows.collect(),
+    )];
+    let counts = ["source", "target"].map(|name| {
+        let of = side(name);
+        vec![
+            name.to_owned(),
+            of["count"].to_string(),
+            of["errors"].to_string(),
+            of["shed"].to_string(),
+            us(&of["client_late_p99_us"]),
+        ]
+    });
+    tables.push(table(
+        "Requests counted, failed, and not sent as the queue was full; and how late this program itself was (p99, µs)",
+        &["", "requests", "errors", "shed", "own lateness"],
+        counts.to_vec(),
+    ));
+    let points = |name: &str, key: &str| -> Option<f64> { side(name)["response"][key].as_f64() };
+    let curve = |name: &str| -> Vec<(f64, f64)> {
+        let of = [
+            ("p50_us", 0.5),
+            ("p90_us", 0.9),
+            ("p95_us", 0.95),
+            ("p99_us", 0.99),
+            ("p99_9_us", 0.999),
+            ("p99_99_us", 0.9999),
+        ];
+        of.iter()
+            .filter_map(|(key, q)| Some((*q, points(name, key)?)))
+            .collect()
+    };
+    let by_block = |name: &str, key: &str| -> Vec<f64> {
+        let blocks = side(name)["blocks"].as_array();
+        blocks
+            .into_iter()
+            .flatten()
+            .filter_map(|b| b["response"][key].as_f64())
+            .collect()
+    };
+    let mut list = Vec::new();
+    if let Some(svg) = charts::percentiles(&curve("source"), &curve("target")) {
+        list.push(Chart {
+            svg,
+            text: "Response time by percentile, both scales logarithmic.".into(),
+        });
+    }
+    if let Some(svg) = charts::blocks(&by_block("source", "p50_us"), &by_block("target", "p50_us"))
+    {
+        list.push(Chart {
+            svg,
+            text: "The median response time of each block, in the order of the blocks.".into(),
+        });
+    }
+    let verdict = result["verdict"].as_str().unwrap_or("").to_owned();
+    Part {
+        title,
+        mood: mood(&verdict),
+        verdict: format!("target {verdict}"),
+        why: result["why"].as_str().unwrap_or("").to_owned(),
+        charts: list,
+        tables,
+    }
+}
+
+fn more_latency(report: &Report) -> Vec<Table> {
+    let Some(latency) = &report.latency else {
+        return Vec::new();
+    };
+    let mut tables = Vec::new();
+    let floor = |side: &str| {
+        let of = &latency["floor"][side];
+        vec![
+            side.to_owned(),
+            us(&of["p50_us"]),
+            us(&of["p99_us"]),
+            us(&of["max_us"]),
+        ]
+    };
+    tables.push(table(
+        "The floor: PING, one at a time, in µs",
+        &["", "p50", "p99", "max"],
+        vec![floor("source"), floor("target")],
+    ));
+    let stages = latency["overload"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|s| {
+            vec![
+                s["side"].as_str().unwrap_or("").to_owned(),
+                format!("{:.0}", s["rate_per_s"].as_f64().unwrap_or(0.0)),
+                s["planned"].to_string(),
+                s["answered"].to_string(),
+                s["shed"].to_string(),
+                s["errors"].to_string(),
+                us(&s["response"]["p99_us"]),
+            ]
+        });
+    let stages: Vec<Vec<String>> = stages.collect();
+    if !stages.is_empty() {
+        tables.push(table(
+            "Overload: 1.5 and 2 times the highest rate",
+            &[
+                "",
+                "requests/s",
+                "planned",
+                "answered",
+                "shed",
+                "errors",
+                "p99 µs",
+            ],
+            stages,
+        ));
+    }
+    let figures = [
+        "server",
+        "masters",
+        "used_memory",
+        "fragmentation",
+        "hit_ratio",
+        "evicted_keys",
+        "connected_clients",
+    ];
+    let rows = figures.map(|name| {
+        let of = |side: &str| match &latency["servers"][side][name] {
+            Value::String(text) => text.clone(),
+            Value::Null => "-".into(),
+            Value::Number(n) if n.as_f64().is_some_and(|f| f.fract() != 0.0) => {
+                format!("{:.3}", n.as_f64().unwrap_or(0.0))
+            }
+            other => grouped(other.as_f64().unwrap_or(0.0) as u64),
+        };
+        vec![name.replace('_', " "), of("source"), of("target")]
+    });
+    tables.push(table(
+        "What the servers say of themselves at the end",
+        &["", "source", "target"],
+        rows.to_vec(),
+    ));
+    let skipped = latency["skipped"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|s| {
+            vec![
+                s["workload"].as_str().unwrap_or("").to_owned(),
+                s["why"].as_str().unwrap_or("").to_owned(),
+            ]
+        });
+    let skipped: Vec<Vec<String>> = skipped.collect();
+    if !skipped.is_empty() {
+        tables.push(table("Not measured", &["workload", "why"], skipped));
+    }
+    tables
+}
+
+fn cutover(report: &Report) -> Vec<Table> {
+    if report.cutover.is_empty() {
+        return Vec::new();
+    }
+    let rows = report.cutover.iter().rev().take(3 * ROWS).map(|step| {
+        let detail = match &step.detail {
+            Value::Null => String::new(),
+            detail => detail["why"]
+                .as_str()
+                .map_or_else(|| detail.to_string(), str::to_owned),
+        };
+        vec![
+            format!("{} {}", step.direction, step.attempt),
+            step.step.clone(),
+            step.state.clone(),
+            step.took_us
+                .map_or(String::new(), |us| format!("{:.1} ms", us as f64 / 1000.0)),
+            instant(step.started_ms),
+            step.who.clone(),
+            detail,
+        ]
+    });
+    let mut rows: Vec<Vec<String>> = rows.collect();
+    rows.reverse();
+    let stage = report.status.cutover.as_ref().map(|c| c["stage"].clone());
+    let at = match stage.and_then(|s| serde_json::from_value(s).ok()) {
+        Some(Stage::Source) => "The clients are at the source.",
+        Some(Stage::Switching) => "The clients were being moved when this was written.",
+        Some(Stage::Switched | Stage::Committed) => "The clients are at the target.",
+        Some(Stage::RolledBack) => "The clients were taken back to the source.",
+        None => "",
+    };
+    vec![table(
+        at,
+        &["attempt", "step", "state", "took", "begun", "who", "detail"],
+        rows,
+    )]
+}
+
+fn migration(report: &Report) -> Vec<Table> {
+    let s = &report.status;
+    let mut tables = vec![table(
+        "Numbers",
+        &["", ""],
+        vec![
+            vec![
+                "keys read of the snapshot".into(),
+                grouped(s.snapshot.keys_read),
+            ],
+            vec!["keys written".into(), grouped(s.snapshot.keys_written)],
+            vec![
+                "commands of the stream".into(),
+                grouped(s.stream.commands_applied),
+            ],
+            vec![
+                "keys read once more and written (healed)".into(),
+                grouped(s.healed_keys),
+            ],
+            vec![
+                "lag when it was saved last".into(),
+                duration(s.stream.lag_ms),
+            ],
+        ],
+    )];
+    let phases = report.phases.iter().map(|p| {
+        let took = p.left_ms.map_or("-".into(), |left| {
+            duration(u64::try_from(left - p.entered_ms).unwrap_or(0))
+        });
+        vec![p.phase.to_string(), instant(p.entered_ms), took]
+    });
+    tables.push(table(
+        "Phases",
+        &["phase", "begun", "took"],
+        phases.collect(),
+    ));
+    let events: Vec<Vec<String>> = (report.events.iter().rev().take(ROWS))
+        .map(|e| vec![instant(e.at_ms), e.level.clone(), e.message.clone()])
+        .collect();
+    if !events.is_empty() {
+        tables.push(table(
+            "Faults and what was done, the latest first",
+            &["when", "level", "what"],
+            events,
+        ));
+    }
+    tables
+}
+
+fn conditions(report: &Report) -> Vec<Table> {
+    let mut rows = Vec::new();
+    if let Some(found) = report.products() {
+        rows.push(vec![
+            "both sides, at the last start".to_owned(),
+            found.to_owned(),
+        ]);
+    }
+    if let Some(run) = &report.run {
+        rows.push(vec![
+            "begun".into(),
+            format!("{}, run {}", instant(run.run.started_ms), run.run_id),
+        ]);
+        rows.push(vec![
+            "fingerprint of what is moved".into(),
+            run.run.fingerprint.clone(),
+        ]);
+    }
+    rows.push(vec!["keys".into(), report.job.filter.to_string()]);
+    rows.push(vec!["databases".into(), report.job.databases.to_string()]);
+    if let Some(latency) = &report.latency {
+        let d = &latency["design"];
+        rows.push(vec![
+            "latency measured".into(),
+            instant(latency["measured_at"].as_i64().unwrap_or(0)),
+        ]);
+        for (name, key) in [
+            ("blocks of each side", "blocks"),
+            ("length of a block, s", "block_s"),
+            ("connections to each side", "connections"),
+            ("order", "order"),
+            ("began with", "begins_with"),
+            ("arrivals", "arrivals"),
+            ("seed", "seed"),
+            ("base rate, requests/s", "base_rate_per_s"),
+            ("tolerance named beforehand", "tolerance"),
+        ] {
+            let value = match &d[key] {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            rows.push(vec![name.into(), value]);
+        }
+    }
+    vec![table("", &["", ""], rows)]
+}

@@ -1,0 +1,230 @@
+//! The latency measurement judged by what is known: a stall, the same server twice, a delay, and too high a rate.
+
+use crate::support::cutter::Cutter;
+use crate::support::keyferry::{Outcome, Plan};
+use crate::support::need;
+use crate::support::server::{Server, Setup};
+use crate::support::wire::Client;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Strings and hashes that may be read.
+fn fill(server: &Server) {
+    let mut client = Client::open(&server.url()).expect("it answers");
+    for n in 0..500 {
+        client
+            .words(&format!("SET s:{n} value-{n}"))
+            .expect("a string");
+        client
+            .words(&format!("HSET h:{n} a 1 b 2"))
+            .expect("a hash");
+    }
+}
+
+fn pair() -> Option<(Server, Server, Plan)> {
+    let [name] = need(["any"])?;
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    fill(&source);
+    fill(&target);
+    let plan = Plan::new(&source.url(), &target.url());
+    Some((source, target, plan))
+}
+
+fn measure(plan: &mut Plan, latency: Value, words: &str) -> Outcome {
+    plan.set("/latency", latency);
+    let outcome = plan.run(&format!("latency --json {words}")).exits(0);
+    println!("{}", outcome.stderr);
+    outcome
+}
+
+fn us(result: &Value, side: &str, kind: &str, name: &str) -> f64 {
+    let value = &result["endpoints"][side][kind][name];
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("{side} {kind} {name}: {value}"))
+}
+
+/// The server stands still for a second out of five: who waits for its answers sees it in few requests only.
+#[test]
+fn a_stall_is_seen_by_planned_requests() {
+    let Some((_source, target, mut plan)) = pair() else {
+        return;
+    };
+    let over = Arc::new(AtomicBool::new(false));
+    let pid = target.pid();
+    let stop = over.clone();
+    let signal = move |name: &str| {
+        let _ = std::process::Command::new("kill")
+            .args(["-s", name, &pid.to_string()])
+            .status();
+    };
+    let stalls = std::thread::spawn(move || {
+        while !stop.load(Relaxed) {
+            std::thread::sleep(Duration::from_secs(4));
+            signal("STOP");
+            std::thread::sleep(Duration::from_secs(1));
+            signal("CONT");
+        }
+    });
+    let latency = json!({
+        "workloads": ["session-store"], "rates": [0.5], "blocks": 4, "block_s": 10, "connections": 5,
+    });
+    let outcome = measure(&mut plan, latency, "--fresh");
+    over.store(true, Relaxed);
+    stalls.join().expect("the stalls end");
+    let result = &outcome.json["results"][0];
+    // A fifth of the time stands still: of the requests planned then, a twentieth waits 0.95 s and more, which is 1 %.
+    let p99 = us(result, "target", "response", "p99_us");
+    assert!((850_000.0..1_050_000.0).contains(&p99), "{p99}");
+    let max = us(result, "target", "response", "max_us");
+    assert!((950_000.0..1_200_000.0).contains(&max), "{max}");
+    assert!(us(result, "target", "service", "p50_us") < 2_000.0);
+    // By its own account (service) only what was under way at that moment has waited: five requests of thousands.
+    assert!(us(result, "target", "service", "p99_us") < 100_000.0);
+    assert!(us(result, "source", "response", "p99_us") < 100_000.0);
+    assert_eq!(result["verdict"], "slower", "{}", result["why"]);
+}
+
+/// One server by two ways of the same length.
+#[test]
+fn the_same_server_twice_is_no_difference() {
+    let Some([name]) = need(["any"]) else { return };
+    let server = Server::start(&name);
+    fill(&server);
+    let (a, b) = (
+        Cutter::far(&server.address(), Duration::ZERO),
+        Cutter::far(&server.address(), Duration::ZERO),
+    );
+    let url = |c: &Cutter| format!("redis://{}", c.address());
+    let mut found = Vec::new();
+    let seeds = if std::env::var_os("KEYFERRY_FULL").is_some() {
+        10
+    } else {
+        3
+    };
+    for seed in 0..seeds {
+        let mut plan = Plan::new(&url(&a), &url(&b));
+        let latency = json!({
+            "workloads": ["session-store"], "rates": [0.5], "blocks": 8, "block_s": 1, "connections": 4,
+        });
+        let outcome = measure(&mut plan, latency, &format!("--seed {seed}"));
+        let result = &outcome.json["results"][0];
+        println!("{}: {}", result["verdict"], result["why"]);
+        found.push(result["verdict"] == "no detectable difference");
+    }
+    let right = found.iter().filter(|f| **f).count();
+    assert!(right * 10 >= found.len() * 6, "{found:?}");
+    // And a longer way to it is seen, as long as it is.
+    let far = Cutter::far(&server.address(), Duration::from_millis(3));
+    let mut plan = Plan::new(&url(&a), &url(&far));
+    let latency = json!({
+        "workloads": ["session-store"], "rates": [0.2], "blocks": 8, "block_s": 1, "connections": 20,
+    });
+    let outcome = measure(&mut plan, latency, "");
+    let result = &outcome.json["results"][0];
+    assert_eq!(result["verdict"], "slower", "{}", result["why"]);
+    let middle = &result["difference_us"]["p50_us"];
+    let (low, high) = (middle["low"].as_f64(), middle["high"].as_f64());
+    // Each way: three milliseconds, and what a sleep oversleeps.
+    assert!(low > Some(5_000.0) && high < Some(9_000.0), "{middle}");
+}
+
+/// Far beyond what the server can do it ends in time, sheds, says so, and gives no verdict.
+#[test]
+fn an_overload_ends_and_is_told() {
+    let Some((_source, _target, mut plan)) = pair() else {
+        return;
+    };
+    let latency = json!({
+        "workloads": ["session-store"], "rates": [300.0], "blocks": 2, "block_s": 1, "connections": 4,
+    });
+    let began = Instant::now();
+    let outcome = measure(&mut plan, latency, "");
+    assert!(
+        began.elapsed() < Duration::from_secs(90),
+        "{:?}",
+        began.elapsed()
+    );
+    let result = &outcome.json["results"][0];
+    assert_eq!(result["verdict"], "no verdict");
+    let stages = outcome.json["overload"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    assert_eq!(stages.len(), 4);
+    assert!(
+        stages.iter().any(|s| s["shed"].as_u64() > Some(0)),
+        "{stages:?}"
+    );
+}
+
+/// What is written lies under our prefix, and nothing of it is left; stopped, it goes on with the next block.
+#[test]
+fn what_it_writes_it_removes() {
+    let Some((source, target, mut plan)) = pair() else {
+        return;
+    };
+    let before = (source.run("DBSIZE").int(), target.run("DBSIZE").int());
+    let latency = json!({
+        "workloads": ["observed", "session-store", "cache-aside", "entity-lookup", "counter"],
+        "rates": [0.3], "blocks": 2, "block_s": 1, "connections": 4, "allow_writes": true,
+    });
+    plan.set("/latency", latency.clone());
+    let running = plan.start("latency --json");
+    std::thread::sleep(Duration::from_secs(7));
+    running.interrupt();
+    running.wait(Duration::from_secs(30)).exits(130);
+    let outcome = measure(&mut plan, latency, "");
+    let results = outcome.json["results"].as_array().map_or(0, Vec::len);
+    assert!(results >= 4, "{}", outcome.stdout);
+    assert_eq!(
+        (source.run("DBSIZE").int(), target.run("DBSIZE").int()),
+        before
+    );
+    let folder = plan.work_dir().join("test/latency");
+    let files: Vec<_> = std::fs::read_dir(folder).expect("the histograms").collect();
+    assert!(files.len() >= 16, "{files:?}");
+}
+
+/// At a low rate it tells what redis-benchmark tells.
+#[test]
+fn it_agrees_with_redis_benchmark() {
+    let Some([name]) = need(["any"]) else { return };
+    let tool = crate::support::server::servers_dir()
+        .join(&name)
+        .join("redis-benchmark");
+    if !tool.is_file() {
+        return crate::support::skip("needs redis-benchmark");
+    }
+    let (source, target) = (Setup::new(&name).start(), Setup::new(&name).start());
+    fill(&source);
+    fill(&target);
+    let mut plan = Plan::new(&source.url(), &target.url());
+    let latency = json!({
+        "workloads": ["cache-aside"], "rates": [0.5], "blocks": 4, "block_s": 2, "connections": 1,
+    });
+    let outcome = measure(&mut plan, latency, "--even");
+    let ours = us(&outcome.json["results"][0], "source", "service", "p50_us");
+    let port = source.port().to_string();
+    let run = std::process::Command::new(tool)
+        .args(["-p", &port, "-c", "1", "-n", "20000", "-t", "get", "--csv"])
+        .output()
+        .expect("redis-benchmark runs");
+    let text = String::from_utf8_lossy(&run.stdout).replace('"', "");
+    println!("{text}");
+    let row = text
+        .lines()
+        .find(|l| l.starts_with("GET"))
+        .expect("its answer");
+    // test,rps,avg,min,p50,p95,p99,max in ms
+    let theirs: f64 = row
+        .split(',')
+        .nth(4)
+        .and_then(|v| v.parse().ok())
+        .expect("its median");
+    let theirs = theirs * 1000.0;
+    println!("median: {ours} µs, redis-benchmark {theirs} µs");
+    assert!((ours - theirs).abs() < 60.0, "{ours} and {theirs}");
+}
