@@ -69,7 +69,7 @@ fn a_stall_is_seen_by_planned_requests() {
         }
     });
     let latency = json!({
-        "workloads": ["session-store"], "rates": [0.5], "blocks": 4, "block_s": 10, "connections": 5,
+        "workloads": ["session-store"], "rates": [0.5], "blocks": 4, "block_s": 5, "connections": 5,
     });
     let outcome = measure(&mut plan, latency, "--fresh");
     over.store(true, Relaxed);

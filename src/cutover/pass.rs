@@ -9,7 +9,8 @@ use crate::cutover::{Options, freeze, watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::{Answer, Ask, ShardNow};
 use crate::plan::{FreezeWay, Job, Plan, Source};
-use crate::store::{MODE, Phase, SWEEPS, Stage, Store};
+use crate::source::mix;
+use crate::store::{MIX, MODE, Phase, SWEEPS, Stage, Store};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, unix_ms};
 use crate::verify::{self, Live};
@@ -23,6 +24,8 @@ const POLL: Duration = Duration::from_millis(1);
 const ROUNDS: u32 = 20;
 /// A round as quick as this is quick enough.
 const QUICK: Duration = Duration::from_millis(100);
+/// For this long the clients' traffic is looked at.
+const TRAFFIC: Duration = Duration::from_millis(500);
 /// For this long nothing may be written before a person's word is believed.
 const STILL: Duration = Duration::from_secs(2);
 
@@ -251,8 +254,22 @@ impl Pass<'_> {
             )));
         }
         let scan = self.caught_up(migration).await?;
+        self.note_traffic().await?;
         let way = guard.rehearse().await?;
         Ok((way, scan))
+    }
+
+    /// Keeps what the clients do now, for a measurement when they are gone.
+    async fn note_traffic(&self) -> Result<()> {
+        let Source::Server { endpoint, .. } = &self.job.source else {
+            return Ok(());
+        };
+        let mix = mix::observe(endpoint, TRAFFIC).await?;
+        if mix.total() >= mix::IDLE && self.side == "source" {
+            let value = serde_json::to_value(&mix).unwrap_or_default();
+            Store::open(&self.home)?.put_json(MIX, &value)?;
+        }
+        Ok(())
     }
 
     /// Waits until the lag is within its bound; whether the source is scanned.

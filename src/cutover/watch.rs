@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 /// How often the new side is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How many times the plan's time is taken for the way back to be ready.
+const LONGER: u32 = 10;
 /// Looks in a row that may fail.
 const FAILURES: u32 = 6;
 
@@ -131,7 +133,10 @@ async fn look(plan: &Plan, mut back: Option<&mut Migration>, stop: &Shutdown) ->
             });
             tracing::info!("the way back: {seen}");
         }
-        if began.elapsed() >= Duration::from_secs(plan.cutover.watch_s) {
+        // The way back is waited for a while longer: before, it would take a whole copy.
+        let watch = Duration::from_secs(plan.cutover.watch_s);
+        let ready = back.is_none() || seen["ready"] == true;
+        if began.elapsed() >= watch && (ready || began.elapsed() >= watch * LONGER) {
             return Ok(seen);
         }
         if !stop.sleep(LOOK).await {

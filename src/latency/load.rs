@@ -20,9 +20,14 @@ use tokio::task::{JoinSet, LocalSet};
 /// A request that takes longer counts as an error, with this time.
 const LIMIT: Duration = Duration::from_secs(10);
 /// How far ahead of a planned moment the thread stops sleeping.
-const SPIN: Duration = Duration::from_micros(1500);
-/// Requests that may wait for a connection, in seconds of the rate; more are shed.
+const SPIN: Duration = Duration::from_micros(3000);
+/// Requests that may wait for a connection: of so many seconds of the rate, but within these bounds; more are shed.
 const QUEUE_S: f64 = 2.0;
+const QUEUE: (usize, usize) = (100, 10_000);
+/// So far behind its own plan, this program sheds as well.
+const BEHIND: Duration = Duration::from_millis(200);
+/// Requests planned at one go.
+const AT_ONCE: u32 = 16;
 
 /// 1 µs to 60 s with three digits.
 pub fn histogram() -> Histogram<u64> {
@@ -208,25 +213,39 @@ impl Lines {
     ) {
         let mut rng = Rng::new(block.seed);
         let end = began + Duration::from_secs_f64(block.seconds);
-        let most = (block.rate * QUEUE_S).max(100.0) as usize;
-        let mut next = began;
+        let most = ((block.rate * QUEUE_S) as usize).clamp(QUEUE.0, QUEUE.1);
+        let (mut next, mut at_once) = (began, 0);
         while next < end {
             loop {
                 let wait = next.saturating_duration_since(Instant::now());
-                if wait.is_zero() {
+                at_once += 1;
+                if wait.is_zero() && at_once < AT_ONCE {
                     break;
                 }
+                at_once = 0;
                 match wait > SPIN + Duration::from_millis(1) {
                     true => tokio::time::sleep(wait - SPIN).await,
                     // Gives way to whatever has come in.
                     false => tokio::task::yield_now().await,
                 }
             }
-            let request = workload.next(&mut rng);
             let counted = next >= counted_from;
             if counted {
                 shared.measured.borrow_mut().planned += 1;
             }
+            let distance = match block.even {
+                true => 1.0 / block.rate,
+                false => -(1.0 - rng.unit()).ln() / block.rate,
+            };
+            let planned = next;
+            next += Duration::from_secs_f64(distance);
+            if planned.elapsed() > BEHIND {
+                if counted {
+                    shared.measured.borrow_mut().shed += 1;
+                }
+                continue;
+            }
+            let request = workload.next(&mut rng);
             let at = self.node_of(request.key());
             if let Some(queue) = shared.queues.get(at) {
                 let mut waiting = queue.waiting.borrow_mut();
@@ -238,7 +257,7 @@ impl Lines {
                     let free = waiting.is_empty() && queue.idle.get() > 0;
                     waiting.push_back(Planned {
                         request,
-                        at: next,
+                        at: planned,
                         counted,
                         free,
                     });
@@ -246,11 +265,6 @@ impl Lines {
                     queue.notify.notify_one();
                 }
             }
-            let distance = match block.even {
-                true => 1.0 / block.rate,
-                false => -(1.0 - rng.unit()).ln() / block.rate,
-            };
-            next += Duration::from_secs_f64(distance);
         }
     }
 }

@@ -119,6 +119,11 @@ fn at_quantile(h: &Histogram<u64>, q: f64) -> f64 {
     h.value_at_quantile(q) as f64
 }
 
+/// The middle and the tail are what the verdict goes by.
+pub fn is_judged(difference: &Difference) -> bool {
+    matches!(difference.name, "p50_us" | "p99_us")
+}
+
 /// What a reader may say of two sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -151,9 +156,7 @@ pub fn verdict(
         let why = format!("{blocks} blocks of each side are too few; {FEWEST_BLOCKS} are needed");
         return (Verdict::Refused, why);
     }
-    let judged: Vec<&Difference> = (differences.iter())
-        .filter(|d| d.name == "p50_us" || d.name == "p99_us")
-        .collect();
+    let judged: Vec<&Difference> = (differences.iter()).filter(|d| is_judged(d)).collect();
     if judged.is_empty() {
         return (Verdict::Refused, "there are too few requests".into());
     }

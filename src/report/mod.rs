@@ -7,6 +7,7 @@ mod charts;
 pub mod html;
 pub mod json;
 pub mod markdown;
+mod measured;
 mod status;
 
 pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};

@@ -18,7 +18,7 @@ pub use existing::Existing;
 pub use latency::LatencyBlock;
 pub use lock::Lock;
 pub use record::{
-    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MODE, Phase, PhaseSpan, REFUSED, Run,
+    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, Phase, PhaseSpan, REFUSED, Run,
     SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
 };
 
