@@ -34,12 +34,13 @@ pub fn percentiles(source: &[(f64, f64)], target: &[(f64, f64)]) -> Option<Strin
             .light_line_style(TRANSPARENT)
             .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
             .x_labels(6)
-            .x_label_formatter(&|v| {
-                format!("{:.4}", 100.0 * (1.0 - 10f64.powf(-v)))
-                    .trim_end_matches('0')
-                    .trim_end_matches('.')
-                    .to_owned()
-                    + " %"
+            .x_label_formatter(&|v| match (v - v.round()).abs() < 0.01 {
+                // 1 is 90 %, 2 is 99 %, and so on.
+                true => {
+                    let nines = format!("{:.4}", 100.0 * (1.0 - 10f64.powf(-v.round())));
+                    format!("{} %", nines.trim_end_matches('0').trim_end_matches('.'))
+                }
+                false => String::new(),
             })
             .y_label_formatter(&|v| time(*v))
             .draw()

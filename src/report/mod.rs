@@ -162,7 +162,17 @@ fn unproven(report: &Report) -> Vec<String> {
             if unprovable > 0 {
                 list.push(format!("{unprovable} keys changed faster than they could be compared; of them nothing is proven."));
             }
-            if status.updated_at.is_some_and(|at| at > verify.run.ended_ms) && status.mode != "rdb"
+            // A cutover compares what was written since, key by key, while the writers wait.
+            let switched = (report.cutover.iter().rev())
+                .find(|step| step.step == "switch" && step.state == "done")
+                .filter(|step| step.started_ms >= verify.run.ended_ms);
+            if let Some(step) = switched {
+                list.push(format!(
+                    "Everything was compared at {ended}, and what was written since then, key by key, just before the switch at {}; what came after the switch is on one side only.",
+                    instant(step.started_ms)
+                ));
+            } else if status.updated_at.is_some_and(|at| at > verify.run.ended_ms)
+                && status.mode != "rdb"
             {
                 list.push(format!("The comparison ended {ended}; the migration went on after that, and what was written since is not compared."));
             } else if status.mode != "rdb" {
