@@ -221,7 +221,18 @@ fn it_agrees_with_redis_benchmark() {
     let outcome = measure(&mut plan, latency, "--even");
     let ours = us(&outcome.json["results"][0], "source", "service", "p50_us");
     let port = source.port().to_string();
+    // Its libraries came with it as well.
+    let lib = root.parent().map(|usr| usr.join("lib"));
+    let folders = lib
+        .and_then(|lib| std::fs::read_dir(lib).ok())
+        .into_iter()
+        .flatten();
+    let libraries: Vec<_> = (folders.flatten().map(|f| f.path()))
+        .filter(|p| p.to_string_lossy().ends_with("-linux-gnu"))
+        .collect();
+    let libraries = std::env::join_paths(libraries).expect("paths");
     let run = std::process::Command::new(tool)
+        .env("LD_LIBRARY_PATH", libraries)
         .args(["-p", &port, "-c", "1", "-n", "20000", "-t", "get", "--csv"])
         .output()
         .expect("redis-benchmark runs");

@@ -6,6 +6,7 @@
 use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::{Endpoint, Story};
+use crate::support::wait_until;
 use std::time::Duration;
 
 #[derive(Clone, Copy)]
@@ -99,6 +100,9 @@ fn from_a_replica() {
     story.plan.set("/source/url", replica.url().into());
     story.fill(5_000);
     // What the replica does not have yet would not be in its snapshot.
-    story.source.nodes()[0].run("WAIT 1 30000");
+    let size = |end: &Endpoint| end.nodes()[0].run("DBSIZE").int();
+    wait_until("the replica has it all", Duration::from_secs(30), || {
+        size(&replica) == size(&story.source)
+    });
     story.follow(Duration::from_secs(2));
 }

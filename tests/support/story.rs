@@ -8,7 +8,8 @@ use super::server::{Server, Setup};
 use super::side::Side;
 use super::traffic::{self, Options, Report, Traffic, wrong_counters};
 use super::wire::Command;
-use std::time::Duration;
+use serde_json::Value;
+use std::time::{Duration, Instant};
 
 /// One end of a migration.
 pub enum Endpoint {
@@ -117,8 +118,19 @@ impl Story {
     /// Waits until nothing is left to apply, then ends the migration as a person does: Ctrl-C.
     #[track_caller]
     pub fn catch_up_and_stop(&self, mut running: Running) -> Outcome {
-        self.plan
-            .wait_caught_up(&mut running, Duration::from_secs(120));
+        if self.plan.status()["mode"] == "scan" {
+            // Only a sweep that began since then tells.
+            let began = Instant::now();
+            let swept = |s: &Value| {
+                let lag = s["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX);
+                u128::from(lag.saturating_add(1_500)) < began.elapsed().as_millis()
+            };
+            self.plan
+                .wait_status(&mut running, "swept", Duration::from_secs(120), swept);
+        } else {
+            self.plan
+                .wait_caught_up(&mut running, Duration::from_secs(120));
+        }
         running.interrupt();
         running.wait(Duration::from_secs(30)).exits(130)
     }
