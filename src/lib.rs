@@ -53,4 +53,5 @@ pub mod resp;
 
 // 0 nouns
 pub mod error;
+mod histogram;
 pub mod types;

@@ -558,7 +558,12 @@ fn the_spool_is_full() {
         json!({ "spool_bytes": 16 << 20, "keys_per_s": 2_000 }),
     );
     let mut running = story.migrate();
-    // Far more than the spool takes, while the load is slow.
+    // Far more than the spool takes, while the load is slow; none of it in the snapshot.
+    story
+        .plan
+        .wait_status(&mut running, "loading", Duration::from_secs(30), |s| {
+            s["snapshot"]["keys_read"].as_u64() > Some(0)
+        });
     for _ in 0..4 {
         crate::support::dataset::fill_volume(&mut story.source.nodes()[0].client(), 12_000, 1_000)
             .expect("the volume is written");

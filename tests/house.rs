@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The parts of the crate by floor, lowest first.
 const FLOORS: [&[&str]; 5] = [
     &["types", "error"],
-    &["rdb", "resp", "command", "plan", "digest"],
+    &["rdb", "resp", "command", "plan", "digest", "histogram"],
     &["source", "target", "store", "net", "task", "fence"],
     &["migrate", "verify", "cutover", "latency", "check", "fleet"],
     &["cli", "report", "main", "lib"],

@@ -2,9 +2,9 @@
 
 use crate::support::cutter::Cutter;
 use crate::support::keyferry::{Outcome, Plan};
-use crate::support::need;
 use crate::support::server::{Server, Setup};
 use crate::support::wire::Client;
+use crate::support::{need, wait_until};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -125,6 +125,21 @@ fn the_same_server_twice_is_no_difference() {
     // Beside other tests it may find that it is late itself, and says so.
     assert!(wrong * 2 <= found.len(), "{found:?}");
     assert!(!full() || alike * 10 >= found.len() * 9, "{found:?}");
+    // And 0.3 ms more are seen, and told.
+    if full() {
+        let slow = Cutter::slow(&server.address(), Duration::from_micros(300));
+        let mut plan = Plan::new(&url(&a), &url(&slow));
+        let latency = json!({
+            "workloads": ["session-store"], "rates": [0.3], "blocks": 12, "block_s": 2, "connections": 8,
+        });
+        let outcome = measure(&mut plan, latency, "--even");
+        let result = &outcome.json["results"][0];
+        println!("+0.3 ms: {}: {}", result["verdict"], result["why"]);
+        let middle = &result["difference_us"]["p50_us"];
+        assert_eq!(result["verdict"], "slower", "{}", result["why"]);
+        let (low, high) = (middle["low"].as_f64(), middle["high"].as_f64());
+        assert!(low <= Some(300.0) && high >= Some(300.0), "{middle}");
+    }
     // And a longer way to it is seen, as long as it is.
     let far = Cutter::far(&server.address(), Duration::from_millis(3));
     let mut plan = Plan::new(&url(&a), &url(&far));
@@ -173,6 +188,36 @@ fn an_overload_ends_and_is_told() {
     );
 }
 
+/// The rate is raised until each side is saturated; a name that cannot be run is told with its place.
+#[test]
+fn a_sweep_finds_the_peak() {
+    let Some((_source, _target, mut plan)) = pair() else {
+        return;
+    };
+    let latency = json!({
+        "workloads": ["session-store"], "rates": [2.0], "blocks": 1, "block_s": 1, "connections": 8, "sweep": true,
+    });
+    let outcome = measure(&mut plan, latency, "--fresh");
+    let answer = &outcome.json;
+    for side in ["source", "target"] {
+        let stages = answer["sweep"].as_array().into_iter().flatten();
+        let mut stages: Vec<&Value> = stages.filter(|s| s["side"] == side).collect();
+        let last = stages.pop().expect("a stage");
+        assert_eq!(last["kept_up"], false, "{last}");
+        assert!(stages.iter().all(|s| s["kept_up"] == true), "{stages:?}");
+        let peak = answer["peak_per_s"][side].as_f64();
+        assert!(peak >= Some(2_000.0), "{peak:?}");
+    }
+    assert!(
+        answer["client"]["held_per_s"].as_f64() > Some(2_000.0),
+        "{}",
+        answer["client"]
+    );
+    println!("{} {}", answer["peak_per_s"], answer["client"]);
+    plan.set("/latency", json!({ "workloads": ["file:none.json"] }));
+    plan.run("latency --json").exits(2).says(&["none.json"]);
+}
+
 /// What is written lies under our prefix, and nothing of it is left; stopped, it goes on with the next block.
 #[test]
 fn what_it_writes_it_removes() {
@@ -180,18 +225,57 @@ fn what_it_writes_it_removes() {
         return;
     };
     let before = (source.run("DBSIZE").int(), target.run("DBSIZE").int());
+    let own = plan.dir().join("own.json");
+    let requests = json!({ "requests": [
+        { "command": "HGETALL {key:hash}", "weight": 5 },
+        { "command": ["HSET", "{own:cart}", "item {number:9}", "{value:50}"], "weight": 2 },
+        { "command": "SUNIONSTORE {own:both} {own:a} {own:b}" },
+        { "command": "RPUSH {own:log} {value:20}" },
+    ]});
+    std::fs::write(&own, requests.to_string()).expect("the file is written");
     let latency = json!({
-        "workloads": ["observed", "session-store", "cache-aside", "entity-lookup", "counter"],
+        "workloads": [
+            "observed", "session-store", "cache-aside", "entity-lookup", "counter", "pipeline",
+            format!("file:{}", own.display()),
+        ],
         "rates": [0.3], "blocks": 2, "block_s": 1, "connections": 4, "allow_writes": true,
     });
     plan.set("/latency", latency.clone());
-    let running = plan.start("latency --json");
-    std::thread::sleep(Duration::from_secs(7));
+    let mut running = plan.start("latency --json");
+    wait_until("the third workload", Duration::from_secs(60), || {
+        assert!(running.ended().is_none(), "{}", running.stderr_now());
+        running.stderr_now().contains("entity-lookup at")
+    });
     running.interrupt();
     running.wait(Duration::from_secs(30)).exits(130);
     let outcome = measure(&mut plan, latency, "");
-    let results = outcome.json["results"].as_array().map_or(0, Vec::len);
-    assert!(results >= 4, "{}", outcome.stdout);
+    assert!(
+        outcome.stderr.contains("going on with"),
+        "{}",
+        outcome.stderr
+    );
+    let results = outcome.json["results"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    assert!(results.len() >= 6, "{}", outcome.stdout);
+    for result in &results {
+        for side in ["source", "target"] {
+            let of = &result["endpoints"][side];
+            assert_eq!(of["errors"], 0, "{} {side}: {of}", result["workload"]);
+        }
+    }
+    let kinds = results
+        .last()
+        .map(|r| r["endpoints"]["target"]["kinds"].clone());
+    for kind in ["HGETALL", "HSET", "SUNIONSTORE", "RPUSH"] {
+        assert!(
+            kinds
+                .as_ref()
+                .is_some_and(|k| k[kind]["count"].as_u64() > Some(0)),
+            "{kinds:?}"
+        );
+    }
     assert_eq!(
         (source.run("DBSIZE").int(), target.run("DBSIZE").int()),
         before

@@ -3,6 +3,7 @@
 use super::{Common, block_on, output, plan_of};
 use crate::cutover::{self, Options, Outcome};
 use crate::error::Result;
+use crate::report::step_time;
 use crate::store::{CutoverStep, Stage};
 use crate::task::Shutdown;
 use clap::{Args, ValueEnum};
@@ -25,20 +26,11 @@ Examples:
   keyferry cutover move.json
   keyferry rollback move.json")]
 pub struct Arguments {
-    /// The plan; "-" is standard input
-    plan: PathBuf,
+    #[command(flatten)]
+    usual: Usual,
     /// Everything but the freeze and the switch; foretells the pause
     #[arg(long)]
     dry_run: bool,
-    /// Go on in spite of a finding of `keyferry check`, by its id; may be given more than once
-    #[arg(long, value_name = "ID")]
-    ignore: Vec<String>,
-    /// Where the clients are, after a cutover that was cut off with its guard
-    #[arg(long, value_name = "SIDE")]
-    clients_at: Option<Side>,
-    /// Answer with one JSON object
-    #[arg(long)]
-    json: bool,
 }
 
 /// Take the clients back to the source, with everything that was written to the target
@@ -47,6 +39,13 @@ pub struct Arguments {
 /// old source, both are proven equal, and the program cutover.hooks.switch_back moves the clients.
 #[derive(Args)]
 pub struct RollbackArguments {
+    #[command(flatten)]
+    usual: Usual,
+}
+
+/// What both directions take.
+#[derive(Args)]
+struct Usual {
     /// The plan; "-" is standard input
     plan: PathBuf,
     /// Go on in spite of a finding of `keyferry check`, by its id; may be given more than once
@@ -76,37 +75,35 @@ impl Side {
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
-    let plan = plan_of(&arguments.plan)?;
-    let options = Options {
-        work_dir: common.work_dir.clone(),
-        dry_run: arguments.dry_run,
-        ignore: arguments.ignore.clone(),
-        clients_at: arguments.clients_at.map(Side::stage),
-        tell: Arc::new(tell),
-    };
-    let outcome = block_on(async {
-        let stop = Shutdown::default();
-        stop.on_signals()?;
-        cutover::run(&plan, &options, &stop).await
-    })?;
-    end(&outcome, arguments.json)
+    perform(&arguments.usual, arguments.dry_run, false, common)
 }
 
 pub fn roll_back(arguments: &RollbackArguments, common: &Common) -> Result<u8> {
-    let plan = plan_of(&arguments.plan)?;
+    perform(&arguments.usual, false, true, common)
+}
+
+fn perform(usual: &Usual, dry_run: bool, back: bool, common: &Common) -> Result<u8> {
+    let plan = plan_of(&usual.plan)?;
     let options = Options {
         work_dir: common.work_dir.clone(),
-        dry_run: false,
-        ignore: arguments.ignore.clone(),
-        clients_at: arguments.clients_at.map(Side::stage),
+        dry_run,
+        ignore: usual.ignore.clone(),
+        clients_at: usual.clients_at.map(Side::stage),
         tell: Arc::new(tell),
     };
     let outcome = block_on(async {
         let stop = Shutdown::default();
         stop.on_signals()?;
-        cutover::roll_back(&plan, &options, &stop).await
+        match back {
+            true => cutover::roll_back(&plan, &options, &stop).await,
+            false => cutover::run(&plan, &options, &stop).await,
+        }
     })?;
-    end(&outcome, arguments.json)
+    match usual.json {
+        true => output::json(&outcome)?,
+        false => output::print(&text(&outcome))?,
+    }
+    Ok(u8::from(!outcome.done || outcome.refused.is_some()))
 }
 
 /// The process that freezes and moves the clients.
@@ -114,19 +111,8 @@ pub fn guard() -> Result<u8> {
     block_on(cutover::serve_guard()).map(|()| 0)
 }
 
-fn end(outcome: &Outcome, json: bool) -> Result<u8> {
-    match json {
-        true => output::json(outcome)?,
-        false => output::print(&text(outcome))?,
-    }
-    Ok(u8::from(!outcome.done || outcome.refused.is_some()))
-}
-
 /// A line for each step, when it has ended, and for those that take a while also when they begin.
 fn tell(step: &CutoverStep) {
-    let time = step
-        .took_us
-        .map(|us| format!("{:.1} ms", us as f64 / 1000.0));
     let line = match (step.state.as_str(), step.step.as_str()) {
         ("running", "wait-for-operator") => {
             "stop the writers now: the cutover goes on when nothing is written any more".to_owned()
@@ -140,7 +126,7 @@ fn tell(step: &CutoverStep) {
                 Value::Null => String::new(),
                 detail => format!("  {detail}"),
             };
-            format!("{name}: {state} in {}{detail}", time.unwrap_or_default())
+            format!("{name}: {state} in {}{detail}", step_time(step))
         }
     };
     let _ = writeln!(std::io::stderr(), "{line}");

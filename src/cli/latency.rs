@@ -95,6 +95,22 @@ fn text(answer: &Value) -> String {
             );
         }
     }
+    for stage in answer["sweep"].as_array().into_iter().flatten() {
+        let _ = writeln!(
+            text,
+            "sweep, {} at {:.0}/s: {:.0}/s answered, p50 {} p99 {} µs{}",
+            stage["side"].as_str().unwrap_or(""),
+            stage["rate_per_s"].as_f64().unwrap_or(0.0),
+            stage["answered_per_s"].as_f64().unwrap_or(0.0),
+            stage["response"]["p50_us"],
+            stage["response"]["p99_us"],
+            match (stage["kept_up"] == true, stage["shed_by_client"] == 0) {
+                (true, _) => "",
+                (false, true) => ": saturated",
+                (false, false) => ": this program's own limit",
+            },
+        );
+    }
     for stage in answer["overload"].as_array().into_iter().flatten() {
         let _ = writeln!(
             text,
@@ -115,6 +131,15 @@ fn text(answer: &Value) -> String {
             skipped["why"].as_str().unwrap_or("")
         );
     }
+    let _ = writeln!(
+        text,
+        "this program, on one core, has held {} requests/s{}",
+        answer["client"]["held_per_s"],
+        match answer["client"]["was_the_limit"] == true {
+            true => ", which is its limit here",
+            false => " (more was not asked of it)",
+        }
+    );
     let _ = writeln!(
         text,
         "histograms for HdrHistogram's tools: {}",

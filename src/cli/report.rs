@@ -2,7 +2,7 @@
 
 use super::{Common, load, output};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::report::{Report, html, json, markdown};
+use crate::report::{Report, fleet, html, json, markdown};
 use crate::source::private_dir;
 use crate::types::unix_ms;
 use clap::Args;
@@ -15,37 +15,80 @@ use std::path::{Path, PathBuf};
 /// The page says what was moved, how the comparison ended, and what is not proven. It holds names of keys, never
 /// their values, and no password.
 #[derive(Args)]
-#[command(after_help = "Example:\n  keyferry report move.json --out reports/")]
+#[command(after_help = "\
+Examples:
+  keyferry report move.json --out reports/
+  keyferry report --fleet plans/*.json")]
 pub struct Arguments {
     /// The plan; "-" is standard input
-    plan: PathBuf,
-    /// Where to write report.html, report.md and report.json [default: WORK_DIR/<plan name>/report]
+    #[arg(required = true, value_name = "PLAN")]
+    plans: Vec<PathBuf>,
+    /// One page over all these plans: fleet.html, fleet.md and fleet.json, what got worse first
+    #[arg(long)]
+    fleet: bool,
+    /// Where to write report.html, report.md and report.json [default: WORK_DIR/<plan name>/report, WORK_DIR/fleet]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
-    let job = load(&arguments.plan)?;
-    let state_dir = common.state_dir(&job);
-    let report = Report::read(&state_dir, &job, unix_ms())?;
-    let out = arguments
-        .out
-        .clone()
-        .unwrap_or_else(|| state_dir.join("report"));
+    let (pages, out) = match (arguments.plans.as_slice(), arguments.fleet) {
+        ([plan], false) => one(plan, common)?,
+        (plans, true) => all(plans, common)?,
+        _ => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "a report is about one plan, unless --fleet makes one page over all of them",
+            )
+            .hint("add --fleet, or run `keyferry fleet report` for a report of each"));
+        }
+    };
+    let out = arguments.out.clone().unwrap_or(out);
     private_dir(&out)?;
-    let as_json = serde_json::to_string_pretty(&json::render(&report))
-        .map_err(|e| Error::new(ErrorKind::Bug, "write the report as JSON").cause(e))?;
     let mut written = String::new();
-    for (name, text) in [
-        ("report.html", html::render(&report)?),
-        ("report.md", markdown::render(&report)),
-        ("report.json", as_json + "\n"),
-    ] {
+    for (name, text) in pages {
         let path = out.join(name);
         replace(&path, &text)?;
         written += &format!("{}\n", path.display());
     }
     output::print(&written).map(|()| 0)
+}
+
+/// The pages of a report, and the folder they belong to.
+type Pages = ([(&'static str, String); 3], PathBuf);
+
+fn one(plan: &Path, common: &Common) -> Result<Pages> {
+    let job = load(plan)?;
+    let state_dir = common.state_dir(&job);
+    let report = Report::read(&state_dir, &job, unix_ms())?;
+    let pages = [
+        ("report.html", html::render(&report)?),
+        ("report.md", markdown::render(&report)),
+        ("report.json", pretty(&json::render(&report))?),
+    ];
+    Ok((pages, state_dir.join("report")))
+}
+
+fn all(plans: &[PathBuf], common: &Common) -> Result<Pages> {
+    let now = unix_ms();
+    let mut reports = Vec::new();
+    for plan in plans {
+        let job = load(plan)?;
+        reports.push(Report::read(&common.state_dir(&job), &job, now)?);
+    }
+    let services = fleet::services(&reports);
+    let pages = [
+        ("fleet.html", fleet::render(&services, now)?),
+        ("fleet.md", fleet::markdown(&services, now)),
+        ("fleet.json", pretty(&fleet::as_json(&services, now))?),
+    ];
+    Ok((pages, common.work_dir.join("fleet")))
+}
+
+fn pretty(value: &serde_json::Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::new(ErrorKind::Bug, "write the report as JSON").cause(e))?;
+    Ok(text + "\n")
 }
 
 /// Writes beside the file and renames: a reader sees the old one or the new one.

@@ -117,15 +117,17 @@ impl Freezer {
                 return Err(Error::new(
                     ErrorKind::Refused,
                     "the pause has not held: a master has changed, or could not be asked in time",
-                ));
+                )
+                .hint("run the same command again"));
             }
         }
         match self.way {
             Some(_) if Instant::now() < self.deadline => Ok(()),
             _ => Err(Error::new(
                 ErrorKind::Refused,
-                "the pause had to end before the clients could be moved (cutover.max_pause_ms)",
-            )),
+                "the pause had to end before the clients could be moved",
+            )
+            .hint("allow a longer pause (cutover.max_pause_ms), or make the steps before it shorter: --dry-run shows them")),
         }
     }
 
@@ -399,7 +401,8 @@ impl Freezer {
                 last = Err(Error::new(
                     ErrorKind::Refused,
                     format!("{address} is no master any more: its users are still without @write"),
-                ));
+                )
+                .hint("give it back to them there (ACL SETUSER user +@write), or run `keyferry rollback` when it is a master again"));
                 continue;
             };
             for (name, rules) in users {
@@ -460,16 +463,4 @@ fn no_way(why: Option<Error>) -> Error {
         Some(why) => none.cause(why),
         None => none,
     }
-}
-
-/// The name of a way, as the plan has it.
-pub fn name(way: FreezeWay) -> String {
-    let value = serde_json::to_value(way).unwrap_or_default();
-    value.as_str().unwrap_or_default().to_owned()
-}
-
-/// The opposite of [`name`].
-pub fn parse(name: &str) -> Result<FreezeWay> {
-    serde_json::from_value(json!(name))
-        .map_err(|e| Error::new(ErrorKind::Bug, format!("freeze by {name:?}")).cause(e))
 }

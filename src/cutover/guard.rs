@@ -4,11 +4,12 @@
 //! go on at once; when it goes away during the switch, the switch is brought to its end and its result is written down.
 //! Each side speaks lines of JSON; the first one is the [`Setup`].
 
-use crate::cutover::freeze::{self, Freezer};
-use crate::cutover::hook::{self, Hook, Ran};
+use crate::cutover::freeze::Freezer;
+use crate::cutover::hook::{self, Hook};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{FreezeWay, Plan, Source, validate};
+use crate::plan::{CutoverPlan, FreezeWay, Plan, Source, validate};
 use crate::store::{Lock, Stage, Store};
+use crate::task::failpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -56,13 +57,22 @@ enum Order {
 }
 
 /// The answer to an order.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Said {
-    /// Empty when it was done.
-    why: String,
-    /// How the writers are frozen.
-    way: String,
-    detail: Value,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+enum Said {
+    Done(Value),
+    Refused { why: String, hint: String },
+}
+
+impl From<Result<Value>> for Said {
+    fn from(done: Result<Value>) -> Said {
+        match done {
+            Ok(detail) => Said::Done(detail),
+            Err(e) => Said::Refused {
+                why: e.chain(),
+                hint: e.remedy().to_owned(),
+            },
+        }
+    }
 }
 
 /// Where a guard says that it lives.
@@ -81,15 +91,10 @@ pub async fn serve() -> Result<()> {
     };
     let first = lines.next_line().await.ok().flatten().ok_or_else(broken)?;
     let setup: Setup = serde_json::from_str(&first).map_err(|e| broken().cause(e))?;
-    let opened = Guard::open(setup).await;
-    let mut guard = match opened {
+    let mut guard = match Guard::open(setup).await {
         Ok(guard) => guard,
         Err(e) => {
-            say(&Said {
-                why: e.chain(),
-                ..Said::default()
-            })
-            .await;
+            say(Err(e)).await;
             return Ok(());
         }
     };
@@ -102,14 +107,14 @@ pub async fn serve() -> Result<()> {
     ] {
         signals.extend(signal(kind));
     }
-    say(&Said::default()).await;
+    say(Ok(Value::Null)).await;
     guard.obey(lines).await;
     Ok(())
 }
 
 /// Nobody may be left to hear it.
-async fn say(said: &Said) {
-    let mut text = serde_json::to_vec(said).unwrap_or_default();
+async fn say(done: Result<Value>) {
+    let mut text = serde_json::to_vec(&Said::from(done)).unwrap_or_default();
     text.push(b'\n');
     let mut out = tokio::io::stdout();
     let _ = out.write_all(&text).await;
@@ -118,7 +123,7 @@ async fn say(said: &Said) {
 
 struct Guard {
     setup: Setup,
-    plan: crate::plan::CutoverPlan,
+    plan: CutoverPlan,
     freezer: Freezer,
     /// As long as it is held, the switch may still come to an end.
     _lock: Lock,
@@ -168,28 +173,13 @@ impl Guard {
                 }
                 return;
             };
-            let said = match order {
-                Order::Rehearse => self.freezer.rehearse().await.map(|way| (way, Value::Null)),
-                Order::Freeze(way) => self.freezer.freeze(way).await.map(|()| (way, Value::Null)),
-                Order::Thaw => self
-                    .freezer
-                    .thaw()
-                    .await
-                    .map(|()| (FreezeWay::Auto, Value::Null)),
-                Order::Switch => self.switch().await.map(|detail| (FreezeWay::Auto, detail)),
+            let done = match order {
+                Order::Rehearse => self.freezer.rehearse().await.map(|way| json!(way)),
+                Order::Freeze(way) => self.freezer.freeze(way).await.map(|()| Value::Null),
+                Order::Thaw => self.freezer.thaw().await.map(|()| Value::Null),
+                Order::Switch => self.switch().await,
             };
-            let said = match said {
-                Ok((way, detail)) => Said {
-                    why: String::new(),
-                    way: freeze::name(way),
-                    detail,
-                },
-                Err(e) => Said {
-                    why: e.chain(),
-                    ..Said::default()
-                },
-            };
-            say(&said).await;
+            say(done).await;
         }
     }
 
@@ -215,7 +205,7 @@ impl Guard {
             self.freezer.thaw().await?;
             return Err(e);
         }
-        crate::task::failpoint("guard-switching");
+        failpoint("guard-switching");
         // What follows the hook has to fit into the pause as well.
         let pause = Duration::from_millis(self.plan.max_pause_ms);
         let limit = (self.freezer.deadline()).saturating_duration_since(Instant::now());
@@ -242,19 +232,15 @@ impl Guard {
                 }
             }
         };
-        let failed = match &ran {
-            Ok(ran) => hook::succeeded("switch", ran).err(),
-            Err(_) => None,
-        };
-        match (ran, failed) {
-            (Ok(ran), None) => {
+        let began = ran.is_ok();
+        match ran.and_then(|ran| hook::succeeded("switch", &ran).map(|()| json!(ran))) {
+            Ok(ran) => {
                 let noted = self.note(self.setup.done, Stage::Switched);
                 self.let_go().await;
                 // When it could not be written down, it stays "switching": nobody takes it for undone.
-                noted.map(|()| json!(ran))
+                noted.map(|()| ran)
             }
-            (Ok(ran), Some(e)) => Err(self.lead_back(e, Some(ran)).await),
-            (Err(e), _) => Err(self.lead_back(e, None).await),
+            Err(e) => Err(self.lead_back(e, began).await),
         }
     }
 
@@ -280,11 +266,11 @@ impl Guard {
         }
     }
 
-    /// A switch has failed: clients that may have moved are led back, and the writers go on where they were.
-    async fn lead_back(&mut self, e: Error, ran: Option<Ran>) -> Error {
+    /// A switch has failed: clients that may have moved (where the hook has begun) are led back, and the writers go on where they were.
+    async fn lead_back(&mut self, e: Error, began: bool) -> Error {
         let argv = self.plan.hooks.switch_back.clone();
         let mut also = String::new();
-        if !argv.is_empty() && ran.is_some() {
+        if !argv.is_empty() && began {
             let hook = Hook {
                 name: "switch_back",
                 argv: &argv,
@@ -317,7 +303,9 @@ impl Guard {
         }
         match also.is_empty() {
             true => e,
-            false => Error::new(ErrorKind::Refused, format!("{}{also}", e.chain())),
+            false => {
+                Error::new(ErrorKind::Refused, format!("{}{also}", e.chain())).hint(e.remedy())
+            }
         }
     }
 }
@@ -369,7 +357,6 @@ impl Handle {
     }
 
     async fn send(&mut self, value: &Value) -> Result<()> {
-        let gone = || Error::new(ErrorKind::Refused, "the guard has ended");
         let line = format!("{value}\n");
         let orders = self.orders.as_mut().ok_or_else(gone)?;
         orders
@@ -378,35 +365,33 @@ impl Handle {
             .map_err(|e| gone().cause(e))
     }
 
-    async fn answer(&mut self) -> Result<Said> {
-        let gone = || Error::new(ErrorKind::Refused, "the guard has ended");
+    async fn answer(&mut self) -> Result<Value> {
         let line = self
             .answers
             .next_line()
             .await
             .map_err(|e| gone().cause(e))?;
-        let said: Said = serde_json::from_str(&line.ok_or_else(gone)?)
+        let said = serde_json::from_str(&line.ok_or_else(gone)?)
             .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))?;
-        match said.why.is_empty() {
-            true => Ok(said),
-            false => Err(Error::new(ErrorKind::Refused, said.why)),
+        match said {
+            Said::Done(detail) => Ok(detail),
+            Said::Refused { why, hint } => Err(Error::new(ErrorKind::Refused, why).hint(hint)),
         }
     }
 
-    async fn order(&mut self, order: Order) -> Result<Said> {
-        let order = serde_json::to_value(order).unwrap_or_default();
+    async fn order(&mut self, order: Order) -> Result<Value> {
         let answered = tokio::time::timeout(self.patience, async {
-            self.send(&order).await?;
+            self.send(&json!(order)).await?;
             self.answer().await
         });
-        answered
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Refused, "the guard does not answer")))
+        answered.await.unwrap_or_else(|_| Err(gone()))
     }
 
     /// Which way would be taken.
     pub async fn rehearse(&mut self) -> Result<FreezeWay> {
-        freeze::parse(&self.order(Order::Rehearse).await?.way)
+        let way = self.order(Order::Rehearse).await?;
+        serde_json::from_value(way)
+            .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))
     }
 
     pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {
@@ -415,7 +400,7 @@ impl Handle {
 
     /// Moves the clients and lets the writers go; what the hook has said.
     pub async fn switch(&mut self) -> Result<Value> {
-        Ok(self.order(Order::Switch).await?.detail)
+        self.order(Order::Switch).await
     }
 
     pub async fn thaw(&mut self) -> Result<()> {
@@ -427,4 +412,12 @@ impl Handle {
         self.orders = None;
         let _ = tokio::time::timeout(Duration::from_secs(15), self.child.wait()).await;
     }
+}
+
+fn gone() -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        "the guard has ended, or does not answer",
+    )
+    .hint("run the same command again")
 }

@@ -35,7 +35,9 @@ impl Hook<'_> {
     /// Runs it with `told` on its standard input and in the environment: each field as `KEYFERRY_…`.
     pub async fn run(&self, told: &Value) -> Result<Ran> {
         let failed = |what: &str, e: std::io::Error| {
-            Error::new(ErrorKind::Refused, format!("{what} the {} hook", self.name)).cause(e)
+            Error::new(ErrorKind::Refused, format!("{what} the {} hook", self.name))
+                .cause(e)
+                .hint(format!("check cutover.hooks.{} in the plan", self.name))
         };
         let Some((program, arguments)) = self.argv.split_first() else {
             return Err(Error::new(
@@ -114,6 +116,9 @@ pub fn succeeded(name: &str, ran: &Ran) -> Result<()> {
     Err(Error::new(
         ErrorKind::Refused,
         format!("the {name} hook {} {how}{said}", ran.program),
+    )
+    .hint(
+        "mend the program (the report has all that it has said), then run the same command again",
     ))
 }
 

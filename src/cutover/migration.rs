@@ -1,6 +1,7 @@
 //! The migration that a cutover asks: one that runs already, or one that it starts and ends.
 
 use crate::check::STOPS;
+use crate::cutover::stopped;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::control::{Answer, Ask, Asker};
 use crate::plan::Plan;
@@ -64,10 +65,7 @@ impl Migration {
                 .hint("stop `keyferry migrate`; the cutover starts it itself"));
             }
             if !stop.sleep(Duration::from_millis(20)).await {
-                return Err(Error::new(
-                    ErrorKind::Interrupted,
-                    "the cutover was stopped",
-                ));
+                return Err(stopped());
             }
         }
     }

@@ -11,6 +11,7 @@ mod hook;
 mod journal;
 mod migration;
 mod pass;
+mod proof;
 mod reverse;
 mod watch;
 
@@ -292,6 +293,10 @@ fn took(outcome: &mut Outcome, journal: &Journal, passed: &Passed) {
         .into();
 }
 
+fn stopped() -> Error {
+    Error::new(ErrorKind::Interrupted, "the cutover was stopped")
+}
+
 fn side_of(stage: Stage) -> &'static str {
     match stage {
         Stage::Source | Stage::RolledBack => "source",
@@ -315,13 +320,11 @@ async fn settled(
             return Err(Error::new(
                 ErrorKind::Locked,
                 "the guard of an earlier cutover does not end",
-            ));
+            )
+            .hint("wait for its switch hook to end, or end the process `keyferry cutover-guard`"));
         }
         if !stop.sleep(Duration::from_millis(50)).await {
-            return Err(Error::new(
-                ErrorKind::Interrupted,
-                "the cutover was stopped",
-            ));
+            return Err(stopped());
         }
     }
     let mut store = Store::open(home)?;
@@ -334,9 +337,9 @@ async fn settled(
         ));
     };
     // Whatever was frozen and could not be let go.
+    // A pause is written down nowhere, as it ends by itself; but why wait.
+    let paused = store.phase()? == Phase::Frozen;
     for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
-        // A pause is written down nowhere, as it ends by itself; but why wait.
-        let paused = store.phase()? == Phase::Frozen;
         if paused || store.json(&frozen(side))?.is_some_and(|v| !v.is_null()) {
             let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
             freezer.clean_up(side_of(stage)).await?;
@@ -345,7 +348,7 @@ async fn settled(
             }
         }
     }
-    if store.phase()? == Phase::Frozen {
+    if paused {
         store.enter_phase(
             match stage {
                 Stage::Source => Phase::Stream,
@@ -361,10 +364,13 @@ async fn settled(
 /// Where the clients are: what is written down, or what a person has seen where that says "switching".
 fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Result<Stage> {
     let stage = store.stage()?;
-    let mut returning = Store::open_readonly(back)?
-        .is_some_and(|s| s.stage().is_ok_and(|stage| stage == Stage::Switching));
+    // What the way back has written down for its own direction.
+    let own = match Store::open_readonly(back)? {
+        Some(back) => back.stage()?,
+        None => Stage::Source,
+    };
     if stage != Stage::Switching {
-        if returning {
+        if own == Stage::Switching {
             // Cut off between the two notes, before anybody was moved.
             Store::open(back)?.set_stage(Stage::Source)?;
         }
@@ -377,8 +383,7 @@ fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Re
         )
         .hint("look where your clients are, then say so: --clients-at source, or --clients-at target"));
     };
-    // A rollback that has come to its end has written that down for its own direction.
-    returning |= back.join("state.sqlite").exists() && Store::open(back)?.stage()? != Stage::Source;
+    let returning = own != Stage::Source;
     let (at_home, own) = match (returning, seen) {
         (true, Stage::Source) => (Stage::RolledBack, Stage::Switched),
         (true, _) => (Stage::Switched, Stage::Source),

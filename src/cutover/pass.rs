@@ -5,25 +5,21 @@ use crate::cutover::freeze::Freezer;
 use crate::cutover::guard::{self, Handle, Setup};
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
-use crate::cutover::{Options, freeze, watch};
+use crate::cutover::proof::Ready;
+use crate::cutover::{Options, stopped, watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::{Answer, Ask, ShardNow};
 use crate::plan::{FreezeWay, Job, Plan, Source};
 use crate::source::mix;
 use crate::store::{MIX, MODE, Phase, SWEEPS, Stage, Store};
 use crate::task::Shutdown;
-use crate::types::{DbIndex, unix_ms};
-use crate::verify::{self, Live};
+use crate::types::unix_ms;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often the migration is asked while it drains.
 const POLL: Duration = Duration::from_millis(1);
-/// Rounds of comparing what has changed before the writers are frozen.
-const ROUNDS: u32 = 20;
-/// A round as quick as this is quick enough.
-const QUICK: Duration = Duration::from_millis(100);
 /// For this long the clients' traffic is looked at.
 const TRAFFIC: Duration = Duration::from_millis(500);
 /// For this long nothing may be written before a person's word is believed.
@@ -54,26 +50,14 @@ pub struct Passed {
     pub predicted_ms: Option<u64>,
 }
 
-/// What was prepared while the writers still wrote.
-struct Ready {
-    live: Option<Live>,
-    /// Keys still to be compared.
-    left: Vec<(DbIndex, Vec<u8>)>,
-    /// How long the last comparison of what had changed has taken.
-    compare: Duration,
-}
-
 impl Pass<'_> {
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.work_dir.join(&self.plan.name)
     }
 
-    fn go_on(&self) -> Result<()> {
+    pub(super) fn go_on(&self) -> Result<()> {
         match self.stop.requested() {
-            true => Err(Error::new(
-                ErrorKind::Interrupted,
-                "the cutover was stopped",
-            )),
+            true => Err(stopped()),
             false => Ok(()),
         }
     }
@@ -98,11 +82,8 @@ impl Pass<'_> {
             "source" => Phase::Stream,
             _ => Phase::Switched,
         });
-        if let Err(why) = thawed
-            && let Err(why) = self
-                .thaw_without_guard()
-                .await
-                .map_err(|e| e.context(why.chain()))
+        if thawed.is_err()
+            && let Err(why) = self.thaw_without_guard().await
         {
             return Err(Error::new(
                 ErrorKind::Connection,
@@ -160,7 +141,7 @@ impl Pass<'_> {
                     let back = watch::way_back(self.plan, &self.home)
                         .err()
                         .map(|e| e.to_string());
-                    json!({ "freeze": freeze::name(*way), "scan": scan, "no_way_back": back })
+                    json!({ "freeze": way, "scan": scan, "no_way_back": back })
                 },
             )
             .await?;
@@ -172,45 +153,28 @@ impl Pass<'_> {
         if self.options.dry_run {
             return self.rehearse(journal, migration, &ready).await;
         }
-        let mut frozen = None;
         if way == FreezeWay::Operator {
             journal
-                .step("wait-for-operator", self.until_still(migration), |_| {
+                .step("wait-for-operator", self.until_still(migration), |()| {
                     Value::Null
                 })
                 .await?;
         }
         let pause = Duration::from_millis(self.plan.cutover.max_pause_ms);
-        let limited = tokio::time::timeout(
-            pause,
-            self.paused(journal, migration, guard, &mut ready, &mut frozen, way),
-        );
-        match limited.await {
+        let began = Instant::now();
+        let paused = self.paused(journal, migration, guard, &mut ready, way);
+        match tokio::time::timeout(pause, paused).await {
             Ok(done) => done?,
             Err(_) => {
-                let e = Error::new(
-                    ErrorKind::Refused,
-                    format!(
-                        "the writers were paused for {} ms, which is all that cutover.max_pause_ms allows",
-                        pause.as_millis()
-                    ),
-                )
-                .hint("rehearse with --dry-run to see what takes so long, or allow a longer pause");
-                return journal
-                    .step("time", std::future::ready(Err(e)), |()| Value::Null)
-                    .await
-                    .map(|()| Passed {
-                        pause_us: None,
-                        predicted_ms: None,
-                    });
+                let over = std::future::ready(Err(too_long(pause)));
+                journal.step("time", over, |()| Value::Null).await?;
             }
         }
         // The switch has its own limit, and its end is waited for whatever it is.
-        let switched = journal
+        journal
             .step("switch", self.switch(migration, guard), Value::clone)
-            .await;
-        let pause_us = frozen.map(|at: Instant| micros(at.elapsed()));
-        switched?;
+            .await?;
+        let pause_us = Some(micros(began.elapsed()));
         self.phase(match self.side {
             "source" => Phase::Switched,
             _ => Phase::RolledBack,
@@ -261,11 +225,12 @@ impl Pass<'_> {
 
     /// Keeps what the clients do now, for a measurement when they are gone.
     async fn note_traffic(&self) -> Result<()> {
-        let Source::Server { endpoint, .. } = &self.job.source else {
+        // On the way back the clients are at the target, whose traffic nobody asks about.
+        let (Source::Server { endpoint, .. }, "source") = (&self.job.source, self.side) else {
             return Ok(());
         };
         let mix = mix::observe(endpoint, TRAFFIC).await?;
-        if mix.total() >= mix::IDLE && self.side == "source" {
+        if mix.total() >= mix::IDLE {
             let value = serde_json::to_value(&mix).unwrap_or_default();
             Store::open(&self.home)?.put_json(MIX, &value)?;
         }
@@ -302,83 +267,6 @@ impl Pass<'_> {
         }
     }
 
-    /// Compares everything, then what was written meanwhile, until that is quickly done.
-    async fn warm_up(&self, migration: &mut Migration, scan: bool) -> Result<Ready> {
-        migration.ask(Ask::Record).await?;
-        self.compare(false, false).await?;
-        if scan {
-            // The sweep after the freeze compares everything anyway.
-            return Ok(Ready {
-                live: None,
-                left: Vec::new(),
-                compare: Duration::ZERO,
-            });
-        }
-        let options = self.verify_options(false);
-        let mut live = Live::open(self.job.clone(), &options, self.stop.clone()).await?;
-        live.warm().await?;
-        let (mut left, mut before) = (Vec::new(), None);
-        for _ in 0..ROUNDS {
-            self.go_on()?;
-            let written = migration.ask(Ask::Take).await?;
-            if written.more {
-                self.compare(true, false).await?;
-                continue;
-            }
-            let mut names = written.names();
-            names.append(&mut left);
-            let began = Instant::now();
-            let apart = live.differing(names).await?;
-            let took = began.elapsed();
-            for key in apart {
-                match key.reason.as_str() {
-                    // It is written so often that only a standing source can tell.
-                    verify::UNPROVABLE => left.push((DbIndex(key.db), key.name)),
-                    _ => return Err(differs(std::slice::from_ref(&key))),
-                }
-            }
-            let enough = took < QUICK || before.is_some_and(|b: Duration| took * 10 > b * 7);
-            before = Some(took);
-            if enough {
-                break;
-            }
-        }
-        Ok(Ready {
-            live: Some(live),
-            left,
-            compare: before.unwrap_or_default(),
-        })
-    }
-
-    fn verify_options(&self, incremental: bool) -> verify::Options {
-        verify::Options {
-            work_dir: self.dir(),
-            incremental,
-            ..verify::Options::default()
-        }
-    }
-
-    /// `standing`: nothing is written, so what cannot be proven is a difference.
-    async fn compare(&self, incremental: bool, standing: bool) -> Result<()> {
-        let options = self.verify_options(incremental);
-        let found = verify::run(self.job.clone(), options, self.stop.clone()).await?;
-        let all = [&found.missing, &found.extra, &found.different];
-        let mut apart: Vec<_> = all.into_iter().flatten().cloned().collect();
-        if standing {
-            apart.extend(found.unprovable.iter().cloned());
-        }
-        if !apart.is_empty() {
-            return Err(differs(&apart));
-        }
-        if let Some(name) = found.functions_different.first() {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                format!("the library of functions {name} differs"),
-            ));
-        }
-        Ok(())
-    }
-
     /// From the freeze to the fence: all that happens while writers wait, but for the switch.
     async fn paused(
         &self,
@@ -386,16 +274,10 @@ impl Pass<'_> {
         migration: &mut Migration,
         guard: &mut Handle,
         ready: &mut Ready,
-        frozen: &mut Option<Instant>,
         way: FreezeWay,
     ) -> Result<()> {
-        *frozen = Some(Instant::now());
         journal
-            .step(
-                "freeze",
-                guard.freeze(way),
-                |()| json!({ "way": freeze::name(way) }),
-            )
+            .step("freeze", guard.freeze(way), |()| json!({ "way": way }))
             .await?;
         self.phase(Phase::Frozen);
         journal
@@ -434,7 +316,8 @@ impl Pass<'_> {
         let still = match migration.ask(Ask::State).await {
             Ok(now) => self.is_fenced(&now).and_then(|there| match there {
                 true => Ok(()),
-                false => Err(Error::new(ErrorKind::Refused, "the fence is gone")),
+                false => Err(Error::new(ErrorKind::Refused, "the fence is gone")
+                    .hint("run the same command again")),
             }),
             Err(e) => Err(e),
         };
@@ -473,26 +356,6 @@ impl Pass<'_> {
                 return Ok(now);
             }
             tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Compares what was written since it was compared last; returns how many keys.
-    async fn prove(&self, migration: &mut Migration, ready: &mut Ready) -> Result<usize> {
-        let Some(live) = &mut ready.live else {
-            // Of a scan, the last sweep was this proof.
-            return Ok(0);
-        };
-        let written = migration.ask(Ask::Take).await?;
-        if written.more {
-            self.compare(true, true).await?;
-        }
-        let mut names = written.names();
-        names.append(&mut ready.left);
-        let keys = names.len();
-        let apart = live.differing(names).await?;
-        match apart.is_empty() {
-            true => Ok(keys),
-            false => Err(differs(&apart)),
         }
     }
 
@@ -568,7 +431,7 @@ impl Pass<'_> {
         migration: &mut Migration,
         ready: &Ready,
     ) -> Result<Passed> {
-        journal
+        let drain = journal
             .step(
                 "drain",
                 self.drained_live(migration, ready),
@@ -576,10 +439,7 @@ impl Pass<'_> {
             )
             .await?;
         migration.ask(Ask::Follow).await?;
-        let drain = (journal.steps.iter().rev())
-            .find_map(|s| s.detail["us"].as_i64())
-            .unwrap_or(0);
-        let predicted = drain + micros(ready.compare) + 10_000;
+        let predicted = micros(drain) + micros(ready.compare) + 10_000;
         Ok(Passed {
             pause_us: None,
             predicted_ms: u64::try_from(predicted / 1000).ok(),
@@ -603,7 +463,8 @@ impl Pass<'_> {
                     "within cutover.max_pause_ms ({}) the target did not get all that was written",
                     limit.as_millis()
                 ),
-            )),
+            )
+            .hint("allow a longer pause, or choose an hour with fewer writes")),
         }
     }
 
@@ -613,6 +474,17 @@ impl Pass<'_> {
             tracing::warn!("{e}");
         }
     }
+}
+
+fn too_long(pause: Duration) -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        format!(
+            "the writers were paused for {} ms, which is all that cutover.max_pause_ms allows",
+            pause.as_millis()
+        ),
+    )
+    .hint("rehearse with --dry-run to see what takes so long, or allow a longer pause")
 }
 
 fn still_writing(patience: Duration) -> Error {
@@ -629,19 +501,4 @@ fn writes(now: &Answer) -> u64 {
 
 fn micros(time: Duration) -> i64 {
     i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
-}
-
-fn differs(keys: &[verify::KeyReport]) -> Error {
-    let shown: Vec<String> = (keys.iter().take(5))
-        .map(|k| format!("{:?} ({})", k.key, k.reason))
-        .collect();
-    Error::new(
-        ErrorKind::Refused,
-        format!(
-            "both sides differ in {} keys: {}",
-            keys.len(),
-            shown.join(", ")
-        ),
-    )
-    .hint("`keyferry verify PLAN --repair` writes them again; then run the same command again")
 }

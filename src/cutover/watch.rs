@@ -37,28 +37,22 @@ pub async fn run(
         Source::Server { endpoint, .. } => clients(endpoint).await,
         Source::Rdb { .. } => None,
     };
-    let back = way_back(plan, home);
-    let opened = match &back {
+    let armed = match way_back(plan, home) {
         Ok(back) => {
-            let opened = open(back, home, stop);
-            let migration = journal
+            journal
                 .step(
                     "arm-rollback",
-                    opened,
+                    open(&back, home, stop),
                     |_| json!({ "from": "target", "to": "source" }),
                 )
-                .await;
-            match migration {
-                Ok(migration) => Ok(migration),
-                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
-                Err(e) => Err(e.chain()),
-            }
+                .await
         }
-        Err(e) => Err(e.to_string()),
+        Err(e) => Err(e),
     };
-    let (mut migration, none) = match opened {
+    let (mut migration, none) = match armed {
         Ok(migration) => (Some(migration), None),
-        Err(why) => (None, Some(why)),
+        Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+        Err(e) => (None, Some(e.chain())),
     };
     let watched = journal
         .step("watch", look(plan, migration.as_mut(), stop), Value::clone)

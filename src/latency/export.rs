@@ -2,9 +2,8 @@
 //! percentiles of all blocks together.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::latency::{stats, unpacked};
+use crate::histogram::{self, Times};
 use crate::store::LatencyBlock;
-use hdrhistogram::Histogram;
 use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use std::collections::BTreeMap;
@@ -17,16 +16,18 @@ pub fn write(dir: &Path, blocks: &[LatencyBlock]) -> Result<()> {
     let mut groups: BTreeMap<String, Vec<&LatencyBlock>> = BTreeMap::new();
     for block in blocks {
         let name = format!("{}-x{}-{}", block.workload, block.rate, block.side);
+        // A workload of the user's is called by its path.
+        let name = name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
         groups.entry(name).or_default().push(block);
     }
     for (name, blocks) in groups {
-        let histograms: Vec<Histogram<u64>> = blocks
+        let histograms: Vec<Times> = blocks
             .iter()
-            .map(|b| unpacked(&b.response))
+            .map(|b| histogram::unpacked(&b.response))
             .collect::<Result<_>>()?;
         let log = log(&blocks, &histograms)?;
         whole(&dir.join(format!("{name}.hlog")), &log)?;
-        let text = percentiles(&stats::merged(&histograms));
+        let text = percentiles(&histogram::merged(&histograms));
         whole(&dir.join(format!("{name}.hgrm")), text.as_bytes())?;
     }
     Ok(())
@@ -40,7 +41,7 @@ fn whole(path: &Path, bytes: &[u8]) -> Result<()> {
         .context(ErrorKind::Disk, || format!("write {}", path.display()))
 }
 
-fn log(blocks: &[&LatencyBlock], histograms: &[Histogram<u64>]) -> Result<Vec<u8>> {
+fn log(blocks: &[&LatencyBlock], histograms: &[Times]) -> Result<Vec<u8>> {
     let failed = |e: String| Error::new(ErrorKind::Bug, format!("write a histogram log: {e}"));
     let (mut out, mut serializer) = (Vec::new(), V2DeflateSerializer::new());
     let at = |ms: i64| SystemTime::UNIX_EPOCH + Duration::from_millis(ms.unsigned_abs());
@@ -62,7 +63,7 @@ fn log(blocks: &[&LatencyBlock], histograms: &[Histogram<u64>]) -> Result<Vec<u8
 }
 
 /// The text form of HistogramLogProcessor: value in ms, percentile, count, 1/(1-percentile).
-fn percentiles(h: &Histogram<u64>) -> String {
+fn percentiles(h: &Times) -> String {
     let mut text = format!(
         "{:>12} {:>14} {:>10} {:>14}\n\n",
         "Value", "Percentile", "TotalCount", "1/(1-Percentile)"

@@ -5,11 +5,12 @@
 //! Everything runs on one thread that spins until the next planned moment; how late it is itself is measured as well.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::latency::workload::{Exchange, Request, Workload};
+use crate::histogram::{self, Times, micros};
+use crate::latency::request::{Exchange, Request};
+use crate::latency::workload::Workload;
 use crate::net::{self, Conn, server};
 use crate::plan::Endpoint;
 use crate::types::Slot;
-use hdrhistogram::Histogram;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -28,13 +29,6 @@ const QUEUE: (usize, usize) = (100, 10_000);
 const BEHIND: Duration = Duration::from_millis(200);
 /// Requests planned at one go.
 const AT_ONCE: u32 = 16;
-
-/// 1 µs to 60 s with three digits.
-pub fn histogram() -> Histogram<u64> {
-    let new = Histogram::new_with_bounds(1, 60_000_000, 3);
-    // The bounds are right; were they not, one that grows does as well.
-    new.unwrap_or_else(|_| Histogram::new(3).unwrap_or_else(|_| std::process::abort()))
-}
 
 /// Connections to one side, kept between blocks.
 pub struct Lines {
@@ -64,30 +58,40 @@ pub struct Block {
 /// What a block has come to; times in µs.
 #[derive(Clone)]
 pub struct Measured {
-    pub response: Histogram<u64>,
-    pub service: Histogram<u64>,
+    pub response: Times,
+    pub service: Times,
     /// Service times of each kind of request.
-    pub kinds: BTreeMap<&'static str, Histogram<u64>>,
+    pub kinds: BTreeMap<&'static str, Times>,
     /// How late this program itself was with requests that a connection was free for.
-    pub slip: Histogram<u64>,
+    pub slip: Times,
     pub errors: u64,
     pub shed: u64,
+    /// Of these, shed as this program itself was late.
+    pub shed_late: u64,
     /// Planned in the counted time.
     pub planned: u64,
     pub first_error: Option<String>,
+    /// How long requests were counted, up to the last answer.
+    pub counted: Duration,
 }
 
 impl Measured {
+    pub fn answered_per_s(&self) -> f64 {
+        self.response.len() as f64 / self.counted.as_secs_f64().max(0.001)
+    }
+
     fn new() -> Measured {
         Measured {
-            response: histogram(),
-            service: histogram(),
+            response: histogram::new(),
+            service: histogram::new(),
             kinds: BTreeMap::new(),
-            slip: histogram(),
+            slip: histogram::new(),
             errors: 0,
             shed: 0,
+            shed_late: 0,
             planned: 0,
             first_error: None,
+            counted: Duration::ZERO,
         }
     }
 }
@@ -141,8 +145,8 @@ impl Lines {
     }
 
     /// Round trips of PING to each master, one after the other, in µs.
-    pub async fn floor(&mut self, times: u32) -> Result<Histogram<u64>> {
-        let mut floor = histogram();
+    pub async fn floor(&mut self, times: u32) -> Result<Times> {
+        let mut floor = histogram::new();
         for node in &mut self.nodes {
             let Some(conn) = node.idle.first_mut() else {
                 continue;
@@ -183,6 +187,7 @@ impl Lines {
         while shared.open.get() > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        shared.measured.borrow_mut().counted = counted_from.elapsed();
         shared.over.set(true);
         shared.queues.iter().for_each(|q| q.notify.notify_waiters());
         while let Some(ended) = workers.join_next().await {
@@ -241,12 +246,14 @@ impl Lines {
             next += Duration::from_secs_f64(distance);
             if planned.elapsed() > BEHIND {
                 if counted {
-                    shared.measured.borrow_mut().shed += 1;
+                    let mut measured = shared.measured.borrow_mut();
+                    measured.shed += 1;
+                    measured.shed_late += 1;
                 }
                 continue;
             }
             let request = workload.next(&mut rng);
-            let at = self.node_of(request.key());
+            let at = self.node_of(&request.key);
             if let Some(queue) = shared.queues.get(at) {
                 let mut waiting = queue.waiting.borrow_mut();
                 if waiting.len() >= most {
@@ -334,6 +341,11 @@ async fn work(
             // Whatever comes on it belongs to nobody.
             conn = None;
         }
+        if let (Ok(()), Some(open)) = (&done, &mut conn)
+            && planned.request.settle(open).await.is_err()
+        {
+            conn = None;
+        }
         if !planned.counted {
             continue;
         }
@@ -343,11 +355,11 @@ async fn work(
             .saturating_record(micros(now.saturating_duration_since(planned.at)));
         let service = micros(now.saturating_duration_since(sent));
         measured.service.saturating_record(service);
-        let kind = planned.request.kind();
+        let kind = planned.request.kind;
         measured
             .kinds
             .entry(kind)
-            .or_insert_with(histogram)
+            .or_insert_with(histogram::new)
             .saturating_record(service);
         if planned.free {
             measured
@@ -370,13 +382,6 @@ pub fn spin<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
     LocalSet::new().block_on(&runtime, work)
-}
-
-/// Whole microseconds, at least one.
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos().div_ceil(1000))
-        .unwrap_or(u64::MAX)
-        .max(1)
 }
 
 /// xorshift: which request comes next need not be unforeseeable, but the same for the same seed.

@@ -4,47 +4,48 @@
 //! source, …), and what differs is judged by intervals over blocks (`stats.rs`).
 //! Invariant: without `allow_writes` nothing is written; with it, only under a prefix of our own.
 
+mod beyond;
 mod export;
+mod file;
 mod load;
+mod request;
+mod sample;
+mod servers;
 mod stats;
 mod workload;
 
 pub use load::spin;
-pub use stats::{PERCENTILES, TOLERANCE_SHARE, TOLERANCE_US};
+pub use stats::{TOLERANCE_SHARE, TOLERANCE_US};
 
-use self::load::{Block, Lines, Measured, Rng};
-use self::stats::{Verdict, differences, is_known, merged, verdict};
-use self::workload::{RealKeys, Recipe, Workload, furnish};
+use self::beyond::{Beyond, How, Load};
+use self::load::{Block, Lines, Measured};
+use self::request::furnish;
+use self::stats::{Verdict, differences, verdict};
+use self::workload::{RealKeys, Recipe, Workload};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::scan::{self, Scan};
-use crate::net::{self, info_field, server};
+use crate::histogram::{Times, merged, packed, told as times, unpacked};
 use crate::plan::{Endpoint, Job, Source};
 use crate::source::mix::{self, Mix};
 use crate::source::private_dir;
-use crate::store::{LATENCY, LatencyBlock, Lock, MIX, Store};
+use crate::store::{LATENCY, LatencyBlock, Lock, Store};
 use crate::task::Shutdown;
 use crate::types::unix_ms;
-use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-/// How long the source's own traffic is looked at.
-const WINDOW: Duration = Duration::from_secs(3);
+/// The document of the measurement that is under way.
+const BEGUN: &str = "latency_begun";
 /// The rate where none was observed.
 const USUAL_RATE: f64 = 1_000.0;
-/// Keys that are read are a sample of so many.
-const SAMPLE: usize = 5_000;
 /// Round trips that show the floor of the network.
 const PINGS: u32 = 500;
 /// The share of a block that is not counted.
 const WARM_UP: f64 = 0.1;
 /// Beyond the highest rate of the plan.
 const OVERLOAD: [f64; 2] = [1.5, 2.0];
-/// How long an overload lasts.
-const OVERLOAD_S: f64 = 3.0;
 /// A p99 of our own lateness above this share of the median colours the result.
 const SLIP_SHARE: f64 = 0.2;
 const SLIP_US: f64 = 100.0;
@@ -84,10 +85,19 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
             "a snapshot file has no latency that could be compared",
         ));
     };
-    (options.tell)("looking at the source's own traffic");
-    let mix = observe(endpoint, &mut store).await?;
     let plan = &job.latency;
-    let real = sample(job, endpoint).await?;
+    let begun = begin(job, options, &mut store, endpoint).await?;
+    let mix = &begun.mix;
+    let (real, told) = sample::keys(job, endpoint).await?;
+    let mut recipes = Vec::new();
+    for name in &plan.workloads {
+        recipes.push((name.clone(), Recipe::named(name, mix, plan.allow_writes)?));
+    }
+    let own: BTreeSet<String> = (recipes.iter())
+        .filter_map(|(_, recipe)| recipe.as_ref().map(Recipe::own_names))
+        .flatten()
+        .collect();
+    let value = real.value();
     let mut sides = vec![
         Side {
             name: "source",
@@ -100,79 +110,36 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
             real: real.renamed(&job.renames),
         },
     ];
-    if plan.allow_writes {
-        for side in &mut sides {
-            furnish(&mut side.lines, true).await?;
+    let mut before = Map::new();
+    for side in &mut sides {
+        let figures = servers::figures(&side.lines.endpoint).await?;
+        before.insert(side.name.into(), figures);
+        if plan.allow_writes {
+            furnish(&mut side.lines, true, &value, &own).await?;
         }
     }
-    let measured = measure(job, options, &mut store, &mut sides, &mix, stop).await;
+    let measured = measure(job, options, &mut store, &mut sides, &begun, &recipes, stop).await;
     if plan.allow_writes {
         for side in &mut sides {
-            furnish(&mut side.lines, false).await?;
+            furnish(&mut side.lines, false, &value, &own).await?;
         }
     }
     let mut answer = measured?;
+    answer["design"]["popularity"] = json!(match told {
+        true => "as the source counts it (LFU)",
+        false => "Zipf, the order drawn",
+    });
+    answer["design"]["value_bytes"] = json!(value.len());
     for side in &sides {
-        answer["servers"][side.name] = figures(&side.lines.endpoint).await?;
+        answer["servers"][side.name] = servers::figures(&side.lines.endpoint).await?;
     }
+    answer["servers_before"] = before.into();
     store.put_json(LATENCY, &answer)?;
+    // The next one is another.
+    store.put_json(BEGUN, &Value::Null)?;
     export::write(&dir, &store.latency_blocks()?)?;
     answer["files"] = json!(dir.display().to_string());
     Ok(answer)
-}
-
-/// The source's traffic of now; that of an earlier look where it is idle by now.
-async fn observe(endpoint: &Endpoint, store: &mut Store) -> Result<Mix> {
-    let now = mix::observe(endpoint, WINDOW).await?;
-    if now.total() >= mix::IDLE {
-        store.put_json(MIX, &serde_json::to_value(&now).unwrap_or_default())?;
-        return Ok(now);
-    }
-    let saved = store
-        .json(MIX)?
-        .and_then(|v| serde_json::from_value(v).ok());
-    Ok(saved.unwrap_or(now))
-}
-
-/// Keys of the source that the plan moves, by their types.
-async fn sample(job: &Job, endpoint: &Endpoint) -> Result<RealKeys> {
-    let mut real = RealKeys::default();
-    let (layout, _) = server::layout(endpoint).await?;
-    let each = SAMPLE / layout.masters.len().max(1);
-    for master in &layout.masters {
-        let mut conn = net::connect(endpoint, &master.address).await?;
-        // Only database 0, where the target has no other.
-        let dbs = scan::databases(&mut conn).await?;
-        if job.databases.map(crate::types::DbIndex::ZERO).is_none() || dbs.is_empty() {
-            continue;
-        }
-        let (mut scan, mut taken) = (Scan::new(), 0);
-        while let Some(page) = scan.next(&mut conn, 500).await? {
-            let wanted: Vec<Vec<u8>> = page.into_iter().filter(|k| job.filter.accepts(k)).collect();
-            for key in &wanted {
-                conn.push(&[b"TYPE", key]);
-            }
-            conn.flush().await?;
-            for key in wanted {
-                let kind = conn.reply().await?;
-                if let Some(kind) = kind.text().filter(|k| k != "none") {
-                    real.0.entry(kind.into_owned()).or_default().push(key);
-                    taken += 1;
-                }
-            }
-            if taken >= each {
-                break;
-            }
-        }
-    }
-    // The popular ones are not those that come first.
-    let mut rng = Rng::new(1);
-    for keys in real.0.values_mut() {
-        for i in (1..keys.len()).rev() {
-            keys.swap(i, rng.below(i + 1));
-        }
-    }
-    Ok(real)
 }
 
 async fn measure(
@@ -180,10 +147,11 @@ async fn measure(
     options: &Options,
     store: &mut Store,
     sides: &mut [Side],
-    mix: &Mix,
+    begun: &Begun,
+    recipes: &[(String, Option<Recipe>)],
     stop: &Shutdown,
 ) -> Result<Value> {
-    let plan = &job.latency;
+    let (plan, mix, seed) = (&job.latency, &begun.mix, begun.seed);
     let base = match mix.total() {
         rate if rate >= mix::IDLE => rate,
         _ => USUAL_RATE,
@@ -193,14 +161,12 @@ async fn measure(
         let pings = side.lines.floor(PINGS).await?;
         floor.insert(side.name.into(), times(&pings));
     }
-    let about = about(job, mix, options);
     let mut done = store.latency_blocks()?;
-    done.retain(|b| b.about == about && !options.fresh);
-    let seed = options.seed.unwrap_or_else(|| unix_ms().unsigned_abs());
+    done.retain(|b| b.about == begun.run);
     let (mut results, mut skipped) = (Vec::new(), Vec::new());
     let apart = sides.iter().any(|s| s.lines.masters() > 1);
-    for name in &plan.workloads {
-        let recipe = Recipe::named(name, mix, plan.allow_writes);
+    let mut beyond: Option<Beyond> = None;
+    for (name, recipe) in recipes {
         let loads = recipe.as_ref().and_then(|recipe| {
             let of = |side: &Side| Workload::new(recipe, &side.real, plan.allow_writes, apart);
             sides.iter().map(of).collect::<Option<Vec<_>>>()
@@ -236,10 +202,7 @@ async fn measure(
                         continue;
                     }
                     if stop.requested() {
-                        return Err(Error::new(
-                            ErrorKind::Interrupted,
-                            "the measurement was stopped; run again, it goes on with the next block",
-                        ));
+                        return Err(stopped());
                     }
                     let block = Block {
                         rate: per_s,
@@ -251,15 +214,37 @@ async fn measure(
                     };
                     let started_ms = unix_ms();
                     let measured = side.lines.run(load, &block).await?;
-                    let row = row(&about, name, *rate, turn, side.name, started_ms, &measured)?;
+                    let row = row(
+                        &begun.run, name, *rate, turn, side.name, started_ms, &measured,
+                    )?;
                     store.save_latency_block(&row)?;
                     blocks.push(row);
                 }
             }
-            results.push(conclude(name, *rate, per_s, &recipe, &blocks, seed)?);
+            results.push(conclude(name, *rate, per_s, recipe, &blocks, seed)?);
+        }
+        // What a side can do at most is told by the first workload that can be run.
+        if beyond.is_none() {
+            let highest = plan.rates.iter().copied().fold(0.0, f64::max) * base;
+            let load = Load {
+                name,
+                of_sides: &loads,
+            };
+            let how = How {
+                sweep: plan.sweep,
+                even: options.even,
+                block_s: plan.block_s,
+            };
+            beyond = Some(beyond::run(sides, &load, highest, how, &*options.tell, stop).await?);
         }
     }
-    let overload = overload(job, options, sides, mix, base, stop).await?;
+    let beyond = beyond.unwrap_or_default();
+    let client = client(&results, &beyond);
+    let peaks = beyond.peak.as_ref().map(|peaks| {
+        let each = sides.iter().zip(peaks);
+        each.map(|(side, peak)| (side.name.to_owned(), json!(peak)))
+            .collect::<Map<_, _>>()
+    });
     Ok(json!({
         "plan": job.name,
         "measured_at": unix_ms(),
@@ -279,23 +264,81 @@ async fn measure(
         "floor": floor,
         "results": results,
         "skipped": skipped,
-        "overload": overload,
+        "sweep": beyond.sweep,
+        "peak_per_s": peaks,
+        "overload": beyond.overload,
+        "client": client,
     }))
 }
 
-/// Blocks of another plan, traffic or way of measuring do not belong to these.
-fn about(job: &Job, mix: &Mix, options: &Options) -> String {
-    let plan = &job.latency;
-    format!(
-        "{} {} {} {} {} {} {}",
-        job.fingerprint,
-        plan.blocks,
-        plan.block_s,
-        plan.connections,
-        plan.allow_writes,
-        mix.seen_ms,
-        options.even
+fn stopped() -> Error {
+    Error::new(
+        ErrorKind::Interrupted,
+        "the measurement was stopped; run again, it goes on with the next block",
     )
+}
+
+/// What this program itself, which uses one core, has held.
+fn client(results: &[Value], beyond: &Beyond) -> Value {
+    let blocks = results.iter().flat_map(|r| {
+        ["source", "target"].map(|side| (&r["endpoints"][side], r["rate_per_s"].as_f64()))
+    });
+    let held = blocks.filter(|(side, _)| side["shed"] == 0);
+    let stages = beyond.sweep.iter().chain(&beyond.overload);
+    let stages = stages.filter(|s| s["shed_by_client"] == 0);
+    let rates = (held.filter_map(|(_, rate)| rate))
+        .chain(stages.filter_map(|s| s["answered_per_s"].as_f64()));
+    let at_limit = (beyond.sweep.iter().chain(&beyond.overload)).any(|s| s["shed_by_client"] != 0);
+    json!({
+        "held_per_s": rates.fold(0.0, f64::max).round(),
+        // False: it was never asked for more than it could do.
+        "was_the_limit": at_limit,
+    })
+}
+
+/// Whether our own lateness, at its p99, colours times like these.
+fn is_late(slip_us: f64, response: &Times) -> bool {
+    let middle = response.value_at_quantile(0.5) as f64;
+    slip_us > SLIP_US.max(middle * SLIP_SHARE)
+}
+
+/// What a measurement keeps to, also when it goes on after a stop.
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    /// The plan's part of it; blocks of another one do not belong to these.
+    about: String,
+    /// Names its blocks.
+    run: String,
+    mix: Mix,
+    seed: u64,
+}
+
+/// Goes on with a measurement that was stopped, or looks at the source for a new one.
+async fn begin(
+    job: &Job,
+    options: &Options,
+    store: &mut Store,
+    endpoint: &Endpoint,
+) -> Result<Begun> {
+    let plan = serde_json::to_string(&job.latency).unwrap_or_default();
+    let about = format!("{} {plan} {}", job.fingerprint, options.even);
+    let saved = store.json(BEGUN)?;
+    let saved = saved.and_then(|v| serde_json::from_value::<Begun>(v).ok());
+    let fits = |b: &Begun| b.about == about && options.seed.is_none_or(|seed| seed == b.seed);
+    if let Some(begun) = saved.filter(|b| !options.fresh && fits(b)) {
+        (options.tell)("going on with the measurement that was stopped");
+        return Ok(begun);
+    }
+    (options.tell)("looking at the source's own traffic");
+    let now = unix_ms();
+    let begun = Begun {
+        run: format!("{now} {about}"),
+        about,
+        mix: sample::observe(endpoint, store).await?,
+        seed: options.seed.unwrap_or(now.unsigned_abs()),
+    };
+    store.put_json(BEGUN, &serde_json::to_value(&begun).unwrap_or_default())?;
+    Ok(begun)
 }
 
 fn row(
@@ -330,27 +373,6 @@ fn row(
     })
 }
 
-fn packed(h: &Histogram<u64>) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    match V2DeflateSerializer::new().serialize(h, &mut bytes) {
-        Ok(_) => Ok(bytes),
-        Err(e) => Err(Error::new(
-            ErrorKind::Bug,
-            format!("pack a histogram: {e:?}"),
-        )),
-    }
-}
-
-fn unpacked(bytes: &[u8]) -> Result<Histogram<u64>> {
-    let read = Deserializer::new().deserialize(&mut std::io::Cursor::new(bytes));
-    read.map_err(|e| {
-        Error::new(
-            ErrorKind::State,
-            format!("a saved histogram is damaged: {e:?}"),
-        )
-    })
-}
-
 /// One workload at one rate: both sides, their difference, the verdict.
 fn conclude(
     workload: &str,
@@ -366,11 +388,11 @@ fn conclude(
     for side in ["source", "target"] {
         let mut own: Vec<&LatencyBlock> = blocks.iter().filter(|b| b.side == side).collect();
         own.sort_by_key(|b| b.block);
-        let response: Vec<Histogram<u64>> = own
+        let response: Vec<Times> = own
             .iter()
             .map(|b| unpacked(&b.response))
             .collect::<Result<_>>()?;
-        let service: Vec<Histogram<u64>> = own
+        let service: Vec<Times> = own
             .iter()
             .map(|b| unpacked(&b.service))
             .collect::<Result<_>>()?;
@@ -381,8 +403,7 @@ fn conclude(
             .collect();
         let slip = median(slips);
         let (shed, errors) = (sum(|b| b.shed), sum(|b| b.errors));
-        let middle = all.value_at_quantile(0.5) as f64;
-        if slip > SLIP_US.max(middle * SLIP_SHARE) {
+        if is_late(slip, &all) {
             late = late.max(slip);
         }
         if shed > 0 {
@@ -430,7 +451,7 @@ fn conclude(
         "workload": workload,
         "rate": rate,
         "rate_per_s": per_s,
-        "requests": recipe.parts.iter().map(|(what, weight)| json!({"kind": what.name(), "weight": weight})).collect::<Vec<_>>(),
+        "requests": recipe.kinds().map(|(kind, weight)| json!({"kind": kind, "weight": weight})).collect::<Vec<_>>(),
         "left_out": recipe.left_out.iter().map(|(what, share)| json!({"what": what, "share": share})).collect::<Vec<_>>(),
         "endpoints": endpoints,
         "difference_us": by_name(&|d| json!(d.difference_us)),
@@ -444,114 +465,4 @@ fn conclude(
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-/// What happens beyond the highest rate: how much is answered, how late, and how much is shed.
-async fn overload(
-    job: &Job,
-    options: &Options,
-    sides: &mut [Side],
-    mix: &Mix,
-    base: f64,
-    stop: &Shutdown,
-) -> Result<Vec<Value>> {
-    let plan = &job.latency;
-    let highest = plan.rates.iter().copied().fold(0.0, f64::max) * base;
-    let apart = sides.iter().any(|s| s.lines.masters() > 1);
-    let mut stages = Vec::new();
-    // The first workload that can be run.
-    for name in &plan.workloads {
-        let Some(recipe) = Recipe::named(name, mix, plan.allow_writes) else {
-            continue;
-        };
-        for times_highest in OVERLOAD {
-            for side in sides.iter_mut() {
-                let Some(load) = Workload::new(&recipe, &side.real, plan.allow_writes, apart)
-                else {
-                    continue;
-                };
-                if stop.requested() {
-                    return Err(Error::new(
-                        ErrorKind::Interrupted,
-                        "the measurement was stopped",
-                    ));
-                }
-                let rate = highest * times_highest;
-                (options.tell)(&format!(
-                    "overload: {name} at {rate:.0}/s on the {}",
-                    side.name
-                ));
-                let block = Block {
-                    rate,
-                    seconds: OVERLOAD_S.min(f64::from(plan.block_s)),
-                    warm_up: OVERLOAD_S.min(f64::from(plan.block_s)) * WARM_UP,
-                    seed: 7,
-                    even: options.even,
-                };
-                let m = side.lines.run(&load, &block).await?;
-                stages.push(json!({
-                    "workload": name, "times_highest_rate": times_highest, "rate_per_s": rate,
-                    "side": side.name, "planned": m.planned, "answered": m.response.len(),
-                    "shed": m.shed, "errors": m.errors, "response": times(&m.response),
-                    "service": times(&m.service),
-                }));
-            }
-        }
-        if !stages.is_empty() {
-            break;
-        }
-    }
-    Ok(stages)
-}
-
-/// A distribution as the answer has it; percentiles only where there are requests enough.
-fn times(h: &Histogram<u64>) -> Value {
-    let mut out = Map::new();
-    out.insert("count".into(), json!(h.len()));
-    out.insert("mean_us".into(), json!((h.mean() * 10.0).round() / 10.0));
-    for (name, q) in PERCENTILES {
-        let value = is_known(q, h.len()).then(|| h.value_at_quantile(q));
-        out.insert(name.into(), json!(value));
-    }
-    out.insert("max_us".into(), json!(h.max()));
-    Value::Object(out)
-}
-
-/// What the servers of a side say of themselves.
-async fn figures(endpoint: &Endpoint) -> Result<Value> {
-    let (layout, server) = server::layout(endpoint).await?;
-    let mut sums: Map<String, Value> = Map::new();
-    for master in &layout.masters {
-        let mut conn = net::connect(endpoint, &master.address).await?;
-        let reply = conn.ask(&[b"INFO", b"everything"]).await?;
-        let info = reply.text().unwrap_or_default().into_owned();
-        for field in [
-            "used_memory",
-            "used_memory_rss",
-            "evicted_keys",
-            "expired_keys",
-            "keyspace_hits",
-            "keyspace_misses",
-            "connected_clients",
-            "used_cpu_sys",
-            "used_cpu_user",
-        ] {
-            let Some(n) = info_field(&info, field).and_then(|v| v.parse::<f64>().ok()) else {
-                continue;
-            };
-            let before = sums.get(field).and_then(Value::as_f64).unwrap_or(0.0);
-            sums.insert(field.into(), json!(before + n));
-        }
-    }
-    let read = sums.clone();
-    let n = |field: &str| read.get(field).and_then(Value::as_f64);
-    if let (Some(hits), Some(misses)) = (n("keyspace_hits"), n("keyspace_misses")) {
-        sums.insert("hit_ratio".into(), json!(hits / (hits + misses).max(1.0)));
-    }
-    if let (Some(rss), Some(used)) = (n("used_memory_rss"), n("used_memory")) {
-        sums.insert("fragmentation".into(), json!(rss / used.max(1.0)));
-    }
-    sums.insert("server".into(), json!(server.to_string()));
-    sums.insert("masters".into(), json!(layout.masters.len()));
-    Ok(Value::Object(sums))
 }

@@ -3,21 +3,10 @@
 //! Blocks, not requests, are drawn again and again (a block bootstrap): requests of one moment are alike, so drawing
 //! them one by one would make the interval too narrow. Both sides' blocks of one turn are drawn together.
 
-use crate::latency::load::{Rng, histogram};
-use hdrhistogram::Histogram;
+use crate::histogram::{self, PERCENTILES, Times, is_known, merged};
+use crate::latency::load::Rng;
 use serde::Serialize;
 
-/// What is told of a distribution, with its name in the answer.
-pub const PERCENTILES: [(&str, f64); 6] = [
-    ("p50_us", 0.50),
-    ("p90_us", 0.90),
-    ("p95_us", 0.95),
-    ("p99_us", 0.99),
-    ("p99_9_us", 0.999),
-    ("p99_99_us", 0.9999),
-];
-/// Beyond a percentile, so many requests must lie.
-const BEYOND: f64 = 10.0;
 /// How often blocks are drawn.
 const DRAWS: usize = 400;
 /// Of these, so many lie within the interval.
@@ -47,26 +36,8 @@ pub struct Difference {
     pub tolerance_us: f64,
 }
 
-/// Whether a percentile can be told from so many requests.
-pub fn is_known(quantile: f64, count: u64) -> bool {
-    count as f64 * (1.0 - quantile) >= BEYOND
-}
-
-pub fn merged(blocks: &[Histogram<u64>]) -> Histogram<u64> {
-    let mut all = histogram();
-    for block in blocks {
-        // All have the same bounds.
-        let _ = all.add(block);
-    }
-    all
-}
-
 /// The differences of all percentiles that both sides have requests enough for.
-pub fn differences(
-    source: &[Histogram<u64>],
-    target: &[Histogram<u64>],
-    seed: u64,
-) -> Vec<Difference> {
+pub fn differences(source: &[Times], target: &[Times], seed: u64) -> Vec<Difference> {
     let turns = source.len().min(target.len());
     let (a, b) = (merged(source), merged(target));
     let known: Vec<(&'static str, f64)> = (PERCENTILES.iter())
@@ -76,7 +47,7 @@ pub fn differences(
     let mut rng = Rng::new(seed);
     let mut drawn: Vec<Vec<(f64, f64)>> = vec![Vec::with_capacity(DRAWS); known.len()];
     for _ in 0..DRAWS {
-        let (mut x, mut y) = (histogram(), histogram());
+        let (mut x, mut y) = (histogram::new(), histogram::new());
         for _ in 0..turns {
             let at = rng.below(turns);
             if let (Some(s), Some(t)) = (source.get(at), target.get(at)) {
@@ -115,7 +86,7 @@ pub fn differences(
         .collect()
 }
 
-fn at_quantile(h: &Histogram<u64>, q: f64) -> f64 {
+fn at_quantile(h: &Times, q: f64) -> f64 {
     h.value_at_quantile(q) as f64
 }
 
@@ -209,11 +180,11 @@ mod tests {
     use super::*;
 
     /// Blocks of latencies around `middle`, which wanders from block to block.
-    fn blocks(middle: f64, seed: u64) -> Vec<Histogram<u64>> {
+    fn blocks(middle: f64, seed: u64) -> Vec<Times> {
         let (mut rng, mut wander) = (Rng::new(seed), Rng::new(99));
         (0..12)
             .map(|_| {
-                let mut h = histogram();
+                let mut h = histogram::new();
                 let base = middle + wander.unit() * 60.0;
                 for _ in 0..3_000 {
                     let tail = if rng.unit() < 0.02 {
@@ -228,7 +199,7 @@ mod tests {
             .collect()
     }
 
-    fn judged(a: &[Histogram<u64>], b: &[Histogram<u64>]) -> (Verdict, Vec<Difference>) {
+    fn judged(a: &[Times], b: &[Times]) -> (Verdict, Vec<Difference>) {
         let found = differences(a, b, 5);
         (verdict(&found, a.len(), None).0, found)
     }
@@ -261,7 +232,6 @@ mod tests {
             .collect();
         // 36,000 requests tell 99.9 %, not 99.99 %.
         assert_eq!(names, ["p50_us", "p90_us", "p95_us", "p99_us", "p99_9_us"]);
-        assert!(is_known(0.99, 1_000) && !is_known(0.99, 999));
     }
 
     #[test]

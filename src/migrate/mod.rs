@@ -4,6 +4,7 @@
 //! pump (thread) for it. Links hear the wish to stop first; pumps end with their spool.
 
 mod adopt;
+mod begin;
 mod bulk;
 mod census;
 mod checkpoint;
@@ -32,23 +33,27 @@ mod timed;
 mod touched;
 mod trouble;
 
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::begin::{
+    Found, assign, compare_clocks, find_source, fits_databases, load_estimate_ms, mode_name,
+    refuse_existing, remove_spool, since_then, source_name,
+};
 use crate::migrate::ownership::Ownership;
 use crate::migrate::progress::{ENDED, Progress, ShardProgress};
 use crate::migrate::shards::Shards;
 use crate::migrate::shared::Shared;
-use crate::net;
 use crate::net::guard;
 use crate::net::server::{self, Layout, Master, Product, Server};
-use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
+use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::source::place::Place;
-use crate::source::{private_dir, psync};
-use crate::store::{CHECKED, Existing, Lock, MODE, Phase, Run, ShardState, Stage, Store};
+use crate::source::private_dir;
+use crate::source::pulse::{Pulse, While};
+use crate::store::{CHECKED, Lock, PULSE, Phase, Run, Stage, Store};
 use crate::target::health;
-use crate::target::topology::{self, Topology};
+use crate::target::topology::{self};
 use crate::task::{Shutdown, Throttle, peak_rss};
+use crate::types::ShardId;
 use crate::types::unix_ms;
-use crate::types::{DbIndex, ShardId, SlotSet};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -109,7 +114,9 @@ pub async fn run(
     let _lock = Lock::acquire(&dir)?;
     let mut store = Store::open(&dir)?;
     let stage = store.stage()?;
-    if options.fresh && !options.dry_run && !matches!(stage, Stage::Source | Stage::RolledBack) {
+    // After a rollback one may start over.
+    let over = options.fresh && stage == Stage::RolledBack;
+    if stage.is_fenced() && !over && !options.dry_run {
         return Err(switched(stage));
     }
     if options.fresh && store.is_frozen()? {
@@ -122,9 +129,6 @@ pub async fn run(
     if options.fresh {
         store.wipe()?;
         remove_spool(&dir)?;
-    }
-    if store.stage()?.is_fenced() && !options.dry_run {
-        return Err(switched(store.stage()?));
     }
     store.begin_run(&Run {
         plan: job.name.clone(),
@@ -212,100 +216,6 @@ fn summary(
     })
 }
 
-fn mode_name(source: &Source) -> &'static str {
-    match source {
-        Source::Server { .. } => "replica",
-        Source::Rdb { .. } => "rdb",
-    }
-}
-
-fn source_name(source: &Source) -> String {
-    match source {
-        Source::Server { endpoint, .. } => endpoint.redacted_url(),
-        Source::Rdb {
-            path: RdbPath::Stdin,
-        } => "-".into(),
-        Source::Rdb {
-            path: RdbPath::File(path),
-        } => path.display().to_string(),
-    }
-}
-
-fn remove_spool(dir: &Path) -> Result<()> {
-    let _ = std::fs::remove_file(Existing::path(dir));
-    match std::fs::remove_dir_all(dir.join("spool")) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e)
-            .context(ErrorKind::Disk, || {
-                format!("remove {}", dir.join("spool").display())
-            }),
-        _ => Ok(()),
-    }
-}
-
-/// What the source is, and how it is read.
-struct Found {
-    /// Its masters; for a snapshot file there is one, which is the file, and for a scan one, which is all of it.
-    layout: Layout,
-    server: Option<Server>,
-    scan: bool,
-}
-
-/// Looks at the source; "auto" means PSYNC where that is allowed.
-async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
-    match &job.source {
-        Source::Server { endpoint, mode } => {
-            let (mut layout, server) = server::layout(endpoint)
-                .await
-                .map_err(|e| e.context("look at the source"))?;
-            let before = store.json(MODE)?;
-            let scan = match (mode, before.as_ref().and_then(|v| v.as_str())) {
-                (Mode::Scan, _) => true,
-                (Mode::Replica, _) => false,
-                (Mode::Auto, Some(before)) => before == "scan",
-                (Mode::Auto, None) => !psync::allowed(endpoint).await?,
-            };
-            store.put_json(MODE, &if scan { "scan" } else { "replica" }.into())?;
-            if scan {
-                if job.on_existing == OnExisting::Replace {
-                    return Err(Error::new(
-                        ErrorKind::Plan,
-                        "a scan cannot tell the target's own keys from those that the source has deleted",
-                    )
-                    .hint("set on_existing to \"skip\" to keep the target's own keys, or to \"reconcile\" to have only the source's"));
-                }
-                layout = Layout {
-                    cluster: false,
-                    masters: vec![Master {
-                        address: endpoint.address(),
-                        slots: SlotSet::all(),
-                        replicas: Vec::new(),
-                    }],
-                };
-            }
-            Ok(Found {
-                layout,
-                server: Some(server),
-                scan,
-            })
-        }
-        Source::Rdb { .. } => {
-            let master = Master {
-                address: source_name(&job.source),
-                slots: SlotSet::all(),
-                replicas: Vec::new(),
-            };
-            Ok(Found {
-                layout: Layout {
-                    cluster: false,
-                    masters: vec![master],
-                },
-                server: None,
-                scan: false,
-            })
-        }
-    }
-}
-
 async fn migrate(
     job: &Job,
     options: &Options,
@@ -319,6 +229,8 @@ async fn migrate(
         server: source,
         scan,
     } = find_source(job, &mut store).await?;
+    let ends = Shutdown::default();
+    let pulse = feel_pulse(job, options, &layout, &store, &ends)?;
     let (topology, target) = topology::discover(&job.target)
         .await
         .map_err(|e| e.context("look at the target"))?;
@@ -402,7 +314,6 @@ async fn migrate(
     };
     shared.store(|s| s.enter_phase(phase, unix_ms()))?;
 
-    let ends = Shutdown::default();
     if !options.dry_run {
         let served = control::serve(
             dir.to_owned(),
@@ -453,6 +364,15 @@ async fn migrate(
         progress,
         running: Default::default(),
     };
+    if let (Some(begun), true) = (&pulse, saved.is_empty()) {
+        tokio::time::sleep_until((begun.0 + BASELINE).into()).await;
+    }
+    if let Some((_, pulse)) = &pulse {
+        pulse.enter(match phase {
+            Phase::Stream => While::Stream,
+            _ => While::Snapshot,
+        });
+    }
     for (master, shard) in layout.masters.iter().zip(assigned) {
         let place = match &job.source {
             Source::Server { endpoint, .. } => {
@@ -465,7 +385,7 @@ async fn migrate(
     // Which shards there are may change; the run ends when all of them have.
     let joined = {
         let joining = shards.join();
-        let phases = watch_phases(&shards);
+        let phases = watch_phases(&shards, pulse.as_ref().map(|(_, pulse)| &**pulse));
         let slots = async {
             match &shared.ownership {
                 Some(ownership) => ownership::watch(&shards, ownership).await,
@@ -480,6 +400,10 @@ async fn migrate(
         }
     };
     ends.request();
+    if let Some((_, pulse)) = &pulse {
+        let document = pulse.document()?;
+        shared.store(|s| s.put_json(PULSE, &document))?;
+    }
     if let Some(watching) = watching {
         watching.abort();
     }
@@ -495,35 +419,6 @@ async fn migrate(
     joined.map(|()| caught_up)
 }
 
-/// Expiries are absolute, so a target whose clock is ahead lets keys go early: that is said before it surprises.
-async fn compare_clocks(job: &Job, shared: &Shared) -> Result<()> {
-    let Source::Server { endpoint, .. } = &job.source else {
-        return Ok(());
-    };
-    let source = server::clock_ahead_ms(endpoint).await?;
-    let target = server::clock_ahead_ms(&job.target).await?;
-    let (Some(source), Some(target)) = (source, target) else {
-        return Ok(());
-    };
-    let ahead = target - source;
-    if ahead.abs() > CLOCK_TOLERANCE_MS {
-        shared.event(
-            "warning",
-            "clocks",
-            &format!(
-                "the target's clock is {} ms {} the source's: keys with an expiry live that much {} there",
-                ahead.abs(),
-                if ahead > 0 { "ahead of" } else { "behind" },
-                if ahead > 0 { "shorter" } else { "longer" },
-            ),
-        );
-    }
-    Ok(())
-}
-
-/// By how much clocks may differ without a word.
-const CLOCK_TOLERANCE_MS: i64 = 250;
-
 /// The document that keeps the run ids of the target's masters.
 pub(crate) const MASTERS: &str = "target_masters";
 
@@ -533,39 +428,37 @@ fn known_masters(store: &Store) -> Result<BTreeSet<String>> {
     Ok(ids.filter_map(|v| v.as_str().map(str::to_owned)).collect())
 }
 
-/// Gives each master the state it had: by its address, else by its slots (it was promoted), else a new one.
-fn assign(masters: &[Master], saved: &[ShardState]) -> Vec<ShardState> {
-    let mut free: Vec<&ShardState> = saved.iter().collect();
-    let mut next = saved.iter().map(|s| s.shard.0 + 1).max().unwrap_or(0);
-    let take = |free: &mut Vec<&ShardState>, fits: &dyn Fn(&ShardState) -> bool| {
-        let at = free.iter().position(|s| fits(s))?;
-        Some(free.remove(at).clone())
+/// How long the source is asked before it is read, at least.
+const BASELINE: Duration = Duration::from_millis(250);
+
+/// Begins to ask the source's masters how fast they answer; `None` where there is no server, or nothing is moved.
+fn feel_pulse(
+    job: &Job,
+    options: &Options,
+    layout: &Layout,
+    store: &Store,
+    ends: &Shutdown,
+) -> Result<Option<(Instant, Arc<Pulse>)>> {
+    let Source::Server { endpoint, .. } = &job.source else {
+        return Ok(None);
     };
-    let by_address: Vec<Option<ShardState>> = (masters.iter())
-        .map(|m| take(&mut free, &|s| s.address == m.address))
-        .collect();
-    (masters.iter().zip(by_address))
-        .map(|(master, known)| {
-            let slots = master.slots.to_string();
-            let known = known.or_else(|| take(&mut free, &|s| s.slots == slots));
-            known.unwrap_or_else(|| {
-                next += 1;
-                let text = if saved.is_empty() {
-                    slots
-                } else {
-                    String::new()
-                };
-                ShardState::new(ShardId(next - 1), master.address.clone(), text)
-            })
-        })
-        .collect()
+    if options.dry_run {
+        return Ok(None);
+    }
+    let pulse = Arc::new(Pulse::recall(store.json(PULSE)?.as_ref()));
+    for master in &layout.masters {
+        let (pulse, ends) = (pulse.clone(), ends.clone());
+        let (endpoint, address) = (endpoint.clone(), master.address.clone());
+        tokio::spawn(async move { pulse.ask(&endpoint, &address, &ends).await });
+    }
+    Ok(Some((Instant::now(), pulse)))
 }
 
-/// How often a run looks whether the clients have been moved.
+/// How often a run looks whether the clients have been moved, and saves how fast the source answers.
 const STAGE_EVERY: Duration = Duration::from_secs(1);
 
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.
-async fn watch_phases(shards: &Shards) {
+async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
     let (shared, mut streaming, mut looked) = (&shards.shared, false, Instant::now());
     while !shared.stop.requested() {
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -577,11 +470,19 @@ async fn watch_phases(shards: &Shards) {
                 shared.stop.request();
                 return;
             }
+            if let Some(document) = pulse.and_then(|p| p.document().ok())
+                && let Err(e) = shared.store(|s| s.put_json(PULSE, &document))
+            {
+                tracing::warn!("{e}");
+            }
         }
         let views = shards.views();
         let phase = |v: &ShardProgress| v.view().phase;
         if !streaming && views.iter().all(|v| matches!(phase(v), "stream" | ENDED)) {
             streaming = true;
+            if let Some(pulse) = pulse {
+                pulse.enter(While::Stream);
+            }
             if let Err(e) = shared.store(|s| s.enter_phase(Phase::Stream, unix_ms())) {
                 tracing::warn!("{e}");
             }
@@ -591,60 +492,4 @@ async fn watch_phases(shards: &Shards) {
             return;
         }
     }
-}
-
-/// What the source has written since a run has ended is not known: until this one knows, its lag is all that time.
-fn since_then(saved: &[ShardState]) -> Vec<ShardState> {
-    let behind = |shard: &ShardState| {
-        let away = u64::try_from(unix_ms() - shard.updated_at).unwrap_or(0);
-        ShardState {
-            lag_ms: shard.lag_ms.max(away),
-            ..shard.clone()
-        }
-    };
-    saved.iter().map(behind).collect()
-}
-
-/// Databases that the target cannot hold are found before anything is written.
-fn fits_databases(job: &Job, topology: &Topology) -> Result<()> {
-    if !topology.one_slot {
-        return Ok(());
-    }
-    let beyond = job.databases.moved().any(|(_, to)| to != DbIndex::ZERO);
-    if beyond && !job.databases.is_identity() {
-        return Err(Error::new(
-            ErrorKind::Plan,
-            "databases.map leads to a database other than 0, but the target has only database 0",
-        )
-        .hint("map the databases to 0, or leave them out with databases.include"));
-    }
-    Ok(())
-}
-
-async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) -> Result<()> {
-    for address in &topology.nodes {
-        let mut conn = net::connect(endpoint, address).await?;
-        let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
-        let text = reply.text().unwrap_or_default();
-        if let Some(line) = text.lines().find(|l| l.starts_with("db")) {
-            return Err(Error::new(
-                ErrorKind::TargetNotEmpty,
-                format!("the target {address} holds keys already ({})", line.trim()),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// A generous guess at how long the load takes, from the source's memory: expiries nearer than that are held.
-async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
-    let ask = async {
-        let mut conn = net::connect(endpoint, &endpoint.address()).await.ok()?;
-        let reply = conn.ask(&[b"INFO", b"memory"]).await.ok()?;
-        net::info_field(&reply.text()?, "used_memory")?
-            .parse::<i64>()
-            .ok()
-    };
-    // 10 MB/s, and two minutes for the source's fork.
-    ask.await.unwrap_or(1 << 30) / 10_000 + 120_000
 }

@@ -3,8 +3,8 @@
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
 use super::{
-    CutoverPlan, Expired, ExpiryFilter, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, Renames,
-    Topology,
+    CutoverPlan, Expired, ExpiryFilter, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, PricePlan,
+    Renames, Topology,
 };
 use crate::types::{DbIndex, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,7 @@ pub struct Job {
     pub verify: VerifyOptions,
     pub cutover: CutoverPlan,
     pub latency: LatencyPlan,
+    pub price: Option<PricePlan>,
     /// What a person should know before it starts; one sentence each.
     pub warnings: Vec<String>,
     /// `source=… target=… databases=… filter=… on_existing=…`, a hash each: a saved state fits only the same movement.

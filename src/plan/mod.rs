@@ -69,6 +69,9 @@ pub struct Plan {
     /// The A/B latency measurement.
     #[serde(default)]
     pub latency: LatencyPlan,
+    /// What both sides cost, for the report.
+    #[serde(default)]
+    pub price: Option<PricePlan>,
 }
 
 /// Where the data comes from: a server, or a snapshot file with mode "rdb".
@@ -402,7 +405,7 @@ pub enum FreezeWay {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LatencyPlan {
-    /// Names of workloads: observed, session-store, cache-aside, entity-lookup, counter.
+    /// Names of workloads: observed, session-store, cache-aside, entity-lookup, counter, pipeline; or file:PATH, requests of your own (docs/report.md).
     pub workloads: Vec<String>,
     /// Request rates as multiples of the observed one.
     pub rates: Vec<f64>,
@@ -414,26 +417,48 @@ pub struct LatencyPlan {
     pub connections: u32,
     /// Whether workloads may write keys of their own.
     pub allow_writes: bool,
+    /// Whether the rate is raised until each side is saturated. That is felt by its other clients.
+    pub sweep: bool,
 }
 
 /// The workloads a plan can name.
-pub const WORKLOADS: [&str; 5] = [
+pub const WORKLOADS: [&str; 6] = [
     "observed",
     "session-store",
     "cache-aside",
     "entity-lookup",
     "counter",
+    "pipeline",
 ];
+
+/// Before the path of a file with a workload of the user's.
+pub const WORKLOAD_FILE: &str = "file:";
+
+/// What a month costs; shown in the report beside what it brings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PricePlan {
+    /// Of the source, for a month.
+    pub source: f64,
+    /// Of the target, for a month.
+    pub target: f64,
+    /// As it is to be written: EUR, USD.
+    pub currency: String,
+}
 
 impl Default for LatencyPlan {
     fn default() -> LatencyPlan {
         LatencyPlan {
-            workloads: WORKLOADS.map(str::to_string).to_vec(),
+            workloads: (WORKLOADS.iter())
+                .filter(|name| **name != "pipeline")
+                .map(|name| (*name).to_owned())
+                .collect(),
             rates: vec![1.0],
             blocks: 12,
             block_s: 60,
             connections: 50,
             allow_writes: false,
+            sweep: false,
         }
     }
 }
@@ -486,124 +511,4 @@ impl fmt::Debug for Plan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FULL: &str = r#"{
-      "name": "sessions-brazil",
-      "source": {
-        "mode": "auto", "url": "rediss://sessions.example:6380", "username": "default",
-        "password": { "env": "SOURCE_PASSWORD" },
-        "tls": { "ca": "ca.pem", "cert": null, "key": null, "server_name": null, "insecure": false },
-        "topology": "auto", "address_map": { "10.0.0.4:13000": "127.0.0.1:13000" }
-      },
-      "target": { "url": "rediss://target.example:10000", "password": { "command": ["az", "token"], "refresh_s": 1800 } },
-      "databases": { "include": [0, 1], "map": { "1": 0 } },
-      "filter": { "include": ["session:*"], "exclude": ["tmp:*"], "types": [] },
-      "on_existing": "fail",
-      "limits": { "keys_per_s": 0, "bytes_per_s": 0, "spool_bytes": 0, "memory_bytes": 0, "connections": 0 },
-      "verify": { "ttl_tolerance_ms": 1000, "exclude": [] },
-      "cutover": { "max_lag_ms": 500, "max_pause_ms": 10000, "hooks": { "switch": ["./switch-dns.sh"], "switch_back": [] } },
-      "latency": { "workloads": ["observed", "session-store", "cache-aside", "entity-lookup", "counter"], "rates": [1.0], "blocks": 12, "block_s": 60, "connections": 50, "allow_writes": false }
-    }"#;
-
-    fn refusal(text: &str) -> String {
-        let error = Plan::parse(text).unwrap_err();
-        assert_eq!((error.kind(), error.exit_code()), (ErrorKind::Plan, 2));
-        error.to_string()
-    }
-
-    #[test]
-    fn the_plan_of_the_contract_is_read_and_validates() {
-        let job = validate(&Plan::parse(FULL).unwrap()).unwrap();
-        assert_eq!(job.name, "sessions-brazil");
-        assert_eq!(job.warnings.len(), 1, "{:?}", job.warnings);
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_by_path_with_its_neighbour() {
-        let of = |extra: &str| refusal(&FULL.replacen("\"username\": \"default\"", extra, 1));
-        assert_eq!(
-            of(r#""pasword": "x""#),
-            "source.pasword is not a known key; did you mean \"password\"?"
-        );
-        assert!(
-            refusal(r#"{"nam": "a"}"#)
-                .starts_with("nam is not a known key; did you mean \"name\"?")
-        );
-        assert!(
-            refusal(&FULL.replace("switch_back", "switchback"))
-                .contains("cutover.hooks.switchback")
-        );
-        assert!(
-            refusal(&FULL.replace("refresh_s", "refresh"))
-                .contains("target.password.refresh is not")
-        );
-    }
-
-    #[test]
-    fn a_wrong_type_a_missing_key_and_a_negative_number_are_named_by_path() {
-        assert_eq!(
-            refusal(r#"{"name": "a", "target": {"url": "x"}}"#),
-            "source is missing"
-        );
-        assert_eq!(
-            refusal(r#"{"name": "a", "source": {}, "target": {}}"#),
-            "target.url is missing"
-        );
-        assert!(
-            refusal(&FULL.replace("[0, 1]", "[0, -1]")).starts_with("databases.include[1] must be")
-        );
-        assert!(
-            refusal(&FULL.replace("\"spool_bytes\": 0", "\"spool_bytes\": \"1gb\""))
-                .starts_with("limits.spool_bytes must be")
-        );
-        assert_eq!(
-            refusal(&FULL.replace("\"mode\": \"auto\"", "\"mode\": \"replcia\"")),
-            "source.mode cannot be \"replcia\"; did you mean \"replica\"?"
-        );
-        assert!(
-            refusal(&FULL.replace("{ \"env\": \"SOURCE_PASSWORD\" }", "{ \"env\": 3 }"))
-                .starts_with("source.password.env must be")
-        );
-    }
-
-    #[test]
-    fn a_json_mistake_has_line_and_column_and_a_doubled_key_is_seen() {
-        assert!(refusal("{\n \"name\": oops }").contains("line 2 column"));
-        assert!(
-            refusal(r#"{"name": "a", "name": "b", "source": {}, "target": {"url": "x"}}"#)
-                .contains("duplicate field `name`")
-        );
-    }
-
-    #[test]
-    fn a_redacted_plan_and_debug_hold_no_secret() {
-        let text = FULL
-            .replace(
-                "rediss://target.example",
-                "rediss://u:s3cret@target.example",
-            )
-            .replace("{ \"env\": \"SOURCE_PASSWORD\" }", "\"s3cret\"")
-            .replace("\"token\"", "\"s3cret\"");
-        let plan = Plan::parse(&text).unwrap();
-        let shown = format!("{} {plan:?}", plan.redacted());
-        assert!(!shown.contains("s3cret"), "{shown}");
-        assert!(shown.contains("rediss://u:***@target.example:10000"));
-    }
-
-    #[test]
-    fn every_plan_in_plans_validates() {
-        let mut seen = 0;
-        for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/plans")).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|e| e == "json") {
-                let plan = Plan::parse(&std::fs::read_to_string(&path).unwrap())
-                    .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-                validate(&plan).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-                seen += 1;
-            }
-        }
-        assert!(seen >= 2);
-    }
-}
+mod tests;

@@ -31,6 +31,7 @@ impl Plan {
             verify: Default::default(),
             cutover: Default::default(),
             latency: Default::default(),
+            price: None,
         })
     }
 }

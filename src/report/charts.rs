@@ -1,8 +1,10 @@
 //! The charts of the HTML report as SVG, drawn by plotters.
 
 use crate::store::PhaseSpan;
+use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 const SIZE: (u32, u32) = (900, 340);
 const SOURCE: RGBColor = RGBColor(37, 99, 201);
@@ -21,41 +23,21 @@ pub fn percentiles(source: &[(f64, f64)], target: &[(f64, f64)]) -> Option<Strin
     // Equal distances for each further nine.
     let x = |q: f64| -(1.0 - q).log10();
     let last = all().map(|p| x(p.0)).fold(1.0, f64::max) + 0.1;
-    draw(|root| {
-        let mut chart = ChartBuilder::on(root)
-            .margin(10)
-            .x_label_area_size(34)
-            .y_label_area_size(70)
-            .build_cartesian_2d(0.25..last, (low..high).log_scale())
-            .ok()?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
-            .x_labels(6)
-            .x_label_formatter(&|v| match (v - v.round()).abs() < 0.01 {
-                // 1 is 90 %, 2 is 99 %, and so on.
-                true => {
-                    let nines = format!("{:.4}", 100.0 * (1.0 - 10f64.powf(-v.round())));
-                    format!("{} %", nines.trim_end_matches('0').trim_end_matches('.'))
-                }
-                false => String::new(),
-            })
-            .y_label_formatter(&|v| time(*v))
-            .draw()
-            .ok()?;
-        for (points, color) in [(source, SOURCE), (target, TARGET)] {
-            let line: Vec<(f64, f64)> = points.iter().map(|(q, us)| (x(*q), *us)).collect();
-            chart
-                .draw_series(LineSeries::new(line.clone(), color.stroke_width(3)))
-                .ok()?;
-            chart
-                .draw_series(line.iter().map(|p| Circle::new(*p, 4, color.filled())))
-                .ok()?;
+    let line = |points: &[(f64, f64)]| points.iter().map(|(q, us)| (x(*q), *us)).collect();
+    let nines = |v: &f64| match (v - v.round()).abs() < 0.01 {
+        // 1 is 90 %, 2 is 99 %, and so on.
+        true => {
+            let nines = format!("{:.4}", 100.0 * (1.0 - 10f64.powf(-v.round())));
+            format!("{} %", nines.trim_end_matches('0').trim_end_matches('.'))
         }
-        Some(())
-    })
+        false => String::new(),
+    };
+    curves(
+        (0.25..last, 6, &nines),
+        (low..high).log_scale(),
+        3,
+        [line(source), line(target)],
+    )
 }
 
 /// A value of each block, in µs.
@@ -65,35 +47,76 @@ pub fn blocks(source: &[f64], target: &[f64]) -> Option<String> {
     if n < 2 || high <= 0.0 {
         return None;
     }
+    let line = |values: &[f64]| (1..).map(f64::from).zip(values.iter().copied()).collect();
+    curves(
+        (0.5..n as f64 + 0.5, n.min(12), &|v| format!("{v:.0}")),
+        0.0..high,
+        2,
+        [line(source), line(target)],
+    )
+}
+
+/// An axis: its range, how many labels, and what they say.
+type Axis<'a> = (Range<f64>, usize, &'a dyn Fn(&f64) -> String);
+
+/// Times by the rate of requests; `None` when a side has fewer than two rates.
+pub fn loads(source: Vec<(f64, f64)>, target: Vec<(f64, f64)>) -> Option<String> {
+    if source.len() < 2 && target.len() < 2 {
+        return None;
+    }
+    let all = || source.iter().chain(&target);
+    let span = |of: fn(&(f64, f64)) -> f64| {
+        let low = all().map(of).fold(f64::INFINITY, f64::min).max(1.0);
+        (low * 0.8, all().map(of).fold(1.0, f64::max) * 1.25)
+    };
+    let ((left, right), (low, high)) = (span(|p| p.0), span(|p| p.1));
+    let line = |points: &[(f64, f64)]| points.iter().map(|p| (p.0.log10(), p.1)).collect();
+    let lines = [line(&source), line(&target)];
+    let rate = |v: &f64| match 10f64.powf(*v) {
+        rate if rate < 10_000.0 => format!("{rate:.0}/s"),
+        rate => format!("{:.0} k/s", rate / 1000.0),
+    };
+    curves(
+        (left.log10()..right.log10(), 8, &rate),
+        (low..high).log_scale(),
+        3,
+        lines,
+    )
+}
+
+/// Two curves of times, the source's and the target's.
+fn curves<Y>(x: Axis, y: Y, width: u32, [source, target]: [Vec<(f64, f64)>; 2]) -> Option<String>
+where
+    Y: AsRangedCoord<Value = f64>,
+    Y::CoordDescType: ValueFormatter<f64>,
+{
+    let (range, labels, label) = x;
     draw(|root| {
         let mut chart = ChartBuilder::on(root)
             .margin(10)
             .x_label_area_size(34)
             .y_label_area_size(70)
-            .build_cartesian_2d(0.5..(n as f64 + 0.5), 0.0..high)
+            .build_cartesian_2d(range, y)
             .ok()?;
         chart
             .configure_mesh()
             .disable_x_mesh()
             .light_line_style(TRANSPARENT)
             .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
-            .x_labels(n.min(12))
-            .x_label_formatter(&|v| format!("{v:.0}"))
+            .x_labels(labels)
+            .x_label_formatter(label)
             .y_label_formatter(&|v| time(*v))
             .draw()
             .ok()?;
-        for (values, color) in [(source, SOURCE), (target, TARGET)] {
-            let line: Vec<(f64, f64)> = values
-                .iter()
-                .enumerate()
-                .map(|(i, v)| (i as f64 + 1.0, *v))
-                .collect();
+        for (line, color) in [(source, SOURCE), (target, TARGET)] {
+            let points = line
+                .clone()
+                .into_iter()
+                .map(|p| Circle::new(p, 4, color.filled()));
             chart
-                .draw_series(LineSeries::new(line.clone(), color.stroke_width(2)))
+                .draw_series(LineSeries::new(line, color.stroke_width(width)))
                 .ok()?;
-            chart
-                .draw_series(line.iter().map(|p| Circle::new(*p, 4, color.filled())))
-                .ok()?;
+            chart.draw_series(points).ok()?;
         }
         Some(())
     })

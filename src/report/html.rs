@@ -2,8 +2,8 @@
 //!
 //! It shows what is in report.json, nothing else; a chart never stands without its numbers.
 
-use super::measured::{latency, more_latency};
-use super::{Report, charts, duration, grouped, instant};
+use super::measured::{by_load, latency, more_latency, source_cost};
+use super::{Report, STEP, charts, duration, grouped, instant, price_text, step_row};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Stage;
 use askama::Template;
@@ -26,6 +26,7 @@ struct Page {
     unproven: Vec<String>,
     latency: Vec<Part>,
     no_latency: &'static str,
+    by_load: Vec<Chart>,
     more_latency: Vec<Table>,
     cutover: Vec<Table>,
     timeline: Option<String>,
@@ -36,19 +37,19 @@ struct Page {
     repeat: String,
 }
 
-struct Card {
-    title: &'static str,
-    value: String,
-    text: String,
+pub(super) struct Card {
+    pub title: &'static str,
+    pub value: String,
+    pub text: String,
     /// `good`, `bad`, `warn` or nothing.
-    mood: &'static str,
+    pub mood: &'static str,
 }
 
 #[derive(Default)]
 pub(super) struct Table {
-    caption: String,
-    head: Vec<String>,
-    rows: Vec<Vec<String>>,
+    pub caption: String,
+    pub head: Vec<String>,
+    pub rows: Vec<Vec<String>>,
 }
 
 /// One workload at one rate.
@@ -78,24 +79,27 @@ pub fn render(report: &Report) -> Result<String> {
     let run = report.run.as_ref();
     let source = run.map_or_else(|| report.job.source.to_string(), |r| r.run.source.clone());
     let (map, map_text) = map(report);
+    let mut cards = vec![
+        proof_card(report),
+        keys_card(report),
+        pause_card(report),
+        latency_card(report),
+        guarantee_card(report),
+    ];
+    cards.extend(price_card(report));
     let page = Page {
         version: env!("CARGO_PKG_VERSION"),
         name: report.job.name.clone(),
         moved: format!("From {source} to {}.", report.job.target),
         written: instant(report.generated_ms),
-        cards: vec![
-            proof_card(report),
-            keys_card(report),
-            pause_card(report),
-            latency_card(report),
-            guarantee_card(report),
-        ],
+        cards,
         map,
         map_text,
         proof: proof(report),
         unproven: report.unproven.clone(),
         latency: latency(report),
         no_latency: "It was not measured: `keyferry latency PLAN` does that.",
+        by_load: by_load(report),
         more_latency: more_latency(report),
         cutover: cutover(report),
         timeline: charts::timeline(&report.phases, report.generated_ms),
@@ -105,15 +109,20 @@ pub fn render(report: &Report) -> Result<String> {
         limits: LIMITS.to_vec(),
         repeat: REPEAT.replace("PLAN", &format!("{}.json", report.job.name)),
     };
+    render_page(&page)
+}
+
+pub(super) fn render_page(page: &impl Template) -> Result<String> {
     page.render()
         .map_err(|e| Error::new(ErrorKind::Bug, "write the page").cause(e))
 }
 
-const LIMITS: [&str; 5] = [
+const LIMITS: [&str; 6] = [
     "Equal means equal by a digest of each key; two different values agree with a probability of about 2⁻⁶⁴.",
     "Latency is measured from one host, over the connections of the plan, one request at a time on each; an application that pipelines sees other numbers.",
     "An interval holds the true difference in 95 of 100 such measurements; it is drawn from blocks, and says nothing about hours that were not measured.",
     "A percentile is shown where at least ten requests lie beyond it.",
+    "What reading cost the source is told by a PING every 10 ms of this program, which at times is busy itself: it says how long a client waited at most, not at least.",
     "The servers' own figures are those of the end of the measurement, and count all their clients.",
 ];
 
@@ -168,33 +177,19 @@ fn keys_card(report: &Report) -> Card {
     }
 }
 
-/// The last attempt that has switched, else the last one at all.
 fn pause_card(report: &Report) -> Card {
-    let switched = report
-        .cutover
-        .iter()
-        .rev()
-        .find(|s| s.step == "switch" && s.state == "done");
-    let (value, text, mood) = match switched {
+    let (value, text, mood) = match report.pause() {
         None if report.cutover.is_empty() => ("no cutover yet".into(), String::new(), ""),
         None => (
             "not switched".into(),
             "The clients are where they were.".into(),
             "warn",
         ),
-        Some(last) => {
-            let steps = report.cutover.iter().filter(|s| s.attempt == last.attempt);
-            let parts = ["freeze", "drain", "verify", "fence", "switch"];
-            let us: i64 = steps
-                .filter(|s| parts.contains(&s.step.as_str()))
-                .filter_map(|s| s.took_us)
-                .sum();
-            (
-                format!("{:.0} ms", us as f64 / 1000.0),
-                format!("{} of {}", last.direction, instant(last.started_ms)),
-                "good",
-            )
-        }
+        Some((ms, last)) => (
+            format!("{ms:.0} ms"),
+            format!("{} of {}", last.direction, instant(last.started_ms)),
+            "good",
+        ),
     };
     Card {
         title: "Writers were paused",
@@ -204,13 +199,18 @@ fn pause_card(report: &Report) -> Card {
     }
 }
 
+fn price_card(report: &Report) -> Option<Card> {
+    let price = report.job.price.as_ref()?;
+    Some(Card {
+        title: "Price of a month",
+        value: price_text(price.source, price.target, &price.currency),
+        text: "as the plan says".into(),
+        mood: "",
+    })
+}
+
 fn latency_card(report: &Report) -> Card {
-    let results = report
-        .latency
-        .as_ref()
-        .and_then(|l| l["results"].as_array());
-    let first = results.and_then(|r| r.iter().find(|r| r["conclusive"] == true).or(r.first()));
-    let (value, text, mood) = match first {
+    let (value, text, mood) = match report.told_result() {
         None => ("not measured".into(), String::new(), ""),
         Some(result) => {
             let verdict = result["verdict"].as_str().unwrap_or("").to_owned();
@@ -329,26 +329,9 @@ fn cutover(report: &Report) -> Vec<Table> {
     if report.cutover.is_empty() {
         return Vec::new();
     }
-    let rows = report.cutover.iter().rev().take(3 * ROWS).map(|step| {
-        let detail = match &step.detail {
-            Value::Null => String::new(),
-            detail => detail["why"]
-                .as_str()
-                .map_or_else(|| detail.to_string(), str::to_owned),
-        };
-        vec![
-            format!("{} {}", step.direction, step.attempt),
-            step.step.clone(),
-            step.state.clone(),
-            step.took_us
-                .map_or(String::new(), |us| format!("{:.1} ms", us as f64 / 1000.0)),
-            instant(step.started_ms),
-            step.who.clone(),
-            detail,
-        ]
-    });
-    let mut rows: Vec<Vec<String>> = rows.collect();
-    rows.reverse();
+    let from = report.cutover.len().saturating_sub(3 * ROWS);
+    let rows = report.cutover.iter().skip(from);
+    let rows: Vec<Vec<String>> = rows.map(|step| step_row(step).to_vec()).collect();
     let stage = report.status.cutover.as_ref().map(|c| c["stage"].clone());
     let at = match stage.and_then(|s| serde_json::from_value(s).ok()) {
         Some(Stage::Source) => "The clients are at the source.",
@@ -357,11 +340,7 @@ fn cutover(report: &Report) -> Vec<Table> {
         Some(Stage::RolledBack) => "The clients were taken back to the source.",
         None => "",
     };
-    vec![table(
-        at,
-        &["attempt", "step", "state", "took", "begun", "who", "detail"],
-        rows,
-    )]
+    vec![table(at, &STEP, rows)]
 }
 
 fn migration(report: &Report) -> Vec<Table> {
@@ -389,6 +368,7 @@ fn migration(report: &Report) -> Vec<Table> {
             ],
         ],
     )];
+    tables.extend(source_cost(report));
     let phases = report.phases.iter().map(|p| {
         let took = p.left_ms.map_or("-".into(), |left| {
             duration(u64::try_from(left - p.entered_ms).unwrap_or(0))
@@ -448,6 +428,8 @@ fn conditions(report: &Report) -> Vec<Table> {
             ("arrivals", "arrivals"),
             ("seed", "seed"),
             ("base rate, requests/s", "base_rate_per_s"),
+            ("which keys are popular", "popularity"),
+            ("length of values written, bytes", "value_bytes"),
             ("tolerance named beforehand", "tolerance"),
         ] {
             let value = match &d[key] {

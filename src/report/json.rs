@@ -29,6 +29,8 @@ pub fn render(report: &Report) -> Value {
         "losses": report.losses.iter().map(|(db, key, what)| json!({"db": db.0, "key": byte_string(key), "what": what})).collect::<Vec<_>>(),
         "cutover": report.cutover,
         "latency": report.latency,
+        "source_latency": report.pulse,
+        "price": report.job.price,
         "unproven": report.unproven,
         "events": report.events,
     })

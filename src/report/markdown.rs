@@ -1,6 +1,8 @@
 //! The report for people: report.md, one page.
 
-use super::{Report, Verification, bytes, duration, grouped, instant};
+use super::html::Table;
+use super::measured::{latency, more_latency, source_cost};
+use super::{Report, STEP, Verification, bytes, duration, grouped, instant, step_row};
 use crate::store::CutoverStep;
 use serde_json::Value;
 use std::fmt::Write;
@@ -144,7 +146,12 @@ pub fn render(report: &Report) -> String {
     if let Some(verify) = &report.verify {
         comparison(&mut page, verify);
     }
+    measured(&mut page, report);
     cutovers(&mut page, &report.cutover);
+    if let Some(table) = source_cost(report) {
+        page.heading("What reading cost the source");
+        page.0 += &table.markdown();
+    }
 
     if !report.losses.is_empty() {
         page.heading("What the target could not hold");
@@ -315,32 +322,55 @@ impl Page {
     }
 }
 
+/// The same tables as the HTML report has, without its charts.
+fn measured(page: &mut Page, report: &Report) {
+    let parts = latency(report);
+    if parts.is_empty() {
+        return;
+    }
+    page.heading("Latency");
+    for part in parts {
+        page.line(format_args!(
+            "### {}: {}\n\n{}",
+            text(&part.title),
+            part.verdict,
+            text(&part.why)
+        ));
+        for table in part.tables {
+            page.0 += &table.markdown();
+        }
+    }
+    for table in more_latency(report) {
+        page.0 += &table.markdown();
+    }
+}
+
+impl Table {
+    pub(super) fn markdown(&self) -> String {
+        let mut page = Page(format!("\n{}\n\n", text(&self.caption)));
+        for (at, row) in std::iter::once(&self.head).chain(&self.rows).enumerate() {
+            let cells: Vec<String> = row.iter().map(|cell| text(cell)).collect();
+            let cells: Vec<&str> = cells.iter().map(String::as_str).collect();
+            match at {
+                0 => page.table(&cells),
+                _ => page.row(&cells),
+            }
+        }
+        page.0.push('\n');
+        page.0
+    }
+}
+
 /// Every step of every attempt, with what was measured or why it was refused.
 fn cutovers(page: &mut Page, steps: &[CutoverStep]) {
     if steps.is_empty() {
         return;
     }
     page.heading("Cutover");
-    page.table(&["attempt", "step", "state", "took", "begun", "who", "detail"]);
+    page.table(&STEP);
     for step in steps {
-        let took = step
-            .took_us
-            .map(|us| format!("{:.1} ms", us as f64 / 1000.0));
-        let detail = match &step.detail {
-            Value::Null => String::new(),
-            detail => detail["why"]
-                .as_str()
-                .map_or_else(|| detail.to_string(), str::to_owned),
-        };
-        page.row(&[
-            &format!("{} {}", step.direction, step.attempt),
-            &text(&step.step),
-            &text(&step.state),
-            &took.unwrap_or_default(),
-            &instant(step.started_ms),
-            &text(&step.who),
-            &text(&detail),
-        ]);
+        let cells = step_row(step).map(|cell| text(&cell));
+        page.row(&cells.each_ref().map(String::as_str));
     }
 }
 

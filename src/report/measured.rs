@@ -2,6 +2,7 @@
 
 use super::html::{Chart, Part, Table, mood, table};
 use super::{Report, charts, grouped};
+use crate::histogram::PERCENTILES;
 use serde_json::Value;
 
 const NAMES: [(&str, &str); 8] = [
@@ -17,6 +18,10 @@ const NAMES: [(&str, &str); 8] = [
 
 fn us(value: &Value) -> String {
     value.as_f64().map_or("-".into(), |n| format!("{n:.0}"))
+}
+
+fn word(value: &Value) -> String {
+    value.as_str().unwrap_or("").to_owned()
 }
 
 pub fn latency(report: &Report) -> Vec<Part> {
@@ -86,17 +91,28 @@ fn part(result: &Value) -> Part {
         &["", "requests", "errors", "shed", "own lateness"],
         counts.to_vec(),
     ));
+    let share = |n: &Value| format!("{:.1} %", n.as_f64().unwrap_or(0.0));
+    let kinds = result["requests"].as_array().into_iter().flatten();
+    let all: f64 = kinds.clone().filter_map(|k| k["weight"].as_f64()).sum();
+    let mut requests: Vec<Vec<String>> = kinds
+        .map(|k| {
+            let of = k["weight"].as_f64().unwrap_or(0.0) / all.max(f64::MIN_POSITIVE);
+            vec![word(&k["kind"]), share(&(100.0 * of).into())]
+        })
+        .collect();
+    let left = result["left_out"].as_array().into_iter().flatten();
+    requests.extend(left.map(|k| {
+        let of = 100.0 * k["share"].as_f64().unwrap_or(0.0);
+        vec![format!("not sent: {}", word(&k["what"])), share(&of.into())]
+    }));
+    tables.push(table(
+        "What was asked; what was not is a share of the traffic seen",
+        &["request", "share"],
+        requests,
+    ));
     let points = |name: &str, key: &str| -> Option<f64> { side(name)["response"][key].as_f64() };
     let curve = |name: &str| -> Vec<(f64, f64)> {
-        let of = [
-            ("p50_us", 0.5),
-            ("p90_us", 0.9),
-            ("p95_us", 0.95),
-            ("p99_us", 0.99),
-            ("p99_9_us", 0.999),
-            ("p99_99_us", 0.9999),
-        ];
-        of.iter()
+        (PERCENTILES.iter())
             .filter_map(|(key, q)| Some((*q, points(name, key)?)))
             .collect()
     };
@@ -170,7 +186,7 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
     let stages: Vec<Vec<String>> = stages.collect();
     if !stages.is_empty() {
         tables.push(table(
-            "Overload: 1.5 and 2 times the highest rate",
+            "Overload: 1.5 and 2 times the highest rate, or the lower of both peaks where there was a sweep",
             &[
                 "",
                 "requests/s",
@@ -183,6 +199,40 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
             stages,
         ));
     }
+    let stages = latency["sweep"].as_array().into_iter().flatten().map(|s| {
+        vec![
+            word(&s["side"]),
+            format!("{:.0}", s["rate_per_s"].as_f64().unwrap_or(0.0)),
+            format!("{:.0}", s["answered_per_s"].as_f64().unwrap_or(0.0)),
+            us(&s["response"]["p50_us"]),
+            us(&s["response"]["p99_us"]),
+            match (s["kept_up"] == true, s["shed_by_client"] == 0) {
+                (true, _) => "kept up".into(),
+                (false, true) => "saturated".into(),
+                (false, false) => "the limit of this program".into(),
+            },
+        ]
+    });
+    let stages: Vec<Vec<String>> = stages.collect();
+    if !stages.is_empty() {
+        tables.push(table(
+            "The sweep: the rate raised until a side is saturated",
+            &["", "requests/s", "answered/s", "p50 µs", "p99 µs", ""],
+            stages,
+        ));
+    }
+    let client = &latency["client"];
+    if let Some(held) = client["held_per_s"].as_f64() {
+        let limit = match client["was_the_limit"] == true {
+            true => "its limit on this host",
+            false => "more was not asked of it",
+        };
+        tables.push(table(
+            "This program itself, on one core",
+            &["requests/s held", ""],
+            vec![vec![grouped(held as u64), limit.to_owned()]],
+        ));
+    }
     let figures = [
         "server",
         "masters",
@@ -191,9 +241,12 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
         "hit_ratio",
         "evicted_keys",
         "connected_clients",
+        "expired_keys",
+        "used_cpu_user",
+        "used_cpu_sys",
     ];
     let rows = figures.map(|name| {
-        let of = |side: &str| match &latency["servers"][side][name] {
+        let of = |when: &str, side: &str| match &latency[when][side][name] {
             Value::String(text) => text.clone(),
             Value::Null => "-".into(),
             Value::Number(n) if n.as_f64().is_some_and(|f| f.fract() != 0.0) => {
@@ -201,11 +254,17 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
             }
             other => grouped(other.as_f64().unwrap_or(0.0) as u64),
         };
-        vec![name.replace('_', " "), of("source"), of("target")]
+        vec![
+            name.replace('_', " "),
+            of("servers_before", "source"),
+            of("servers", "source"),
+            of("servers_before", "target"),
+            of("servers", "target"),
+        ]
     });
     tables.push(table(
-        "What the servers say of themselves at the end",
-        &["", "source", "target"],
+        "What the servers say of themselves before and after",
+        &["", "source, before", "after", "target, before", "after"],
         rows.to_vec(),
     ));
     let skipped = latency["skipped"]
@@ -223,4 +282,60 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
         tables.push(table("Not measured", &["workload", "why"], skipped));
     }
     tables
+}
+
+/// How fast the source answered before it was read, and while it was.
+pub fn source_cost(report: &Report) -> Option<Table> {
+    let pulse = report.pulse.as_ref()?;
+    let rows = [
+        ("before", "before"),
+        ("while it was copied", "snapshot"),
+        ("while it was followed", "stream"),
+    ];
+    let rows = rows.map(|(name, key)| {
+        let of = &pulse[key];
+        let mut row = vec![name.to_owned(), us(&of["count"])];
+        row.extend(["p50_us", "p95_us", "p99_us", "max_us"].map(|p| us(&of[p])));
+        row
+    });
+    Some(table(
+        "What the migration cost the source: PING every 10 ms, in µs",
+        &["", "asked", "p50", "p95", "p99", "max"],
+        rows.to_vec(),
+    ))
+}
+
+/// The median and the tail of each side by the rate, where there was a sweep or there are several rates.
+pub fn by_load(report: &Report) -> Vec<Chart> {
+    let Some(latency) = &report.latency else {
+        return Vec::new();
+    };
+    let list = |key: &str| latency[key].as_array().into_iter().flatten();
+    let told = report
+        .told_result()
+        .map(|r| word(&r["workload"]))
+        .unwrap_or_default();
+    let one = |side: &str, name: &str| -> Vec<(f64, f64)> {
+        let rates = list("results")
+            .filter(|r| r["workload"].as_str() == Some(&told))
+            .map(|r| (&r["rate_per_s"], &r["endpoints"][side]["response"][name]));
+        let stages = list("sweep")
+            .filter(|s| s["side"] == side && s["workload"].as_str() == Some(&told))
+            .map(|s| (&s["rate_per_s"], &s["response"][name]));
+        let mut points: Vec<(f64, f64)> = rates
+            .chain(stages)
+            .filter_map(|(rate, us)| Some((rate.as_f64()?, us.as_f64()?)))
+            .collect();
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        points
+    };
+    let names = [("p50_us", "median (p50)"), ("p99_us", "tail (p99)")];
+    let chart = |(key, name): (&str, &str)| {
+        let svg = charts::loads(one("source", key), one("target", key))?;
+        let text = format!(
+            "{told}: the {name} of the response time by requests per second, both scales logarithmic."
+        );
+        Some(Chart { svg, text })
+    };
+    names.into_iter().filter_map(chart).collect()
 }

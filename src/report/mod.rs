@@ -4,6 +4,7 @@
 //! Invariant: no secret and no value of a user's key gets in; names of keys do.
 
 mod charts;
+pub mod fleet;
 pub mod html;
 pub mod json;
 pub mod markdown;
@@ -15,8 +16,8 @@ pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};
 use crate::store::{
-    CutoverStep, Difference, Event, LATENCY, Lock, Phase, PhaseSpan, SavedRun, SlotApart, Store,
-    VerifyRun,
+    CutoverStep, Difference, Event, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun, SlotApart,
+    Store, VerifyRun,
 };
 use crate::types::DbIndex;
 use serde_json::Value;
@@ -45,6 +46,8 @@ pub struct Report {
     pub losses: Vec<(DbIndex, Vec<u8>, String)>,
     /// The answer of the last latency measurement.
     pub latency: Option<Value>,
+    /// How fast the source has answered a PING before, and while it was read.
+    pub pulse: Option<Value>,
     /// The steps of all cutovers, rehearsals and rollbacks.
     pub cutover: Vec<CutoverStep>,
     /// What this page must not be taken for; one sentence each.
@@ -90,6 +93,7 @@ impl Report {
             losses: Vec::new(),
             cutover: Vec::new(),
             latency: None,
+            pulse: None,
             unproven: Vec::new(),
         };
         if let Some(store) = Store::open_readonly(dir)? {
@@ -101,6 +105,14 @@ impl Report {
             report.losses = store.losses(LOSSES_LISTED)?;
             report.cutover = store.cutover_steps()?;
             report.latency = store.json(LATENCY)?;
+            report.pulse = store.json(PULSE)?;
+            let parts = report.pulse.as_mut().and_then(Value::as_object_mut);
+            for part in parts.into_iter().flat_map(|p| p.values_mut()) {
+                // For merging, not for reading.
+                if let Some(part) = part.as_object_mut() {
+                    part.remove("histogram");
+                }
+            }
             report.verify = store
                 .last_verify()?
                 .map(|run| verification(&store, run))
@@ -108,6 +120,25 @@ impl Report {
         }
         report.unproven = unproven(&report);
         Ok(report)
+    }
+
+    /// The comparison that the first screen tells: the first one that allows a verdict.
+    fn told_result(&self) -> Option<&Value> {
+        let results = self.latency.as_ref()?["results"].as_array()?;
+        let told = results.iter().find(|r| r["conclusive"] == true);
+        told.or(results.first())
+    }
+
+    /// How long the last switch has paused writers, in ms, and that switch.
+    fn pause(&self) -> Option<(f64, &CutoverStep)> {
+        let switched =
+            (self.cutover.iter().rev()).find(|s| s.step == "switch" && s.state == "done")?;
+        let parts = ["freeze", "drain", "verify", "fence", "switch"];
+        let us: i64 = (self.cutover.iter())
+            .filter(|s| s.attempt == switched.attempt && parts.contains(&s.step.as_str()))
+            .filter_map(|s| s.took_us)
+            .sum();
+        Some((us as f64 / 1000.0, switched))
     }
 
     /// What the last start found on both sides, in words.
@@ -127,6 +158,41 @@ fn verification(store: &Store, run: VerifyRun) -> Result<Verification> {
         slots_apart: store.slots_apart()?,
         differences: store.differences(DIFFERENCES_LISTED)?,
     })
+}
+
+/// What a table of cutover steps has in each row, and its head.
+pub const STEP: [&str; 7] = ["attempt", "step", "state", "took", "begun", "who", "detail"];
+
+pub fn step_row(step: &CutoverStep) -> [String; STEP.len()] {
+    let detail = match (&step.detail, step.detail["why"].as_str()) {
+        (Value::Null, _) => String::new(),
+        (_, Some(why)) => why.to_owned(),
+        (detail, None) => detail.to_string(),
+    };
+    [
+        format!("{} {}", step.direction, step.attempt),
+        step.step.clone(),
+        step.state.clone(),
+        step_time(step),
+        instant(step.started_ms),
+        step.who.clone(),
+        detail,
+    ]
+}
+
+/// What a month costs on both sides, and the change.
+pub fn price_text(source: f64, target: f64, currency: &str) -> String {
+    let change = match source > 0.0 {
+        true => format!(" ({:+.0} %)", (target / source - 1.0) * 100.0),
+        false => String::new(),
+    };
+    format!("{source:.0} → {target:.0} {currency}{change}")
+}
+
+/// How long a step has taken; nothing while it runs.
+pub fn step_time(step: &CutoverStep) -> String {
+    let ms = |us| format!("{:.1} ms", us as f64 / 1000.0);
+    step.took_us.map(ms).unwrap_or_default()
 }
 
 /// What the state does not prove; the order is that of weight.

@@ -7,6 +7,7 @@ pub mod keys;
 pub mod mix;
 pub mod place;
 pub mod psync;
+pub mod pulse;
 pub mod spool;
 
 use crate::error::{Context, ErrorKind, Result};

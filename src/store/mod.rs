@@ -18,8 +18,8 @@ pub use existing::Existing;
 pub use latency::LatencyBlock;
 pub use lock::Lock;
 pub use record::{
-    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, Phase, PhaseSpan, REFUSED, Run,
-    SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
+    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, PULSE, Phase, PhaseSpan, REFUSED,
+    Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
 };
 
 use self::column::{big, document, int, offset, unreadable};

@@ -279,6 +279,9 @@ impl Written {
 /// The document with the source's own traffic, as it was seen last.
 pub const MIX: &str = "observed_mix";
 
+/// The document with how fast the source has answered before, and while it was read.
+pub const PULSE: &str = "source_pulse";
+
 /// The document with the answer of the last latency measurement.
 pub const LATENCY: &str = "latency";
 

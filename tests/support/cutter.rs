@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A proxy on a port of its own; it ends when it is dropped.
 pub struct Cutter {
@@ -39,7 +39,18 @@ impl Cutter {
         cutter
     }
 
+    /// Cuts nothing; every answer comes that much later, to the microsecond or so.
+    pub fn slow(target: &str, delay: Duration) -> Cutter {
+        let cutter = Cutter::new(target, 1, u64::MAX / 4, Duration::ZERO, delay);
+        cutter.calm();
+        cutter
+    }
+
     fn with(target: &str, seed: u64, mean: u64, delay: Duration) -> Cutter {
+        Cutter::new(target, seed, mean, delay, Duration::ZERO)
+    }
+
+    fn new(target: &str, seed: u64, mean: u64, delay: Duration, answers: Duration) -> Cutter {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let state = Arc::new(State {
@@ -60,10 +71,15 @@ impl Cutter {
                 let Ok(server) = TcpStream::connect(&shared.target) else {
                     continue;
                 };
-                for (from, to) in [(&client, &server), (&server, &client)] {
+                for (from, to, exact) in [
+                    (&client, &server, Duration::ZERO),
+                    (&server, &client, answers),
+                ] {
+                    // Small answers must not wait for each other.
+                    let _ = to.set_nodelay(true);
                     if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
                         let shared = shared.clone();
-                        std::thread::spawn(move || pass(from, to, &shared));
+                        std::thread::spawn(move || pass(from, to, &shared, exact));
                     }
                 }
             }
@@ -93,7 +109,7 @@ impl Drop for Cutter {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
+fn pass(mut from: TcpStream, mut to: TcpStream, state: &State, exact: Duration) {
     let mut rng = Rng::new(state.seed.fetch_add(1, Ordering::Relaxed));
     let mut left = 1 + rng.below(2 * state.mean);
     let mut buf = vec![0; 16 << 10];
@@ -110,7 +126,13 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State) {
             break;
         }
         left -= (n as u64).min(left - 1);
+        let due = Instant::now() + exact;
         std::thread::sleep(state.delay);
+        // A sleep oversleeps.
+        std::thread::sleep(exact.saturating_sub(Duration::from_micros(150)));
+        while Instant::now() < due {
+            std::hint::spin_loop();
+        }
         if !calm && rng.chance(1) {
             std::thread::sleep(Duration::from_millis(rng.below(40)));
         }

@@ -7,7 +7,8 @@ mod endpoint;
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
 use super::{
-    FreezeWay, Glob, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology, WORKLOADS,
+    FreezeWay, Glob, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology, WORKLOAD_FILE,
+    WORKLOADS,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{DbIndex, SlotSet};
@@ -70,6 +71,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         verify,
         cutover: plan.cutover.clone(),
         latency: plan.latency.clone(),
+        price: plan.price.clone(),
         warnings,
         fingerprint,
         redacted: plan.redacted(),
@@ -438,11 +440,15 @@ fn check_cutover_and_latency(plan: &Plan) -> Result<()> {
     }
     let latency = &plan.latency;
     for (i, name) in latency.workloads.iter().enumerate() {
-        if !WORKLOADS.contains(&name.as_str()) {
+        let file = name.strip_prefix(WORKLOAD_FILE);
+        if !WORKLOADS.contains(&name.as_str()) && file.is_none_or(str::is_empty) {
             return Err(wrong(format!(
                 "latency.workloads[{i}] is not a workload: {name:?}"
             ))
-            .hint(format!("choose from: {}", WORKLOADS.join(", "))));
+            .hint(format!(
+                "choose from: {}, or write {WORKLOAD_FILE}PATH",
+                WORKLOADS.join(", ")
+            )));
         }
     }
     if let Some(i) = latency
@@ -459,6 +465,13 @@ fn check_cutover_and_latency(plan: &Plan) -> Result<()> {
     ] {
         if value == 0 {
             return Err(wrong(format!("latency.{key} must be above 0")));
+        }
+    }
+    if let Some(price) = &plan.price {
+        for (key, value) in [("source", price.source), ("target", price.target)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(wrong(format!("price.{key} must not be below 0")));
+            }
         }
     }
     Ok(())

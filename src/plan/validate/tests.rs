@@ -237,6 +237,17 @@ fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
             "latency.workloads[0]",
         ),
         (
+            vec![("/latency", json!({"workloads": ["file:"]}))],
+            "latency.workloads[0]",
+        ),
+        (
+            vec![(
+                "/price",
+                json!({"source": -1.0, "target": 1.0, "currency": "EUR"}),
+            )],
+            "price.source",
+        ),
+        (
             vec![("/latency", json!({"rates": [0.0]}))],
             "latency.rates[0]",
         ),
