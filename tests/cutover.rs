@@ -295,11 +295,11 @@ fn a_lag_is_a_gate() {
     let mut it = Move::new(
         Endpoint::alone(Setup::new(&name)),
         Endpoint::alone(Setup::new(&name)),
-        json!({"wait_s": 2, "max_lag_ms": 200}),
+        json!({"wait_s": 2, "max_lag_ms": 30}),
     );
     let line = Cutter::far(
         &it.story.target.nodes()[0].address(),
-        Duration::from_millis(250),
+        Duration::from_millis(60),
     );
     let url = format!("redis://{}", line.address());
     it.story.plan.set("/target/url", json!(url));

@@ -254,7 +254,7 @@ fn a_target_shard_fails_over() {
     let traffic = busy(&story);
     let mut running = story.migrate();
     story.wait_loaded(&mut running);
-    for _ in 0..pick(2, 10) {
+    for _ in 0..pick(1, 10) {
         nap(&mut rng, 500, 2_500);
         let Endpoint::Cluster(cluster) = &mut story.target else {
             unreachable!()

@@ -50,7 +50,7 @@ fn full() -> bool {
     std::env::var_os("KEYFERRY_FULL").is_some()
 }
 
-/// The server stands still for a second out of five: who waits for its answers sees it in few requests only.
+/// The server stands still for half a second out of two and a half: who waits for its answers sees it in few requests only.
 #[test]
 fn a_stall_is_seen_by_planned_requests() {
     let Some((_source, target, mut plan)) = pair() else {
@@ -66,29 +66,32 @@ fn a_stall_is_seen_by_planned_requests() {
     };
     let stalls = std::thread::spawn(move || {
         while !stop.load(Relaxed) {
-            std::thread::sleep(Duration::from_secs(4));
+            std::thread::sleep(Duration::from_secs(2));
             signal("STOP");
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(Duration::from_millis(500));
             signal("CONT");
         }
     });
     let latency = json!({
-        "workloads": ["session-store"], "rates": [0.5], "blocks": 4, "block_s": 5, "connections": 5,
+        "workloads": ["session-store"], "rates": [0.5], "blocks": if full() { 4 } else { 2 }, "block_s": 5,
+        "connections": 5,
     });
     let outcome = measure(&mut plan, latency, "--fresh");
     over.store(true, Relaxed);
     stalls.join().expect("the stalls end");
     let result = &outcome.json["results"][0];
-    // A fifth of the time stands still: of the requests planned then, a twentieth waits 0.95 s and more, which is 1 %.
+    // A fifth of the time stands still: of the requests planned then, a twentieth waits 0.475 s and more, which is 1 %.
     let p99 = us(result, "target", "response", "p99_us");
-    assert!((850_000.0..1_050_000.0).contains(&p99), "{p99}");
+    assert!((420_000.0..540_000.0).contains(&p99), "{p99}");
     let max = us(result, "target", "response", "max_us");
-    assert!((950_000.0..1_200_000.0).contains(&max), "{max}");
+    assert!((470_000.0..650_000.0).contains(&max), "{max}");
     assert!(us(result, "target", "service", "p50_us") < 2_000.0);
     // By its own account (service) only what was under way at that moment has waited: five requests of thousands.
     assert!(us(result, "target", "service", "p99_us") < 100_000.0);
     assert!(us(result, "source", "response", "p99_us") < 500_000.0);
-    assert_eq!(result["verdict"], "slower", "{}", result["why"]);
+    if full() {
+        assert_eq!(result["verdict"], "slower", "{}", result["why"]);
+    }
 }
 
 /// One server by two ways of the same length.
@@ -103,11 +106,11 @@ fn the_same_server_twice_is_no_difference() {
     );
     let url = |c: &Cutter| format!("redis://{}", c.address());
     let mut found = Vec::new();
-    let seeds = if full() { 10 } else { 2 };
+    let (seeds, blocks) = if full() { (10, 8) } else { (1, 4) };
     for seed in 0..seeds {
         let mut plan = Plan::new(&url(&a), &url(&b));
         let latency = json!({
-            "workloads": ["session-store"], "rates": [0.5], "blocks": 8, "block_s": 1, "connections": 4,
+            "workloads": ["session-store"], "rates": [0.5], "blocks": blocks, "block_s": 1, "connections": 4,
         });
         let outcome = measure(&mut plan, latency, &format!("--seed {seed}"));
         let result = &outcome.json["results"][0];
@@ -123,7 +126,7 @@ fn the_same_server_twice_is_no_difference() {
         .filter(|f| ["faster", "slower", "mixed"].contains(&f.as_str()))
         .count();
     // Beside other tests it may find that it is late itself, and says so.
-    assert!(wrong * 2 <= found.len(), "{found:?}");
+    assert!(!full() || wrong * 2 <= found.len(), "{found:?}");
     assert!(!full() || alike * 10 >= found.len() * 9, "{found:?}");
     // And 0.3 ms more are seen, and told.
     if full() {
@@ -144,7 +147,7 @@ fn the_same_server_twice_is_no_difference() {
     let far = Cutter::far(&server.address(), Duration::from_millis(3));
     let mut plan = Plan::new(&url(&a), &url(&far));
     let latency = json!({
-        "workloads": ["session-store"], "rates": [0.2], "blocks": 8, "block_s": 1, "connections": 20,
+        "workloads": ["session-store"], "rates": [0.2], "blocks": blocks, "block_s": 1, "connections": 20,
     });
     let outcome = measure(&mut plan, latency, "");
     let result = &outcome.json["results"][0];
@@ -195,7 +198,7 @@ fn a_sweep_finds_the_peak() {
         return;
     };
     let latency = json!({
-        "workloads": ["session-store"], "rates": [2.0], "blocks": 1, "block_s": 1, "connections": 8, "sweep": true,
+        "workloads": ["session-store"], "rates": [4.0], "blocks": 1, "block_s": 1, "connections": 8, "sweep": true,
     });
     let outcome = measure(&mut plan, latency, "--fresh");
     let answer = &outcome.json;
@@ -238,7 +241,7 @@ fn what_it_writes_it_removes() {
             "observed", "session-store", "cache-aside", "entity-lookup", "counter", "pipeline",
             format!("file:{}", own.display()),
         ],
-        "rates": [0.3], "blocks": 2, "block_s": 1, "connections": 4, "allow_writes": true,
+        "rates": [0.3], "blocks": 1, "block_s": 1, "connections": 4, "allow_writes": true,
     });
     plan.set("/latency", latency.clone());
     let mut running = plan.start("latency --json");
@@ -300,7 +303,7 @@ fn it_agrees_with_redis_benchmark() {
     fill(&target);
     let mut plan = Plan::new(&source.url(), &target.url());
     let latency = json!({
-        "workloads": ["cache-aside"], "rates": [20.0], "blocks": 4, "block_s": 2, "connections": 1,
+        "workloads": ["cache-aside"], "rates": [20.0], "blocks": 2, "block_s": 1, "connections": 1,
     });
     let outcome = measure(&mut plan, latency, "--even");
     let ours = us(&outcome.json["results"][0], "source", "service", "p50_us");

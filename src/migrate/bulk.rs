@@ -6,6 +6,8 @@ use crate::migrate::losses;
 use crate::migrate::pump::Pump;
 use crate::migrate::rebuild::Rebuild;
 use crate::plan::Expired;
+use crate::rdb::cursor::Reader;
+use crate::rdb::encoding;
 use crate::rdb::file::{Entry, Header, LargeEntry};
 use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
@@ -160,14 +162,21 @@ impl Pump {
         let footer = payload::footer_version(&self.format);
         match fit {
             Fit::AsIs => {
-                let batch = self.pipe.batch(node, db, mark)?;
-                let plain = (h.type_id == STRING
+                let bare = h.type_id == STRING
                     && expire.is_none()
                     && h.freq.is_none()
-                    && h.idle_s.is_none())
-                .then(|| plain_string(body))
-                .flatten();
-                match plain {
+                    && h.idle_s.is_none();
+                if bare && self.pipe.takes_pairs() && matches!(mark, Mark::Snapshot { .. }) {
+                    let mut r = Reader::new(body, h.value_at);
+                    if let Some(text) =
+                        encoding::short_string(&mut r, SHORT, &mut self.scratch, "a string")?
+                    {
+                        self.pipe.pair(node, db, mark, h.key, text)?;
+                        return Ok(true);
+                    }
+                }
+                let batch = self.pipe.batch(node, db, mark)?;
+                match bare.then(|| plain_string(body)).flatten() {
                     Some(text) => resp::command(&mut batch.bytes, &[b"SET", h.key, text]),
                     None => {
                         let meta = if !self.format.valkey && self.format.version >= (8, 6, 0) {
@@ -303,6 +312,9 @@ impl Pump {
 /// Why a key has nowhere to go whose name another one gets.
 pub(super) const NAME_TAKEN: &str =
     "by `rename`, keys of another prefix get names like its own at the target";
+
+/// Strings up to this length are set several at once.
+const SHORT: usize = 4 << 10;
 
 /// Why a key of the source's database `db` has nowhere to go.
 pub(super) fn no_database(db: DbIndex) -> String {

@@ -273,6 +273,8 @@ impl Pump {
             self.shard.applied = Some(self.at);
             self.shard.applied_db = self.db;
             self.save(false)?;
+            // Whether a verification has asked for keys: without it nothing is caught up.
+            self.repair()?;
             self.loaded.done();
         }
         if self.source.is_none() && self.spool.ended().is_none() {

@@ -5,7 +5,7 @@
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::types::DbIndex;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -25,8 +25,8 @@ pub struct MaybeTimed {
     complete: bool,
     path: PathBuf,
     file: Option<File>,
-    /// Pages with bits that the file does not have.
-    fresh: BTreeSet<usize>,
+    /// Whether the page has bits that the file does not have.
+    fresh: Vec<bool>,
     /// Hashes of timed keys that the source has deleted, so that a command on them makes them anew.
     absent: HashSet<u64>,
 }
@@ -53,14 +53,14 @@ impl MaybeTimed {
             bits: kept.unwrap_or_else(|| vec![0; WORDS]),
             path,
             file: None,
-            fresh: BTreeSet::new(),
+            fresh: vec![false; WORDS / PAGE_WORDS],
             absent: HashSet::new(),
         }
     }
 
     /// Writes new bits to the file; before the marks that pass the commands which set them.
     pub fn save(&mut self) -> Result<()> {
-        if !self.complete || (self.fresh.is_empty() && self.file.is_some()) {
+        if !self.complete || (!self.fresh.contains(&true) && self.file.is_some()) {
             return Ok(());
         }
         let failed = || format!("write {}", self.path.display());
@@ -79,7 +79,10 @@ impl MaybeTimed {
                 self.file.insert(file)
             }
         };
-        for page in std::mem::take(&mut self.fresh) {
+        for (page, fresh) in self.fresh.iter_mut().enumerate() {
+            if !std::mem::take(fresh) {
+                continue;
+            }
             let from = page * PAGE_WORDS;
             let words = self.bits.get(from..from + PAGE_WORDS).unwrap_or_default();
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -106,7 +109,9 @@ impl MaybeTimed {
                 && *word & bit == 0
             {
                 *word |= bit;
-                self.fresh.insert(place / 64 / PAGE_WORDS);
+                if let Some(fresh) = self.fresh.get_mut(place / 64 / PAGE_WORDS) {
+                    *fresh = true;
+                }
             }
         }
     }

@@ -94,8 +94,8 @@ where
     draw(|root| {
         let mut chart = ChartBuilder::on(root)
             .margin(10)
-            .x_label_area_size(34)
-            .y_label_area_size(70)
+            .x_label_area_size(40)
+            .y_label_area_size(100)
             .build_cartesian_2d(range, y)
             .ok()?;
         chart
@@ -122,10 +122,19 @@ where
     })
 }
 
-/// The phases as bars over time, in seconds since the beginning.
+/// From the beginning to the last phase's.
+fn known_span(phases: &[PhaseSpan], first: i64) -> i64 {
+    let last = phases.iter().map(|p| p.left_ms.unwrap_or(p.entered_ms));
+    last.max().unwrap_or(first) - first
+}
+
+/// The phases as bars over time, in seconds since the beginning; the last one is cut short while it lasts.
 pub fn timeline(phases: &[PhaseSpan], now_ms: i64) -> Option<String> {
     let first = phases.first()?.entered_ms;
-    let end = |p: &PhaseSpan| p.left_ms.unwrap_or(now_ms.max(p.entered_ms));
+    // One that still lasts would leave no room for those before it.
+    let known = phases.iter().map(|p| p.left_ms.unwrap_or(p.entered_ms));
+    let shown = now_ms.min(known.max()? + (known_span(phases, first) / 5).max(1_000));
+    let end = |p: &PhaseSpan| p.left_ms.unwrap_or(shown.max(p.entered_ms));
     let last = phases.iter().map(end).max()?;
     let seconds = |ms: i64| (ms - first) as f64 / 1000.0;
     let whole = seconds(last).max(0.001);
@@ -139,8 +148,8 @@ pub fn timeline(phases: &[PhaseSpan], now_ms: i64) -> Option<String> {
         let rows = names.len() as f64;
         let mut chart = ChartBuilder::on(root)
             .margin(10)
-            .x_label_area_size(34)
-            .y_label_area_size(90)
+            .x_label_area_size(40)
+            .y_label_area_size(130)
             .build_cartesian_2d(0.0..whole, 0.0..rows)
             .ok()?;
         chart
@@ -164,7 +173,7 @@ pub fn timeline(phases: &[PhaseSpan], now_ms: i64) -> Option<String> {
                 .ok()?;
         }
         for (row, name) in names.iter().enumerate() {
-            let y = 10.0 + (row as f64 + 0.5) * f64::from(SIZE.1 - 54) / rows;
+            let y = 10.0 + (row as f64 + 0.5) * f64::from(SIZE.1 - 60) / rows;
             root.draw(&Text::new(
                 (*name).to_owned(),
                 (8, y as i32 - 6),

@@ -173,3 +173,92 @@ fn numbers_and_times_read_well() {
         ["0", "999", "1 000", "1 234 567"]
     );
 }
+
+/// A measurement whose target takes `ratio` times as long.
+fn measured(verdict: &str, ratio: f64) -> Value {
+    let around = |v: f64| json!({"value": v, "low": v * 0.9, "high": v * 1.1});
+    let of = |f: f64| json!({"response": {"p50_us": 100.0 * f, "p99_us": 1000.0 * f, "count": 5000}, "service": {}});
+    json!({"results": [{
+        "workload": "session-store", "rate": 1.0, "rate_per_s": 500.0, "conclusive": true, "verdict": verdict,
+        "why": "", "endpoints": {"source": of(1.0), "target": of(ratio)},
+        "ratio": {"p50_us": around(ratio), "p99_us": around(ratio)},
+        "difference_us": {"p50_us": around(100.0 * (ratio - 1.0)), "p99_us": around(1000.0 * (ratio - 1.0))},
+        "requests": [{"kind": "GET", "weight": 3.0}, {"kind": "MGET", "weight": 1.0}],
+        "left_out": [{"what": "set: writes are not allowed", "share": 0.25}],
+    }], "sweep": [
+        {"workload": "session-store", "side": "source", "rate_per_s": 750.0, "answered_per_s": 749.0, "kept_up": true, "shed_by_client": 0, "response": {"p50_us": 200, "p99_us": 900}},
+    ], "client": {"held_per_s": 750.0, "was_the_limit": false}})
+}
+
+#[test]
+fn a_measurement_is_told_alike_on_all_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = moved(dir.path());
+    store.put_json(LATENCY, &measured("faster", 0.25)).unwrap();
+    let pulse = json!({"before": {"count": 50, "p50_us": 81, "histogram": "packed-away"}, "snapshot": {"count": 900, "p50_us": 123}});
+    store.put_json(PULSE, &pulse).unwrap();
+    let mut job = job();
+    job.price = Some(crate::plan::PricePlan {
+        source: 400.0,
+        target: 300.0,
+        currency: "EUR".into(),
+    });
+    let report = Report::read(dir.path(), &job, 80_000).unwrap();
+    let as_json = json::render(&report);
+    assert_eq!(as_json["source_latency"]["snapshot"]["p50_us"], 123);
+    for page in [html::render(&report).unwrap(), markdown::render(&report)] {
+        for told in [
+            "session-store at 500 requests/s",
+            "-75 (-",
+            "0.25",
+            "123",
+            "75.0 %",
+            "not sent: set",
+            "749",
+        ] {
+            assert!(page.contains(told), "{told} is not on {page}");
+        }
+        assert!(!page.contains("packed-away"));
+    }
+    let page = html::render(&report).unwrap();
+    assert!(page.contains("400 → 300 EUR (-25 %)"));
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    // Percentiles, load (two), blocks are not there, phases.
+    assert_eq!(page.matches("<figure").count(), 4);
+}
+
+#[test]
+fn a_fleet_shows_what_got_worse_first() {
+    let mut reports = Vec::new();
+    for (name, verdict, ratio) in [
+        ("better", Some("faster"), 0.3),
+        ("unmeasured", None, 1.0),
+        ("worst", Some("slower"), 3.0),
+        ("worse", Some("slower"), 1.5),
+        ("same", Some("no detectable difference"), 1.01),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = moved(dir.path());
+        if let Some(verdict) = verdict {
+            store.put_json(LATENCY, &measured(verdict, ratio)).unwrap();
+        }
+        let mut job = job();
+        job.name = name.into();
+        reports.push(Report::read(dir.path(), &job, 0).unwrap());
+    }
+    let services = fleet::services(&reports);
+    let names: Vec<&str> = services.iter().map(|s| s.plan.as_str()).collect();
+    assert_eq!(names, ["worst", "worse", "same", "better", "unmeasured"]);
+    let answer = fleet::as_json(&services, 0);
+    assert_eq!(answer["services"], 5);
+    assert_eq!(answer["keys"], 5 * 1_234_567);
+    assert_eq!(answer["verdicts"]["slower"], 2);
+    assert_eq!(answer["p99_ratio"], json!([0.3, 1.01, 1.5, 1.5, 3.0]));
+    for page in [
+        fleet::render(&services, 0).unwrap(),
+        fleet::markdown(&services, 0),
+    ] {
+        assert!(page.find("worst") < page.find("unmeasured"));
+        assert!(page.contains("1000 → 3000 µs (+200 %)") && page.contains("1 faster, 2 slower"));
+    }
+}

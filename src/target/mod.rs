@@ -153,7 +153,7 @@ impl Pipe {
         let switch = self
             .nodes
             .get(node)
-            .is_some_and(|n| n.open.db != db && n.open.commands > 0);
+            .is_some_and(|n| n.open.db != db && !n.open.is_empty());
         if switch {
             self.send(node);
         }
@@ -166,6 +166,27 @@ impl Pipe {
         Ok(&mut node.open)
     }
 
+    /// Whether the target takes MSET of any keys.
+    pub fn takes_pairs(&self) -> bool {
+        self.topology.pairs
+    }
+
+    /// Sets a string together with others; only where [`Pipe::takes_pairs`].
+    ///
+    /// Nothing else on its way may touch the key, as it may overtake what was added before it.
+    pub fn pair(
+        &mut self,
+        node: usize,
+        db: DbIndex,
+        mark: Mark,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<()> {
+        let new = self.batch(node, db, mark)?.pair(key, value);
+        self.added(node, new);
+        Ok(())
+    }
+
     /// Says that `commands` were encoded into the open batch of `node`; a full batch is sent.
     pub fn added(&mut self, node: usize, commands: u32) {
         self.sent_commands += u64::from(commands);
@@ -173,7 +194,7 @@ impl Pipe {
             return;
         };
         n.open.commands += commands;
-        if n.open.bytes.len() >= BATCH_BYTES || n.open.commands >= BATCH_COMMANDS {
+        if n.open.len() >= BATCH_BYTES || n.open.commands >= BATCH_COMMANDS {
             self.send(node);
         }
     }
@@ -182,9 +203,12 @@ impl Pipe {
         let Some(n) = self.nodes.get_mut(node) else {
             return;
         };
-        let (Some(mark), true) = (n.open_mark, n.open.commands > 0) else {
+        let (Some(mark), false) = (n.open_mark, n.open.is_empty()) else {
             return;
         };
+        let closed = n.open.close();
+        n.open.commands += closed;
+        self.sent_commands += u64::from(closed);
         let len = n.open.bytes.len();
         if self.dry_run {
             self.sent_bytes += len as u64;
@@ -313,13 +337,7 @@ impl Pipe {
 }
 
 fn empty_batch(shared: &Shared, db: DbIndex) -> Batch {
-    Batch {
-        bytes: shared.buffer(),
-        commands: 0,
-        db,
-        seq: 0,
-        expect: Vec::new(),
-    }
+    Batch::new(shared.buffer(), db)
 }
 
 fn trouble_bytes(trouble: &Trouble) -> usize {
@@ -446,13 +464,7 @@ mod tests {
 
     #[test]
     fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
-        let mut batch = Batch {
-            bytes: Vec::new(),
-            commands: 0,
-            db: DbIndex::ZERO,
-            seq: 1,
-            expect: Vec::new(),
-        };
+        let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
         let mut guards = 0;
         batch.guard(&mut guards, b"a");
         batch.guard(&mut guards, b"b");
@@ -479,6 +491,42 @@ mod tests {
         assert_eq!(units[0].fate, Fate::Refused(NOTHING_THERE.into()));
     }
 
+    /// What a server makes of the frames: name and number of arguments.
+    fn frames(bytes: &[u8]) -> Vec<(String, usize)> {
+        let (mut at, mut args, mut out) = (0, Vec::new(), Vec::new());
+        while let Some(len) = resp::parse_command(&bytes[at..], &mut args).unwrap() {
+            let name = &bytes[at..][args[0].clone()];
+            out.push((String::from_utf8_lossy(name).into_owned(), args.len()));
+            at += len;
+        }
+        assert_eq!(at, bytes.len());
+        out
+    }
+
+    #[test]
+    fn strings_are_set_together() {
+        for (pairs, wanted) in [
+            (1, vec![3]),
+            (4, vec![9]),
+            (5, vec![11]),
+            (32, vec![65]),
+            (33, vec![65, 3]),
+        ] {
+            let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
+            let commands: u32 = (0..pairs)
+                .map(|n| batch.pair(format!("key:{n}").as_bytes(), b"some value"))
+                .sum();
+            let commands = commands + batch.close() + batch.close();
+            resp::command(&mut batch.bytes, &[b"DEL", b"x"]);
+            let commands = commands as usize;
+            assert_eq!(commands, wanted.len());
+            let mut found = frames(&batch.bytes);
+            assert_eq!(found.pop(), Some(("DEL".into(), 2)));
+            let wanted: Vec<_> = wanted.into_iter().map(|n| ("MSET".to_owned(), n)).collect();
+            assert_eq!(found, wanted);
+        }
+    }
+
     #[test]
     fn a_transaction_is_one_unit() {
         let mut bytes = Vec::new();
@@ -491,13 +539,8 @@ mod tests {
         ] {
             resp::command(&mut bytes, command);
         }
-        let batch = Batch {
-            bytes,
-            commands: 5,
-            db: DbIndex::ZERO,
-            seq: 1,
-            expect: Vec::new(),
-        };
+        let mut batch = Batch::new(bytes, DbIndex::ZERO);
+        batch.commands = 5;
         let mut units = Vec::new();
         let failures = [Failure {
             index: 2,

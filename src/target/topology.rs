@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::net::server::{Layout, Server};
 use crate::plan::Endpoint;
+use crate::resp::Reply;
 use crate::types::{SLOTS, Slot};
 
 /// A picture of the target at one moment; replaced as a whole when the target says MOVED.
@@ -12,6 +13,8 @@ pub struct Topology {
     pub cluster: bool,
     /// True where one command must keep to one slot: a cluster, or a proxy in front of one.
     pub one_slot: bool,
+    /// Whether one MSET may name any keys, and is allowed at all.
+    pub pairs: bool,
     pub nodes: Vec<String>,
     node_of: Vec<u16>,
 }
@@ -37,6 +40,7 @@ impl Topology {
         Ok(Topology {
             cluster: layout.cluster,
             one_slot: layout.cluster || proxy,
+            pairs: false,
             nodes,
             node_of,
         })
@@ -71,5 +75,20 @@ impl Topology {
 pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
     let (layout, server) = net::server::layout(endpoint).await?;
     let proxy = endpoint.topology == crate::plan::Topology::Proxy;
-    Ok((Topology::of(&layout, proxy)?, server))
+    let mut topology = Topology::of(&layout, proxy)?;
+    topology.pairs = !topology.one_slot && takes_pairs(endpoint).await?;
+    Ok((topology, server))
+}
+
+/// Asks without writing: an MSET without arguments is refused for that alone, and two keys may lie in two slots.
+async fn takes_pairs(endpoint: &Endpoint) -> Result<bool> {
+    let mut conn = net::connect(endpoint, &endpoint.address()).await?;
+    let arity = match conn.ask(&[b"MSET"]).await? {
+        Reply::Error(text) => text,
+        _ => return Ok(false),
+    };
+    let apart = conn
+        .ask(&[b"EXISTS", b"{a}:keyferry", b"{b}:keyferry"])
+        .await?;
+    Ok(arity.contains("wrong number of arguments") && matches!(apart, Reply::Int(_)))
 }

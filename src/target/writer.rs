@@ -12,11 +12,15 @@ use crate::types::DbIndex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Bytes that may wait for replies on one connection.
 const IN_FLIGHT_BYTES: usize = 4 << 20;
+/// With more than this on its way, replies are gathered before they are read.
+const BUSY_BYTES: usize = 1 << 20;
+const GATHER: Duration = Duration::from_millis(1);
 
 /// Commands for one node, all in one database.
 #[derive(Debug)]
@@ -28,12 +32,65 @@ pub struct Batch {
     pub seq: u64,
     /// Commands (by index) for which the answer 0 means that the key they expected was not there.
     pub expect: Vec<u32>,
+    /// Arguments of an MSET that is not there yet, and how many pairs they are.
+    pairs: (Vec<u8>, usize),
 }
+
+/// A server runs one command at a time: more pairs in one would save nothing more, and keep others waiting.
+const PAIRS: usize = 32;
+const PAIRS_BYTES: usize = 16 << 10;
 
 /// The command of a guard: it is sent for nothing else.
 pub const GUARD: &[u8] = b"EXISTS";
 
 impl Batch {
+    pub fn new(bytes: Vec<u8>, db: DbIndex) -> Batch {
+        Batch {
+            bytes,
+            commands: 0,
+            db,
+            seq: 0,
+            expect: Vec::new(),
+            pairs: (Vec::new(), 0),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.commands == 0 && self.pairs.1 == 0
+    }
+
+    /// How long it is, all told.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.pairs.0.len()
+    }
+
+    /// Sets a string together with others, whatever lies between them: for keys that nothing else in the batch touches.
+    ///
+    /// Returns how many commands have come into the batch by it.
+    pub fn pair(&mut self, key: &[u8], value: &[u8]) -> u32 {
+        let (bytes, count) = &mut self.pairs;
+        resp::bulk(bytes, key);
+        resp::bulk(bytes, value);
+        *count += 1;
+        match *count == PAIRS || bytes.len() >= PAIRS_BYTES {
+            true => self.close(),
+            false => 0,
+        }
+    }
+
+    /// Makes a command of the pairs that wait; returns how many there are now more.
+    pub fn close(&mut self) -> u32 {
+        let (pairs, count) = &mut self.pairs;
+        if *count == 0 {
+            return 0;
+        }
+        resp::array(&mut self.bytes, 1 + 2 * *count);
+        resp::bulk(&mut self.bytes, b"MSET");
+        self.bytes.append(pairs);
+        *count = 0;
+        1
+    }
+
     /// Asks whether a key is there, in front of a command that must not run without it; `guards` counts them.
     pub fn guard(&mut self, guards: &mut u32, key: &[u8]) {
         resp::command(&mut self.bytes, &[GUARD, key]);
@@ -355,12 +412,10 @@ impl Writer {
         if self.live.is_none() || self.troubled() {
             return;
         }
+        let db = self.live.as_ref().map_or(DbIndex::ZERO, |l| l.db);
         let nothing = Batch {
-            bytes: Vec::new(),
-            commands: 0,
-            db: self.live.as_ref().map_or(DbIndex::ZERO, |l| l.db),
             seq: self.last_seq,
-            expect: Vec::new(),
+            ..Batch::new(Vec::new(), db)
         };
         if let Err(e) = self.write(Arc::new(nothing)).await {
             self.flight.lose(e);
@@ -521,6 +576,10 @@ async fn read_replies(
             Err(_) if waiting => Err(std::io::ErrorKind::TimedOut.into()),
             Err(_) => continue,
         };
+        if flight.waiting().bytes > BUSY_BYTES {
+            // The target answers in small pieces, and each would wake us; while so much waits, nobody waits for them.
+            tokio::time::sleep(GATHER).await;
+        }
         match bytes {
             Ok(0) => {
                 return Err(Error::new(

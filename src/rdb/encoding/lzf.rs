@@ -8,6 +8,13 @@ const MAX_RATIO: u64 = 264;
 
 /// Decompresses `input` (at file position `at`), whose plain length must be `plain`.
 pub fn decompress(input: &[u8], plain: u64, at: u64) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    decompress_into(input, plain, at, &mut out)?;
+    Ok(out)
+}
+
+/// The same into a buffer, in place of what it holds.
+pub fn decompress_into(input: &[u8], plain: u64, at: u64, out: &mut Vec<u8>) -> Result<()> {
     const WHAT: &str = "a compressed string";
     if plain > (input.len() as u64).saturating_mul(MAX_RATIO) {
         return Err(corrupt(
@@ -17,7 +24,8 @@ pub fn decompress(input: &[u8], plain: u64, at: u64) -> Result<Vec<u8>> {
         ));
     }
     let plain = plain as usize;
-    let mut out: Vec<u8> = Vec::with_capacity(plain);
+    out.clear();
+    out.reserve(plain);
     let mut i = 0;
     let short = |i: usize| corrupt(at + i as u64, WHAT, "it ends inside a run");
     while let Some(&control) = input.get(i) {
@@ -63,7 +71,7 @@ pub fn decompress(input: &[u8], plain: u64, at: u64) -> Result<Vec<u8>> {
             format_args!("{} bytes instead of {plain}", out.len()),
         ));
     }
-    Ok(out)
+    Ok(())
 }
 
 /// Decompresses piece by piece, holding no more than the window that references reach.

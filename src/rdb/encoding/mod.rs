@@ -6,6 +6,7 @@ pub mod ziplist;
 
 use crate::error::Result;
 use crate::rdb::cursor::Reader;
+use crate::resp::decimal;
 use std::borrow::Cow;
 
 /// A length, or the number of a special string encoding (rdb.c rdbLoadLenByRef).
@@ -71,6 +72,40 @@ pub fn string<'a>(r: &mut Reader<'a>, what: &'static str) -> Result<Cow<'a, [u8]
         }
         Len::Encoded(e) => Err(r.fail(what, format_args!("the string encoding {e} is unknown"))),
     }
+}
+
+/// Like [`string`], into a buffer where it is not stored plainly; `None` when it is longer than `most`.
+pub fn short_string<'a>(
+    r: &mut Reader<'a>,
+    most: usize,
+    buffer: &'a mut Vec<u8>,
+    what: &'static str,
+) -> Result<Option<&'a [u8]>> {
+    let fits = |n: u64| usize::try_from(n).is_ok_and(|n| n <= most);
+    let n = match length_or_encoding(r)? {
+        Len::Plain(n) if fits(n) => return r.take(n as usize, what).map(Some),
+        Len::Plain(_) => return Ok(None),
+        Len::Encoded(0) => i64::from(i8::from_le_bytes(r.array(what)?)),
+        Len::Encoded(1) => i64::from(i16::from_le_bytes(r.array(what)?)),
+        Len::Encoded(2) => i64::from(i32::from_le_bytes(r.array(what)?)),
+        Len::Encoded(3) => {
+            let compressed = length(r, what)?;
+            let plain = length(r, what)?;
+            if !fits(plain) {
+                return Ok(None);
+            }
+            let at = r.position();
+            let bytes = r.take(usize::try_from(compressed).unwrap_or(usize::MAX), what)?;
+            lzf::decompress_into(bytes, plain, at, buffer)?;
+            return Ok(Some(buffer));
+        }
+        Len::Encoded(e) => {
+            return Err(r.fail(what, format_args!("the string encoding {e} is unknown")));
+        }
+    };
+    buffer.clear();
+    buffer.extend_from_slice(decimal(n, &mut [0; 20]));
+    Ok(Some(buffer))
 }
 
 /// Appends a length as writers do.

@@ -1,0 +1,213 @@
+#!/usr/bin/env bash
+# keyferry next to the server's own ways of moving data: the same data, the same minutes, one after the other.
+#
+#   benches/side-by-side.sh [OPTIONS]
+#     --set A|B|C       A: small strings, a fifth with an expiry (default)
+#                       B: strings 64 B–4 KB, hashes of 20 fields, sorted sets of 100, lists of 200, sets of 50, and two
+#                          keys of many elements
+#                       C: session hashes, all with an expiry
+#     --keys N          how many keys (default 1000000; the issue's figures are for A with 5000000)
+#     --rounds N        how often each way is measured; medians are told (default 3)
+#     --ways LIST       of: diskless disk pipe benchmark keyferry cluster (default: all of them)
+#     --server NAME     a server of .servers (default: redis-7.0)
+#     --json FILE       where to write all single measurements (default: none)
+#
+# Ways, each from the moment it is told to begin until the target has every key:
+#   diskless   REPLICAOF, no file on either side (repl-diskless-sync, repl-diskless-load)
+#   disk       REPLICAOF with the file on disk, as servers are set up by default
+#   pipe       redis-cli --pipe of the same data as commands, which were made ready beforehand
+#   benchmark  redis-benchmark -P 64 writing as many strings of 100 bytes: what the target takes at most
+#   keyferry   keyferry migrate --until caught-up to one server
+#   cluster    the same into a cluster of three masters
+#
+# CPU seconds are those of all threads, user and system: of the moving program, of the source (with the child that
+# writes its snapshot) and of the target. Peak memory is that of the moving program.
+# Everything runs on ports of 127.0.0.1 and is ended at the end. Needs a release build: cargo build --release.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+set=A keys=1000000 rounds=3 ways="diskless disk pipe benchmark keyferry cluster" name=redis-7.0 json=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --set) set=$2 ;; --keys) keys=$2 ;; --rounds) rounds=$2 ;; --ways) ways=$2 ;;
+        --server) name=$2 ;; --json) json=$2 ;;
+        *) sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
+    esac
+    shift 2
+done
+servers=${KEYFERRY_SERVERS:-$PWD/.servers}
+server=$servers/$name/redis-server cli=$servers/$name/redis-cli
+benchmark=$(find "$servers/$name/root" -name redis-benchmark -type f 2>/dev/null | head -n 1)
+keyferry=${KEYFERRY:-target/release/keyferry}
+for needed in "$server" "$cli"; do
+    [ -x "$needed" ] || { echo "$needed is not there: run tests/servers.sh first" >&2; exit 2; }
+done
+[ -x "$keyferry" ] || { echo "$keyferry is not there: run cargo build --release first" >&2; exit 2; }
+
+dir=$(mktemp -d)
+declare -A pid_of=()
+cleanup() {
+    for p in "${pid_of[@]}"; do kill -9 "$p" 2>/dev/null || true; done
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+base=$((21000 + RANDOM % 5000))
+port_of() { case $1 in source) echo "$base" ;; target) echo $((base + 1)) ;; node*) echo $((base + 2 + ${1#node})) ;; esac; }
+ask() { local to=$1; shift; "$cli" -p "$(port_of "$to")" "$@"; }
+
+start() { # name, more lines of configuration
+    local what=$1; shift
+    rm -rf "${dir:?}/$what"; mkdir -p "$dir/$what"
+    "$server" --port "$(port_of "$what")" --bind 127.0.0.1 --save "" --appendonly no --dir "$dir/$what" \
+        --logfile "$dir/$what/log" --repl-diskless-sync-delay 0 --repl-backlog-size 64mb \
+        --client-output-buffer-limit "replica 0 0 0" "$@" >/dev/null 2>&1 &
+    pid_of[$what]=$!
+    until ask "$what" ping >/dev/null 2>&1; do sleep 0.05; done
+}
+stop() { for what in "$@"; do kill -9 "${pid_of[$what]}" 2>/dev/null || true; { wait "${pid_of[$what]}"; } 2>/dev/null || true; unset "pid_of[$what]"; done; }
+
+tick=$(getconf CLK_TCK)
+# CPU seconds of a process and of its children that have ended.
+cpu() { awk -v t="$tick" '{ sub(/^.*\) /, ""); print ($12 + $13 + $14 + $15) / t }' "/proc/${pid_of[$1]}/stat"; }
+now() { date +%s.%N; }
+minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a - b }'; }
+
+fill() {
+    local at=1 part=50000 script
+    case $set in
+        A) script='for i=ARGV[1],ARGV[2] do local k="key:"..i; local v=redis.sha1hex(i)..redis.sha1hex(-i)..string.format("%020d",i)
+             if i%5==0 then redis.call("set",k,v,"ex",864000+i%1000) else redis.call("set",k,v) end end' ;;
+        B) part=5000 script='for i=ARGV[1],ARGV[2] do local n=i%20; local k="b:"..i
+             if n<12 then redis.call("set",k,string.rep(string.char(97+i%26),64+(i*37)%4032))
+             elseif n<15 then for f=1,20 do redis.call("hset",k,"field:"..f,"value "..i..":"..f) end
+             elseif n<16 then for m=1,100 do redis.call("zadd",k,m*1.5,"member:"..i..":"..m) end
+             elseif n<18 then for e=1,200 do redis.call("rpush",k,"element "..e) end
+             else for m=1,50 do redis.call("sadd",k,"member "..i..":"..m) end end end' ;;
+        C) part=20000 script='for i=ARGV[1],ARGV[2] do local k="session:"..i
+             redis.call("hset",k,"user",i,"ip","10.0."..(i%256).."."..(i%200),"agent",string.rep("a",80),"csrf",string.format("%032d",i),"seen",1700000000+i)
+             redis.call("expire",k,864000+i%1000) end' ;;
+        *) echo "no such data set: $set" >&2; exit 2 ;;
+    esac
+    while [ "$at" -le "$keys" ]; do
+        local to=$((at + part - 1))
+        [ "$to" -gt "$keys" ] && to=$keys
+        ask source eval "$script" 0 "$at" "$to" >/dev/null
+        at=$((to + 1))
+    done
+    if [ "$set" = B ]; then
+        for kind in rpush sadd; do
+            ask source eval 'for i=1,ARGV[1] do redis.call(ARGV[2],"large:"..ARGV[2],"element "..i) end' 0 $((keys < 1000000 ? keys : 1000000)) "$kind" >/dev/null
+        done
+    fi
+}
+
+cluster() {
+    local i
+    for i in 0 1 2; do start "node$i" --cluster-enabled yes --cluster-require-full-coverage no; done
+    for i in 0 1 2; do ask "node$i" cluster addslotsrange $((i * 5461)) $((i == 2 ? 16383 : i * 5461 + 5460)) >/dev/null; done
+    for i in 1 2; do ask "node$i" cluster meet 127.0.0.1 "$(port_of node0)" >/dev/null; done
+    for i in 0 1 2; do until ask "node$i" cluster info | grep -q cluster_known_nodes:3; do sleep 0.05; done; done
+    for i in 0 1 2; do until ask "node$i" cluster info | grep -q cluster_slots_ok:16384 && ask "node$i" cluster info | grep -q cluster_state:ok; do sleep 0.05; done; done
+}
+
+# One way, once: prints seconds, CPU of the mover, of the source, of the target, peak memory of the mover in MiB.
+one() {
+    local way=$1 targets=(target) from mover=0 memory=0 source_before target_before took what
+    case $way in
+        cluster) targets=(node0 node1 node2); cluster ;;
+        diskless) start target --repl-diskless-sync yes --repl-diskless-load on-empty-db; ask source config set repl-diskless-sync yes >/dev/null ;;
+        disk) start target --repl-diskless-load disabled; ask source config set repl-diskless-sync no >/dev/null ;;
+        *) start target; ask source config set repl-diskless-sync yes >/dev/null ;;
+    esac
+    local wanted
+    wanted=$(ask source dbsize)
+    source_before=$(cpu source)
+    target_before=0
+    for what in "${targets[@]}"; do target_before=$(awk -v a="$target_before" -v b="$(cpu "$what")" 'BEGIN { print a + b }'); done
+    from=$(now)
+    case $way in
+        diskless | disk)
+            ask target replicaof 127.0.0.1 "$base" >/dev/null
+            until ask target info replication | grep -q "master_link_status:up"; do sleep 0.02; done
+            ;;
+        pipe)
+            TIMEFORMAT='%U %S'
+            { time "$cli" -p "$(port_of target)" --pipe <"$dir/commands" >/dev/null; } 2>"$dir/times"
+            mover=$(awk 'END { print $1 + $2 }' "$dir/times")
+            ;;
+        benchmark)
+            TIMEFORMAT='%U %S'
+            { time LD_LIBRARY_PATH=$(find "$servers/$name/root" -type d -path '*/lib/*-linux-gnu' | paste -sd:) \
+                "$benchmark" -p "$(port_of target)" -t set -n "$keys" -r "$keys" -d 100 -P 64 -c 8 -q >/dev/null 2>&1; } 2>"$dir/times"
+            mover=$(awk 'END { print $1 + $2 }' "$dir/times")
+            ;;
+        keyferry | cluster)
+            local to=target topology=standalone
+            [ "$way" = cluster ] && to=node0 topology=cluster
+            rm -rf "$dir/work"
+            printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"%s"}}' \
+                "$base" "$(port_of $to)" "$topology" >"$dir/plan.json"
+            TIMEFORMAT='%U %S'
+            { time "$keyferry" migrate "$dir/plan.json" --work-dir "$dir/work" --no-progress --until caught-up --json >"$dir/answer" 2>"$dir/log"; } 2>"$dir/times" ||
+                { cat "$dir/log" >&2; exit 3; }
+            mover=$(awk 'END { print $1 + $2 }' "$dir/times")
+            memory=$(sed -n 's/.*"peak_rss_bytes": *\([0-9]*\).*/\1/p' "$dir/answer" | awk '{ printf "%.0f", $1 / 1048576 }')
+            ;;
+    esac
+    took=$(minus "$(now)" "$from")
+    # The child that wrote the snapshot is counted when it has ended.
+    sleep 0.3
+    if [ -n "${KEYFERRY_BENCH_LOG:-}" ]; then cat "$dir/log" >>"$KEYFERRY_BENCH_LOG" 2>/dev/null || true; fi
+    local has=0 target_after=0
+    for what in "${targets[@]}"; do
+        has=$((has + $(ask "$what" dbsize)))
+        target_after=$(awk -v a="$target_after" -v b="$(cpu "$what")" 'BEGIN { print a + b }')
+    done
+    if [ "$has" -ne "$wanted" ] && [ "$way" != benchmark ]; then
+        echo "$way: the target has $has keys of $wanted" >&2
+        exit 3
+    fi
+    echo "$took $mover $(minus "$(cpu source)" "$source_before") $(minus "$target_after" "$target_before") ${memory:-0}"
+    stop "${targets[@]}"
+}
+
+echo "data set $set, $keys keys, $("$server" --version | sed 's/ sha.*//'), $(nproc) cores, $rounds rounds" >&2
+start source --enable-debug-command yes
+fill
+bytes=$(ask source info memory | sed -n 's/^used_memory:\([0-9]*\).*/\1/p')
+echo "the source holds $(ask source dbsize) keys in $((bytes >> 20)) MiB" >&2
+case " $ways " in
+    *" pipe "*)
+        ask source --rdb "$dir/dump.rdb" >/dev/null 2>&1
+        "$keyferry" rdb resp "$dir/dump.rdb" >"$dir/commands"
+        ;;
+esac
+if [ -z "$benchmark" ]; then ways=${ways/benchmark/}; fi
+
+: >"$dir/all"
+for round in $(seq "$rounds"); do
+    for way in $ways; do
+        figures=$(one "$way")
+        echo "$way $figures" >>"$dir/all"
+        echo "round $round, $way: $figures (s, mover CPU s, source CPU s, target CPU s, mover MiB)" >&2
+    done
+done
+
+median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'; }
+of() { awk -v w="$1" -v c="$2" '$1 == w { print $c }' "$dir/all" | median; }
+base_way=diskless
+case " $ways " in *" diskless "*) ;; *) base_way=${ways%% *} ;; esac
+against=$(of "$base_way" 2)
+printf '%-10s %9s %12s %12s %14s %14s %14s %10s\n' way seconds "ratio to" "mover CPU s" "µs for a key" "source CPU s" "target CPU s" "peak MiB"
+printf '%-10s %9s %12s\n' "" "" "$base_way"
+for way in $ways; do
+    awk -v w="$way" -v s="$(of "$way" 2)" -v b="$against" -v m="$(of "$way" 3)" -v k="$keys" -v a="$(of "$way" 4)" -v t="$(of "$way" 5)" -v mem="$(of "$way" 6)" \
+        'BEGIN { printf "%-10s %9.2f %12.2f %12.2f %14.2f %14.2f %14.2f %10s\n", w, s, s / b, m, m * 1e6 / k, a, t, (mem > 0 ? mem : "-") }'
+done
+if [ -n "$json" ]; then
+    awk -v set="$set" -v keys="$keys" 'BEGIN { printf "{\"set\": \"%s\", \"keys\": %d, \"measurements\": [", set, keys }
+        { printf "%s\n  {\"way\": \"%s\", \"seconds\": %s, \"mover_cpu_s\": %s, \"source_cpu_s\": %s, \"target_cpu_s\": %s, \"mover_peak_mib\": %s}", NR > 1 ? "," : "", $1, $2, $3, $4, $5, $6 }
+        END { print "\n]}" }' "$dir/all" >"$json.new" && mv "$json.new" "$json"
+fi
