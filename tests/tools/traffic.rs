@@ -90,6 +90,16 @@ enum Task {
         #[arg(long, default_value_t = 5_000)]
         rate: u64,
     },
+    /// How long a write at the source takes to be seen at each of the others, asked in turns: microseconds.
+    Lag {
+        #[arg(long)]
+        source: String,
+        /// Servers that follow it, by a native link or by keyferry.
+        #[arg(long, required = true)]
+        to: Vec<String>,
+        #[arg(long, default_value_t = 1_000)]
+        probes: u64,
+    },
     /// Form a cluster of empty nodes: every node a master with its share of the slots.
     Cluster { urls: Vec<String> },
 }
@@ -162,6 +172,7 @@ fn main() -> ExitCode {
             clients,
             rate,
         }),
+        Some(Task::Lag { source, to, probes }) => lag(&source, &to, probes),
         Some(Task::Cluster { urls }) => form::form(&urls).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
@@ -257,6 +268,45 @@ fn move_clients(options: &clients::Options) -> io::Result<ExitCode> {
         report.pause.as_secs_f64() * 1000.0
     );
     Ok(ExitCode::from(u8::from(!wrong.is_empty())))
+}
+
+fn lag(source: &str, to: &[String], probes: u64) -> io::Result<ExitCode> {
+    let mut writer = wire::Client::open(source)?;
+    let mut readers = Vec::new();
+    for url in to {
+        readers.push((url, wire::Client::open(url)?, Vec::new()));
+    }
+    let limit = std::time::Duration::from_secs(10);
+    for probe in 0..probes {
+        for (url, reader, times) in &mut readers {
+            let key = format!("keyferry:lag:{}", probe % 16);
+            let value = format!("{url} {probe}");
+            let sent = std::time::Instant::now();
+            writer.run(&wire::Command::new("SET").key(&key).arg(&value))?;
+            while reader.run(&wire::Command::new("GET").key(&key))?.bytes() != value.as_bytes() {
+                if sent.elapsed() > limit {
+                    return Err(io::Error::other(format!("{url} is more than 10 s behind")));
+                }
+            }
+            times.push(sent.elapsed().as_micros() as u64);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+    for (url, _, times) in &mut readers {
+        times.sort_unstable();
+        let at = |share: f64| {
+            times
+                .get((share * times.len() as f64) as usize)
+                .or(times.last())
+        };
+        let [p50, p90, p99, max] =
+            [0.5, 0.9, 0.99, 1.0].map(|share| at(share).copied().unwrap_or(0));
+        println!(
+            "{url}: p50 {p50} p90 {p90} p99 {p99} max {max} us, {} probes",
+            times.len()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// SIGINT and SIGTERM end the traffic in order, so that the account is complete.
