@@ -186,7 +186,8 @@ cat >"$plan" <<PLAN
   },
   "latency": {
     "workloads": ["observed", "session-store", "cache-aside"],
-    "rates": [1.0], "blocks": 6, "block_s": 1, "connections": 20, "allow_writes": true
+    "rates": [1.0], "blocks": 6, "block_s": 1, "connections": 20, "allow_writes": true,
+    "sweep": true
   }
 }
 PLAN

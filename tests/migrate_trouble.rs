@@ -4,7 +4,7 @@ use crate::support::dataset::fill_volume;
 use crate::support::keyferry::{Outcome, Plan};
 use crate::support::server::{Server, Setup, free_port};
 use crate::support::story::{Endpoint, Story};
-use crate::support::wire::Command;
+use crate::support::wire::{Client, Command};
 use crate::support::{need, skip, tls::Tls, wait_until};
 use serde_json::json;
 use std::time::Duration;
@@ -354,4 +354,43 @@ fn a_dry_run_writes_nothing() {
     assert_eq!(story.target.side().size().ok(), Some(0));
     story.plan.run("migrate --until caught-up --json").exits(0);
     story.judge();
+}
+
+/// Strings go several in one command where that is allowed, and one by one where it is not.
+#[test]
+fn a_target_that_refuses_mset_gets_its_strings_one_by_one() {
+    let Some([name]) = need(["any"]) else { return };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    let mut client = Client::open(&source.url()).expect("it answers");
+    for n in 0..3_000 {
+        client
+            .words(&format!("SET key:{n} value-{n}"))
+            .expect("a string");
+    }
+    client.words("SET number 12345").expect("a string");
+    let long = "SETRANGE compressed 900 x";
+    client.words(long).expect("a string");
+    let calls = |command: &str| {
+        let stats = target
+            .client()
+            .info("commandstats", &format!("cmdstat_{command}"));
+        stats.unwrap_or_default()
+    };
+    target.run("ACL SETUSER mover on >pw ~* &* +@all -mset");
+    let url = target.url().replace("redis://", "redis://mover:pw@");
+    for (url, together) in [(url, false), (target.url(), true)] {
+        target.run("FLUSHALL");
+        target.run("CONFIG RESETSTAT");
+        let plan = Plan::new(&source.url(), &url);
+        plan.run("migrate --json --until caught-up").exits(0);
+        plan.run("verify --json").exits(0);
+        assert_eq!(
+            calls("mset").contains("failed_calls=0"),
+            together,
+            "{}",
+            calls("mset")
+        );
+        assert_eq!(target.run("GET number").text(), "12345");
+        assert_eq!(target.run("STRLEN compressed").int(), Some(901));
+    }
 }

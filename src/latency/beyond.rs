@@ -106,7 +106,9 @@ async fn sweep(
             let measured = stage(side, requests, rate, how, stop).await?;
             let mut row = row(load, side, rate, &measured);
             // Our own limit is not the side's, but beyond it there is nothing to be learnt.
-            let held = (measured.response.len() as f64) >= KEPT_UP * measured.planned as f64
+            // An error is no answer, and what was answered after the end was answered too late.
+            let answered = 1.0 - measured.errors as f64 / measured.response.len().max(1) as f64;
+            let held = measured.answered_per_s() * answered >= KEPT_UP * measured.planned_per_s()
                 && measured.shed == 0;
             row["kept_up"] = json!(held);
             rows.push(row);

@@ -70,6 +70,8 @@ const READS: [&str; 57] = [
     "ZREVRANK",
     "ZSCORE",
 ];
+/// As TYPE answers.
+const TYPES: [&str; 6] = ["string", "list", "set", "zset", "hash", "stream"];
 /// The longest value that is made up.
 const LONGEST: usize = 1 << 20;
 
@@ -179,43 +181,52 @@ fn template(entry: Entry) -> Result<Template> {
             words,
         });
     }
+    let elsewhere = name == "MIGRATE"
+        || name == "COPY"
+            && words
+                .iter()
+                .any(|w| sample(w, 1).eq_ignore_ascii_case(b"DB"));
     let spec = command::lookup(name.as_bytes())
-        .filter(|s| matches!(s.kind, Kind::Write | Kind::Split(_) | Kind::Eval))
+        .filter(|s| matches!(s.kind, Kind::Write | Kind::Split(_) | Kind::Eval) && !elsewhere)
         .ok_or_else(|| {
             wrong(format!("{name:?} cannot be measured"))
                 .hint("name a command that reads keys, or one that writes keys under {own:NAME}")
         })?;
-    // As it would be sent, to learn where its keys are.
-    let plain: Vec<Vec<u8>> = words.iter().map(|w| sample(w)).collect();
-    let plain: Vec<&[u8]> = plain.iter().map(Vec::as_slice).collect();
-    let (mut frame, mut args) = (Vec::new(), Vec::new());
-    resp::command(&mut frame, &plain);
-    resp::parse_command(&frame, &mut args)?;
-    let mut keys = Vec::new();
-    spec.keys(
-        &command::Command {
+    // As it would be sent, to learn where its keys are; their number may be one that is made up.
+    let mut first = None;
+    for least in [true, false] {
+        let number = |n: u64| if least { 1 } else { n - 1 };
+        let plain: Vec<Vec<u8>> = (words.iter())
+            .map(|w| sample(w, w.iter().find_map(Piece::most).map_or(1, number)))
+            .collect();
+        let plain: Vec<&[u8]> = plain.iter().map(Vec::as_slice).collect();
+        let (mut frame, mut args) = (Vec::new(), Vec::new());
+        resp::command(&mut frame, &plain);
+        resp::parse_command(&frame, &mut args)?;
+        let mut keys = Vec::new();
+        let sent = command::Command {
             raw: &frame,
             args: &args,
-        },
-        &mut keys,
-    )?;
-    let Some(first) = keys.first().map(|k| k.index) else {
+        };
+        spec.keys(&sent, &mut keys)?;
+        for key in &keys {
+            if !matches!(
+                words.get(key.index).map(Vec::as_slice),
+                Some([Piece::Own(_)])
+            ) {
+                let text = plain.get(key.index).copied().unwrap_or_default();
+                return Err(wrong(format!(
+                    "{name} writes, but its key {:?} is not one of our own",
+                    String::from_utf8_lossy(text)
+                ))
+                .hint("write {own:NAME} for the key, and nothing else in that word: it lies under a prefix that is removed afterwards"));
+            }
+        }
+        first = first.or(keys.first().map(|k| k.index));
+    }
+    let Some(first) = first else {
         return Err(wrong(format!("{name} names no key")));
     };
-    for key in &keys {
-        if !matches!(
-            words.get(key.index).and_then(|w| w.first()),
-            Some(Piece::Own(_))
-        ) {
-            return Err(wrong(format!(
-                "{name} writes, but its key {:?} is not one of our own",
-                plain.get(key.index).map(|k| String::from_utf8_lossy(k))
-            ))
-            .hint(
-                "write {own:NAME} for the key: it lies under a prefix that is removed afterwards",
-            ));
-        }
-    }
     Ok(Template {
         name: spec.name,
         weight: entry.weight,
@@ -226,6 +237,13 @@ fn template(entry: Entry) -> Result<Template> {
 }
 
 impl Piece {
+    fn most(&self) -> Option<u64> {
+        match self {
+            Piece::Number(n) => Some(*n),
+            _ => None,
+        }
+    }
+
     fn is_key(&self) -> bool {
         matches!(self, Piece::Key(_) | Piece::Own(_))
     }
@@ -246,7 +264,7 @@ fn pieces(word: &str) -> Result<Vec<Piece>> {
         let (what, of) = inner.split_once(':').unwrap_or((inner, ""));
         let number = of.parse::<u64>().ok().filter(|n| *n > 0);
         out.push(match (what, number) {
-            ("key", None) => Piece::Key((!of.is_empty()).then(|| of.to_owned())),
+            ("key", None) if of.is_empty() || TYPES.contains(&of) => Piece::Key((!of.is_empty()).then(|| of.to_owned())),
             ("own", None) if !of.is_empty() => Piece::Own(of.to_owned()),
             ("value", Some(n)) if n <= LONGEST as u64 => Piece::Value(n as usize),
             ("number", Some(n)) => Piece::Number(n),
@@ -270,7 +288,7 @@ fn pieces(word: &str) -> Result<Vec<Piece>> {
 }
 
 /// A word as an example.
-fn sample(word: &[Piece]) -> Vec<u8> {
+fn sample(word: &[Piece], number: u64) -> Vec<u8> {
     let mut out = Vec::new();
     for piece in word {
         match piece {
@@ -278,7 +296,7 @@ fn sample(word: &[Piece]) -> Vec<u8> {
             Piece::Key(_) => out.extend_from_slice(b"{key}"),
             Piece::Own(name) => out.extend_from_slice(own(name, 0).as_slice()),
             Piece::Value(_) => out.push(b'v'),
-            Piece::Number(_) => out.push(b'1'),
+            Piece::Number(_) => out.extend(number.to_string().bytes()),
         }
     }
     out
@@ -394,6 +412,19 @@ mod tests {
                 "cannot be measured",
             ),
             (r#"{"command": "EVAL return 0"}"#, "names no key"),
+            (
+                r#"{"command": ["MSETEX", "{number:3}", "{own:a}", "1", "user:1", "2"]}"#,
+                "user:1",
+            ),
+            (
+                r#"{"command": "SET {own:a}{number:9} x"}"#,
+                "nothing else in that word",
+            ),
+            (
+                r#"{"command": "COPY {own:a} {own:b} db 5"}"#,
+                "cannot be measured",
+            ),
+            (r#"{"command": "HGETALL {key:hsah}"}"#, "is no place"),
             (r#"{"command": "GET {id:4}"}"#, "is no place"),
             (r#"{"command": "GET {key"}"#, "without its }"),
             (r#"{"command": "GET a:{key}"}"#, "at the beginning"),

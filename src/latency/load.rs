@@ -25,6 +25,8 @@ const SPIN: Duration = Duration::from_micros(3000);
 /// Requests that may wait for a connection: of so many seconds of the rate, but within these bounds; more are shed.
 const QUEUE_S: f64 = 2.0;
 const QUEUE: (usize, usize) = (100, 10_000);
+/// Bytes of requests that may wait for one node.
+const QUEUE_BYTES: usize = 32 << 20;
 /// So far behind its own plan, this program sheds as well.
 const BEHIND: Duration = Duration::from_millis(200);
 /// Requests planned at one go.
@@ -73,11 +75,19 @@ pub struct Measured {
     pub first_error: Option<String>,
     /// How long requests were counted, up to the last answer.
     pub counted: Duration,
+    /// How long requests were planned.
+    pub wanted: Duration,
 }
 
 impl Measured {
+    /// Over the whole time that it took to answer them.
     pub fn answered_per_s(&self) -> f64 {
         self.response.len() as f64 / self.counted.as_secs_f64().max(0.001)
+    }
+
+    /// What was asked for; at low rates not quite the rate itself.
+    pub fn planned_per_s(&self) -> f64 {
+        self.planned as f64 / self.wanted.as_secs_f64().max(0.001)
     }
 
     fn new() -> Measured {
@@ -92,6 +102,7 @@ impl Measured {
             planned: 0,
             first_error: None,
             counted: Duration::ZERO,
+            wanted: Duration::ZERO,
         }
     }
 }
@@ -138,10 +149,18 @@ impl Lines {
     /// Sends one exchange to the node of its key, outside of any measuring.
     pub async fn exchange(&mut self, key: &[u8], exchange: &Exchange) -> Result<()> {
         let at = self.node_of(key);
-        let Some(conn) = self.nodes.get_mut(at).and_then(|n| n.idle.first_mut()) else {
-            return Err(Error::new(ErrorKind::Connection, "there is no connection"));
+        let Some(node) = self.nodes.get_mut(at) else {
+            return Err(Error::new(ErrorKind::Bug, "a slot leads to no node"));
         };
-        exchange.run(conn).await
+        if node.idle.is_empty() {
+            // They were lost with a block that has failed.
+            node.idle
+                .push(net::connect(&self.endpoint, &node.address).await?);
+        }
+        match node.idle.first_mut() {
+            Some(conn) => exchange.run(conn).await,
+            None => Ok(()),
+        }
     }
 
     /// Round trips of PING to each master, one after the other, in µs.
@@ -182,10 +201,29 @@ impl Lines {
         }
         self.plan(workload, block, began, counted_from, &shared)
             .await;
+        shared.measured.borrow_mut().wanted =
+            Duration::from_secs_f64(block.seconds - block.warm_up);
         // What is under way has its own limit.
         let drained = Instant::now();
         while shared.open.get() > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
             tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // What still waits for a connection will not be answered in time.
+        for queue in &shared.queues {
+            let left: Vec<Planned> = queue.waiting.borrow_mut().drain(..).collect();
+            let mut measured = shared.measured.borrow_mut();
+            for planned in left {
+                shared.open.set(shared.open.get() - 1);
+                if planned.counted {
+                    measured.errors += 1;
+                    measured
+                        .response
+                        .saturating_record(micros(planned.at.elapsed()));
+                    measured
+                        .first_error
+                        .get_or_insert_with(|| "no answer in time".into());
+                }
+            }
         }
         shared.measured.borrow_mut().counted = counted_from.elapsed();
         shared.over.set(true);
@@ -256,12 +294,13 @@ impl Lines {
             let at = self.node_of(&request.key);
             if let Some(queue) = shared.queues.get(at) {
                 let mut waiting = queue.waiting.borrow_mut();
-                if waiting.len() >= most {
+                if waiting.len() >= most || queue.bytes.get() >= QUEUE_BYTES {
                     if counted {
                         shared.measured.borrow_mut().shed += 1;
                     }
                 } else {
                     let free = waiting.is_empty() && queue.idle.get() > 0;
+                    queue.bytes.set(queue.bytes.get() + request.len());
                     waiting.push_back(Planned {
                         request,
                         at: planned,
@@ -287,6 +326,8 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: RefCell<VecDeque<Planned>>,
+    /// Bytes of the requests that wait.
+    bytes: Cell<usize>,
     notify: Notify,
     /// Connections that wait for a request.
     idle: Cell<u32>,
@@ -314,6 +355,9 @@ async fn work(
         let planned = loop {
             let next = queue.waiting.borrow_mut().pop_front();
             if let Some(planned) = next {
+                queue
+                    .bytes
+                    .set(queue.bytes.get().saturating_sub(planned.request.len()));
                 break planned;
             }
             if shared.over.get() {

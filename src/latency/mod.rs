@@ -24,7 +24,7 @@ use self::stats::{Verdict, differences, verdict};
 use self::workload::{RealKeys, Recipe, Workload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::{Times, merged, packed, told as times, unpacked};
-use crate::plan::{Endpoint, Job, Source};
+use crate::plan::{Endpoint, Job, Source, WORKLOAD_FILE};
 use crate::source::mix::{self, Mix};
 use crate::source::private_dir;
 use crate::store::{LATENCY, LatencyBlock, Lock, Store};
@@ -46,6 +46,8 @@ const PINGS: u32 = 500;
 const WARM_UP: f64 = 0.1;
 /// Beyond the highest rate of the plan.
 const OVERLOAD: [f64; 2] = [1.5, 2.0];
+/// With a larger share of errors nothing is said of the times of answers.
+const ERRORS: f64 = 0.001;
 /// A p99 of our own lateness above this share of the median colours the result.
 const SLIP_SHARE: f64 = 0.2;
 const SLIP_US: f64 = 100.0;
@@ -114,17 +116,18 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
     for side in &mut sides {
         let figures = servers::figures(&side.lines.endpoint).await?;
         before.insert(side.name.into(), figures);
-        if plan.allow_writes {
-            furnish(&mut side.lines, true, &value, &own).await?;
-        }
     }
     let measured = measure(job, options, &mut store, &mut sides, &begun, &recipes, stop).await;
+    let mut removed = Ok(());
     if plan.allow_writes {
         for side in &mut sides {
-            furnish(&mut side.lines, false, &value, &own).await?;
+            let done = furnish(&mut side.lines, false, &value, &own).await;
+            removed = removed.and(done);
         }
     }
+    // Why it has ended comes before what could not be tidied up then.
     let mut answer = measured?;
+    removed?;
     answer["design"]["popularity"] = json!(match told {
         true => "as the source counts it (LFU)",
         false => "Zipf, the order drawn",
@@ -176,6 +179,7 @@ async fn measure(
                 "workload": name,
                 "why": match name.as_str() {
                     "observed" => "the source runs nothing that may be imitated",
+                    _ if plan.allow_writes => "the source has no keys of the types that it reads",
                     _ => "there are no keys that it could read, and latency.allow_writes is not set",
                 },
             }));
@@ -184,6 +188,13 @@ async fn measure(
         for rate in &plan.rates {
             let per_s = base * rate;
             (options.tell)(&format!("{name} at {per_s:.0}/s"));
+            if plan.allow_writes {
+                // Anew each time: they end by themselves, and a long measurement outlives them.
+                for side in sides.iter_mut() {
+                    let value = side.real.value();
+                    furnish(&mut side.lines, true, &value, &BTreeSet::new()).await?;
+                }
+            }
             let mut blocks: Vec<LatencyBlock> = (done.iter())
                 .filter(|b| b.workload == *name && b.rate == *rate)
                 .cloned()
@@ -221,7 +232,7 @@ async fn measure(
                     blocks.push(row);
                 }
             }
-            results.push(conclude(name, *rate, per_s, recipe, &blocks, seed)?);
+            results.push(conclude(name, *rate, per_s, recipe, &loads, &blocks, seed)?);
         }
         // What a side can do at most is told by the first workload that can be run.
         if beyond.is_none() {
@@ -321,7 +332,19 @@ async fn begin(
     endpoint: &Endpoint,
 ) -> Result<Begun> {
     let plan = serde_json::to_string(&job.latency).unwrap_or_default();
-    let about = format!("{} {plan} {}", job.fingerprint, options.even);
+    let mut about = format!("{} {plan} {}", job.fingerprint, options.even);
+    for name in &job.latency.workloads {
+        // A file that was changed is another workload.
+        if let Some(bytes) = name
+            .strip_prefix(WORKLOAD_FILE)
+            .and_then(|f| std::fs::read(f).ok())
+        {
+            about += &format!(
+                " {:016x}",
+                crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, &bytes)
+            );
+        }
+    }
     let saved = store.json(BEGUN)?;
     let saved = saved.and_then(|v| serde_json::from_value::<Begun>(v).ok());
     let fits = |b: &Begun| b.about == about && options.seed.is_none_or(|seed| seed == b.seed);
@@ -379,6 +402,7 @@ fn conclude(
     rate: f64,
     per_s: f64,
     recipe: &Recipe,
+    loads: &[Workload],
     blocks: &[LatencyBlock],
     seed: u64,
 ) -> Result<Value> {
@@ -405,6 +429,14 @@ fn conclude(
         let (shed, errors) = (sum(|b| b.shed), sum(|b| b.errors));
         if is_late(slip, &all) {
             late = late.max(slip);
+        }
+        if errors as f64 > all.len() as f64 * ERRORS {
+            let first = own.iter().find_map(|b| b.detail["first_error"].as_str());
+            trouble = Some(format!(
+                "{errors} of {} requests to the {side} failed, the first one: {}",
+                all.len(),
+                first.unwrap_or("no answer")
+            ));
         }
         if shed > 0 {
             trouble = Some(format!(
@@ -451,8 +483,8 @@ fn conclude(
         "workload": workload,
         "rate": rate,
         "rate_per_s": per_s,
-        "requests": recipe.kinds().map(|(kind, weight)| json!({"kind": kind, "weight": weight})).collect::<Vec<_>>(),
-        "left_out": recipe.left_out.iter().map(|(what, share)| json!({"what": what, "share": share})).collect::<Vec<_>>(),
+        "requests": loads.first().into_iter().flat_map(Workload::kinds).map(|(kind, weight)| json!({"kind": kind, "weight": weight})).collect::<Vec<_>>(),
+        "left_out": loads.first().into_iter().flat_map(|l| &l.without_keys).chain(&recipe.left_out).map(|(what, share)| json!({"what": what, "share": share})).collect::<Vec<_>>(),
         "endpoints": endpoints,
         "difference_us": by_name(&|d| json!(d.difference_us)),
         "ratio": by_name(&|d| json!(d.ratio)),

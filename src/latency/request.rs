@@ -180,6 +180,15 @@ impl Request {
         self.exchange.run(conn).await
     }
 
+    /// Its bytes, about.
+    pub fn len(&self) -> usize {
+        match &self.exchange {
+            Exchange::One(frame) | Exchange::All(frame, _) => frame.len(),
+            Exchange::Aside { get, lock, fill } => get.len() + lock.len() + fill.len(),
+            Exchange::Ending { frame, life, .. } => frame.len() + life.len(),
+        }
+    }
+
     /// What is to be done when its time was taken.
     pub async fn settle(&self, conn: &mut Conn) -> Result<()> {
         match &self.exchange {
@@ -268,10 +277,19 @@ pub fn own(what: What, n: usize, variant: usize, value: &[u8]) -> Request {
             };
         }
     }
+    // Should it have ended meanwhile, it is made anew by this.
+    let exchange = match what {
+        What::Incr | What::HSet | What::ZIncrBy => {
+            let mut life = Vec::new();
+            resp::command(&mut life, &[b"EXPIRE", &key, LIFE_S.as_bytes()]);
+            Exchange::Ending { frame, life, n: 1 }
+        }
+        _ => Exchange::One(frame),
+    };
     Request {
         key,
         kind: what.name(),
-        exchange: Exchange::One(frame),
+        exchange,
     }
 }
 

@@ -4,15 +4,18 @@ use crate::error::Result;
 use crate::net::{self, info_field, server};
 use crate::plan::Endpoint;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
-/// What the servers of a side say of themselves.
+/// What the servers of a side say of themselves; sums over its masters, since they were started.
 pub async fn figures(endpoint: &Endpoint) -> Result<Value> {
     let (layout, server) = server::layout(endpoint).await?;
     let mut sums: Map<String, Value> = Map::new();
+    let mut commands: BTreeMap<String, Calls> = BTreeMap::new();
     for master in &layout.masters {
         let mut conn = net::connect(endpoint, &master.address).await?;
         let reply = conn.ask(&[b"INFO", b"everything"]).await?;
         let info = reply.text().unwrap_or_default().into_owned();
+        count_commands(&info, &mut commands);
         for field in [
             "used_memory",
             "used_memory_rss",
@@ -39,7 +42,62 @@ pub async fn figures(endpoint: &Endpoint) -> Result<Value> {
     if let (Some(rss), Some(used)) = (n("used_memory_rss"), n("used_memory")) {
         sums.insert("fragmentation".into(), json!(rss / used.max(1.0)));
     }
+    let told = commands.into_iter().map(|(name, of)| {
+        let told = json!({ "calls": of.calls, "usec": of.usec, "p99_us": of.p99_us });
+        (name, told)
+    });
+    sums.insert("commands".into(), Value::Object(told.collect()));
     sums.insert("server".into(), json!(server.to_string()));
     sums.insert("masters".into(), json!(layout.masters.len()));
     Ok(Value::Object(sums))
+}
+
+/// How often a command was run, and how long it took without the way there and back.
+#[derive(Default)]
+struct Calls {
+    calls: u64,
+    usec: u64,
+    /// Of the slowest master, where the server keeps it (latencystats).
+    p99_us: Option<f64>,
+}
+
+fn count_commands(info: &str, commands: &mut BTreeMap<String, Calls>) {
+    let part = |text: &str, name: &str| {
+        let found = text
+            .split(',')
+            .find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
+        found.and_then(|n| n.parse::<f64>().ok())
+    };
+    for line in info.lines() {
+        let Some((name, rest)) = line.split_once(':') else {
+            continue;
+        };
+        if let Some(name) = name.strip_prefix("cmdstat_") {
+            let of = commands.entry(name.to_ascii_lowercase()).or_default();
+            of.calls += part(rest, "calls").unwrap_or(0.0) as u64;
+            of.usec += part(rest, "usec").unwrap_or(0.0) as u64;
+        } else if let Some(name) = name.strip_prefix("latency_percentiles_usec_") {
+            let of = commands.entry(name.to_ascii_lowercase()).or_default();
+            of.p99_us = match (of.p99_us, part(rest, "p99")) {
+                (Some(a), Some(b)) => Some(a.max(b)),
+                (a, b) => a.or(b),
+            };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masters_are_added_up() {
+        let mut commands = BTreeMap::new();
+        let info = "# Commandstats\r\ncmdstat_get:calls=10,usec=25,usec_per_call=2.50,rejected_calls=0\r\n\
+            latency_percentiles_usec_get:p50=1.003,p99=7.007,p99.9=9.023\r\n";
+        count_commands(info, &mut commands);
+        count_commands("cmdstat_get:calls=5,usec=5\r\n", &mut commands);
+        let get = &commands["get"];
+        assert_eq!((get.calls, get.usec, get.p99_us), (15, 30, Some(7.007)));
+    }
 }

@@ -140,11 +140,6 @@ impl Recipe {
         }))
     }
 
-    /// Each kind of request with its weight.
-    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        (self.parts.iter()).map(|(what, weight)| (kind(*what, &self.templates), *weight))
-    }
-
     /// What it calls its own keys, beside those that are always there.
     pub fn own_names(&self) -> BTreeSet<String> {
         file::names(&self.templates)
@@ -182,6 +177,8 @@ pub struct Workload {
     value: Vec<u8>,
     /// MGET asks for one key only, as several may lie in several slots.
     apart: bool,
+    /// Kinds of request that are left out, as there are no keys for them, with their share.
+    pub without_keys: Vec<(String, f64)>,
 }
 
 /// Fills the places of a file's request.
@@ -205,6 +202,8 @@ impl Workload {
     /// `None` when no part has keys to read.
     pub fn new(recipe: &Recipe, real: &RealKeys, writes: bool, apart: bool) -> Option<Workload> {
         let (mut parts, mut sum) = (Vec::new(), 0.0);
+        let mut without_keys = Vec::new();
+        let all: f64 = recipe.parts.iter().map(|(_, weight)| weight).sum();
         let mut popularity = BTreeMap::new();
         for (what, weight) in &recipe.parts {
             let keys = match (what.writes(), what.reads()) {
@@ -219,11 +218,16 @@ impl Workload {
                         .into_iter()
                         .flat_map(Template::wants);
                     if wants.any(|kind| real.of(kind).is_empty()) {
+                        let what = format!("{}: no such keys", kind(*what, &recipe.templates));
+                        without_keys.push((what, weight / all));
                         continue;
                     }
                 }
                 // Nothing to read, and nothing may be put there.
-                _ if !what.writes() && keys.is_empty() && !writes => continue,
+                _ if !what.writes() && keys.is_empty() && !writes => {
+                    without_keys.push((format!("{}: no such keys", what.name()), weight / all));
+                    continue;
+                }
                 _ => {}
             }
             sum += weight;
@@ -247,6 +251,17 @@ impl Workload {
             value: real.value(),
             real: real.clone(),
             apart,
+            without_keys,
+        })
+    }
+
+    /// Each kind of request with its weight.
+    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let mut before = 0.0;
+        self.parts.iter().map(move |(sum, what, _)| {
+            let weight = sum - before;
+            before = *sum;
+            (kind(*what, &self.templates), weight)
         })
     }
 

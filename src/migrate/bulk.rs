@@ -162,7 +162,13 @@ impl Pump {
         let footer = payload::footer_version(&self.format);
         match fit {
             Fit::AsIs => {
+                let meta = if !self.format.valkey && self.format.version >= (8, 6, 0) {
+                    h.meta
+                } else {
+                    &[]
+                };
                 let bare = h.type_id == STRING
+                    && meta.is_empty()
                     && expire.is_none()
                     && h.freq.is_none()
                     && h.idle_s.is_none();
@@ -178,14 +184,7 @@ impl Pump {
                 let batch = self.pipe.batch(node, db, mark)?;
                 match bare.then(|| plain_string(body)).flatten() {
                     Some(text) => resp::command(&mut batch.bytes, &[b"SET", h.key, text]),
-                    None => {
-                        let meta = if !self.format.valkey && self.format.version >= (8, 6, 0) {
-                            h.meta
-                        } else {
-                            &[]
-                        };
-                        restore(&mut batch.bytes, h, meta, h.type_id, body, footer, expire);
-                    }
+                    None => restore(&mut batch.bytes, h, meta, h.type_id, body, footer, expire),
                 }
                 self.pipe.added(node, 1);
             }

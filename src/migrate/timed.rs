@@ -80,7 +80,7 @@ impl MaybeTimed {
             }
         };
         for (page, fresh) in self.fresh.iter_mut().enumerate() {
-            if !std::mem::take(fresh) {
+            if !*fresh {
                 continue;
             }
             let from = page * PAGE_WORDS;
@@ -88,6 +88,7 @@ impl MaybeTimed {
             let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
             file.write_all_at(&bytes, from as u64 * 8)
                 .context(ErrorKind::Disk, failed)?;
+            *fresh = false;
         }
         Ok(())
     }

@@ -111,6 +111,13 @@ impl Pump {
                 (None, Some(text)) => format!("the target answered: {text}"),
                 (None, None) => "commands were not sent".into(),
             };
+            if loading && self.pipe.takes_pairs() && units.iter().any(refused_pairs) {
+                // Its strings can go one by one: they are read again.
+                self.shared.event("warning", "pairs", &why);
+                self.pipe.no_pairs();
+                self.load_again_from(mark);
+                return Ok(true);
+            }
             if let Some(e) = fatal(&units, loading) {
                 return Err(e);
             }
@@ -144,12 +151,7 @@ impl Pump {
             }
             let uncertain = units.iter().any(|u| u.fate == Fate::Uncertain);
             if loading && (uncertain || self.in_large) {
-                if let Mark::Snapshot { at, db } = mark {
-                    self.shard.snapshot_at = at;
-                    self.shard.snapshot_db = db;
-                    // A checkpoint before it is read again must not pass it.
-                    self.loading = (at, db);
-                }
+                self.load_again_from(mark);
                 return Ok(true);
             }
             self.redo(units, mark)?;
@@ -158,6 +160,15 @@ impl Pump {
                 self.progress.set_note("");
                 return Ok(false);
             }
+        }
+    }
+
+    fn load_again_from(&mut self, mark: Mark) {
+        if let Mark::Snapshot { at, db } = mark {
+            self.shard.snapshot_at = at;
+            self.shard.snapshot_db = db;
+            // A checkpoint before it is read again must not pass it.
+            self.loading = (at, db);
         }
     }
 
@@ -372,6 +383,14 @@ fn is_temporary(text: &str) -> bool {
             | "NOREPLICAS"
             | "EXECABORT"
     )
+}
+
+/// An MSET of ours that the target will not run at all; when it is full, nothing else would run either.
+fn refused_pairs(unit: &Unit) -> bool {
+    let Fate::Refused(text) = &unit.fate else {
+        return false;
+    };
+    name_of(unit) == "MSET" && !text.starts_with("OOM") && !is_temporary(text)
 }
 
 /// Errors that trying again does not mend.

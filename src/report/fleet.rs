@@ -1,8 +1,11 @@
 //! Many plans on one page: a row for each service, the totals, and what got worse first.
 
 use super::html::{Card, Table, render_page, table};
+use super::markdown::text;
 use super::{Report, grouped, instant, price_text};
 use crate::error::Result;
+use crate::store::Stage;
+use crate::types::SLOTS;
 use askama::Template;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,10 +15,12 @@ use serde_json::{Value, json};
 pub struct Service {
     pub plan: String,
     pub keys: u64,
-    /// `equal`, `different`, or `not proven`.
+    /// `equal`, `equal in part` (not all slots were compared), `different`, or `not proven`.
     pub proof: &'static str,
     pub keys_apart: u64,
     pub phase: String,
+    /// The clients are at the target.
+    pub switched: bool,
     /// How long writers were paused by the last switch.
     pub pause_ms: Option<f64>,
     /// The verdict of the measurement, and the workload it is about.
@@ -45,7 +50,12 @@ impl Service {
             Some(v) => {
                 let n = |key: &str| v.run.answer[key].as_u64().unwrap_or(0);
                 let apart = n("missing_count") + n("extra_count") + n("different_count");
-                (if v.run.equal { "equal" } else { "different" }, apart)
+                let proof = match v.run.equal {
+                    true if v.slot_states.values().sum::<u64>() == SLOTS as u64 => "equal",
+                    true => "equal in part",
+                    false => "different",
+                };
+                (proof, apart)
             }
         };
         let result = report.told_result();
@@ -68,6 +78,7 @@ impl Service {
             proof,
             keys_apart,
             phase: report.status.phase.to_string(),
+            switched: matches!(report.stage(), Some(Stage::Switched | Stage::Committed)),
             pause_ms: report.pause().map(|(ms, _)| ms),
             verdict: word("verdict"),
             workload: word("workload"),
@@ -112,7 +123,7 @@ pub fn as_json(services: &[Service], now_ms: i64) -> Value {
         "services": services.len(),
         "keys": services.iter().map(|s| s.keys).sum::<u64>(),
         "equal": count(services, |s| s.proof == "equal"),
-        "switched": count(services, |s| s.pause_ms.is_some()),
+        "switched": count(services, |s| s.switched),
         "verdicts": verdicts(services).into_iter().map(|(name, n)| (name.to_owned(), json!(n))).collect::<serde_json::Map<_, _>>(),
         "p99_ratio": quartiles(services, |s| s.p99),
         "p50_ratio": quartiles(services, |s| s.p50),
@@ -214,7 +225,7 @@ fn cards(services: &[Service]) -> Vec<Card> {
         Card {
             title: "Moved",
             value: format!("{} keys", grouped(services.iter().map(|s| s.keys).sum())),
-            text: format!("{} switched", count(services, |s| s.pause_ms.is_some())),
+            text: format!("{} switched", count(services, |s| s.switched)),
             mood: "",
         },
         Card {
@@ -331,7 +342,12 @@ pub fn markdown(services: &[Service], now_ms: i64) -> String {
         instant(now_ms)
     );
     for card in cards(services) {
-        page += &format!("\n- {}: **{}** {}", card.title, card.value, card.text);
+        page += &format!(
+            "\n- {}: **{}** {}",
+            card.title,
+            text(&card.value),
+            text(&card.text)
+        );
     }
     page.push('\n');
     for table in [by_service(services), distribution(services)] {

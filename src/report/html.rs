@@ -332,8 +332,7 @@ fn cutover(report: &Report) -> Vec<Table> {
     let from = report.cutover.len().saturating_sub(3 * ROWS);
     let rows = report.cutover.iter().skip(from);
     let rows: Vec<Vec<String>> = rows.map(|step| step_row(step).to_vec()).collect();
-    let stage = report.status.cutover.as_ref().map(|c| c["stage"].clone());
-    let at = match stage.and_then(|s| serde_json::from_value(s).ok()) {
+    let at = match report.stage() {
         Some(Stage::Source) => "The clients are at the source.",
         Some(Stage::Switching) => "The clients were being moved when this was written.",
         Some(Stage::Switched | Stage::Committed) => "The clients are at the target.",

@@ -375,7 +375,7 @@ fn cutovers(page: &mut Page, steps: &[CutoverStep]) {
 }
 
 /// Text of unknown origin: nothing in it acts as markdown or HTML.
-fn text(raw: &str) -> String {
+pub(super) fn text(raw: &str) -> String {
     let mut out = String::with_capacity(raw.len());
     for c in raw.chars() {
         match c {
@@ -397,9 +397,13 @@ fn code(raw: &str) -> String {
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
     let clean = clean.replace('|', "\\|");
-    if clean.contains('`') {
-        format!("`` {clean} ``")
-    } else {
-        format!("`{clean}`")
+    // Longer than any run of backticks in it.
+    let runs = clean.split(|c| c != '`').map(str::len);
+    match runs.max().unwrap_or(0) {
+        0 => format!("`{clean}`"),
+        most => {
+            let fence = "`".repeat(most + 1);
+            format!("{fence} {clean} {fence}")
+        }
     }
 }

@@ -267,6 +267,7 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
         &["", "source, before", "after", "target, before", "after"],
         rows.to_vec(),
     ));
+    tables.extend(by_command(latency));
     let skipped = latency["skipped"]
         .as_array()
         .into_iter()
@@ -283,6 +284,58 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
     }
     tables
 }
+
+/// What the servers counted meanwhile: all clients' commands, the most frequent ones.
+fn by_command(latency: &Value) -> Option<Table> {
+    let of = |when: &str, side: &str, name: &str| latency[when][side]["commands"][name].clone();
+    let meanwhile = |side: &str, name: &str, key: &str| {
+        let n = |when: &str| of(when, side, name)[key].as_u64().unwrap_or(0);
+        n("servers").saturating_sub(n("servers_before"))
+    };
+    let mut names: Vec<(u64, &str)> = Vec::new();
+    for side in ["source", "target"] {
+        let commands = latency["servers"][side]["commands"].as_object();
+        for name in commands
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name.as_str())
+        {
+            if !names.iter().any(|(_, known)| *known == name) {
+                let calls = ["source", "target"].map(|side| meanwhile(side, name, "calls"));
+                names.push((calls.iter().sum(), name));
+            }
+        }
+    }
+    names.retain(|(calls, _)| *calls > 0);
+    names.sort_by(|a, b| b.cmp(a));
+    let rows = names.iter().take(COMMANDS).map(|(_, name)| {
+        let mut row = vec![(*name).to_owned()];
+        for side in ["source", "target"] {
+            let (calls, usec) = (
+                meanwhile(side, name, "calls"),
+                meanwhile(side, name, "usec"),
+            );
+            row.push(grouped(calls));
+            row.push(match calls {
+                0 => "-".into(),
+                _ => format!("{:.1}", usec as f64 / calls as f64),
+            });
+            row.push(us(&of("servers", side, name)["p99_us"]));
+        }
+        row
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    (!rows.is_empty()).then(|| {
+        table(
+            "Commands meanwhile, as the servers count them (all clients); µs for a call without the network, p99 since the start",
+            &["", "source: calls", "µs", "p99", "target: calls", "µs", "p99"],
+            rows,
+        )
+    })
+}
+
+/// Commands that are shown.
+const COMMANDS: usize = 12;
 
 /// How fast the source answered before it was read, and while it was.
 pub fn source_cost(report: &Report) -> Option<Table> {

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::plan::{Job, OnExisting};
 use crate::store::{
     CutoverStep, Difference, Event, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun, SlotApart,
-    Store, VerifyRun,
+    Stage, Store, VerifyRun,
 };
 use crate::types::DbIndex;
 use serde_json::Value;
@@ -127,6 +127,12 @@ impl Report {
         let results = self.latency.as_ref()?["results"].as_array()?;
         let told = results.iter().find(|r| r["conclusive"] == true);
         told.or(results.first())
+    }
+
+    /// Where the clients are; `None` before the first cutover.
+    fn stage(&self) -> Option<Stage> {
+        let stage = self.status.cutover.as_ref()?["stage"].clone();
+        serde_json::from_value(stage).ok()
     }
 
     /// How long the last switch has paused writers, in ms, and that switch.

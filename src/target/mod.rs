@@ -155,7 +155,8 @@ impl Pipe {
             .get(node)
             .is_some_and(|n| n.open.db != db && !n.open.is_empty());
         if switch {
-            self.send(node);
+            // A batch is all in one database, so this one has to go, whether there is room or trouble.
+            self.hand_over(node, true);
         }
         let node = self
             .nodes
@@ -169,6 +170,11 @@ impl Pipe {
     /// Whether the target takes MSET of any keys.
     pub fn takes_pairs(&self) -> bool {
         self.topology.pairs
+    }
+
+    /// The target has refused one.
+    pub fn no_pairs(&mut self) {
+        self.topology.pairs = false;
     }
 
     /// Sets a string together with others; only where [`Pipe::takes_pairs`].
@@ -200,6 +206,11 @@ impl Pipe {
     }
 
     fn send(&mut self, node: usize) {
+        self.hand_over(node, false);
+    }
+
+    /// `must`: also when there is no room, while trouble keeps any from being made.
+    fn hand_over(&mut self, node: usize, must: bool) {
         let Some(n) = self.nodes.get_mut(node) else {
             return;
         };
@@ -219,8 +230,12 @@ impl Pipe {
             return;
         }
         if !self.shared.acquire(len, self.budget) {
-            // The batch stays open until the trouble has been resolved.
-            return;
+            if !must {
+                // The batch stays open until the trouble has been resolved.
+                return;
+            }
+            // Its writer keeps it as unsent, in its place.
+            self.shared.exceed(len);
         }
         self.sent_bytes += len as u64;
         let next = empty_batch(&self.shared, n.open.db);
@@ -489,6 +504,50 @@ mod tests {
         assert_eq!(units.len(), 3);
         assert!(units[0].bytes.starts_with(b"*4\r\n$11\r\nSINTERSTORE"));
         assert_eq!(units[0].fate, Fate::Refused(NOTHING_THERE.into()));
+    }
+
+    /// The budget is full, the target is gone, and the source changes its database: each command keeps its own.
+    #[test]
+    fn commands_keep_their_database_in_trouble() {
+        let plan = r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://127.0.0.1:1"}}"#;
+        let job = crate::plan::validate(&crate::plan::Plan::parse(plan).unwrap()).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let layout = crate::net::server::Layout {
+            cluster: false,
+            masters: vec![crate::net::server::Master {
+                address: "127.0.0.1:1".into(),
+                slots: crate::types::SlotSet::all(),
+                replicas: Vec::new(),
+            }],
+        };
+        let options = PipeOptions {
+            budget: 1,
+            fixed_db: false,
+            dry_run: false,
+        };
+        let topology = Topology::of(&layout, false).unwrap();
+        let mut pipe = Pipe::new(job.target, topology, runtime.handle().clone(), options);
+        let mark = Mark::Stream {
+            at: crate::types::ReplOffset(1),
+            db: DbIndex::ZERO,
+        };
+        for n in 0..6u32 {
+            let db = DbIndex(n % 2);
+            let batch = pipe.batch(0, db, mark).unwrap();
+            resp::command(&mut batch.bytes, &[b"SET", b"k", db.to_string().as_bytes()]);
+            pipe.added(0, 1);
+        }
+        let (units, error) = pipe.settle();
+        assert!(error.is_some());
+        assert_eq!(units.len(), 6);
+        for unit in units {
+            let text = String::from_utf8_lossy(&unit.bytes).into_owned();
+            assert!(
+                text.ends_with(&format!("\r\n{}\r\n", unit.db)),
+                "{text} in {}",
+                unit.db
+            );
+        }
     }
 
     /// What a server makes of the frames: name and number of arguments.

@@ -171,6 +171,11 @@ impl Shared {
         true
     }
 
+    /// Takes `n` bytes over the budget.
+    pub fn exceed(&self, n: usize) {
+        *self.used() += n;
+    }
+
     pub fn release(&self, n: usize) {
         *self.used() -= n;
         self.freed.notify_all();
