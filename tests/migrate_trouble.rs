@@ -384,12 +384,9 @@ fn a_target_that_refuses_mset_gets_its_strings_one_by_one() {
         let plan = Plan::new(&source.url(), &url);
         plan.run("migrate --json --until caught-up").exits(0);
         plan.run("verify --json").exits(0);
-        assert_eq!(
-            calls("mset").contains("failed_calls=0"),
-            together,
-            "{}",
-            calls("mset")
-        );
+        let mset = calls("mset");
+        let ran = !mset.is_empty() && !mset.starts_with("calls=0,");
+        assert_eq!(ran, together, "{mset}");
         assert_eq!(target.run("GET number").text(), "12345");
         assert_eq!(target.run("STRLEN compressed").int(), Some(901));
     }
