@@ -454,12 +454,15 @@ fn feel_pulse(
     Ok(Some((Instant::now(), pulse)))
 }
 
-/// How often a run looks whether the clients have been moved, and saves how fast the source answers.
+/// How often a run looks whether the clients have been moved.
 const STAGE_EVERY: Duration = Duration::from_secs(1);
+/// How often it saves how fast the source answers: seldom, as a pump waits for the disk meanwhile.
+const PULSE_EVERY: Duration = Duration::from_secs(10);
 
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.
 async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
     let (shared, mut streaming, mut looked) = (&shards.shared, false, Instant::now());
+    let mut felt = Instant::now();
     while !shared.stop.requested() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         if looked.elapsed() > STAGE_EVERY && !shared.dry_run {
@@ -470,10 +473,13 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
                 shared.stop.request();
                 return;
             }
-            if let Some(document) = pulse.and_then(|p| p.document().ok())
-                && let Err(e) = shared.store(|s| s.put_json(PULSE, &document))
-            {
-                tracing::warn!("{e}");
+            if felt.elapsed() > PULSE_EVERY {
+                felt = Instant::now();
+                let document = pulse.and_then(|p| p.document().ok());
+                let saved = document.map(|d| shared.store(|s| s.put_json(PULSE, &d)));
+                if let Some(Err(e)) = saved {
+                    tracing::warn!("{e}");
+                }
             }
         }
         let views = shards.views();
