@@ -34,7 +34,7 @@ pub fn percentiles(source: &[(f64, f64)], target: &[(f64, f64)]) -> Option<Strin
     };
     curves(
         (0.25..last, 6, &nines),
-        (low..high).log_scale(),
+        ((low..high).log_scale(), &round_time),
         3,
         [line(source), line(target)],
     )
@@ -50,7 +50,7 @@ pub fn blocks(source: &[f64], target: &[f64]) -> Option<String> {
     let line = |values: &[f64]| (1..).map(f64::from).zip(values.iter().copied()).collect();
     curves(
         (0.5..n as f64 + 0.5, n.min(12), &|v| format!("{v:.0}")),
-        0.0..high,
+        (0.0..high, &time),
         2,
         [line(source), line(target)],
     )
@@ -78,25 +78,30 @@ pub fn loads(source: Vec<(f64, f64)>, target: Vec<(f64, f64)>) -> Option<String>
     };
     curves(
         (left.log10()..right.log10(), 8, &rate),
-        (low..high).log_scale(),
+        ((low..high).log_scale(), &round_time),
         3,
         lines,
     )
 }
 
 /// Two curves of times, the source's and the target's.
-fn curves<Y>(x: Axis, y: Y, width: u32, [source, target]: [Vec<(f64, f64)>; 2]) -> Option<String>
+fn curves<Y>(
+    x: Axis,
+    y: (Y, &dyn Fn(f64) -> String),
+    width: u32,
+    [source, target]: [Vec<(f64, f64)>; 2],
+) -> Option<String>
 where
     Y: AsRangedCoord<Value = f64>,
     Y::CoordDescType: ValueFormatter<f64>,
 {
-    let (range, labels, label) = x;
+    let ((range, labels, label), (scale, y_label)) = (x, y);
     draw(|root| {
         let mut chart = ChartBuilder::on(root)
             .margin(10)
             .x_label_area_size(40)
             .y_label_area_size(100)
-            .build_cartesian_2d(range, y)
+            .build_cartesian_2d(range, scale)
             .ok()?;
         chart
             .configure_mesh()
@@ -105,7 +110,7 @@ where
             .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
             .x_labels(labels)
             .x_label_formatter(label)
-            .y_label_formatter(&|v| time(*v))
+            .y_label_formatter(&|v| y_label(*v))
             .draw()
             .ok()?;
         for (line, color) in [(source, SOURCE), (target, TARGET)] {
@@ -215,6 +220,18 @@ fn draw(
 }
 
 /// Microseconds as people read them.
+/// On a logarithmic scale there is room for 1, 2 and 5 of each decade.
+fn round_time(us: f64) -> String {
+    let lead = us / 10f64.powf(us.log10().floor());
+    match [1.0, 2.0, 5.0, 10.0]
+        .iter()
+        .any(|n| (lead - n).abs() < 0.01)
+    {
+        true => time(us),
+        false => String::new(),
+    }
+}
+
 fn time(us: f64) -> String {
     match us {
         v if v >= 1_000_000.0 => format!("{:.1} s", v / 1_000_000.0),
@@ -226,6 +243,17 @@ fn time(us: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_logarithmic_scale_is_not_crowded() {
+        let said: Vec<String> = [90.0, 100.0, 200.0, 300.0, 500.0, 900.0, 1000.0, 5e6]
+            .map(round_time)
+            .into();
+        assert_eq!(
+            said,
+            ["", "100 µs", "200 µs", "", "500 µs", "", "1.0 ms", "5.0 s"]
+        );
+    }
 
     #[test]
     fn charts_hold_what_they_are_given() {
