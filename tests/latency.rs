@@ -288,55 +288,64 @@ fn what_it_writes_it_removes() {
     assert!(files.len() >= 16, "{files:?}");
 }
 
-/// One request after the other on one connection, it tells what redis-benchmark tells.
+/// At the same low rate on one connection, in turns: what it and valkey-benchmark tell is of one size.
 #[test]
-fn it_agrees_with_redis_benchmark() {
+fn it_and_valkey_benchmark_tell_the_same_size() {
     let Some([name]) = need(["any"]) else { return };
-    // It came with the packages that the servers are from.
-    let root = crate::support::server::servers_dir().join("redis-7.0/root/usr/bin");
-    let tool = root.join("redis-benchmark");
+    // It came with the packages that the servers are from; others have no --rps.
+    let root = crate::support::server::servers_dir().join("valkey-9.1/root/usr");
+    let tool = root.join("bin/valkey-benchmark");
     if !tool.is_file() {
-        return crate::support::skip("needs redis-benchmark");
+        return crate::support::skip("needs valkey-benchmark of Valkey 9.1");
     }
+    let libraries: Vec<_> = (std::fs::read_dir(root.join("lib")).into_iter().flatten())
+        .flatten()
+        .map(|f| f.path())
+        .filter(|p| p.to_string_lossy().ends_with("-linux-gnu"))
+        .collect();
+    let loader = (libraries.iter().map(|p| p.join("ld-linux-x86-64.so.2"))).find(|p| p.is_file());
+    let loader = loader.unwrap_or_else(|| root.join("../lib64/ld-linux-x86-64.so.2"));
+    if !loader.exists() {
+        return crate::support::skip("needs the loader of valkey-benchmark");
+    }
+    let libraries = std::env::join_paths(libraries).expect("paths");
     let (source, target) = (Setup::new(&name).start(), Setup::new(&name).start());
     fill(&source);
     fill(&target);
     let mut plan = Plan::new(&source.url(), &target.url());
-    let latency = json!({
-        "workloads": ["cache-aside"], "rates": [20.0], "blocks": 2, "block_s": 1, "connections": 1,
-    });
-    let outcome = measure(&mut plan, latency, "--even");
-    let ours = us(&outcome.json["results"][0], "source", "service", "p50_us");
-    let port = source.port().to_string();
-    // Its libraries came with it as well.
-    let lib = root.parent().map(|usr| usr.join("lib"));
-    let folders = lib
-        .and_then(|lib| std::fs::read_dir(lib).ok())
-        .into_iter()
-        .flatten();
-    let libraries: Vec<_> = (folders.flatten().map(|f| f.path()))
-        .filter(|p| p.to_string_lossy().ends_with("-linux-gnu"))
-        .collect();
-    let libraries = std::env::join_paths(libraries).expect("paths");
-    let run = std::process::Command::new(tool)
-        .env("LD_LIBRARY_PATH", libraries)
-        .args(["-p", &port, "-c", "1", "-n", "20000", "-t", "get", "--csv"])
-        .output()
-        .expect("redis-benchmark runs");
-    let text = String::from_utf8_lossy(&run.stdout).replace('"', "");
-    println!("{text}");
-    let row = text
-        .lines()
-        .find(|l| l.starts_with("GET"))
-        .expect("its answer");
-    // test,rps,avg,min,p50,p95,p99,max in ms
-    let theirs: f64 = row
-        .split(',')
-        .nth(4)
-        .and_then(|v| v.parse().ok())
-        .expect("its median");
-    let theirs = theirs * 1000.0;
-    println!("median: {ours} µs, redis-benchmark {theirs} µs");
-    // Both wander by tens of microseconds on a machine that does other things as well.
-    assert!((ours - theirs).abs() <= 500.0, "{ours} and {theirs}");
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..if full() { 5 } else { 1 } {
+        // The source is idle: 1,000 requests per second.
+        let latency = json!({
+            "workloads": ["cache-aside"], "rates": [1.0], "blocks": 1, "block_s": 4, "connections": 1,
+        });
+        let outcome = measure(&mut plan, latency, "--even --fresh");
+        let result = &outcome.json["results"][0];
+        ours.push(["p50_us", "p99_us"].map(|p| us(result, "source", "service", p)));
+        let run = std::process::Command::new(&loader)
+            .arg("--library-path")
+            .arg(&libraries)
+            .arg(&tool)
+            .args(["-p", &source.port().to_string(), "-c", "1", "-n", "4000"])
+            .args(["--rps", "1000", "--csv", "GET", "s:7"])
+            .output()
+            .expect("valkey-benchmark runs");
+        let text = String::from_utf8_lossy(&run.stdout).replace('"', "");
+        let row = text.lines().rfind(|l| l.starts_with("GET"));
+        let row = row.unwrap_or_else(|| panic!("{text} {run:?}"));
+        // test,rps,avg,min,p50,p95,p99,max in ms
+        let ms = |at: usize| row.split(',').nth(at).and_then(|v| v.parse::<f64>().ok());
+        theirs.push([4, 6].map(|at| ms(at).unwrap_or_else(|| panic!("{text}")) * 1000.0));
+    }
+    for (at, what) in ["p50", "p99"].into_iter().enumerate() {
+        let median = |rounds: &[[f64; 2]]| {
+            let mut values: Vec<f64> = rounds.iter().map(|r| r[at]).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        let (a, b) = (median(&ours), median(&theirs));
+        println!("{what}: {a} µs, valkey-benchmark {b} µs; {ours:?} {theirs:?}");
+        // Its own waking up is in its figure, ours does not sleep; and on one machine both wander.
+        assert!((a - b).abs() <= 5_000.0, "{what}: {a} and {b}");
+    }
 }
