@@ -17,10 +17,15 @@ const STAGES: usize = 24;
 /// A side that answers less than this share of what was planned is saturated.
 const KEPT_UP: f64 = 0.98;
 
-/// A workload that can be run, with the requests of each side.
-pub struct Load<'a> {
+/// The workload that is run, and how its stages are measured.
+pub struct Course<'a> {
     pub name: &'a str,
+    /// The requests of each side.
     pub of_sides: &'a [Workload],
+    pub block_s: u32,
+    pub even: bool,
+    pub tell: &'a (dyn Fn(&str) + Send + Sync),
+    pub stop: &'a Shutdown,
 }
 
 /// What the stages have come to.
@@ -35,29 +40,22 @@ pub struct Beyond {
 /// `from` is the highest rate that was measured.
 pub async fn run(
     sides: &mut [Side],
-    load: &Load<'_>,
+    course: &Course<'_>,
     from: f64,
-    how: How,
-    tell: &(dyn Fn(&str) + Send + Sync),
-    stop: &Shutdown,
+    with_sweep: bool,
 ) -> Result<Beyond> {
     let mut out = Beyond::default();
     let mut highest = from;
-    if how.sweep {
-        let peaks = sweep(sides, load, from, how, tell, stop, &mut out.sweep).await?;
+    if with_sweep {
+        let peaks = sweep(sides, course, from, &mut out.sweep).await?;
         // What saturates the weaker side shows how both bear it.
         highest = peaks.iter().copied().fold(f64::MAX, f64::min);
         out.peak = Some(peaks);
     }
     for times_highest in OVERLOAD {
-        for (side, requests) in sides.iter_mut().zip(load.of_sides) {
+        for (side, requests) in sides.iter_mut().zip(course.of_sides) {
             let rate = highest * times_highest;
-            tell(&format!(
-                "overload: {} at {rate:.0}/s on the {}",
-                load.name, side.name
-            ));
-            let measured = stage(side, requests, rate, how, stop).await?;
-            let mut row = row(load, side, rate, &measured);
+            let (_, mut row) = course.stage("overload", side, requests, rate).await?;
             row["times_highest_rate"] = json!(times_highest);
             out.overload.push(row);
         }
@@ -65,22 +63,11 @@ pub async fn run(
     Ok(out)
 }
 
-/// How stages are measured.
-#[derive(Debug, Clone, Copy)]
-pub struct How {
-    pub sweep: bool,
-    pub even: bool,
-    pub block_s: u32,
-}
-
 /// Raises the rate for all sides that still keep up; the highest rate that each has kept up with.
 async fn sweep(
     sides: &mut [Side],
-    load: &Load<'_>,
+    course: &Course<'_>,
     from: f64,
-    how: How,
-    tell: &(dyn Fn(&str) + Send + Sync),
-    stop: &Shutdown,
     rows: &mut Vec<Value>,
 ) -> Result<Vec<f64>> {
     let mut peaks = vec![from; sides.len()];
@@ -93,18 +80,13 @@ async fn sweep(
         rate *= STEP;
         let each = sides
             .iter_mut()
-            .zip(load.of_sides)
+            .zip(course.of_sides)
             .zip(peaks.iter_mut().zip(&mut over));
         for ((side, requests), (peak, over)) in each {
             if *over {
                 continue;
             }
-            tell(&format!(
-                "sweep: {} at {rate:.0}/s on the {}",
-                load.name, side.name
-            ));
-            let measured = stage(side, requests, rate, how, stop).await?;
-            let mut row = row(load, side, rate, &measured);
+            let (measured, mut row) = course.stage("sweep", side, requests, rate).await?;
             // Our own limit is not the side's, but beyond it there is nothing to be learnt.
             // An error is no answer, and what was answered after the end was answered too late.
             let answered = 1.0 - measured.errors as f64 / measured.response.len().max(1) as f64;
@@ -121,31 +103,41 @@ async fn sweep(
     Ok(peaks)
 }
 
-async fn stage(
-    side: &mut Side,
-    requests: &Workload,
-    rate: f64,
-    how: How,
-    stop: &Shutdown,
-) -> Result<Measured> {
-    if stop.requested() {
-        return Err(stopped());
+impl Course<'_> {
+    /// One stage of one side, with its row of the answer.
+    async fn stage(
+        &self,
+        what: &str,
+        side: &mut Side,
+        requests: &Workload,
+        rate: f64,
+    ) -> Result<(Measured, Value)> {
+        let name = self.name;
+        (self.tell)(&format!(
+            "{what}: {name} at {rate:.0}/s on the {}",
+            side.name
+        ));
+        if self.stop.requested() {
+            return Err(stopped());
+        }
+        let seconds = STAGE_S.min(f64::from(self.block_s));
+        let block = Block {
+            rate,
+            seconds,
+            warm_up: seconds * WARM_UP,
+            seed: 7,
+            even: self.even,
+        };
+        let measured = side.lines.run(requests, &block).await?;
+        let row = row(name, side, rate, &measured);
+        Ok((measured, row))
     }
-    let seconds = STAGE_S.min(f64::from(how.block_s));
-    let block = Block {
-        rate,
-        seconds,
-        warm_up: seconds * WARM_UP,
-        seed: 7,
-        even: how.even,
-    };
-    side.lines.run(requests, &block).await
 }
 
-fn row(load: &Load, side: &Side, rate: f64, m: &Measured) -> Value {
+fn row(workload: &str, side: &Side, rate: f64, m: &Measured) -> Value {
     let slip = m.slip.value_at_quantile(0.99) as f64;
     json!({
-        "workload": load.name, "rate_per_s": rate, "side": side.name,
+        "workload": workload, "rate_per_s": rate, "side": side.name,
         "planned": m.planned, "answered": m.response.len(), "answered_per_s": m.answered_per_s(),
         "shed": m.shed, "shed_by_client": m.shed_late, "errors": m.errors, "response": times(&m.response), "service": times(&m.service),
         "client_late_p99_us": slip,

@@ -17,7 +17,7 @@ mod workload;
 pub use load::spin;
 pub use stats::{TOLERANCE_SHARE, TOLERANCE_US};
 
-use self::beyond::{Beyond, How, Load};
+use self::beyond::{Beyond, Course};
 use self::load::{Block, Lines, Measured};
 use self::request::furnish;
 use self::stats::{Verdict, differences, verdict};
@@ -237,16 +237,15 @@ async fn measure(
         // What a side can do at most is told by the first workload that can be run.
         if beyond.is_none() {
             let highest = plan.rates.iter().copied().fold(0.0, f64::max) * base;
-            let load = Load {
+            let course = Course {
                 name,
                 of_sides: &loads,
-            };
-            let how = How {
-                sweep: plan.sweep,
-                even: options.even,
                 block_s: plan.block_s,
+                even: options.even,
+                tell: &*options.tell,
+                stop,
             };
-            beyond = Some(beyond::run(sides, &load, highest, how, &*options.tell, stop).await?);
+            beyond = Some(beyond::run(sides, &course, highest, plan.sweep).await?);
         }
     }
     let beyond = beyond.unwrap_or_default();

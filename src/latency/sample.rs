@@ -64,10 +64,7 @@ pub async fn keys(job: &Job, endpoint: &Endpoint) -> Result<(RealKeys, bool)> {
     }
     let told = seen.iter().any(|k| k.freq > 0);
     // The popular ones are not those that come first.
-    let mut rng = Rng::new(1);
-    for i in (1..seen.len()).rev() {
-        seen.swap(i, rng.below(i + 1));
-    }
+    Rng::new(1).shuffle(&mut seen);
     seen.sort_by_key(|k| std::cmp::Reverse(k.freq));
     let mut by_type: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
     for key in seen {

@@ -46,10 +46,7 @@ impl RealKeys {
     pub fn new(keys: BTreeMap<String, Vec<Vec<u8>>>, value_bytes: usize) -> RealKeys {
         let mut all: Vec<Vec<u8>> = keys.values().flatten().cloned().collect();
         // Of every type, some are popular.
-        let mut rng = Rng::new(1);
-        for i in (1..all.len()).rev() {
-            all.swap(i, rng.below(i + 1));
-        }
+        Rng::new(1).shuffle(&mut all);
         RealKeys {
             all,
             keys,

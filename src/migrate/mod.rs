@@ -50,7 +50,7 @@ use crate::source::private_dir;
 use crate::source::pulse::{Pulse, While};
 use crate::store::{CHECKED, Lock, PULSE, Phase, Run, Stage, Store};
 use crate::target::health;
-use crate::target::topology::{self};
+use crate::target::topology;
 use crate::task::{Shutdown, Throttle, peak_rss};
 use crate::types::ShardId;
 use crate::types::unix_ms;
@@ -364,10 +364,10 @@ async fn migrate(
         progress,
         running: Default::default(),
     };
-    if let (Some(begun), true) = (&pulse, saved.is_empty()) {
-        tokio::time::sleep_until((begun.0 + BASELINE).into()).await;
-    }
-    if let Some((_, pulse)) = &pulse {
+    if let Some(pulse) = &pulse {
+        if saved.is_empty() {
+            tokio::time::sleep_until(pulse.began + BASELINE).await;
+        }
         pulse.enter(match phase {
             Phase::Stream => While::Stream,
             _ => While::Snapshot,
@@ -385,7 +385,7 @@ async fn migrate(
     // Which shards there are may change; the run ends when all of them have.
     let joined = {
         let joining = shards.join();
-        let phases = watch_phases(&shards, pulse.as_ref().map(|(_, pulse)| &**pulse));
+        let phases = watch_phases(&shards, pulse.as_deref());
         let slots = async {
             match &shared.ownership {
                 Some(ownership) => ownership::watch(&shards, ownership).await,
@@ -400,9 +400,8 @@ async fn migrate(
         }
     };
     ends.request();
-    if let Some((_, pulse)) = &pulse {
-        let document = pulse.document()?;
-        shared.store(|s| s.put_json(PULSE, &document))?;
+    if let Some(pulse) = &pulse {
+        save_pulse(&shared, pulse)?;
     }
     if let Some(watching) = watching {
         watching.abort();
@@ -438,7 +437,7 @@ fn feel_pulse(
     layout: &Layout,
     store: &Store,
     ends: &Shutdown,
-) -> Result<Option<(Instant, Arc<Pulse>)>> {
+) -> Result<Option<Arc<Pulse>>> {
     let Source::Server { endpoint, .. } = &job.source else {
         return Ok(None);
     };
@@ -451,7 +450,12 @@ fn feel_pulse(
         let (endpoint, address) = (endpoint.clone(), master.address.clone());
         tokio::spawn(async move { pulse.ask(&endpoint, &address, &ends).await });
     }
-    Ok(Some((Instant::now(), pulse)))
+    Ok(Some(pulse))
+}
+
+fn save_pulse(shared: &Shared, pulse: &Pulse) -> Result<()> {
+    let document = pulse.document()?;
+    shared.store(|s| s.put_json(PULSE, &document))
 }
 
 /// How often a run looks whether the clients have been moved.
@@ -475,9 +479,7 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
             }
             if felt.elapsed() > PULSE_EVERY {
                 felt = Instant::now();
-                let document = pulse.and_then(|p| p.document().ok());
-                let saved = document.map(|d| shared.store(|s| s.put_json(PULSE, &d)));
-                if let Some(Err(e)) = saved {
+                if let Some(Err(e)) = pulse.map(|p| save_pulse(shared, p)) {
                     tracing::warn!("{e}");
                 }
             }

@@ -38,6 +38,7 @@ const PARTS: [(While, &str); 3] = [
 
 /// The times of all masters together, for each part of the migration.
 pub struct Pulse {
+    pub began: Instant,
     now: AtomicUsize,
     parts: Mutex<[Times; PARTS.len()]>,
 }
@@ -45,6 +46,7 @@ pub struct Pulse {
 impl Default for Pulse {
     fn default() -> Pulse {
         Pulse {
+            began: Instant::now(),
             now: AtomicUsize::new(0),
             parts: Mutex::new([histogram::new(), histogram::new(), histogram::new()]),
         }

@@ -3,6 +3,7 @@
 //! [`Pipe`] keeps an open batch for each node and remembers the mark at which each batch began.
 //! Invariant: `applied()` is the lowest mark over all nodes; nothing is done before the target has replied.
 
+mod batch;
 pub mod health;
 pub mod topology;
 pub mod writer;
@@ -11,8 +12,9 @@ use crate::command::{self, Access};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
+use crate::target::batch::{Batch, GUARD};
 use crate::target::topology::Topology;
-use crate::target::writer::{Batch, Failure, GUARD, NOTHING_THERE, Order, Shared, Trouble, Writer};
+use crate::target::writer::{Failure, NOTHING_THERE, Order, Shared, Trouble, Writer};
 use crate::types::{DbIndex, Mark, Slot};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -474,149 +476,4 @@ fn split_units(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
-        let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
-        let mut guards = 0;
-        batch.guard(&mut guards, b"a");
-        batch.guard(&mut guards, b"b");
-        resp::command(&mut batch.bytes, &[b"SINTERSTORE", b"d", b"a", b"b"]);
-        resp::command(&mut batch.bytes, &[b"DEL", b"x"]);
-        batch.commands = guards + 2;
-        assert_eq!(batch.expect, [0, 1]);
-        // What reads the wrong value afterwards is collected too, and what reads that.
-        resp::command(&mut batch.bytes, &[b"SUNIONSTORE", b"e", b"d"]);
-        resp::command(&mut batch.bytes, &[b"RENAME", b"e", b"f"]);
-        batch.commands += 2;
-        let failures = vec![Failure {
-            index: 1,
-            text: NOTHING_THERE.into(),
-        }];
-        let trouble = Trouble {
-            failed: vec![(Arc::new(batch), failures)],
-            ..Trouble::default()
-        };
-        let mut units = Vec::new();
-        units_of(trouble, &mut units, &mut None);
-        assert_eq!(units.len(), 3);
-        assert!(units[0].bytes.starts_with(b"*4\r\n$11\r\nSINTERSTORE"));
-        assert_eq!(units[0].fate, Fate::Refused(NOTHING_THERE.into()));
-    }
-
-    /// The budget is full, the target is gone, and the source changes its database: each command keeps its own.
-    #[test]
-    fn commands_keep_their_database_in_trouble() {
-        let plan = r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://127.0.0.1:1"}}"#;
-        let job = crate::plan::validate(&crate::plan::Plan::parse(plan).unwrap()).unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let layout = crate::net::server::Layout {
-            cluster: false,
-            masters: vec![crate::net::server::Master {
-                address: "127.0.0.1:1".into(),
-                slots: crate::types::SlotSet::all(),
-                replicas: Vec::new(),
-            }],
-        };
-        let options = PipeOptions {
-            budget: 1,
-            fixed_db: false,
-            dry_run: false,
-        };
-        let topology = Topology::of(&layout, false).unwrap();
-        let mut pipe = Pipe::new(job.target, topology, runtime.handle().clone(), options);
-        let mark = Mark::Stream {
-            at: crate::types::ReplOffset(1),
-            db: DbIndex::ZERO,
-        };
-        for n in 0..6u32 {
-            let db = DbIndex(n % 2);
-            let batch = pipe.batch(0, db, mark).unwrap();
-            resp::command(&mut batch.bytes, &[b"SET", b"k", db.to_string().as_bytes()]);
-            pipe.added(0, 1);
-        }
-        let (units, error) = pipe.settle();
-        assert!(error.is_some());
-        assert_eq!(units.len(), 6);
-        for unit in units {
-            let text = String::from_utf8_lossy(&unit.bytes).into_owned();
-            assert!(
-                text.ends_with(&format!("\r\n{}\r\n", unit.db)),
-                "{text} in {}",
-                unit.db
-            );
-        }
-    }
-
-    /// What a server makes of the frames: name and number of arguments.
-    fn frames(bytes: &[u8]) -> Vec<(String, usize)> {
-        let (mut at, mut args, mut out) = (0, Vec::new(), Vec::new());
-        while let Some(len) = resp::parse_command(&bytes[at..], &mut args).unwrap() {
-            let name = &bytes[at..][args[0].clone()];
-            out.push((String::from_utf8_lossy(name).into_owned(), args.len()));
-            at += len;
-        }
-        assert_eq!(at, bytes.len());
-        out
-    }
-
-    #[test]
-    fn strings_are_set_together() {
-        for (pairs, wanted) in [
-            (1, vec![3]),
-            (4, vec![9]),
-            (5, vec![11]),
-            (32, vec![65]),
-            (33, vec![65, 3]),
-        ] {
-            let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
-            let commands: u32 = (0..pairs)
-                .map(|n| batch.pair(format!("key:{n}").as_bytes(), b"some value"))
-                .sum();
-            let commands = commands + batch.close() + batch.close();
-            resp::command(&mut batch.bytes, &[b"DEL", b"x"]);
-            let commands = commands as usize;
-            assert_eq!(commands, wanted.len());
-            let mut found = frames(&batch.bytes);
-            assert_eq!(found.pop(), Some(("DEL".into(), 2)));
-            let wanted: Vec<_> = wanted.into_iter().map(|n| ("MSET".to_owned(), n)).collect();
-            assert_eq!(found, wanted);
-        }
-    }
-
-    #[test]
-    fn a_transaction_is_one_unit() {
-        let mut bytes = Vec::new();
-        for command in [
-            &[b"SET".as_slice(), b"a", b"1"][..],
-            &[b"MULTI"],
-            &[b"INCR", b"a"],
-            &[b"EXEC"],
-            &[b"DEL", b"b"],
-        ] {
-            resp::command(&mut bytes, command);
-        }
-        let mut batch = Batch::new(bytes, DbIndex::ZERO);
-        batch.commands = 5;
-        let mut units = Vec::new();
-        let failures = [Failure {
-            index: 2,
-            text: "MOVED 1 h:1".into(),
-        }];
-        units_of(
-            Trouble {
-                failed: vec![(Arc::new(batch), failures.to_vec())],
-                ..Trouble::default()
-            },
-            &mut units,
-            &mut None,
-        );
-        assert_eq!(units.len(), 1);
-        assert_eq!(
-            (units[0].commands, &units[0].fate),
-            (3, &Fate::Refused("MOVED 1 h:1".into()))
-        );
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, LoggedIn, Stream};
 use crate::plan::Endpoint;
 use crate::resp::{self, Outcome};
+use crate::target::batch::Batch;
 use crate::types::DbIndex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,83 +22,6 @@ const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// With more than this on its way, replies are gathered before they are read.
 const BUSY_BYTES: usize = 1 << 20;
 const GATHER: Duration = Duration::from_millis(1);
-
-/// Commands for one node, all in one database.
-#[derive(Debug)]
-pub struct Batch {
-    pub bytes: Vec<u8>,
-    pub commands: u32,
-    pub db: DbIndex,
-    /// Rises by one with each batch to the same node.
-    pub seq: u64,
-    /// Commands (by index) for which the answer 0 means that the key they expected was not there.
-    pub expect: Vec<u32>,
-    /// Arguments of an MSET that is not there yet, and how many pairs they are.
-    pairs: (Vec<u8>, usize),
-}
-
-/// A server runs one command at a time: more pairs in one would save nothing more, and keep others waiting.
-const PAIRS: usize = 32;
-const PAIRS_BYTES: usize = 16 << 10;
-
-/// The command of a guard: it is sent for nothing else.
-pub const GUARD: &[u8] = b"EXISTS";
-
-impl Batch {
-    pub fn new(bytes: Vec<u8>, db: DbIndex) -> Batch {
-        Batch {
-            bytes,
-            commands: 0,
-            db,
-            seq: 0,
-            expect: Vec::new(),
-            pairs: (Vec::new(), 0),
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.commands == 0 && self.pairs.1 == 0
-    }
-
-    /// How long it is, all told.
-    pub fn len(&self) -> usize {
-        self.bytes.len() + self.pairs.0.len()
-    }
-
-    /// Sets a string together with others, whatever lies between them: for keys that nothing else in the batch touches.
-    ///
-    /// Returns how many commands have come into the batch by it.
-    pub fn pair(&mut self, key: &[u8], value: &[u8]) -> u32 {
-        let (bytes, count) = &mut self.pairs;
-        resp::bulk(bytes, key);
-        resp::bulk(bytes, value);
-        *count += 1;
-        match *count == PAIRS || bytes.len() >= PAIRS_BYTES {
-            true => self.close(),
-            false => 0,
-        }
-    }
-
-    /// Makes a command of the pairs that wait; returns how many there are now more.
-    pub fn close(&mut self) -> u32 {
-        let (pairs, count) = &mut self.pairs;
-        if *count == 0 {
-            return 0;
-        }
-        resp::array(&mut self.bytes, 1 + 2 * *count);
-        resp::bulk(&mut self.bytes, b"MSET");
-        self.bytes.append(pairs);
-        *count = 0;
-        1
-    }
-
-    /// Asks whether a key is there, in front of a command that must not run without it; `guards` counts them.
-    pub fn guard(&mut self, guards: &mut u32, key: &[u8]) {
-        resp::command(&mut self.bytes, &[GUARD, key]);
-        self.expect.push(self.commands + *guards);
-        *guards += 1;
-    }
-}
 
 /// A reply that was an error (or a 0 where none was expected).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -418,10 +342,8 @@ impl Writer {
             return;
         }
         let db = self.live.as_ref().map_or(DbIndex::ZERO, |l| l.db);
-        let nothing = Batch {
-            seq: self.last_seq,
-            ..Batch::new(Vec::new(), db)
-        };
+        let mut nothing = Batch::new(Vec::new(), db);
+        nothing.seq = self.last_seq;
         if let Err(e) = self.write(Arc::new(nothing)).await {
             self.flight.lose(e);
         }

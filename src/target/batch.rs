@@ -1,0 +1,81 @@
+//! Commands for one node while they are gathered: guards in front of them, strings that go several in an MSET.
+
+use crate::resp;
+use crate::types::DbIndex;
+
+/// Commands for one node, all in one database.
+#[derive(Debug)]
+pub struct Batch {
+    pub bytes: Vec<u8>,
+    pub commands: u32,
+    pub db: DbIndex,
+    /// Rises by one with each batch to the same node.
+    pub seq: u64,
+    /// Commands (by index) for which the answer 0 means that the key they expected was not there.
+    pub expect: Vec<u32>,
+    /// Arguments of an MSET that is not there yet, and how many pairs they are.
+    pairs: (Vec<u8>, usize),
+}
+
+/// A server runs one command at a time: more pairs in one would save nothing more, and keep others waiting.
+const PAIRS: usize = 32;
+const PAIRS_BYTES: usize = 16 << 10;
+
+/// The command of a guard: it is sent for nothing else.
+pub const GUARD: &[u8] = b"EXISTS";
+
+impl Batch {
+    pub fn new(bytes: Vec<u8>, db: DbIndex) -> Batch {
+        Batch {
+            bytes,
+            commands: 0,
+            db,
+            seq: 0,
+            expect: Vec::new(),
+            pairs: (Vec::new(), 0),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.commands == 0 && self.pairs.1 == 0
+    }
+
+    /// How long it is, all told.
+    pub fn len(&self) -> usize {
+        self.bytes.len() + self.pairs.0.len()
+    }
+
+    /// Sets a string together with others, whatever lies between them: for keys that nothing else in the batch touches.
+    ///
+    /// Returns how many commands have come into the batch by it.
+    pub fn pair(&mut self, key: &[u8], value: &[u8]) -> u32 {
+        let (bytes, count) = &mut self.pairs;
+        resp::bulk(bytes, key);
+        resp::bulk(bytes, value);
+        *count += 1;
+        match *count == PAIRS || bytes.len() >= PAIRS_BYTES {
+            true => self.close(),
+            false => 0,
+        }
+    }
+
+    /// Makes a command of the pairs that wait; returns how many there are now more.
+    pub fn close(&mut self) -> u32 {
+        let (pairs, count) = &mut self.pairs;
+        if *count == 0 {
+            return 0;
+        }
+        resp::array(&mut self.bytes, 1 + 2 * *count);
+        resp::bulk(&mut self.bytes, b"MSET");
+        self.bytes.append(pairs);
+        *count = 0;
+        1
+    }
+
+    /// Asks whether a key is there, in front of a command that must not run without it; `guards` counts them.
+    pub fn guard(&mut self, guards: &mut u32, key: &[u8]) {
+        resp::command(&mut self.bytes, &[GUARD, key]);
+        self.expect.push(self.commands + *guards);
+        *guards += 1;
+    }
+}
