@@ -50,9 +50,46 @@ fn full() -> bool {
     std::env::var_os("KEYFERRY_FULL").is_some()
 }
 
-/// The server stands still for half a second out of two and a half: who waits for its answers sees it in few requests only.
+/// The command and its columns of `valkey-benchmark --csv` in ms: average, min, p50, p95, p99, max; `None` where it is not there.
+fn valkey_benchmark(port: u16, words: &str) -> Option<Vec<f64>> {
+    // It came with the packages that the servers are from; others have no --rps.
+    let root = crate::support::server::servers_dir().join("valkey-9.1/root/usr");
+    let tool = root.join("bin/valkey-benchmark");
+    let libraries: Vec<_> = (std::fs::read_dir(root.join("lib")).into_iter().flatten())
+        .flatten()
+        .map(|f| f.path())
+        .filter(|p| p.to_string_lossy().ends_with("-linux-gnu"))
+        .collect();
+    let loader = (libraries.iter().map(|p| p.join("ld-linux-x86-64.so.2"))).find(|p| p.is_file());
+    let loader = loader.unwrap_or_else(|| root.join("../lib64/ld-linux-x86-64.so.2"));
+    if !tool.is_file() || !loader.exists() {
+        crate::support::skip("needs valkey-benchmark of Valkey 9.1");
+        return None;
+    }
+    let run = std::process::Command::new(&loader)
+        .arg("--library-path")
+        .arg(std::env::join_paths(libraries).expect("paths"))
+        .arg(&tool)
+        .args(["-p", &port.to_string(), "--csv"])
+        .args(words.split(' '))
+        .output()
+        .expect("valkey-benchmark runs");
+    let text = String::from_utf8_lossy(&run.stdout).replace('"', "");
+    let row = text.lines().rfind(|l| l.starts_with("GET"));
+    let row = row.unwrap_or_else(|| panic!("{text} {run:?}"));
+    // test, requests per second, then these
+    Some(
+        row.split(',')
+            .skip(2)
+            .filter_map(|v| v.parse().ok())
+            .collect(),
+    )
+}
+
+/// The server stands still for a fifth or a tenth of the time: who waits for its answers sees it in few requests only.
 #[test]
 fn a_stall_is_seen_by_planned_requests() {
+    let (period, stall) = if full() { (10.0, 1.0) } else { (2.5, 0.5) };
     let Some((_source, target, mut plan)) = pair() else {
         return;
     };
@@ -66,29 +103,45 @@ fn a_stall_is_seen_by_planned_requests() {
     };
     let stalls = std::thread::spawn(move || {
         while !stop.load(Relaxed) {
-            std::thread::sleep(Duration::from_secs(2));
+            std::thread::sleep(Duration::from_secs_f64(period - stall));
             signal("STOP");
-            std::thread::sleep(Duration::from_millis(500));
+            std::thread::sleep(Duration::from_secs_f64(stall));
             signal("CONT");
         }
     });
     let latency = json!({
-        "workloads": ["session-store"], "rates": [0.5], "blocks": if full() { 4 } else { 2 }, "block_s": 5,
-        "connections": 5,
+        "workloads": ["session-store"], "rates": [0.5], "blocks": if full() { 4 } else { 2 },
+        "block_s": (2.0 * period) as u32, "connections": 5,
     });
     let outcome = measure(&mut plan, latency, "--fresh");
+    // A tool that waits for each answer before it sends the next request, at the same rate on the same endpoint.
+    let closed = valkey_benchmark(
+        target.port(),
+        &format!("-c 5 --rps 500 -n {} GET s:7", (1000.0 * period) as u32),
+    );
     over.store(true, Relaxed);
     stalls.join().expect("the stalls end");
     let result = &outcome.json["results"][0];
-    // A fifth of the time stands still: of the requests planned then, a twentieth waits 0.475 s and more, which is 1 %.
-    let p99 = us(result, "target", "response", "p99_us");
-    assert!((420_000.0..540_000.0).contains(&p99), "{p99}");
-    let max = us(result, "target", "response", "max_us");
-    assert!((470_000.0..650_000.0).contains(&max), "{max}");
+    // Of the requests planned in a stall of S seconds, those wait X and more that come in its first S - X; those that
+    // are 1 % of all come in the first hundredth of a period.
+    let p99 = us(result, "target", "response", "p99_us") / 1e6;
+    let expected = stall - period / 100.0;
+    println!("response p99 {p99} s, by arithmetic {expected} s");
+    assert!((p99 - expected).abs() < 0.13 * expected, "{p99} {expected}");
+    let max = us(result, "target", "response", "max_us") / 1e6;
+    assert!(max > 0.94 * stall && max < stall + 0.15, "{max}");
     assert!(us(result, "target", "service", "p50_us") < 2_000.0);
     // By its own account (service) only what was under way at that moment has waited: five requests of thousands.
     assert!(us(result, "target", "service", "p99_us") < 100_000.0);
     assert!(us(result, "source", "response", "p99_us") < 500_000.0);
+    if let Some(ms) = closed {
+        println!(
+            "valkey-benchmark, which waits for answers: p99 {} ms, max {} ms",
+            ms[4], ms[5]
+        );
+        assert!(ms[4] < 100.0, "it has seen the stall: {ms:?}");
+        assert!(ms[5] > 300.0 * stall, "there was no stall: {ms:?}");
+    }
     if full() {
         assert_eq!(result["verdict"], "slower", "{}", result["why"]);
     }
@@ -160,6 +213,69 @@ fn the_same_server_twice_is_no_difference() {
     let (low, high) = (middle["low"].as_f64(), middle["high"].as_f64());
     // Each way: three milliseconds, and what a sleep oversleeps.
     assert!(low > Some(5_000.0) && high < Some(12_000.0), "{middle}");
+}
+
+/// A further server is measured in the same turns, and the target is compared with it as well.
+#[test]
+fn old_legacy_and_new_are_measured_together() {
+    let Some((_source, target, mut plan)) = pair() else {
+        return;
+    };
+    let [name] = need(["any"]).expect("it was there before");
+    let empty = Server::start(&name);
+    let slow = Cutter::far(&target.address(), Duration::from_millis(3));
+    let latency = json!({
+        "workloads": ["session-store"], "rates": [0.2], "blocks": 4, "block_s": 1, "connections": 10,
+        "also": {
+            "legacy": { "url": format!("redis://:hunter2@{}", slow.address()) },
+            "empty": { "url": empty.url() },
+        },
+    });
+    plan.set("/latency", latency);
+    let outcome = plan.run("latency --json");
+    // The password is refused by a server without one, and is not told.
+    assert!(!format!("{}{}", outcome.stdout, outcome.stderr).contains("hunter2"));
+    plan.set(
+        "/latency/also/legacy/url",
+        json!(format!("redis://{}", slow.address())),
+    );
+    let outcome = plan.run("latency --json").exits(0);
+    let result = &outcome.json["results"][0];
+    assert!(
+        us(result, "legacy", "response", "p50_us") > 5_000.0,
+        "{result}"
+    );
+    let against = &result["against"];
+    let middle = &against["legacy"]["difference_us"]["p50_us"];
+    assert!(middle["high"].as_f64() < Some(-4_000.0), "{against}");
+    if full() {
+        assert_eq!(against["legacy"]["verdict"], "faster", "{against}");
+    }
+    // What answers nothing to the same questions is no equal.
+    assert_eq!(against["empty"]["verdict"], "no verdict", "{against}");
+    assert!(
+        against["empty"]["why"]
+            .as_str()
+            .is_some_and(|w| w.contains("0 %")),
+        "{against}"
+    );
+    assert_eq!(
+        outcome.json["design"]["order"]
+            .as_str()
+            .map(|o| o.matches("legacy").count()),
+        Some(2)
+    );
+    plan.run("report").exits(0);
+    let page =
+        std::fs::read_to_string(plan.work_dir().join("test/report/report.html")).expect("the page");
+    assert!(page.contains("The target next to legacy"), "{}", page.len());
+    plan.set(
+        "/latency",
+        json!({ "also": { "source": { "url": "redis://127.0.0.1:1" } } }),
+    );
+    plan.run("latency --json")
+        .exits(2)
+        .says(&["latency.also", "source"]);
 }
 
 /// Far beyond what the server can do it ends in time, sheds, says so, and gives no verdict.
@@ -292,23 +408,6 @@ fn what_it_writes_it_removes() {
 #[test]
 fn it_and_valkey_benchmark_tell_the_same_size() {
     let Some([name]) = need(["any"]) else { return };
-    // It came with the packages that the servers are from; others have no --rps.
-    let root = crate::support::server::servers_dir().join("valkey-9.1/root/usr");
-    let tool = root.join("bin/valkey-benchmark");
-    if !tool.is_file() {
-        return crate::support::skip("needs valkey-benchmark of Valkey 9.1");
-    }
-    let libraries: Vec<_> = (std::fs::read_dir(root.join("lib")).into_iter().flatten())
-        .flatten()
-        .map(|f| f.path())
-        .filter(|p| p.to_string_lossy().ends_with("-linux-gnu"))
-        .collect();
-    let loader = (libraries.iter().map(|p| p.join("ld-linux-x86-64.so.2"))).find(|p| p.is_file());
-    let loader = loader.unwrap_or_else(|| root.join("../lib64/ld-linux-x86-64.so.2"));
-    if !loader.exists() {
-        return crate::support::skip("needs the loader of valkey-benchmark");
-    }
-    let libraries = std::env::join_paths(libraries).expect("paths");
     let (source, target) = (Setup::new(&name).start(), Setup::new(&name).start());
     fill(&source);
     fill(&target);
@@ -322,20 +421,10 @@ fn it_and_valkey_benchmark_tell_the_same_size() {
         let outcome = measure(&mut plan, latency, "--even --fresh");
         let result = &outcome.json["results"][0];
         ours.push(["p50_us", "p99_us"].map(|p| us(result, "source", "service", p)));
-        let run = std::process::Command::new(&loader)
-            .arg("--library-path")
-            .arg(&libraries)
-            .arg(&tool)
-            .args(["-p", &source.port().to_string(), "-c", "1", "-n", "4000"])
-            .args(["--rps", "1000", "--csv", "GET", "s:7"])
-            .output()
-            .expect("valkey-benchmark runs");
-        let text = String::from_utf8_lossy(&run.stdout).replace('"', "");
-        let row = text.lines().rfind(|l| l.starts_with("GET"));
-        let row = row.unwrap_or_else(|| panic!("{text} {run:?}"));
-        // test,rps,avg,min,p50,p95,p99,max in ms
-        let ms = |at: usize| row.split(',').nth(at).and_then(|v| v.parse::<f64>().ok());
-        theirs.push([4, 6].map(|at| ms(at).unwrap_or_else(|| panic!("{text}")) * 1000.0));
+        let Some(ms) = valkey_benchmark(source.port(), "-c 1 -n 4000 --rps 1000 GET s:7") else {
+            return;
+        };
+        theirs.push([ms[2] * 1000.0, ms[4] * 1000.0]);
     }
     for (at, what) in ["p50", "p99"].into_iter().enumerate() {
         let median = |rounds: &[[f64; 2]]| {
@@ -345,7 +434,8 @@ fn it_and_valkey_benchmark_tell_the_same_size() {
         };
         let (a, b) = (median(&ours), median(&theirs));
         println!("{what}: {a} µs, valkey-benchmark {b} µs; {ours:?} {theirs:?}");
-        // Its own waking up is in its figure, ours does not sleep; and on one machine both wander.
-        assert!((a - b).abs() <= 5_000.0, "{what}: {a} and {b}");
+        // Beside other tests both wander.
+        let most = if full() { 20f64.max(b / 10.0) } else { 5_000.0 };
+        assert!((a - b).abs() <= most, "{what}: {a} and {b}");
     }
 }

@@ -75,8 +75,15 @@ fn text(answer: &Value) -> String {
             result["verdict"].as_str().unwrap_or(""),
             result["why"].as_str().unwrap_or(""),
         );
-        for side in ["source", "target"] {
-            let of = &result["endpoints"][side];
+        for (name, other) in result["against"].as_object().into_iter().flatten() {
+            let _ = writeln!(
+                text,
+                "  against {name}: {}: {}",
+                other["verdict"].as_str().unwrap_or(""),
+                other["why"].as_str().unwrap_or(""),
+            );
+        }
+        for (side, of) in result["endpoints"].as_object().into_iter().flatten() {
             let us = |kind: &str, name: &str| {
                 of[kind][name]
                     .as_u64()

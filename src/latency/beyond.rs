@@ -114,8 +114,8 @@ impl Course<'_> {
     ) -> Result<(Measured, Value)> {
         let name = self.name;
         (self.tell)(&format!(
-            "{what}: {name} at {rate:.0}/s on the {}",
-            side.name
+            "{what}: {name} at {rate:.0}/s on {}",
+            side.called()
         ));
         if self.stop.requested() {
             return Err(stopped());

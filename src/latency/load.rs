@@ -2,7 +2,9 @@
 //!
 //! Response time counts from the planned moment, so that waiting behind a stalled server is seen ("coordinated
 //! omission" is what hides it); service time counts from the real send. Both are kept.
-//! Everything runs on one thread that spins until the next planned moment; how late it is itself is measured as well.
+//! Everything runs on one thread. It sleeps until an answer comes, as an application's does, so that its own waking up
+//! is in the times as it is in an application's; shortly before a planned moment it spins, so as to send in time. How
+//! late it is itself is measured as well.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::{self, Times, micros};
@@ -10,18 +12,26 @@ use crate::latency::request::{Exchange, Request};
 use crate::latency::workload::Workload;
 use crate::net::{self, Conn, server};
 use crate::plan::Endpoint;
+use crate::resp::Reply;
 use crate::types::Slot;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::{JoinSet, LocalSet};
 
 /// A request that takes longer counts as an error, with this time.
 const LIMIT: Duration = Duration::from_secs(10);
-/// How far ahead of a planned moment the thread stops sleeping.
-const SPIN: Duration = Duration::from_micros(3000);
+/// How far ahead of a planned moment the thread stops sleeping: longer than it takes to wake up.
+const SPIN: Duration = Duration::from_micros(120);
 /// Requests that may wait for a connection: of so many seconds of the rate, but within these bounds; more are shed.
 const QUEUE_S: f64 = 2.0;
 const QUEUE: (usize, usize) = (100, 10_000);
@@ -146,8 +156,19 @@ impl Lines {
         self.owner.get(Slot::of(key).index()).copied().unwrap_or(0)
     }
 
+    /// Whether a key is there.
+    pub async fn holds(&mut self, key: &[u8]) -> Result<bool> {
+        let conn = self.spare(key).await?;
+        Ok(conn.call(&[b"EXISTS", key]).await? == Reply::Int(1))
+    }
+
     /// Sends one exchange to the node of its key, outside of any measuring.
     pub async fn exchange(&mut self, key: &[u8], exchange: &Exchange) -> Result<()> {
+        exchange.run(self.spare(key).await?).await
+    }
+
+    /// A connection to the node of a key, while nothing is measured.
+    async fn spare(&mut self, key: &[u8]) -> Result<&mut Conn> {
         let at = self.node_of(key);
         let Some(node) = self.nodes.get_mut(at) else {
             return Err(Error::new(ErrorKind::Bug, "a slot leads to no node"));
@@ -157,10 +178,8 @@ impl Lines {
             node.idle
                 .push(net::connect(&self.endpoint, &node.address).await?);
         }
-        match node.idle.first_mut() {
-            Some(conn) => exchange.run(conn).await,
-            None => Ok(()),
-        }
+        (node.idle.first_mut())
+            .ok_or_else(|| Error::new(ErrorKind::Bug, "a node has no connection"))
     }
 
     /// Round trips of PING to each master, one after the other, in µs.
@@ -255,6 +274,7 @@ impl Lines {
         shared: &Rc<Shared>,
     ) {
         let mut rng = Rng::new(block.seed);
+        let alarm = Alarm::new();
         let end = began + Duration::from_secs_f64(block.seconds);
         let most = ((block.rate * QUEUE_S) as usize).clamp(QUEUE.0, QUEUE.1);
         let (mut next, mut at_once) = (began, 0);
@@ -266,10 +286,10 @@ impl Lines {
                     break;
                 }
                 at_once = 0;
-                match wait > SPIN + Duration::from_millis(1) {
-                    true => tokio::time::sleep(wait - SPIN).await,
+                match wait.checked_sub(SPIN) {
+                    Some(sleep) if !sleep.is_zero() => alarm.sleep(sleep).await,
                     // Gives way to whatever has come in.
-                    false => tokio::task::yield_now().await,
+                    _ => tokio::task::yield_now().await,
                 }
             }
             let counted = next >= counted_from;
@@ -311,6 +331,38 @@ impl Lines {
                     queue.notify.notify_one();
                 }
             }
+        }
+    }
+}
+
+/// Sleeps to the microsecond, which the runtime's own clock (1 ms) cannot.
+struct Alarm(Option<AsyncFd<OwnedFd>>);
+
+impl Alarm {
+    /// Where the system has no such clock, it spins instead.
+    // The way that is not deprecated is unsafe; what it asks for holds: this descriptor is owned and never exchanged.
+    #[allow(deprecated)]
+    fn new() -> Alarm {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags).ok();
+        Alarm(timer.and_then(|fd| AsyncFd::with_interest(fd, Interest::READABLE).ok()))
+    }
+
+    async fn sleep(&self, time: Duration) {
+        let Some(fd) = &self.0 else {
+            return tokio::task::yield_now().await;
+        };
+        let once = Itimerspec {
+            it_interval: Timespec::default(),
+            it_value: Timespec {
+                tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: time.subsec_nanos().into(),
+            },
+        };
+        let set = timerfd_settime(fd, TimerfdTimerFlags::empty(), &once);
+        match (set, fd.readable().await) {
+            (Ok(_), Ok(mut rang)) => rang.clear_ready(),
+            _ => tokio::task::yield_now().await,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Invariant: without `allow_writes` nothing is written; with it, only under a prefix of our own.
 
 mod beyond;
+mod compare;
 mod export;
 mod file;
 mod load;
@@ -18,12 +19,12 @@ pub use load::spin;
 pub use stats::{TOLERANCE_SHARE, TOLERANCE_US};
 
 use self::beyond::{Beyond, Course};
+use self::compare::{Asked, conclude};
 use self::load::{Block, Lines, Measured};
 use self::request::furnish;
-use self::stats::{Verdict, differences, verdict};
 use self::workload::{RealKeys, Recipe, Workload};
 use crate::error::{Error, ErrorKind, Result};
-use crate::histogram::{Times, merged, packed, told as times, unpacked};
+use crate::histogram::{Times, packed, told as times};
 use crate::plan::{Endpoint, Job, Source, WORKLOAD_FILE};
 use crate::source::mix::{self, Mix};
 use crate::source::private_dir;
@@ -46,8 +47,6 @@ const PINGS: u32 = 500;
 const WARM_UP: f64 = 0.1;
 /// Beyond the highest rate of the plan.
 const OVERLOAD: [f64; 2] = [1.5, 2.0];
-/// With a larger share of errors nothing is said of the times of answers.
-const ERRORS: f64 = 0.001;
 /// A p99 of our own lateness above this share of the median colours the result.
 const SLIP_SHARE: f64 = 0.2;
 const SLIP_US: f64 = 100.0;
@@ -67,9 +66,38 @@ pub struct Options {
 
 /// One side while it is measured.
 struct Side {
-    name: &'static str,
+    /// `source`, `target`, or as the plan calls a further one.
+    name: String,
     lines: Lines,
     real: RealKeys,
+    /// The share of the keys to read that it holds; `None` when there are none to read.
+    there: Option<f64>,
+}
+
+impl Side {
+    /// In sentences.
+    fn called(&self) -> String {
+        match self.name.as_str() {
+            name @ ("source" | "target") => format!("the {name}"),
+            name => format!("{name:?}"),
+        }
+    }
+
+    async fn open(
+        name: &str,
+        endpoint: &Endpoint,
+        real: RealKeys,
+        connections: u32,
+    ) -> Result<Side> {
+        let mut lines = Lines::open(endpoint, connections).await?;
+        let there = sample::there(&mut lines, &real).await?;
+        Ok(Side {
+            name: name.to_owned(),
+            lines,
+            real,
+            there,
+        })
+    }
 }
 
 /// Measures both sides of `job`; the answer of `latency --json`. Must run inside of [`spin`].
@@ -100,22 +128,19 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
         .flatten()
         .collect();
     let value = real.value();
+    let open = plan.connections;
+    let renamed = real.renamed(&job.renames);
     let mut sides = vec![
-        Side {
-            name: "source",
-            lines: Lines::open(endpoint, plan.connections).await?,
-            real: real.clone(),
-        },
-        Side {
-            name: "target",
-            lines: Lines::open(&job.target, plan.connections).await?,
-            real: real.renamed(&job.renames),
-        },
+        Side::open("source", endpoint, real.clone(), open).await?,
+        Side::open("target", &job.target, renamed, open).await?,
     ];
+    for (name, endpoint) in &job.also {
+        sides.push(Side::open(name, endpoint, real.clone(), open).await?);
+    }
     let mut before = Map::new();
     for side in &mut sides {
         let figures = servers::figures(&side.lines.endpoint).await?;
-        before.insert(side.name.into(), figures);
+        before.insert(side.name.clone(), figures);
     }
     let measured = measure(job, options, &mut store, &mut sides, &begun, &recipes, stop).await;
     let mut removed = Ok(());
@@ -134,7 +159,7 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
     });
     answer["design"]["value_bytes"] = json!(value.len());
     for side in &sides {
-        answer["servers"][side.name] = servers::figures(&side.lines.endpoint).await?;
+        answer["servers"][side.name.as_str()] = servers::figures(&side.lines.endpoint).await?;
     }
     answer["servers_before"] = before.into();
     store.put_json(LATENCY, &answer)?;
@@ -162,7 +187,7 @@ async fn measure(
     let mut floor = Map::new();
     for side in sides.iter_mut() {
         let pings = side.lines.floor(PINGS).await?;
-        floor.insert(side.name.into(), times(&pings));
+        floor.insert(side.name.clone(), times(&pings));
     }
     let mut done = store.latency_blocks()?;
     done.retain(|b| b.about == begun.run);
@@ -200,9 +225,13 @@ async fn measure(
                 .cloned()
                 .collect();
             for turn in 0..plan.blocks {
-                // ABBA: whatever drifts with time meets both alike.
-                let first = usize::from((turn + u32::from(seed % 2 == 1)) % 2 == 1);
-                for at in [first, 1 - first] {
+                // There and back again (ABBA): whatever drifts with time meets all alike.
+                let back = (turn + u32::from(seed % 2 == 1)) % 2 == 1;
+                let mut order: Vec<usize> = (0..sides.len()).collect();
+                if back {
+                    order.reverse();
+                }
+                for at in order {
                     let (Some(side), Some(load)) = (sides.get_mut(at), loads.get(at)) else {
                         continue;
                     };
@@ -226,13 +255,21 @@ async fn measure(
                     let started_ms = unix_ms();
                     let measured = side.lines.run(load, &block).await?;
                     let row = row(
-                        &begun.run, name, *rate, turn, side.name, started_ms, &measured,
+                        &begun.run, name, *rate, turn, &side.name, started_ms, &measured,
                     )?;
                     store.save_latency_block(&row)?;
                     blocks.push(row);
                 }
             }
-            results.push(conclude(name, *rate, per_s, recipe, &loads, &blocks, seed)?);
+            let asked = Asked {
+                workload: name,
+                rate: *rate,
+                per_s,
+                recipe,
+                load: loads.first(),
+                seed,
+            };
+            results.push(conclude(&asked, sides, &blocks)?);
         }
         // What a side can do at most is told by the first workload that can be run.
         if beyond.is_none() {
@@ -255,20 +292,25 @@ async fn measure(
         each.map(|(side, peak)| (side.name.to_owned(), json!(peak)))
             .collect::<Map<_, _>>()
     });
+    let mut endpoints = Map::new();
+    endpoints.insert("source".into(), json!(job.source.to_string()));
+    let others = [("target", &job.target)].into_iter();
+    let others = others.chain(job.also.iter().map(|(name, at)| (name.as_str(), at)));
+    endpoints.extend(others.map(|(name, at)| (name.to_owned(), json!(at.redacted_url()))));
+    let names: Vec<&str> = sides.iter().map(|s| s.name.as_str()).collect();
     Ok(json!({
         "plan": job.name,
         "measured_at": unix_ms(),
-        "endpoints": {
-            "source": job.source.to_string(), "target": job.target.redacted_url(),
-        },
+        "endpoints": endpoints,
         "design": {
             "blocks": plan.blocks, "block_s": plan.block_s, "connections": plan.connections,
-            "pipelining": 1, "order": "source, target, target, source, …", "begins_with": if seed % 2 == 1 { "target" } else { "source" },
+            "pipelining": 1, "order": format!("{}, …", names.iter().chain(names.iter().rev()).copied().collect::<Vec<_>>().join(", ")), "begins_with": names.get(if seed % 2 == 1 { names.len() - 1 } else { 0 }),
             "arrivals": if options.even { "even" } else { "Poisson" }, "seed": seed,
             "base_rate_per_s": base, "warm_up_share": WARM_UP,
             "tolerance": { "us": TOLERANCE_US, "share": TOLERANCE_SHARE },
             "allow_writes": plan.allow_writes,
             "keys_read": sides.first().map(|s| s.real.count()),
+            "keys_there": sides.iter().map(|s| (s.name.clone(), json!(s.there))).collect::<Map<_, _>>(),
         },
         "observed": mix,
         "floor": floor,
@@ -291,7 +333,8 @@ fn stopped() -> Error {
 /// What this program itself, which uses one core, has held.
 fn client(results: &[Value], beyond: &Beyond) -> Value {
     let blocks = results.iter().flat_map(|r| {
-        ["source", "target"].map(|side| (&r["endpoints"][side], r["rate_per_s"].as_f64()))
+        let sides = r["endpoints"].as_object().into_iter().flatten();
+        sides.map(|(_, side)| (side, r["rate_per_s"].as_f64()))
     });
     let held = blocks.filter(|(side, _)| side["shed"] == 0);
     let stages = beyond.sweep.iter().chain(&beyond.overload);
@@ -330,7 +373,8 @@ async fn begin(
     store: &mut Store,
     endpoint: &Endpoint,
 ) -> Result<Begun> {
-    let plan = serde_json::to_string(&job.latency).unwrap_or_default();
+    // As it may be stored: further servers may have passwords.
+    let plan = job.redacted["latency"].to_string();
     let mut about = format!("{} {plan} {}", job.fingerprint, options.even);
     for name in &job.latency.workloads {
         // A file that was changed is another workload.
@@ -393,107 +437,4 @@ fn row(
             "kinds": kinds, "slip": times(&m.slip), "first_error": m.first_error,
         }),
     })
-}
-
-/// One workload at one rate: both sides, their difference, the verdict.
-fn conclude(
-    workload: &str,
-    rate: f64,
-    per_s: f64,
-    recipe: &Recipe,
-    loads: &[Workload],
-    blocks: &[LatencyBlock],
-    seed: u64,
-) -> Result<Value> {
-    let mut of_sides = Vec::new();
-    let mut endpoints = Map::new();
-    let (mut trouble, mut late) = (None, 0.0f64);
-    for side in ["source", "target"] {
-        let mut own: Vec<&LatencyBlock> = blocks.iter().filter(|b| b.side == side).collect();
-        own.sort_by_key(|b| b.block);
-        let response: Vec<Times> = own
-            .iter()
-            .map(|b| unpacked(&b.response))
-            .collect::<Result<_>>()?;
-        let service: Vec<Times> = own
-            .iter()
-            .map(|b| unpacked(&b.service))
-            .collect::<Result<_>>()?;
-        let (all, served) = (merged(&response), merged(&service));
-        let sum = |of: fn(&LatencyBlock) -> u64| own.iter().map(|b| of(b)).sum::<u64>();
-        let slips: Vec<f64> = (own.iter())
-            .filter_map(|b| b.detail["slip"]["p99_us"].as_f64())
-            .collect();
-        let slip = median(slips);
-        let (shed, errors) = (sum(|b| b.shed), sum(|b| b.errors));
-        if is_late(slip, &all) {
-            late = late.max(slip);
-        }
-        if errors as f64 > all.len() as f64 * ERRORS {
-            let first = own.iter().find_map(|b| b.detail["first_error"].as_str());
-            trouble = Some(format!(
-                "{errors} of {} requests to the {side} failed, the first one: {}",
-                all.len(),
-                first.unwrap_or("no answer")
-            ));
-        }
-        if shed > 0 {
-            trouble = Some(format!(
-                "the {side} did not keep up: {shed} requests were shed; see the overload stage"
-            ));
-        }
-        endpoints.insert(
-            side.into(),
-            json!({
-                "count": all.len(), "errors": errors, "shed": shed, "planned": sum(|b| b.planned),
-                "first_error": own.iter().find_map(|b| b.detail["first_error"].as_str()),
-                "response": times(&all), "service": times(&served),
-                "client_late_p99_us": slip,
-                "kinds": own.last().map(|b| b.detail["kinds"].clone()),
-                "blocks": own.iter().zip(&response).map(|(b, h)| json!({
-                    "block": b.block, "started_at": b.started_ms, "response": times(h),
-                })).collect::<Vec<_>>(),
-            }),
-        );
-        of_sides.push(response);
-    }
-    let [source, target] = of_sides.as_slice() else {
-        return Err(Error::new(
-            ErrorKind::Bug,
-            "a comparison of other than two sides",
-        ));
-    };
-    let found = differences(source, target, seed);
-    // What is many times as large as our own lateness is not made by it.
-    let judged = found.iter().filter(|d| stats::is_judged(d));
-    let largest = judged
-        .map(|d| d.difference_us.value.abs())
-        .fold(0.0, f64::max);
-    if late > 0.0 && late > largest * SLIP_SHARE {
-        trouble.get_or_insert(format!(
-            "this program itself was late: {late:.0} µs at its p99; measure from a host with a core to spare"
-        ));
-    }
-    let (verdict, why) = verdict(&found, source.len().min(target.len()), trouble);
-    let by_name = |of: &dyn Fn(&stats::Difference) -> Value| -> Map<String, Value> {
-        found.iter().map(|d| (d.name.to_owned(), of(d))).collect()
-    };
-    Ok(json!({
-        "workload": workload,
-        "rate": rate,
-        "rate_per_s": per_s,
-        "requests": loads.first().into_iter().flat_map(Workload::kinds).map(|(kind, weight)| json!({"kind": kind, "weight": weight})).collect::<Vec<_>>(),
-        "left_out": loads.first().into_iter().flat_map(|l| &l.without_keys).chain(&recipe.left_out).map(|(what, share)| json!({"what": what, "share": share})).collect::<Vec<_>>(),
-        "endpoints": endpoints,
-        "difference_us": by_name(&|d| json!(d.difference_us)),
-        "ratio": by_name(&|d| json!(d.ratio)),
-        "verdict": verdict,
-        "why": why,
-        "conclusive": verdict != Verdict::Refused,
-    }))
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
 }

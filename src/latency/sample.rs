@@ -1,6 +1,6 @@
 //! What the source's own traffic is like: which commands, how often, on which keys, of what size.
 
-use super::load::Rng;
+use super::load::{Lines, Rng};
 use super::workload::RealKeys;
 use crate::error::Result;
 use crate::net::scan::{self, Scan};
@@ -17,6 +17,8 @@ use std::time::Duration;
 const WINDOW: Duration = Duration::from_secs(3);
 /// Keys that are read are a sample of so many.
 const SAMPLE: usize = 5_000;
+/// Of these, each side is asked for so many.
+const ASKED: usize = 300;
 
 /// The source's traffic of now; that of an earlier look where it is idle by now.
 pub async fn observe(endpoint: &Endpoint, store: &mut Store) -> Result<Mix> {
@@ -29,6 +31,16 @@ pub async fn observe(endpoint: &Endpoint, store: &mut Store) -> Result<Mix> {
         .json(MIX)?
         .and_then(|v| serde_json::from_value(v).ok());
     Ok(saved.unwrap_or(now))
+}
+
+/// The share of the keys that a side holds, of some of them; `None` when there are none.
+pub async fn there(lines: &mut Lines, keys: &RealKeys) -> Result<Option<f64>> {
+    let (mut asked, mut held) = (0, 0);
+    for key in keys.some(ASKED) {
+        asked += 1;
+        held += usize::from(lines.holds(key).await?);
+    }
+    Ok((asked > 0).then(|| held as f64 / asked as f64))
 }
 
 /// What is known of a key.

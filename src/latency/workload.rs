@@ -62,6 +62,12 @@ impl RealKeys {
         }
     }
 
+    /// Some of all, at most `n`.
+    pub fn some(&self, n: usize) -> impl Iterator<Item = &[u8]> {
+        // They are in no order.
+        self.all.iter().take(n).map(Vec::as_slice)
+    }
+
     pub fn count(&self) -> usize {
         self.keys.values().map(Vec::len).sum()
     }
@@ -249,6 +255,19 @@ impl Workload {
             real: real.clone(),
             apart,
             without_keys,
+        })
+    }
+
+    /// Whether it reads keys of the source.
+    pub fn reads_real_keys(&self) -> bool {
+        let wants = |at: usize| {
+            self.templates
+                .get(at)
+                .is_some_and(|t| t.wants().next().is_some())
+        };
+        self.parts.iter().any(|(_, what, keys)| match what {
+            What::File(at) => wants(*at),
+            _ => !keys.is_empty(),
         })
     }
 

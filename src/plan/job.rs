@@ -29,6 +29,8 @@ pub struct Job {
     pub verify: VerifyOptions,
     pub cutover: CutoverPlan,
     pub latency: LatencyPlan,
+    /// `latency.also`: what is measured beside source and target.
+    pub also: Vec<(String, Endpoint)>,
     pub price: Option<PricePlan>,
     /// What a person should know before it starts; one sentence each.
     pub warnings: Vec<String>,

@@ -419,6 +419,9 @@ pub struct LatencyPlan {
     pub allow_writes: bool,
     /// Whether the rate is raised until each side is saturated. That is felt by its other clients.
     pub sweep: bool,
+    /// Further servers to measure beside source and target, by names of your own: a legacy service, another offer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub also: BTreeMap<String, TargetPlan>,
 }
 
 /// The workloads a plan can name.
@@ -459,6 +462,7 @@ impl Default for LatencyPlan {
             connections: 50,
             allow_writes: false,
             sweep: false,
+            also: BTreeMap::new(),
         }
     }
 }
@@ -485,8 +489,13 @@ impl Plan {
     pub fn redacted(&self) -> Value {
         let mut plan = self.clone();
         plan.source.url = plan.source.url.as_deref().map(url::without_password);
-        plan.target.url = url::without_password(&plan.target.url);
-        for password in [&mut plan.source.password, &mut plan.target.password] {
+        let further = plan.latency.also.values_mut();
+        let mut passwords = vec![&mut plan.source.password];
+        for side in [&mut plan.target].into_iter().chain(further) {
+            side.url = url::without_password(&side.url);
+            passwords.push(&mut side.password);
+        }
+        for password in passwords {
             match password {
                 Some(PasswordPlan::Text(text)) => *text = "***".into(),
                 Some(PasswordPlan::From(PasswordSource {
@@ -501,6 +510,12 @@ impl Plan {
             }
         }
         serde_json::to_value(&plan).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for TargetPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&url::without_password(&self.url))
     }
 }
 

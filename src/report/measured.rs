@@ -24,6 +24,35 @@ fn word(value: &Value) -> String {
     value.as_str().unwrap_or("").to_owned()
 }
 
+/// What was measured: source, target, and what the plan has named beside them.
+fn sides(endpoints: &Value) -> Vec<&str> {
+    let all = endpoints.as_object().into_iter().flatten();
+    let mut names: Vec<&str> = all.map(|(name, _)| name.as_str()).collect();
+    names.sort_by_key(|name| match *name {
+        "source" => 0,
+        "target" => 1,
+        _ => 2,
+    });
+    names
+}
+
+fn interval(d: &Value) -> String {
+    match d["value"].as_f64() {
+        Some(v) => format!(
+            "{v:+.0} ({:+.0} to {:+.0})",
+            d["low"].as_f64().unwrap_or(v),
+            d["high"].as_f64().unwrap_or(v)
+        ),
+        None => String::new(),
+    }
+}
+
+fn ratio(r: &Value) -> String {
+    r["value"]
+        .as_f64()
+        .map_or(String::new(), |r| format!("{r:.2}"))
+}
+
 pub fn latency(report: &Report) -> Vec<Part> {
     let results = report
         .latency
@@ -41,24 +70,12 @@ fn part(result: &Value) -> Part {
     );
     let side = |name: &str| &result["endpoints"][name];
     let rows = NAMES.iter().map(|(name, key)| {
-        let d = &result["difference_us"][*key];
-        let interval = match d["value"].as_f64() {
-            Some(v) => format!(
-                "{v:+.0} ({:+.0} to {:+.0})",
-                d["low"].as_f64().unwrap_or(v),
-                d["high"].as_f64().unwrap_or(v)
-            ),
-            None => String::new(),
-        };
-        let ratio = result["ratio"][*key]["value"]
-            .as_f64()
-            .map_or(String::new(), |r| format!("{r:.2}"));
         vec![
             (*name).to_owned(),
             us(&side("source")["response"][*key]),
             us(&side("target")["response"][*key]),
-            interval,
-            ratio,
+            interval(&result["difference_us"][*key]),
+            ratio(&result["ratio"][*key]),
             us(&side("source")["service"][*key]),
             us(&side("target")["service"][*key]),
         ]
@@ -76,10 +93,13 @@ fn part(result: &Value) -> Part {
         ],
         rows.collect(),
     )];
-    let counts = ["source", "target"].map(|name| {
+    let further = result["against"].as_object().into_iter().flatten();
+    tables.extend(further.map(|(name, other)| beside(name, other, result)));
+    let measured = sides(&result["endpoints"]);
+    let counts = measured.iter().map(|name| {
         let of = side(name);
         vec![
-            name.to_owned(),
+            (*name).to_owned(),
             of["count"].to_string(),
             of["errors"].to_string(),
             of["shed"].to_string(),
@@ -89,7 +109,7 @@ fn part(result: &Value) -> Part {
     tables.push(table(
         "Requests counted, failed, and not sent as the queue was full; and how late this program itself was (p99, µs)",
         &["", "requests", "errors", "shed", "own lateness"],
-        counts.to_vec(),
+        counts.collect(),
     ));
     let share = |n: &Value| format!("{:.1} %", n.as_f64().unwrap_or(0.0));
     let kinds = result["requests"].as_array().into_iter().flatten();
@@ -149,6 +169,30 @@ fn part(result: &Value) -> Part {
     }
 }
 
+/// The target next to a further server of the plan's.
+fn beside(name: &str, other: &Value, result: &Value) -> Table {
+    let of = |side: &str, key: &str| us(&result["endpoints"][side]["response"][key]);
+    let rows = NAMES.iter().map(|(title, key)| {
+        vec![
+            (*title).to_owned(),
+            of(name, key),
+            of("target", key),
+            interval(&other["difference_us"][*key]),
+            ratio(&other["ratio"][*key]),
+        ]
+    });
+    let said = format!(
+        "The target next to {name}: {}; {} (response times in µs, the difference with its 95 % interval)",
+        word(&other["verdict"]),
+        word(&other["why"])
+    );
+    table(
+        &said,
+        &["", name, "target", "difference", "ratio"],
+        rows.collect(),
+    )
+}
+
 pub fn more_latency(report: &Report) -> Vec<Table> {
     let Some(latency) = &report.latency else {
         return Vec::new();
@@ -166,7 +210,7 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
     tables.push(table(
         "The floor: PING, one at a time, in µs",
         &["", "p50", "p99", "max"],
-        vec![floor("source"), floor("target")],
+        sides(&latency["floor"]).into_iter().map(floor).collect(),
     ));
     let stages = latency["overload"]
         .as_array()
@@ -245,6 +289,11 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
         "used_cpu_user",
         "used_cpu_sys",
     ];
+    let measured = sides(&latency["servers"]);
+    let mut head = vec![String::new()];
+    for side in &measured {
+        head.extend([format!("{side}, before"), "after".into()]);
+    }
     let rows = figures.map(|name| {
         let of = |when: &str, side: &str| match &latency[when][side][name] {
             Value::String(text) => text.clone(),
@@ -254,17 +303,16 @@ pub fn more_latency(report: &Report) -> Vec<Table> {
             }
             other => grouped(other.as_f64().unwrap_or(0.0) as u64),
         };
-        vec![
-            name.replace('_', " "),
-            of("servers_before", "source"),
-            of("servers", "source"),
-            of("servers_before", "target"),
-            of("servers", "target"),
-        ]
+        let mut row = vec![name.replace('_', " ")];
+        for side in &measured {
+            row.extend(["servers_before", "servers"].map(|when| of(when, side)));
+        }
+        row
     });
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
     tables.push(table(
         "What the servers say of themselves before and after",
-        &["", "source, before", "after", "target, before", "after"],
+        &head,
         rows.to_vec(),
     ));
     tables.extend(by_command(latency));

@@ -7,8 +7,8 @@ mod endpoint;
 use self::endpoint::endpoint;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
 use super::{
-    FreezeWay, Glob, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology, WORKLOAD_FILE,
-    WORKLOADS,
+    FreezeWay, Glob, LatencyPlan, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology,
+    WORKLOAD_FILE, WORKLOADS,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{DbIndex, SlotSet};
@@ -55,6 +55,16 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         },
     };
     check_cutover_and_latency(plan)?;
+    let mut also = Vec::new();
+    for (name, typed) in &plan.latency.also {
+        if matches!(name.as_str(), "source" | "target") {
+            return Err(wrong(format!("latency.also names a server {name:?}"))
+                .hint("source and target are measured as they are; call this one otherwise"));
+        }
+        check_name(name).map_err(|e| e.context(format!("read latency.also[{name:?}]")))?;
+        let at = endpoint(&format!("latency.also.{name}"), typed, &mut warnings)?;
+        also.push((name.clone(), at));
+    }
     let skip = plan.on_existing == super::OnExisting::Skip;
     let fingerprint = fingerprint(&source, &target, &databases, (&filter, &renames), skip);
     Ok(Job {
@@ -70,7 +80,11 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         limits,
         verify,
         cutover: plan.cutover.clone(),
-        latency: plan.latency.clone(),
+        latency: LatencyPlan {
+            also: BTreeMap::new(),
+            ..plan.latency.clone()
+        },
+        also,
         price: plan.price.clone(),
         warnings,
         fingerprint,
