@@ -3,10 +3,11 @@
 use crate::error::Result;
 use crate::migrate::expiry::LAG_MS;
 use crate::migrate::pump::{Pump, SAVE_EVERY, TICK};
-use crate::task::failpoint;
+use crate::migrate::saver::{self, Checkpoint};
 use crate::types::unix_ms;
 use crate::types::{Mark, ReplOffset};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 /// From this lag on, keys that may have an expiry are read instead of replayed.
@@ -68,12 +69,9 @@ impl Pump {
                 self.holding |= lag_ms > 2 * LAG_MS;
             }
         }
-        if self.last_save.elapsed() >= *SAVE_EVERY {
-            self.save(false)?;
+        if self.last_save.elapsed() >= *SAVE_EVERY && self.is_saved()? {
+            self.save_beside()?;
             self.repair()?;
-            if let (true, Mark::Stream { at, .. }) = (loaded, self.stable) {
-                self.spool.release(at)?;
-            }
         }
         Ok(())
     }
@@ -128,13 +126,41 @@ impl Pump {
         before
     }
 
-    /// The checkpoint: the lowest mark over all target nodes, with the counters, in one transaction.
+    /// Saves a checkpoint and waits until it is on disk.
     pub(super) fn save(&mut self, clean: bool) -> Result<()> {
+        if let Some(saving) = self.saving.take() {
+            saving.recv().map_err(|_| saver::gone())??;
+        }
+        let checkpoint = self.checkpoint(clean)?;
+        self.shared.store(|store| checkpoint.write(store))
+    }
+
+    /// Has a checkpoint saved while the pump goes on; only when [`Pump::is_saved`].
+    fn save_beside(&mut self) -> Result<()> {
+        let checkpoint = self.checkpoint(false)?;
+        self.saving = Some(self.shared.saver.save(checkpoint));
+        Ok(())
+    }
+
+    /// Whether the last checkpoint is on disk.
+    fn is_saved(&mut self) -> Result<bool> {
+        match self.saving.as_ref().map(Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => return Ok(false),
+            Some(Err(TryRecvError::Disconnected)) => return Err(saver::gone()),
+            Some(Ok(result)) => result?,
+            None => {}
+        }
+        self.saving = None;
+        Ok(true)
+    }
+
+    /// The checkpoint: the lowest mark over all target nodes, with the counters, to be written in one transaction.
+    fn checkpoint(&mut self, clean: bool) -> Result<Checkpoint> {
         self.last_save = Instant::now();
         self.shared.meet_limits()?;
         self.held.save()?;
-        self.timed.save()?;
         self.loaded.save()?;
+        let timed = self.timed.take_fresh()?;
         let mark = self.oldest();
         if self.shard.snapshot_loaded {
             match mark {
@@ -199,7 +225,7 @@ impl Pump {
             .max(self.sweep_lag_ms());
         let (len, total, complete) = self.spool.snapshot();
         if !self.shard.snapshot_loaded {
-            self.shard.snapshot_complete = complete;
+            self.shard.snapshot_complete = complete && self.spool.is_snapshot_durable();
             self.shard.snapshot_len = len;
             self.shard.bytes_total = total.unwrap_or(if complete { len } else { 0 });
             self.shard.bytes_read = self.progress.bytes_done.load(Relaxed);
@@ -209,18 +235,19 @@ impl Pump {
         self.shard.updated_at = unix_ms();
         self.shard.commands_applied += self.progress.commands.load(Relaxed) - self.last_commands;
         self.last_commands = self.progress.commands.load(Relaxed);
-        let shard = self.shard.clone();
-        let counts = std::mem::take(&mut self.counts);
-        let losses = std::mem::take(&mut self.losses);
-        let written = (self.touched.as_mut()).and_then(|t| t.take(shard.shard));
-        failpoint("before-save");
-        self.shared.store(|store| {
-            // First, so that a mark never passes a loss that is not listed.
-            store.add_losses(&losses)?;
-            store.save_shards(std::slice::from_ref(&shard), &counts, written.as_ref())
-        })?;
-        failpoint("after-save");
-        Ok(())
+        let written = (self.touched.as_mut()).and_then(|t| t.take(self.shard.shard));
+        let release = match (self.shard.snapshot_loaded, self.stable) {
+            (true, Mark::Stream { at, .. }) => Some((self.spool.clone(), at)),
+            _ => None,
+        };
+        Ok(Checkpoint {
+            shard: self.shard.clone(),
+            counts: std::mem::take(&mut self.counts),
+            losses: std::mem::take(&mut self.losses),
+            written,
+            timed,
+            release,
+        })
     }
 
     pub(super) fn finish_counts(&mut self) -> Result<()> {

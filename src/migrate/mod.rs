@@ -25,6 +25,7 @@ mod renamed;
 mod repair;
 mod rewind;
 mod router;
+mod saver;
 mod shard;
 mod shards;
 mod shared;
@@ -40,6 +41,7 @@ use crate::migrate::begin::{
 };
 use crate::migrate::ownership::Ownership;
 use crate::migrate::progress::{ENDED, Progress, ShardProgress};
+use crate::migrate::saver::Saver;
 use crate::migrate::shards::Shards;
 use crate::migrate::shared::Shared;
 use crate::net::guard;
@@ -268,6 +270,7 @@ async fn migrate(
     let shared = Arc::new(Shared {
         job: job.clone(),
         store: Mutex::new(store),
+        saver: Saver::start(dir)?,
         runtime: Handle::current(),
         stop: stop.clone(),
         dry_run: options.dry_run,

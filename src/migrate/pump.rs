@@ -27,6 +27,7 @@ use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,8 @@ pub struct Pump {
     /// Where the snapshot stands: everything before is routed.
     pub(super) loading: (u64, DbIndex),
     pub(super) last_save: Instant,
+    /// The checkpoint that is on its way to disk.
+    pub(super) saving: Option<Receiver<Result<()>>>,
     pub(super) last_tick: Instant,
     pub(super) last_commands: u64,
     /// A cutover wants everything applied.
@@ -195,6 +198,7 @@ impl Pump {
             shard,
             loading: (0, DbIndex::ZERO),
             last_save: Instant::now(),
+            saving: None,
             last_tick: Instant::now(),
             last_commands: 0,
             drain: None,

@@ -311,7 +311,7 @@ fn unpack_into(writer: &mut SpoolWriter, file: Option<&Path>) -> Result<()> {
     loop {
         let n = input.read(&mut buf).context(ErrorKind::Disk, failed)?;
         if n == 0 {
-            return writer.finish_snapshot();
+            return writer.finish_snapshot()();
         }
         writer.append_snapshot(buf.get(..n).unwrap_or_default())?;
     }

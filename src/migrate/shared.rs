@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::migrate::control::Control;
 use crate::migrate::ownership::Ownership;
+use crate::migrate::saver::Saver;
 use crate::plan::Job;
 use crate::store::{Existing, Store};
 use crate::target::health::Health;
@@ -19,6 +20,7 @@ const REPEAT: Duration = Duration::from_secs(5);
 pub struct Shared {
     pub job: Job,
     pub store: Mutex<Store>,
+    pub saver: Saver,
     pub runtime: Handle,
     pub stop: Shutdown,
     pub dry_run: bool,

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// 8 MiB: one key in a hundred is wrongly suspected with 7 million timed keys.
 const WORDS: usize = 1 << 20;
@@ -24,11 +25,31 @@ pub struct MaybeTimed {
     /// False when an earlier run has left no file: then any key may.
     complete: bool,
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Arc<File>>,
     /// Whether the page has bits that the file does not have.
     fresh: Vec<bool>,
     /// Hashes of timed keys that the source has deleted, so that a command on them makes them anew.
     absent: HashSet<u64>,
+}
+
+/// Parts of the file that are to be written.
+pub struct Pages {
+    path: PathBuf,
+    file: Arc<File>,
+    /// Where each one lies, and its words.
+    pages: Vec<(u64, Vec<u64>)>,
+}
+
+impl Pages {
+    pub fn write(&self) -> Result<()> {
+        for (at, words) in &self.pages {
+            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            self.file
+                .write_all_at(&bytes, *at)
+                .context(ErrorKind::Disk, || format!("write {}", self.path.display()))?;
+        }
+        Ok(())
+    }
 }
 
 impl MaybeTimed {
@@ -58,13 +79,13 @@ impl MaybeTimed {
         }
     }
 
-    /// Writes new bits to the file; before the marks that pass the commands which set them.
-    pub fn save(&mut self) -> Result<()> {
+    /// The bits that the file does not have yet; to be written before the marks that pass the commands which set them.
+    pub fn take_fresh(&mut self) -> Result<Option<Pages>> {
         if !self.complete || (!self.fresh.contains(&true) && self.file.is_some()) {
-            return Ok(());
+            return Ok(None);
         }
         let failed = || format!("write {}", self.path.display());
-        let file = match &mut self.file {
+        let file = match &self.file {
             Some(file) => file,
             None => {
                 let file = OpenOptions::new()
@@ -76,21 +97,22 @@ impl MaybeTimed {
                     .context(ErrorKind::Disk, failed)?;
                 file.set_len(WORDS as u64 * 8)
                     .context(ErrorKind::Disk, failed)?;
-                self.file.insert(file)
+                self.file.insert(Arc::new(file))
             }
         };
+        let mut pages = Pages {
+            path: self.path.clone(),
+            file: file.clone(),
+            pages: Vec::new(),
+        };
         for (page, fresh) in self.fresh.iter_mut().enumerate() {
-            if !*fresh {
-                continue;
+            if std::mem::take(fresh) {
+                let from = page * PAGE_WORDS;
+                let words = self.bits.get(from..from + PAGE_WORDS).unwrap_or_default();
+                pages.pages.push((from as u64 * 8, words.to_vec()));
             }
-            let from = page * PAGE_WORDS;
-            let words = self.bits.get(from..from + PAGE_WORDS).unwrap_or_default();
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-            file.write_all_at(&bytes, from as u64 * 8)
-                .context(ErrorKind::Disk, failed)?;
-            *fresh = false;
         }
-        Ok(())
+        Ok(Some(pages))
     }
 
     fn hash(key: &[u8]) -> u64 {
@@ -169,9 +191,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut timed = MaybeTimed::open(dir.path(), false);
         timed.add(b"a");
-        timed.save().unwrap();
+        timed.take_fresh().unwrap().unwrap().write().unwrap();
         timed.add(b"b");
-        timed.save().unwrap();
+        timed.take_fresh().unwrap().unwrap().write().unwrap();
         let again = MaybeTimed::open(dir.path(), true);
         assert!(again.may(b"a") && again.may(b"b") && !again.may(b"c"));
         // A new migration knows nothing, and one without the file suspects everything.

@@ -41,6 +41,8 @@ struct State {
     snapshot_len: u64,
     snapshot_total: Option<u64>,
     snapshot_complete: bool,
+    /// Also after a power cut.
+    snapshot_durable: bool,
     stream_start: ReplOffset,
     stream_end: ReplOffset,
     released: ReplOffset,
@@ -67,6 +69,7 @@ impl State {
             snapshot_len,
             snapshot_total: None,
             snapshot_complete: false,
+            snapshot_durable: false,
             stream_start: start,
             stream_end: end,
             released: start,
@@ -156,6 +159,7 @@ impl Spool {
         state.file = Some(path.to_owned());
         state.snapshot_len = meta.len();
         state.snapshot_complete = true;
+        state.snapshot_durable = true;
         Ok(())
     }
 
@@ -199,7 +203,14 @@ impl Spool {
 
     /// Says that the snapshot on disk, left by an earlier run, is whole.
     pub fn adopt_snapshot(&self) {
-        self.state().snapshot_complete = true;
+        let mut state = self.state();
+        state.snapshot_complete = true;
+        state.snapshot_durable = true;
+    }
+
+    /// Whether the whole snapshot is there for a later run, come what may.
+    pub fn is_snapshot_durable(&self) -> bool {
+        self.state().snapshot_durable
     }
 
     /// The stream begins (or goes on) at `at`; everything spooled before it is kept.
@@ -405,16 +416,22 @@ impl SpoolWriter {
         Ok(())
     }
 
-    /// The snapshot is whole: it is forced to disk before anyone relies on it.
-    pub fn finish_snapshot(&mut self) -> Result<()> {
-        if let Some((file, path, _)) = self.file.take() {
-            file.sync_data().context(ErrorKind::Disk, || {
-                format!("force {} to disk", path.display())
-            })?;
-        }
+    /// The snapshot is whole; what is returned forces it to disk, which takes a while and keeps nobody waiting.
+    #[must_use = "a later run relies on it only when it is on disk"]
+    pub fn finish_snapshot(&mut self) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let file = self.file.take();
         self.spool.state().snapshot_complete = true;
         self.spool.changed.notify_all();
-        Ok(())
+        let spool = self.spool.clone();
+        move || {
+            if let Some((file, path, _)) = file {
+                file.sync_data().context(ErrorKind::Disk, || {
+                    format!("force {} to disk", path.display())
+                })?;
+            }
+            spool.state().snapshot_durable = true;
+            Ok(())
+        }
     }
 
     pub fn append_stream(&mut self, bytes: &[u8], now_ms: i64) -> Result<()> {
@@ -515,7 +532,7 @@ mod tests {
             writer.append_snapshot(piece).unwrap();
             std::thread::sleep(Duration::from_millis(3));
         }
-        writer.finish_snapshot().unwrap();
+        writer.finish_snapshot()().unwrap();
         assert_eq!(reader.join().unwrap().unwrap(), b"REDIS0011...");
     }
 }
