@@ -91,6 +91,12 @@ impl SlotSet {
         }
     }
 
+    pub fn remove(&mut self, slot: Slot) {
+        if let Some(place) = self.0.get_mut(slot.index()) {
+            *place = false;
+        }
+    }
+
     pub fn has(&self, slot: Slot) -> bool {
         self.0.get(slot.index()).copied().unwrap_or(false)
     }

@@ -9,6 +9,7 @@ mod job;
 mod learnt;
 mod rename;
 mod shape;
+mod share;
 mod starting;
 mod url;
 mod validate;
@@ -20,6 +21,7 @@ pub use job::{
 };
 pub use learnt::{Held, Learnt, is_for_good};
 pub use rename::Renames;
+pub use share::Share;
 pub use validate::validate;
 
 use crate::error::{Error, ErrorKind, Result};

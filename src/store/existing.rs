@@ -59,6 +59,10 @@ impl Existing {
         self.0.is_empty()
     }
 
+    pub fn extend(&mut self, more: Existing) {
+        self.0.extend(more.0);
+    }
+
     pub fn insert(&mut self, db: DbIndex, key: &[u8]) {
         self.0.insert(db_key(db, key));
     }

@@ -12,6 +12,7 @@ mod lock;
 mod record;
 mod schema;
 mod verification;
+mod workers;
 
 pub use cutover::{CutoverStep, Stage, frozen};
 pub use existing::Existing;
@@ -21,6 +22,7 @@ pub use record::{
     CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, PULSE, Phase, PhaseSpan, REFUSED,
     Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
 };
+pub use workers::{Claim, Worker, coverage, worker_dir, workers, workers_and};
 
 use self::column::{big, document, int, offset, unreadable};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -112,6 +114,29 @@ impl Store {
             .hint("run migrate or verify once: it brings the state up to date")),
             _ => Ok(Some(Store { db, path })),
         }
+    }
+
+    /// Copies the state as it is at this moment into another folder, also while a process writes it.
+    pub fn copy_to(&self, dir: &Path) -> Result<()> {
+        create_private_dir(dir)?;
+        let (path, new) = (dir.join(FILE), dir.join("state.new"));
+        let failed = || format!("copy the state to {}", path.display());
+        for old in [
+            &new,
+            &dir.join("state.sqlite-wal"),
+            &dir.join("state.sqlite-shm"),
+        ] {
+            match std::fs::remove_file(old) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e).context(ErrorKind::Disk, failed);
+                }
+                _ => {}
+            }
+        }
+        (self.db)
+            .execute("VACUUM INTO ?1", [new.to_string_lossy()])
+            .map_err(self.failed("copy everything"))?;
+        std::fs::rename(&new, &path).context(ErrorKind::Disk, failed)
     }
 
     pub fn path(&self) -> &Path {
