@@ -2,14 +2,15 @@
 
 use super::{Common, load, output};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{LIMITS, Store};
+use crate::store::{LIMITS, Store, workers};
 use clap::Args;
 use std::path::PathBuf;
 
 /// Change how fast a migration or a verification may be, while it runs
 ///
 /// The running process takes it within seconds; it holds for later runs as well, until it is changed back. The stream
-/// is never held back: only loading, sweeping and verifying.
+/// is never held back: only loading, sweeping and verifying. Where workers have shared the source out, each of those in
+/// the work folder may be so fast.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -33,14 +34,33 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load(&arguments.plan)?;
     let dir = common.state_dir(&job);
-    if Store::open_readonly(&dir)?.is_none() {
+    let mut dirs: Vec<PathBuf> = workers(&dir)?.into_iter().map(|w| w.dir).collect();
+    if Store::open_readonly(&dir)?.is_some() {
+        dirs.push(dir);
+    }
+    let mut now = job.limits.clone();
+    for dir in &dirs {
+        let mut store = Store::open(dir)?;
+        change(&mut store, arguments)?;
+        now = store.limits(&job.limits)?;
+    }
+    if dirs.is_empty() {
         return Err(Error::new(
             ErrorKind::Usage,
             format!("nothing has been run of the plan {} yet", job.name),
         )
         .hint("set limits in the plan, or start it first"));
     }
-    let mut store = Store::open(&dir)?;
+    let shown = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
+    output::print(&format!(
+        "keys per second: {}, bytes per second: {}\n",
+        shown(now.keys_per_s),
+        shown(now.bytes_per_s)
+    ))?;
+    Ok(0)
+}
+
+fn change(store: &mut Store, arguments: &Arguments) -> Result<()> {
     let mut set = store.json(LIMITS)?.unwrap_or_else(|| serde_json::json!({}));
     if arguments.as_planned {
         set = serde_json::json!({});
@@ -53,13 +73,5 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
             set[key] = n.into();
         }
     }
-    store.put_json(LIMITS, &set)?;
-    let now = store.limits(&job.limits)?;
-    let shown = |n: Option<u64>| n.map_or("no limit".to_owned(), |n| n.to_string());
-    output::print(&format!(
-        "keys per second: {}, bytes per second: {}\n",
-        shown(now.keys_per_s),
-        shown(now.bytes_per_s)
-    ))?;
-    Ok(0)
+    store.put_json(LIMITS, &set)
 }

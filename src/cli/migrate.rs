@@ -6,7 +6,7 @@ use crate::check;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::progress::Progress;
 use crate::migrate::{self, Summary};
-use crate::plan::Job;
+use crate::plan::{Job, Share};
 use crate::report::{bytes, duration, grouped};
 use crate::store::{MODE, Store};
 use crate::task::{Shutdown, TaskGroup};
@@ -20,6 +20,10 @@ use std::time::Duration;
 /// Load everything, then follow the source until Ctrl-C
 ///
 /// Started again, it goes on where it was. The source is only read; the target is written.
+///
+/// One migration of a source cluster can be spread over processes and machines: each moves a share of the source's
+/// masters, has a state of its own in WORK_DIR/<plan>/workers/, and needs nothing of the others. `keyferry status`,
+/// `report` and `verify` take them together.
 #[derive(Args)]
 #[command(after_help = "\
 Exit codes: 0 done or caught up, 1 not begun because of what check has found, 2 wrong plan, 3 failed, 130 interrupted; after 3 and 130 the same command goes on.
@@ -27,7 +31,10 @@ Exit codes: 0 done or caught up, 1 not begun because of what check has found, 2 
 Examples:
   keyferry migrate move.json                     until Ctrl-C
   keyferry migrate move.json --until caught-up   until the target holds what the source holds
-  keyferry migrate move.json --dry-run           read and count everything, write nothing")]
+  keyferry migrate move.json --dry-run           read and count everything, write nothing
+  keyferry migrate move.json --shards 0-2        only the first three masters of the source cluster
+  keyferry migrate move.json --worker 0/3        the first of three workers that share the masters out
+  keyferry migrate move.json --workers 3         the same, where an engine sets JOB_COMPLETION_INDEX")]
 pub struct Arguments {
     /// The plan; "-" is standard input
     plan: PathBuf,
@@ -40,6 +47,15 @@ pub struct Arguments {
     /// Forget the saved state and begin anew
     #[arg(long)]
     fresh: bool,
+    /// Move only these masters of the source, counted from 0 in the order of their lowest slots, as in 0-2,5
+    #[arg(long, value_name = "LIST", conflicts_with_all = ["worker", "workers"])]
+    shards: Option<String>,
+    /// Move every Nth master of the source, beginning with I: worker I of N, counted from 0
+    #[arg(long, value_name = "I/N", conflicts_with = "workers")]
+    worker: Option<String>,
+    /// As --worker I/N, with I from the environment variable JOB_COMPLETION_INDEX (a Kubernetes indexed Job sets it)
+    #[arg(long, value_name = "N")]
+    workers: Option<usize>,
     /// Begin in spite of a finding of `keyferry check`, by its id; may be given more than once
     #[arg(long, value_name = "ID")]
     ignore: Vec<String>,
@@ -53,19 +69,37 @@ enum Until {
     CaughtUp,
 }
 
+/// Where an engine puts a worker's number.
+const INDEX: &str = "JOB_COMPLETION_INDEX";
+
+impl Arguments {
+    fn share(&self) -> Result<Option<Share>> {
+        match (&self.shards, &self.worker, self.workers) {
+            (Some(list), _, _) => Share::listed(list).map(Some),
+            (_, Some(worker), _) => Share::worker(worker).map(Some),
+            (_, _, Some(of)) => {
+                Share::numbered(of, INDEX, std::env::var(INDEX).ok().as_deref()).map(Some)
+            }
+            (None, None, None) => Ok(None),
+        }
+    }
+}
+
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
+    let share = arguments.share()?;
     let job = load_and_warn(&arguments.plan)?;
-    let dir = common.state_dir(&job);
-    let Some(checked) = checked(&job, arguments, &dir)? else {
-        return Ok(1);
-    };
-    let options = migrate::Options {
-        checked: Some(checked),
+    let mut options = migrate::Options {
+        checked: None,
         dry_run: arguments.dry_run,
         until_caught_up: matches!(arguments.until, Some(Until::CaughtUp)),
         fresh: arguments.fresh,
-        work_dir: dir,
+        work_dir: common.state_dir(&job),
+        share,
     };
+    options.checked = checked(&job, arguments, &options.home())?;
+    if options.checked.is_none() {
+        return Ok(1);
+    }
     let summary = block_on(follow(job, options, common))?;
     if arguments.json {
         output::json(&summary)?;

@@ -5,16 +5,16 @@ use super::{Common, block_on, load_and_warn, output};
 use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate;
-use crate::plan::Job;
+use crate::plan::{Job, Share};
 use crate::report::{bytes, duration, grouped};
-use crate::store::{Lock, Store};
+use crate::store::{Lock, Store, workers};
 use crate::task::Shutdown;
 use crate::types::{Slot, SlotSet};
 use crate::verify::{self, Summary};
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -26,6 +26,8 @@ const LISTED: usize = 10;
 ///
 /// Every key is read on both sides at the same time; a key counts as different only when it still is after the
 /// migration has applied what the source had written. Stopped (Ctrl-C), it goes on at the next call.
+///
+/// Where workers have shared the source out, those that run on this machine are waited for.
 #[derive(Args)]
 #[command(after_help = "\
 Exit codes: 0 equal, 1 differences were found, 3 the comparison failed.
@@ -54,6 +56,10 @@ pub struct Arguments {
     /// Write keys that differ again, as the source has them, and compare them once more
     #[arg(long)]
     repair: bool,
+    /// Where else workers' states lie, when the migration is spread over machines: a worker's folder, or another
+    /// machine's --work-dir; may be given more than once
+    #[arg(long, value_name = "DIR", conflicts_with = "repair")]
+    also: Vec<PathBuf>,
     /// Digests of 128 bits instead of 64
     #[arg(long)]
     strong: bool,
@@ -71,6 +77,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     };
     let options = verify::Options {
         work_dir: common.state_dir(&job),
+        also: arguments.also.clone(),
         slots,
         incremental: arguments.incremental,
         keep: false,
@@ -148,33 +155,14 @@ async fn repair(
         if before == 0 {
             return Ok(last);
         }
-        if Lock::holder(&options.work_dir).is_some() {
-            while !store.repairs(1)?.is_empty() {
-                if !stop.sleep(Duration::from_millis(200)).await {
-                    return Err(Error::new(ErrorKind::Interrupted, "the repair was stopped"));
-                }
-                if Lock::holder(&options.work_dir).is_none() {
-                    break;
-                }
-            }
+        drop(store);
+        let workers = workers(&options.work_dir)?;
+        if workers.is_empty() {
+            write_again(&job, &options.work_dir, &options.work_dir, None, &stop).await?;
         }
-        if !store.repairs(1)?.is_empty() {
-            drop(store);
-            let run = migrate::Options {
-                checked: None,
-                dry_run: false,
-                until_caught_up: true,
-                fresh: false,
-                work_dir: options.work_dir.clone(),
-            };
-            // A stop of its own: reaching the end of this run is no reason to stop the proof.
-            let own = Shutdown::default();
-            let (all, one) = (stop.clone(), own.clone());
-            tokio::spawn(async move {
-                all.wait().await;
-                one.request();
-            });
-            migrate::run(job.clone(), run, Default::default(), own).await?;
+        for worker in workers {
+            let share = Some(Share::typed(&worker.claim.share)?);
+            write_again(&job, &options.work_dir, &worker.dir, share, &stop).await?;
         }
         let proof = verify::Options {
             slots: Some(slots),
@@ -196,6 +184,43 @@ async fn repair(
         }
     }
     Ok(last)
+}
+
+/// Has one process write what it was asked for: the one that works on the state in `home`, or one of our own.
+async fn write_again(
+    job: &Job,
+    work_dir: &Path,
+    home: &Path,
+    share: Option<Share>,
+    stop: &Shutdown,
+) -> Result<()> {
+    let store = Store::open(home)?;
+    while Lock::holder(home).is_some() && !store.repairs(1)?.is_empty() {
+        if !stop.sleep(Duration::from_millis(200)).await {
+            return Err(Error::new(ErrorKind::Interrupted, "the repair was stopped"));
+        }
+    }
+    if store.repairs(1)?.is_empty() {
+        return Ok(());
+    }
+    drop(store);
+    let run = migrate::Options {
+        checked: None,
+        dry_run: false,
+        until_caught_up: true,
+        fresh: false,
+        work_dir: work_dir.to_owned(),
+        share,
+    };
+    // A stop of its own: reaching the end of this run is no reason to stop the proof.
+    let own = Shutdown::default();
+    let (all, one) = (stop.clone(), own.clone());
+    tokio::spawn(async move {
+        all.wait().await;
+        one.request();
+    });
+    migrate::run(job.clone(), run, Default::default(), own).await?;
+    Ok(())
 }
 
 /// How often keys are written again that still differ.

@@ -25,7 +25,7 @@ use self::pass::{Pass, Passed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, Source, validate};
 use crate::source::private_dir;
-use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen};
+use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
 use crate::task::Shutdown;
 use crate::types::unix_ms;
 use serde::Serialize;
@@ -77,6 +77,21 @@ const GUARD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long another cutover of the same plan may take to end when it is asked to.
 const TAKE_OVER: Duration = Duration::from_secs(60);
 
+/// A cutover asks one process to drain and to hold still; workers on other machines cannot be asked.
+fn refuse_workers(home: &Path) -> Result<()> {
+    match workers(home)?.first() {
+        None => Ok(()),
+        Some(worker) => Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "this migration is spread over workers, one of them in {}: a cutover cannot drain them together",
+                worker.dir.display()
+            ),
+        )
+        .hint("stop the writers yourself, wait until `keyferry status` tells no lag, prove it by `keyferry verify`, stop the workers, and point the clients to the target (docs/operations.md)")),
+    }
+}
+
 /// Moves the clients of `plan` to the target.
 ///
 /// An outcome that is not `done` means: the clients are where they were, and are not frozen.
@@ -84,6 +99,7 @@ const TAKE_OVER: Duration = Duration::from_secs(60);
 pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
     let job = validate(plan)?;
     let home = options.work_dir.join(&plan.name);
+    refuse_workers(&home)?;
     private_dir(&home)?;
     let _lock = Lock::acquire(&home.join("cutover"))?;
     let stage = settled(plan, &job, &home, options, stop).await?;
@@ -207,6 +223,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
 pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
     let job = validate(plan)?;
     let home = options.work_dir.join(&plan.name);
+    refuse_workers(&home)?;
     private_dir(&home)?;
     let _lock = take_over(&home).await?;
     let stage = settled(plan, &job, &home, options, stop).await?;

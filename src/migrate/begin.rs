@@ -95,9 +95,18 @@ pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
 }
 
 /// Gives each master the state it had: by its address, else by its slots (it was promoted), else a new one.
-pub(super) fn assign(masters: &[Master], saved: &[ShardState]) -> Vec<ShardState> {
+///
+/// A worker's first shards have the numbers of their masters; numbers below `used` belong to others.
+pub(super) fn assign(
+    masters: &[Master],
+    saved: &[ShardState],
+    numbers: &[u16],
+    used: u16,
+) -> Vec<ShardState> {
     let mut free: Vec<&ShardState> = saved.iter().collect();
-    let mut next = saved.iter().map(|s| s.shard.0 + 1).max().unwrap_or(0);
+    let next = saved.iter().map(|s| s.shard.0 + 1).max().unwrap_or(0);
+    let first = if saved.is_empty() { numbers } else { &[] };
+    let mut numbers = first.iter().copied().chain(next.max(used)..);
     let take = |free: &mut Vec<&ShardState>, fits: &dyn Fn(&ShardState) -> bool| {
         let at = free.iter().position(|s| fits(s))?;
         Some(free.remove(at).clone())
@@ -110,13 +119,13 @@ pub(super) fn assign(masters: &[Master], saved: &[ShardState]) -> Vec<ShardState
             let slots = master.slots.to_string();
             let known = known.or_else(|| take(&mut free, &|s| s.slots == slots));
             known.unwrap_or_else(|| {
-                next += 1;
                 let text = if saved.is_empty() {
                     slots
                 } else {
                     String::new()
                 };
-                ShardState::new(ShardId(next - 1), master.address.clone(), text)
+                let number = numbers.next().unwrap_or(u16::MAX - 1);
+                ShardState::new(ShardId(number), master.address.clone(), text)
             })
         })
         .collect()

@@ -1,26 +1,66 @@
-//! on_existing "skip": finds the target's own keys at the first start, so that ours are never taken for them later.
+//! What the target holds before the first write: refused, or noted so that our keys are never taken for it later.
+//!
+//! A worker looks at the slots that it has claimed, as others may have written theirs already.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::net::scan::{self, Scan};
-use crate::plan::Endpoint;
+use crate::plan::Job;
 use crate::store::Existing;
 use crate::target::topology::Topology;
+use crate::types::{Slot, SlotSet, shown};
 use std::path::Path;
 
-/// The target's own keys; scanned at the first start, read from the file later.
-pub async fn find(target: &Endpoint, topology: &Topology, dir: &Path) -> Result<Existing> {
+/// Keys of a slot's name at the source: a name that no key of the source gets counts by itself.
+fn is_in(claimed: &SlotSet, job: &Job, key: &[u8]) -> bool {
+    match job.renames.to_source(key) {
+        Some(name) => claimed.has(Slot::of(&name)),
+        None => claimed.has(Slot::of(key)),
+    }
+}
+
+/// on_existing "fail": an error when the target holds a key in these slots.
+pub async fn refuse_of(job: &Job, topology: &Topology, claimed: &SlotSet) -> Result<()> {
+    for address in &topology.nodes {
+        let mut conn = net::connect(&job.target, address).await?;
+        for (db, _) in scan::databases(&mut conn).await? {
+            conn.select(db).await?;
+            let mut scan = Scan::new();
+            while let Some(page) = scan.next(&mut conn, 1000).await? {
+                if let Some(key) = page.iter().find(|key| is_in(claimed, job, key)) {
+                    return Err(Error::new(
+                        ErrorKind::TargetNotEmpty,
+                        format!(
+                            "the target {address} holds keys of this worker's slots already, {} in database {db} for one",
+                            shown(key)
+                        ),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// on_existing "skip": the target's own keys; scanned at the first start, read from the file later.
+pub async fn find(
+    job: &Job,
+    topology: &Topology,
+    dir: &Path,
+    claimed: Option<&SlotSet>,
+) -> Result<Existing> {
     if let Some(known) = Existing::load(dir) {
         return Ok(known);
     }
     let mut found = Existing::default();
     for address in &topology.nodes {
-        let mut conn = net::connect(target, address).await?;
+        let mut conn = net::connect(&job.target, address).await?;
         for (db, _) in scan::databases(&mut conn).await? {
             conn.select(db).await?;
             let mut scan = Scan::new();
             while let Some(page) = scan.next(&mut conn, 1000).await? {
-                page.iter().for_each(|key| found.insert(db, key));
+                let ours = |key: &&Vec<u8>| claimed.is_none_or(|c| is_in(c, job, key));
+                (page.iter().filter(ours)).for_each(|key| found.insert(db, key));
             }
         }
     }

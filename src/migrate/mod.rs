@@ -33,6 +33,7 @@ mod sweep;
 mod timed;
 mod touched;
 mod trouble;
+mod worker;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::begin::{
@@ -46,11 +47,11 @@ use crate::migrate::shards::Shards;
 use crate::migrate::shared::Shared;
 use crate::net::guard;
 use crate::net::server::{self, Layout, Master, Product, Server};
-use crate::plan::{Endpoint, Job, OnExisting, Source};
+use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
 use crate::source::place::Place;
 use crate::source::private_dir;
 use crate::source::pulse::{Pulse, While};
-use crate::store::{CHECKED, Lock, PULSE, Phase, Run, Stage, Store};
+use crate::store::{CHECKED, Claim, Lock, PULSE, Phase, Run, Stage, Store, worker_dir};
 use crate::target::health;
 use crate::target::topology;
 use crate::task::{Shutdown, Throttle, peak_rss};
@@ -76,8 +77,20 @@ pub struct Options {
     pub fresh: bool,
     /// The plan's own folder.
     pub work_dir: PathBuf,
+    /// Only these of the source's masters, with a state of their own below the plan's folder.
+    pub share: Option<Share>,
     /// What `check` has found out just now.
     pub checked: Option<serde_json::Value>,
+}
+
+impl Options {
+    /// Where the state lies: a worker's is its own.
+    pub fn home(&self) -> PathBuf {
+        match &self.share {
+            Some(share) => worker_dir(&self.work_dir, &share.folder()),
+            None => self.work_dir.clone(),
+        }
+    }
 }
 
 /// The answer of `migrate --json`.
@@ -107,13 +120,16 @@ pub async fn run(
     stop: Shutdown,
 ) -> Result<Summary> {
     let started = Instant::now();
-    let dir = if options.dry_run {
-        options.work_dir.join("dry-run")
-    } else {
-        options.work_dir.clone()
+    let home = options.home();
+    let dir = match options.dry_run {
+        true => home.join("dry-run"),
+        false => home,
     };
     private_dir(&dir)?;
     let _lock = Lock::acquire(&dir)?;
+    if options.share.is_none() && !options.dry_run {
+        worker::refuse_workers(&options.work_dir)?;
+    }
     let mut store = Store::open(&dir)?;
     let stage = store.stage()?;
     // After a rollback one may start over.
@@ -227,10 +243,21 @@ async fn migrate(
     stop: &Shutdown,
 ) -> Result<bool> {
     let Found {
-        layout,
+        mut layout,
         server: source,
         scan,
     } = find_source(job, &mut store).await?;
+    let claim = match &options.share {
+        Some(share) => Some(worker::take(
+            share,
+            &mut layout.masters,
+            &mut store,
+            &options.work_dir,
+            options.dry_run,
+        )?),
+        None => None,
+    };
+    let claimed = claim.as_ref().map(Claim::slot_set);
     let ends = Shutdown::default();
     let pulse = feel_pulse(job, options, &layout, &store, &ends)?;
     let (topology, target) = topology::discover(&job.target)
@@ -251,13 +278,18 @@ async fn migrate(
         store.save_shards(&stale, &Default::default(), None)?;
     }
     if saved.is_empty() && !options.dry_run && job.on_existing == OnExisting::Fail {
-        refuse_existing(&job.target, &topology).await?;
+        match &claimed {
+            Some(claimed) => existing::refuse_of(job, &topology, claimed).await?,
+            None => refuse_existing(&job.target, &topology).await?,
+        }
     }
     let estimate = match (&job.source, &source) {
         (Source::Server { endpoint, .. }, Some(_)) => load_estimate_ms(endpoint).await,
         _ => 0,
     };
-    let assigned = assign(&layout.masters, &saved);
+    let numbers = claim.as_ref().map_or(Vec::new(), Claim::numbers);
+    let used = claim.as_ref().map_or(0, Claim::used);
+    let assigned = assign(&layout.masters, &saved, &numbers, used);
     let ownership = layout.cluster.then(|| {
         let present: Vec<(ShardId, &Master)> = (assigned.iter())
             .map(|s| s.shard)
@@ -265,7 +297,7 @@ async fn migrate(
             .collect();
         let before: Vec<(ShardId, String)> =
             saved.iter().map(|s| (s.shard, s.slots.clone())).collect();
-        Arc::new(Ownership::new(&present, &before))
+        Arc::new(Ownership::new(&present, &before, claimed.clone()))
     });
     let shared = Arc::new(Shared {
         job: job.clone(),
@@ -290,7 +322,7 @@ async fn migrate(
         told: Default::default(),
         control: Default::default(),
         existing: if job.on_existing == OnExisting::Skip {
-            existing::find(&job.target, &topology, dir).await?
+            existing::find(job, &topology, dir, claimed.as_ref()).await?
         } else {
             Default::default()
         },
@@ -364,6 +396,7 @@ async fn migrate(
         target,
         dir: dir.join("spool"),
         count: layout.masters.len(),
+        used,
         progress,
         running: Default::default(),
     };
@@ -399,7 +432,12 @@ async fn migrate(
         tokio::select! {
             joined = &mut joining => joined,
             () = phases => joining.await,
-            watched = slots => joining.await.and(watched),
+            watched = slots => {
+                if watched.is_err() {
+                    stop.request();
+                }
+                joining.await.and(watched)
+            }
         }
     };
     ends.request();

@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 use crate::migrate::shards::Shards;
+use crate::migrate::worker;
 use crate::net::server::Master;
 use crate::types::{SLOTS, ShardId, Slot, SlotSet};
 use std::collections::BTreeMap;
@@ -14,9 +15,15 @@ use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_secs(1);
 const NOBODY: u16 = u16::MAX;
+/// A master of another worker.
+const ELSEWHERE: u16 = u16::MAX - 1;
 
 /// The owners of all slots, shared by all pumps.
-pub struct Ownership(Mutex<State>);
+pub struct Ownership {
+    state: Mutex<State>,
+    /// A worker's slots; all others are not its business. `None` where everything is.
+    claimed: Option<SlotSet>,
+}
 
 struct State {
     epoch: u64,
@@ -73,7 +80,11 @@ fn owners<'s>(sets: impl IntoIterator<Item = (ShardId, &'s SlotSet)>) -> Vec<u16
 
 impl Ownership {
     /// `saved` is what an earlier run had settled; without it the present owners are taken as they are.
-    pub fn new(present: &[(ShardId, &Master)], saved: &[(ShardId, String)]) -> Ownership {
+    pub fn new(
+        present: &[(ShardId, &Master)],
+        saved: &[(ShardId, String)],
+        claimed: Option<SlotSet>,
+    ) -> Ownership {
         let owner = owners(
             present
                 .iter()
@@ -96,17 +107,18 @@ impl Ownership {
                 }
             }
         }
-        Ownership(Mutex::new(State {
+        let state = Mutex::new(State {
             epoch: 1,
             owner,
             unsettled: (!moving.is_empty()).then(Instant::now),
             moving,
             acks: present.iter().map(|(shard, _)| (shard.0, 0)).collect(),
-        }))
+        });
+        Ownership { state, claimed }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether `mine` is out of date.
@@ -169,6 +181,10 @@ impl Ownership {
 
     /// A command on a slot came from a shard that does not own it: the slot is about to move there.
     pub fn suspect(&self, slot: Slot) {
+        if self.claimed.as_ref().is_some_and(|c| !c.has(slot)) {
+            // On its way from another worker: the watch sees whether it stays.
+            return;
+        }
         let mut state = self.state();
         if !state.moving.contains_key(&slot.number()) {
             state.epoch += 1;
@@ -234,7 +250,10 @@ impl Ownership {
 }
 
 /// Looks at the source cluster every second: failovers move places, reshards move slots, new masters get a pump.
+///
+/// Slots that go to or come from another worker's master end the run with an error: nobody can order that.
 pub async fn watch(shards: &Shards, ownership: &Ownership) -> Result<()> {
+    let mut crossed = false;
     loop {
         if !shards.stop().sleep(EVERY).await {
             return Ok(());
@@ -243,9 +262,30 @@ pub async fn watch(shards: &Shards, ownership: &Ownership) -> Result<()> {
         let Some((_, first)) = places.first() else {
             return Ok(());
         };
-        let Ok(masters) = first.ask().await else {
+        let Ok(mut masters) = first.ask().await else {
             continue;
         };
+        if let Some(claimed) = &ownership.claimed {
+            if let Some(crossing) = worker::crossing(claimed, &masters) {
+                // What has left is let go of at once, so that it is copied when it comes back.
+                let here = |m: &&Master| places.iter().find(|(_, p)| p.address() == m.address);
+                let at = |m: &&Master| here(m).map_or(ShardId(ELSEWHERE), |(shard, _)| *shard);
+                let mut picture = owners(masters.iter().map(|m| (at(&m), &m.slots)));
+                for (slot, owner) in Slot::all().zip(&mut picture) {
+                    if !claimed.has(slot) {
+                        *owner = NOBODY;
+                    }
+                }
+                ownership.observe(&picture);
+                // One node's picture may be older than the others': seen twice it is true.
+                if std::mem::replace(&mut crossed, true) {
+                    return Err(crossing);
+                }
+                continue;
+            }
+            masters.retain(|m| worker::touches(claimed, m));
+        }
+        crossed = false;
         let taken: Vec<String> = places.iter().map(|(_, p)| p.address()).collect();
         let mut known: Vec<(ShardId, &Master)> = Vec::new();
         for (shard, place) in &places {
@@ -294,7 +334,7 @@ mod tests {
     fn a_slot_changes_hands_only_when_everybody_has_let_go() {
         let (a, b) = (master("a", 0..=8191), master("b", 8192..=16383));
         let (one, two) = (ShardId(0), ShardId(1));
-        let ownership = Ownership::new(&[(one, &a), (two, &b)], &[]);
+        let ownership = Ownership::new(&[(one, &a), (two, &b)], &[], None);
         let (mut of_one, mut of_two) = (Mine::default(), Mine::default());
         ownership.meet(one, &mut of_one);
         ownership.meet(two, &mut of_two);
@@ -322,13 +362,37 @@ mod tests {
     }
 
     #[test]
+    fn another_workers_slots_are_nobodys_business() {
+        let (a, one) = (master("a", 0..=99), ShardId(0));
+        let claimed = Some(a.slots.clone());
+        let ownership = Ownership::new(&[(one, &a)], &[], claimed);
+        let mut mine = Mine::default();
+        ownership.meet(one, &mut mine);
+        assert_eq!(mine.text(), "0-99");
+        ownership.suspect(Slot::numbered(100));
+        assert!(!ownership.changed(&mine) && ownership.unsettled_ms().is_none());
+        // One has gone: it is let go of, and copied when it is back for good.
+        let mut picture = vec![NOBODY; SLOTS];
+        picture[..100].fill(0);
+        picture[7] = ELSEWHERE;
+        assert_eq!(ownership.observe(&picture), 1);
+        ownership.meet(one, &mut mine);
+        assert_eq!(mine.text(), "0-6,8-99");
+        picture[7] = 0;
+        ownership.observe(&picture);
+        assert!(ownership.arrived(one).is_empty());
+        ownership.observe(&picture);
+        assert_eq!(ownership.arrived(one), [7]);
+    }
+
+    #[test]
     fn what_an_earlier_run_had_otherwise_is_copied_first() {
         let (a, b) = (master("a", 0..=99), master("b", 100..=16383));
         let saved = [
             (ShardId(0), "0-149".to_string()),
             (ShardId(1), "160-16383".to_string()),
         ];
-        let ownership = Ownership::new(&[(ShardId(0), &a), (ShardId(1), &b)], &saved);
+        let ownership = Ownership::new(&[(ShardId(0), &a), (ShardId(1), &b)], &saved, None);
         let mut mine = Mine::default();
         ownership.meet(ShardId(0), &mut mine);
         assert_eq!(mine.text(), "0-99");

@@ -24,6 +24,8 @@ pub struct Shards {
     pub dir: PathBuf,
     /// How many there were at the start: they share the limits.
     pub count: usize,
+    /// Numbers below this are other workers'.
+    pub used: u16,
     pub progress: Arc<Progress>,
     pub running: Mutex<Running>,
 }
@@ -133,7 +135,7 @@ impl Shards {
         let Some(first) = self.places().into_iter().next() else {
             return Ok(());
         };
-        let shard = self.next_id(0);
+        let shard = self.next_id(self.used);
         self.event(
             "info",
             "source_master",

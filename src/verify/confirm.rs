@@ -4,21 +4,18 @@
 //! the target is read, then the source once more. Only a key that the source did not change in between can be called
 //! different, and only when two such rounds say the same.
 
+use super::migration::{self, Migration};
 use super::progress::{Name, UNPROVABLE};
 use super::{Check, walk};
 use crate::digest::SlotSum;
 use crate::error::{Error, Result};
 use crate::net::Tries;
-use crate::net::server;
 use crate::source::keys::fact::Found;
 use crate::source::keys::reader::Reader;
-use crate::source::keys::side::Side;
-use crate::store::{Difference, Lock, MODE, SWEEPS, Store};
-use crate::task::Shutdown;
-use crate::types::{ReplOffset, Slot, unix_ms};
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
-use std::time::{Duration, Instant};
+use crate::store::Difference;
+use crate::types::Slot;
+use std::collections::HashMap;
+use std::time::Duration;
 
 /// Keys confirmed at a time.
 const CHUNK: usize = 20_000;
@@ -26,9 +23,6 @@ const CHUNK: usize = 20_000;
 const QUICK: u32 = 12;
 /// Readings before a key is called unprovable.
 const TRIES: u32 = 22;
-/// How long the migration may take to apply what the source has written.
-const LAG_PATIENCE: Duration = Duration::from_secs(45);
-
 /// What was found out about one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
@@ -97,7 +91,7 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
             });
         }
         if check.repair {
-            store.ask_repairs(&repairs)?;
+            (check.migrations.iter()).try_for_each(|m| m.ask_repairs(&repairs))?;
         }
         store.add_differences(&differences)?;
         drop(store);
@@ -155,12 +149,13 @@ async fn confirm(
                 Some(source) => {
                     source.side.meet_replicas().await?;
                     let before = walk::of_names(check, source, &list).await?;
-                    let caught_up = match Lock::holder(&check.work_dir) {
-                        Some(_) => {
+                    let caught_up = match check.migrations.iter().any(Migration::runs) {
+                        true => {
                             let side = source.side.clone();
-                            wait_for_stream(&side, &check.work_dir, &check.stop, true).await?
+                            migration::wait_for_stream(&side, &check.migrations, &check.stop, true)
+                                .await?
                         }
-                        None => true,
+                        false => true,
                     };
                     let theirs = walk::of_names(check, target, &list).await?;
                     let after = walk::of_names(check, source, &list).await?;
@@ -229,47 +224,5 @@ fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
         _ if wanted(a) => Some("missing"),
         _ if wanted(b) => Some("extra"),
         _ => None,
-    }
-}
-
-/// Waits until the migration has applied what the source has written until now; false when it does not get there.
-pub async fn wait_for_stream(
-    source: &Side,
-    work_dir: &Path,
-    stop: &Shutdown,
-    running: bool,
-) -> Result<bool> {
-    let mut wanted: BTreeMap<String, ReplOffset> = BTreeMap::new();
-    for master in &source.layout().masters {
-        let mut conn = source.connect(&master.address).await?;
-        let offset = server::replication_offset(&mut conn).await?;
-        wanted.insert(master.address.clone(), offset);
-    }
-    let (began, asked_ms) = (Instant::now(), unix_ms());
-    loop {
-        let Some(store) = Store::open_readonly(work_dir)? else {
-            return Ok(true);
-        };
-        let scans = store.json(MODE)?.is_some_and(|m| m == "scan");
-        let behind = store.shards()?.iter().any(|s| {
-            if scans {
-                // Without a stream, a whole sweep since then is what brings everything over.
-                let sweep = store.json(SWEEPS).ok().flatten().unwrap_or_default();
-                return s.snapshot_loaded && sweep["began_at"].as_i64() < Some(asked_ms);
-            }
-            let wanted = wanted.get(&s.address);
-            // While its snapshot is being loaded, what is missing is missing.
-            s.snapshot_loaded && wanted.is_some_and(|at| s.applied.is_none_or(|done| done < *at))
-        });
-        if !behind {
-            return Ok(true);
-        }
-        let gone = running && Lock::holder(work_dir).is_none();
-        if !running || gone || began.elapsed() > LAG_PATIENCE {
-            return Ok(gone);
-        }
-        if !stop.sleep(Duration::from_millis(100)).await {
-            return Ok(false);
-        }
     }
 }

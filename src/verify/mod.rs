@@ -11,6 +11,7 @@ mod file;
 mod functions;
 mod incremental;
 mod live;
+mod migration;
 mod progress;
 mod walk;
 
@@ -22,7 +23,7 @@ use crate::source::keys::fact::Found;
 use crate::source::keys::list;
 use crate::source::keys::side::{Role, Side};
 use crate::source::private_dir;
-use crate::store::{Existing, Lock, Phase, Run, Store};
+use crate::store::{Existing, Lock, Run, Store};
 use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
 pub use answer::{DbSize, KeyReport, Summary};
@@ -30,6 +31,7 @@ pub use live::Live;
 
 use answer::{conclude, dbsize};
 use file::Snap;
+use migration::Migration;
 pub use progress::UNPROVABLE;
 use progress::{Done, Name, Pass, Progress};
 use std::path::PathBuf;
@@ -45,6 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Options {
     /// The plan's own folder.
     pub work_dir: PathBuf,
+    /// Where else workers' states lie.
+    pub also: Vec<PathBuf>,
     /// Only these slots; `None` is all of them.
     pub slots: Option<SlotSet>,
     /// Only slots that were written to since they were compared last.
@@ -123,7 +127,8 @@ pub struct Check {
     job: Job,
     origin: Origin,
     target: Arc<Side>,
-    work_dir: PathBuf,
+    /// The migration's states: the plan's own, or those of its workers.
+    migrations: Vec<Migration>,
     slots: Option<SlotSet>,
     width: Width,
     repair: bool,
@@ -131,6 +136,7 @@ pub struct Check {
     apart: Existing,
     /// Nor are listed losses.
     lost: Existing,
+    known_losses: u64,
     throttle: Throttle,
     /// Bytes that the throttle has taken.
     paced: AtomicU64,
@@ -297,12 +303,10 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         target: job.target.redacted_url(),
         started_ms: unix_ms(),
     })?;
-    let known_losses = store.losses(i64::MAX as u64)?.len() as u64;
     let mut check = assemble(job, &options, store, stop).await?;
     if options.incremental {
         let store = Store::open(&options.work_dir)?;
-        let slots =
-            incremental::slots(&check.origin, &options.work_dir, &store, &check.stop).await?;
+        let slots = incremental::slots(&check, &store).await?;
         check.slots = Some(slots);
     }
     check.about = about(&check, &options);
@@ -352,35 +356,37 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         Some((100.0 * (after? - before?).max(0.0) / seconds).round() as u64)
     };
     let mut summary = conclude(&check, started, started_ms, &options)?;
-    summary.known_losses = known_losses;
+    summary.known_losses = check.known_losses;
     summary.resumed = resumed;
     summary.cpu_percent_source = percent(cpu.0, cpu_now.0);
     summary.cpu_percent_target = percent(cpu.1, cpu_now.1);
     summary.dbsize = dbsize(&check).await?;
     summary.functions_different = functions;
     summary.equal &= summary.functions_different.is_empty();
-    let mut store = check.store();
     let value = serde_json::to_value(&summary).unwrap_or_default();
-    store.save_verify(&value, started_ms, unix_ms(), summary.equal)?;
+    (check.store()).save_verify(&value, started_ms, unix_ms(), summary.equal)?;
     let whole = options.slots.is_none() || options.keep;
-    // A later difference takes the word back.
-    match store.phase()? {
-        Phase::Stream if summary.equal && whole => store.enter_phase(Phase::Verified, unix_ms())?,
-        Phase::Verified if !summary.equal => store.enter_phase(Phase::Stream, unix_ms())?,
-        _ => {}
+    for migration in &check.migrations {
+        migration.note_verdict(summary.equal, whole)?;
     }
     Ok(summary)
 }
 
 /// Opens both sides.
 async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> Result<Check> {
-    let apart = (job.on_existing == OnExisting::Skip)
-        .then(|| Existing::load(&options.work_dir))
-        .flatten()
-        .unwrap_or_default();
-    let mut lost = Existing::default();
-    for (db, key, _) in &store.losses(i64::MAX as u64)? {
-        lost.insert(*db, key);
+    let migrations = migration::find(&job, options)?;
+    let (mut apart, mut lost) = (Existing::default(), Existing::default());
+    let mut known_losses = 0;
+    for migration in &migrations {
+        if job.on_existing == OnExisting::Skip
+            && let Some(existing) = Existing::load(&migration.dir)
+        {
+            apart.extend(existing);
+        }
+        for (db, key, _) in &migration.losses()? {
+            lost.insert(*db, key);
+            known_losses += 1;
+        }
     }
     let origin = match &job.source {
         Source::Server { endpoint, .. } => Origin::Server(Arc::new(Side::source(endpoint).await?)),
@@ -388,14 +394,15 @@ async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> 
     };
     let target = Arc::new(Side::target(&job).await?);
     let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
-        && Lock::holder(&options.work_dir).is_some();
+        && migrations.iter().any(Migration::runs);
     Ok(Check {
         silent,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
         origin,
         target,
-        work_dir: options.work_dir.clone(),
+        migrations,
+        known_losses,
         slots: options.slots.clone(),
         width: options.width,
         repair: options.repair,
