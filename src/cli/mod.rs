@@ -292,6 +292,10 @@ mod tests {
         for line in [
             "keyferry migrate p.json --dry-run --until caught-up --fresh --json --work-dir x --log info --log-json --no-progress --metrics 127.0.0.1:0",
             "keyferry --work-dir x status p.json --json --watch",
+            "keyferry migrate p.json --shards 0-2,5",
+            "keyferry migrate p.json --worker 0/3",
+            "keyferry migrate p.json --workers 3",
+            "keyferry status p.json --also a --also b",
             "keyferry verify - --json",
             "keyferry report p.json --out d",
             "keyferry cutover p.json --dry-run --json",
@@ -311,6 +315,8 @@ mod tests {
             "keyferry cutover",
             "keyferry migrate",
             "keyferry migrate p --until forever",
+            "keyferry migrate p --worker 0/3 --shards 0",
+            "keyferry verify p --repair --also d",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

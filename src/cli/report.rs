@@ -29,11 +29,15 @@ pub struct Arguments {
     /// Where to write report.html, report.md and report.json [default: WORK_DIR/<plan name>/report, WORK_DIR/fleet]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Where else workers' states lie, when the migration is spread over machines: a worker's folder, or another
+    /// machine's --work-dir; may be given more than once
+    #[arg(long, value_name = "DIR", conflicts_with = "fleet")]
+    also: Vec<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let (pages, out) = match (arguments.plans.as_slice(), arguments.fleet) {
-        ([plan], false) => one(plan, common)?,
+        ([plan], false) => one(plan, &arguments.also, common)?,
         (plans, true) => all(plans, common)?,
         _ => {
             return Err(Error::new(
@@ -57,10 +61,10 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
 /// The pages of a report, and the folder they belong to.
 type Pages = ([(&'static str, String); 3], PathBuf);
 
-fn one(plan: &Path, common: &Common) -> Result<Pages> {
+fn one(plan: &Path, also: &[PathBuf], common: &Common) -> Result<Pages> {
     let job = load(plan)?;
     let state_dir = common.state_dir(&job);
-    let report = Report::read(&state_dir, &job, unix_ms())?;
+    let report = Report::read(&state_dir, also, &job, unix_ms())?;
     let pages = [
         ("report.html", html::render(&report)?),
         ("report.md", markdown::render(&report)),
@@ -74,7 +78,7 @@ fn all(plans: &[PathBuf], common: &Common) -> Result<Pages> {
     let mut reports = Vec::new();
     for plan in plans {
         let job = load(plan)?;
-        reports.push(Report::read(&common.state_dir(&job), &job, now)?);
+        reports.push(Report::read(&common.state_dir(&job), &[], &job, now)?);
     }
     let services = fleet::services(&reports);
     let pages = [

@@ -3,6 +3,7 @@
 use super::{Common, load, output};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{Status, bytes, duration, grouped, instant};
+use crate::store::{worker_dir, workers};
 use clap::Args;
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -11,12 +12,15 @@ use std::time::Duration;
 
 /// Say where a migration stands: progress, lag, positions
 ///
-/// Reads the saved state only, so it works while another process migrates, and after it.
+/// Reads the saved state only, so it works while another process migrates, and after it. Where workers have shared the
+/// source out (`keyferry migrate --worker`), their states are taken together: sums, the worst lag, the phase of the
+/// least advanced, and what no worker has.
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   keyferry status move.json --watch       look again each second, until Ctrl-C
-  keyferry status move.json --json | jq .stream.lag_bytes")]
+  keyferry status move.json --json | jq .stream.lag_bytes
+  keyferry status move.json --also /volumes/worker-1 --also /volumes/worker-2")]
 pub struct Arguments {
     /// The plan; "-" is standard input
     plan: PathBuf,
@@ -26,13 +30,33 @@ pub struct Arguments {
     /// Look again each second, until Ctrl-C
     #[arg(long)]
     watch: bool,
+    /// Where else workers' states lie, when the migration is spread over machines: a worker's folder, or another
+    /// machine's --work-dir; may be given more than once
+    #[arg(long, value_name = "DIR")]
+    also: Vec<PathBuf>,
+    /// Copy the workers' states found here to DIR, whole also while they run, for --also on another machine
+    #[arg(long, value_name = "DIR", conflicts_with = "watch")]
+    copy: Option<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load(&arguments.plan)?;
     let dir = common.state_dir(&job);
+    if let Some(to) = &arguments.copy {
+        let found = workers(&dir)?;
+        if found.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("{} holds no worker's state to copy", dir.display()),
+            )
+            .hint("start a worker with `keyferry migrate --worker`, or name its --work-dir"));
+        }
+        for worker in found {
+            worker.store.copy_to(&worker_dir(to, &worker.name))?;
+        }
+    }
     if !arguments.watch {
-        let status = Status::read(&dir, &job)?;
+        let status = Status::read(&dir, &arguments.also, &job)?;
         return if arguments.json {
             output::json(&status)
         } else {
@@ -46,7 +70,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         ""
     };
     while !output::closed() {
-        let status = Status::read(&dir, &job)?;
+        let status = Status::read(&dir, &arguments.also, &job)?;
         if arguments.json {
             let line = serde_json::to_string(&status)
                 .map_err(|e| Error::new(ErrorKind::Bug, "write the status as JSON").cause(e))?;
@@ -65,14 +89,46 @@ fn text(s: &Status) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {name:<10} {value}");
     };
+    let running = s.workers.iter().filter(|w| w.pid.is_some()).count();
     line(
         "running",
-        s.pid.map_or("no".into(), |pid| format!("process {pid}")),
+        match (s.pid, s.workers.len()) {
+            (Some(pid), _) => format!("process {pid}"),
+            (None, 0) => "no".into(),
+            (None, of) => format!("{running} of {of} workers on this machine"),
+        },
     );
+    for worker in &s.workers {
+        let at = worker.updated_at.map_or("never saved".into(), instant);
+        let who = match worker.pid {
+            Some(pid) => format!("process {pid}"),
+            None => "not running here".into(),
+        };
+        line(
+            "worker",
+            format!("{}: {}, {who}, saved {at}", worker.share, worker.phase),
+        );
+    }
+    if let Some(slots) = &s.slots_missing {
+        line(
+            "MISSING",
+            format!(
+                "no worker was found that has the slots {slots}: start it, or name where its state lies with --also"
+            ),
+        );
+    }
+    if let Some(slots) = &s.slots_twice {
+        line(
+            "TWICE",
+            format!(
+                "more than one worker has the slots {slots}: stop them, and start over with on_existing \"reconcile\""
+            ),
+        );
+    }
     if let Some(at) = s.updated_at {
         line("snapshot", snapshot(&s.snapshot));
         line("stream", stream(&s.stream));
-        if s.shards.len() > 1 {
+        if s.shards.len() > 1 || !s.workers.is_empty() {
             for shard in &s.shards {
                 let of = if shard.snapshot.done {
                     stream(&shard.stream)

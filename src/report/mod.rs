@@ -9,20 +9,22 @@ pub mod html;
 pub mod json;
 pub mod markdown;
 mod measured;
+mod merged;
 mod status;
 
+pub use merged::WorkerStatus;
 pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};
 use crate::store::{
     CutoverStep, Difference, Event, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun, SlotApart,
-    Stage, Store, VerifyRun,
+    Stage, Store, VerifyRun, workers_and,
 };
 use crate::types::DbIndex;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How many differences a report lists.
 const DIFFERENCES_LISTED: u32 = 1000;
@@ -70,8 +72,8 @@ pub struct DryRun {
 }
 
 impl Report {
-    /// Reads the state in a plan's folder.
-    pub fn read(dir: &Path, job: &Job, now_ms: i64) -> Result<Report> {
+    /// Reads the state in a plan's folder; workers' states in it, and in `also`, count.
+    pub fn read(dir: &Path, also: &[PathBuf], job: &Job, now_ms: i64) -> Result<Report> {
         let dry_dir = dir.join("dry-run");
         let dry_run = match Store::open_readonly(&dry_dir)? {
             Some(store) => Some(DryRun {
@@ -106,17 +108,18 @@ impl Report {
             report.cutover = store.cutover_steps()?;
             report.latency = store.json(LATENCY)?;
             report.pulse = store.json(PULSE)?;
-            let parts = report.pulse.as_mut().and_then(Value::as_object_mut);
-            for part in parts.into_iter().flat_map(|p| p.values_mut()) {
-                // For merging, not for reading.
-                if let Some(part) = part.as_object_mut() {
-                    part.remove("histogram");
-                }
-            }
             report.verify = store
                 .last_verify()?
                 .map(|run| verification(&store, run))
                 .transpose()?;
+        }
+        merged::into_report(&mut report, &workers_and(dir, &job.name, also)?)?;
+        let parts = report.pulse.as_mut().and_then(Value::as_object_mut);
+        for part in parts.into_iter().flat_map(|p| p.values_mut()) {
+            // For merging, not for reading.
+            if let Some(part) = part.as_object_mut() {
+                part.remove("histogram");
+            }
         }
         report.unproven = unproven(&report);
         Ok(report)
@@ -208,6 +211,16 @@ fn unproven(report: &Report) -> Vec<String> {
     if report.run.is_none() {
         list.push("Nothing was moved: this plan never ran.".to_string());
         return list;
+    }
+    if let Some(slots) = &status.slots_missing {
+        list.push(format!(
+            "No worker's state was found that has the slots {slots}: what is said here of the migration leaves them out."
+        ));
+    }
+    if let Some(slots) = &status.slots_twice {
+        list.push(format!(
+            "More than one worker has the slots {slots}: they may have written over each other, and sums count them twice."
+        ));
     }
     if status.phase == Phase::Failed {
         list.push(

@@ -1,13 +1,14 @@
 //! Where a migration stands: the answer of `status`, and the head of a report.
 
+use super::merged::{self, WorkerStatus};
 use crate::error::Result;
 use crate::plan::Job;
-use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun};
+use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun, workers_and};
 use crate::types::{ReplOffset, unix_ms};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The answer of `status --json`.
 #[derive(Debug, Clone, Serialize)]
@@ -22,6 +23,15 @@ pub struct Status {
     /// Sums over the shards; the time lag is that of the slowest.
     pub stream: StreamStatus,
     pub shards: Vec<ShardStatus>,
+    /// Where the migration is spread over workers: those whose states were found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub workers: Vec<WorkerStatus>,
+    /// Slots of the source that none of them has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_missing: Option<String>,
+    /// Slots that more than one of them has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_twice: Option<String>,
     pub healed_keys: u64,
     /// What was left out, by reason.
     pub skipped: BTreeMap<String, u64>,
@@ -54,6 +64,9 @@ pub struct StreamStatus {
 #[derive(Debug, Clone, Serialize)]
 pub struct ShardStatus {
     pub shard: u16,
+    /// Whose it is, where the migration is spread over workers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
     pub address: String,
     pub slots: String,
     pub phase: &'static str,
@@ -68,12 +81,13 @@ pub struct ShardStatus {
 }
 
 impl Status {
-    /// Reads the state of `job` in its folder, also while another process works on it.
-    pub fn read(dir: &Path, job: &Job) -> Result<Status> {
-        match Store::open_readonly(dir)? {
-            Some(store) => Status::of(&store, job, Lock::holder(dir)),
-            None => Ok(Status::new(job)),
-        }
+    /// Reads the state of `job` in its folder, also while others work on it; workers' states in it, and in `also`, count.
+    pub fn read(dir: &Path, also: &[PathBuf], job: &Job) -> Result<Status> {
+        let own = match Store::open_readonly(dir)? {
+            Some(store) => Status::of(&store, job, Lock::holder(dir))?,
+            None => Status::new(job),
+        };
+        merged::merge(own, &workers_and(dir, &job.name, also)?, job)
     }
 
     /// A plan that never ran.
@@ -86,6 +100,9 @@ impl Status {
             snapshot: SnapshotStatus::default(),
             stream: StreamStatus::default(),
             shards: Vec::new(),
+            workers: Vec::new(),
+            slots_missing: None,
+            slots_twice: None,
             healed_keys: 0,
             skipped: BTreeMap::new(),
             last_verify: None,
@@ -108,6 +125,7 @@ impl Status {
             .counts()?
             .into_iter()
             .filter_map(|(name, n)| Some((name.strip_prefix("skipped.")?.to_string(), n)));
+        let (snapshot, stream) = totals(&shards);
         Ok(Status {
             plan: job.name.clone(),
             phase: phases.last().map_or(Phase::New, |p| p.phase),
@@ -117,29 +135,39 @@ impl Status {
                 None => run.map_or_else(|| job.source.mode_name().to_string(), |r| r.run.mode),
             },
             pid,
-            snapshot: SnapshotStatus {
-                keys_read: shards.iter().map(|s| s.snapshot.keys_read).sum(),
-                keys_written: shards.iter().map(|s| s.snapshot.keys_written).sum(),
-                bytes_read: shards.iter().map(|s| s.snapshot.bytes_read).sum(),
-                bytes_total: shards.iter().map(|s| s.snapshot.bytes_total).sum(),
-                done: !shards.is_empty() && shards.iter().all(|s| s.snapshot.done),
-            },
-            stream: StreamStatus {
-                source_offset: sum(shards.iter().map(|s| s.stream.source_offset)),
-                applied_offset: sum(shards.iter().map(|s| s.stream.applied_offset)),
-                stable_offset: sum(shards.iter().map(|s| s.stream.stable_offset)),
-                lag_bytes: shards.iter().map(|s| s.stream.lag_bytes).sum(),
-                lag_ms: shards.iter().map(|s| s.stream.lag_ms).max().unwrap_or(0),
-                commands_applied: shards.iter().map(|s| s.stream.commands_applied).sum(),
-            },
+            snapshot,
+            stream,
             healed_keys: shards.iter().map(|s| s.healed_keys).sum(),
             skipped: skipped.collect(),
             last_verify: store.last_verify()?.map(|v| verify_answer(&v)),
             cutover: cutover(store, job)?,
             shards,
+            workers: Vec::new(),
+            slots_missing: None,
+            slots_twice: None,
             updated_at,
         })
     }
+}
+
+/// Sums over the shards; the time lag is that of the slowest.
+pub(super) fn totals(shards: &[ShardStatus]) -> (SnapshotStatus, StreamStatus) {
+    let snapshot = SnapshotStatus {
+        keys_read: shards.iter().map(|s| s.snapshot.keys_read).sum(),
+        keys_written: shards.iter().map(|s| s.snapshot.keys_written).sum(),
+        bytes_read: shards.iter().map(|s| s.snapshot.bytes_read).sum(),
+        bytes_total: shards.iter().map(|s| s.snapshot.bytes_total).sum(),
+        done: !shards.is_empty() && shards.iter().all(|s| s.snapshot.done),
+    };
+    let stream = StreamStatus {
+        source_offset: sum(shards.iter().map(|s| s.stream.source_offset)),
+        applied_offset: sum(shards.iter().map(|s| s.stream.applied_offset)),
+        stable_offset: sum(shards.iter().map(|s| s.stream.stable_offset)),
+        lag_bytes: shards.iter().map(|s| s.stream.lag_bytes).sum(),
+        lag_ms: shards.iter().map(|s| s.stream.lag_ms).max().unwrap_or(0),
+        commands_applied: shards.iter().map(|s| s.stream.commands_applied).sum(),
+    };
+    (snapshot, stream)
 }
 
 /// Where the clients are, the last attempt, and how far the way back is behind; `None` before the first cutover.
@@ -177,6 +205,7 @@ impl ShardStatus {
         let at = |o: Option<ReplOffset>| o.map(|o| o.0);
         ShardStatus {
             shard: s.shard.0,
+            worker: None,
             address: s.address.clone(),
             slots: s.slots.clone(),
             phase: if s.snapshot_loaded {
@@ -240,7 +269,8 @@ mod tests {
     fn a_plan_that_never_ran_is_new() {
         let dir = tempfile::tempdir().unwrap();
         let status =
-            serde_json::to_value(Status::read(&dir.path().join("none"), &job()).unwrap()).unwrap();
+            serde_json::to_value(Status::read(&dir.path().join("none"), &[], &job()).unwrap())
+                .unwrap();
         assert_eq!(
             (&status["phase"], &status["mode"], &status["updated_at"]),
             (&json!("new"), &json!("auto"), &Value::Null)
@@ -275,7 +305,7 @@ mod tests {
         store.add_count("cross_slot", 3).unwrap();
         store.enter_phase(Phase::Snapshot, 1).unwrap();
         let _lock = Lock::acquire(dir.path()).unwrap();
-        let status = serde_json::to_value(Status::read(dir.path(), &job()).unwrap()).unwrap();
+        let status = serde_json::to_value(Status::read(dir.path(), &[], &job()).unwrap()).unwrap();
         assert_eq!(status["phase"], "snapshot");
         assert_eq!(
             status["snapshot"],

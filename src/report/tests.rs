@@ -49,7 +49,7 @@ fn moved(dir: &Path) -> Store {
 #[test]
 fn a_plan_that_never_ran_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    let report = Report::read(dir.path(), &job(), 0).unwrap();
+    let report = Report::read(dir.path(), &[], &job(), 0).unwrap();
     assert_eq!(report.unproven, ["Nothing was moved: this plan never ran."]);
     assert!(markdown::render(&report).contains("**This plan never ran.**"));
     assert_eq!(json::render(&report)["status"]["phase"], "new");
@@ -59,7 +59,7 @@ fn a_plan_that_never_ran_says_so() {
 fn a_move_that_was_never_compared_is_not_called_equal() {
     let dir = tempfile::tempdir().unwrap();
     let _store = moved(dir.path());
-    let report = Report::read(dir.path(), &job(), 80_000).unwrap();
+    let report = Report::read(dir.path(), &[], &job(), 80_000).unwrap();
     let page = markdown::render(&report);
     assert!(
         page.contains("**Not verified") && page.contains("never compared: nothing here proves"),
@@ -79,7 +79,7 @@ fn a_comparison_before_the_last_writes_is_said_to_be_that() {
     let mut store = moved(dir.path());
     let answer = json!({"slots": 16384, "unprovable_count": 2});
     store.save_verify(&answer, 62_000, 65_000, true).unwrap();
-    let report = Report::read(dir.path(), &job(), 80_000).unwrap();
+    let report = Report::read(dir.path(), &[], &job(), 80_000).unwrap();
     assert!(
         report
             .unproven
@@ -125,7 +125,7 @@ fn differences_are_listed_and_their_names_cannot_break_the_page() {
     store.save_slot_sums(&[row], 1, false).unwrap();
     let answer = json!({"missing_count": 1, "missing": [1, 2]});
     store.save_verify(&answer, 71_000, 72_000, false).unwrap();
-    let report = Report::read(dir.path(), &job(), 80_000).unwrap();
+    let report = Report::read(dir.path(), &[], &job(), 80_000).unwrap();
     let page = markdown::render(&report);
     assert!(
         page.contains(r"| 3 | `` a\|b`c\xff\n `` |") && page.contains(r"&lt;b&gt;\|x"),
@@ -148,7 +148,7 @@ fn a_dry_run_is_reported_beside() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = moved(&dir.path().join("dry-run"));
     store.put_json("census", &json!({"types": {"hash": {"keys": 2, "bytes": 2048}}, "ways": {"restore": 2}, "largest": []})).unwrap();
-    let page = markdown::render(&Report::read(dir.path(), &job(), 0).unwrap());
+    let page = markdown::render(&Report::read(dir.path(), &[], &job(), 0).unwrap());
     assert!(
         page.contains("This plan never ran") && page.contains("| hash | 2 | 2.0 KiB |"),
         "{page}"
@@ -203,7 +203,7 @@ fn a_measurement_is_told_alike_on_all_pages() {
         target: 300.0,
         currency: "EUR".into(),
     });
-    let report = Report::read(dir.path(), &job, 80_000).unwrap();
+    let report = Report::read(dir.path(), &[], &job, 80_000).unwrap();
     let as_json = json::render(&report);
     assert_eq!(as_json["source_latency"]["snapshot"]["p50_us"], 123);
     for page in [html::render(&report).unwrap(), markdown::render(&report)] {
@@ -244,7 +244,7 @@ fn a_fleet_shows_what_got_worse_first() {
         }
         let mut job = job();
         job.name = name.into();
-        reports.push(Report::read(dir.path(), &job, 0).unwrap());
+        reports.push(Report::read(dir.path(), &[], &job, 0).unwrap());
     }
     let services = fleet::services(&reports);
     let names: Vec<&str> = services.iter().map(|s| s.plan.as_str()).collect();

@@ -57,16 +57,21 @@ impl Pulse {
     /// Goes on with what an earlier run has saved; what cannot be read is left out.
     pub fn recall(saved: Option<&Value>) -> Pulse {
         let pulse = Pulse::default();
+        pulse.add(saved);
+        pulse
+    }
+
+    /// Takes in what another has saved.
+    pub fn add(&self, saved: Option<&Value>) {
         let read = |name: &str| {
             let packed = saved?[name]["histogram"].as_str()?;
             histogram::unpacked(&STANDARD.decode(packed).ok()?).ok()
         };
-        for ((_, name), part) in PARTS.iter().zip(pulse.lock().iter_mut()) {
+        for ((_, name), part) in PARTS.iter().zip(self.lock().iter_mut()) {
             if let Some(before) = read(name) {
                 let _ = part.add(before);
             }
         }
-        pulse
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, [Times; PARTS.len()]> {

@@ -1,0 +1,300 @@
+//! One migration out of the states of its workers: sums, the worst lag, the least advanced phase.
+//!
+//! Invariant: a share of the source that no worker is known to have is said, and nothing is called done without it.
+
+use super::status::totals;
+use super::{EVENTS_LISTED, LOSSES_LISTED, Report, ShardStatus, Status};
+use crate::error::Result;
+use crate::plan::Job;
+use crate::source::pulse::Pulse;
+use crate::store::{PULSE, Phase, PhaseSpan, Worker, coverage};
+use crate::types::unix_ms;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// One worker in the answer of `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerStatus {
+    /// The name of its folder.
+    pub worker: String,
+    /// As it was started: `--worker 0/3`.
+    pub share: String,
+    /// The numbers of its masters when it began, and how many there were.
+    pub masters: Vec<usize>,
+    pub of: usize,
+    pub slots: String,
+    pub phase: Phase,
+    /// The process that works on it now, where that is this machine.
+    pub pid: Option<u32>,
+    pub updated_at: Option<i64>,
+}
+
+/// Puts the workers' states into the plan's own, which holds the verifications.
+pub fn merge(own: Status, workers: &[Worker], job: &Job) -> Result<Status> {
+    if workers.is_empty() {
+        return Ok(own);
+    }
+    let some_run = workers.iter().any(|w| w.pid.is_some());
+    let mut merged = own;
+    let mut phases = Vec::new();
+    if !merged.shards.is_empty() {
+        phases.push(merged.phase);
+    }
+    for worker in workers {
+        let status = Status::of(&worker.store, job, worker.pid)?;
+        // What the source has written since a worker was seen last is not known: its lag is all that time.
+        let away = match (some_run, worker.pid, status.updated_at) {
+            (true, None, Some(at)) => u64::try_from(unix_ms() - at).unwrap_or(0),
+            _ => 0,
+        };
+        merged.shards.extend(status.shards.into_iter().map(|mut s| {
+            s.stream.lag_ms = s.stream.lag_ms.max(away);
+            ShardStatus {
+                worker: Some(worker.name.clone()),
+                ..s
+            }
+        }));
+        merged.healed_keys += status.healed_keys;
+        add(&mut merged.skipped, status.skipped);
+        merged.updated_at = merged.updated_at.max(status.updated_at);
+        merged.mode = status.mode;
+        phases.push(status.phase);
+        merged.workers.push(WorkerStatus {
+            worker: worker.name.clone(),
+            share: worker.claim.share.clone(),
+            masters: worker.claim.shards.clone(),
+            of: worker.claim.of,
+            slots: worker.claim.slots.clone(),
+            phase: status.phase,
+            pid: worker.pid,
+            updated_at: status.updated_at,
+        });
+    }
+    let (missing, twice) = coverage(workers.iter().map(|w| &w.claim));
+    if missing.count() > 0 {
+        merged.slots_missing = Some(missing.to_string());
+        phases.push(Phase::New);
+    }
+    if twice.count() > 0 {
+        merged.slots_twice = Some(twice.to_string());
+    }
+    merged.shards.sort_by_key(|s| s.shard);
+    merged.phase = least(&phases);
+    (merged.snapshot, merged.stream) = totals(&merged.shards);
+    merged.snapshot.done &= missing.count() == 0;
+    Ok(merged)
+}
+
+/// The same for a whole report, whose other parts are the plan's own.
+pub fn into_report(report: &mut Report, workers: &[Worker]) -> Result<()> {
+    if workers.is_empty() {
+        return Ok(());
+    }
+    let own = report.status.clone();
+    report.status = merge(own, workers, &report.job)?;
+    let (mut phases, pulse) = (Vec::new(), Pulse::default());
+    for worker in workers {
+        let store = &worker.store;
+        let run = store.run()?;
+        let earlier = |now: i64| run.as_ref().is_some_and(|r| r.run.started_ms < now);
+        if (report.run.as_ref()).is_none_or(|r| earlier(r.run.started_ms)) {
+            report.run = run;
+        }
+        add(&mut report.counts, store.counts()?);
+        for mut event in store.events(EVENTS_LISTED)? {
+            event.message = format!("{}: {}", worker.name, event.message);
+            report.events.push(event);
+        }
+        let left = LOSSES_LISTED.saturating_sub(report.losses.len() as u64);
+        report.losses.extend(store.losses(left)?);
+        pulse.add(store.json(PULSE)?.as_ref());
+        phases.push(store.phases()?);
+    }
+    report.events.sort_by_key(|e| e.at_ms);
+    let excess = report.events.len().saturating_sub(EVENTS_LISTED as usize);
+    report.events.drain(..excess);
+    report.phases = together(&phases);
+    report.pulse = Some(pulse.document()?);
+    Ok(())
+}
+
+fn add(sums: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
+    for (name, n) in more {
+        *sums.entry(name).or_default() += n;
+    }
+}
+
+/// How far the whole is: one that has failed counts for all.
+fn least(phases: &[Phase]) -> Phase {
+    let rank = |phase: &Phase| match phase {
+        Phase::Failed => 0,
+        Phase::New => 1,
+        Phase::Snapshot => 2,
+        Phase::Stream => 3,
+        Phase::Verified => 4,
+        Phase::Frozen => 5,
+        Phase::Switched => 6,
+        Phase::RolledBack => 7,
+    };
+    phases
+        .iter()
+        .copied()
+        .min_by_key(rank)
+        .unwrap_or(Phase::New)
+}
+
+/// The phases of the whole over time, once all have begun.
+fn together(workers: &[Vec<PhaseSpan>]) -> Vec<PhaseSpan> {
+    let mut times: Vec<i64> = workers.iter().flatten().map(|p| p.entered_ms).collect();
+    times.sort_unstable();
+    times.dedup();
+    let at = |spans: &Vec<PhaseSpan>, time: i64| {
+        let span = spans.iter().rev().find(|p| p.entered_ms <= time);
+        span.map_or(Phase::New, |p| p.phase)
+    };
+    let mut whole: Vec<PhaseSpan> = Vec::new();
+    for time in times {
+        let phases: Vec<Phase> = workers.iter().map(|w| at(w, time)).collect();
+        let phase = least(&phases);
+        let same = whole.last().is_some_and(|last| last.phase == phase);
+        if same || (whole.is_empty() && phase == Phase::New) {
+            continue;
+        }
+        if let Some(last) = whole.last_mut() {
+            last.left_ms = Some(time);
+        }
+        whole.push(PhaseSpan {
+            phase,
+            entered_ms: time,
+            left_ms: None,
+        });
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Plan, validate};
+    use crate::report::markdown;
+    use crate::store::{Claim, Lock, Run, ShardState, Store, worker_dir, workers};
+    use crate::types::{ReplOffset, ShardId};
+    use std::path::Path;
+
+    fn job() -> Job {
+        let plan =
+            r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://t:2"}}"#;
+        validate(&Plan::parse(plan).unwrap()).unwrap()
+    }
+
+    fn worker(dir: &Path, n: u16, slots: &str, phase: Phase) -> std::path::PathBuf {
+        let dir = worker_dir(dir, &format!("worker-{n}-of-3"));
+        let mut store = Store::open(&dir).unwrap();
+        let claim = Claim {
+            share: format!("--worker {n}/3"),
+            shards: vec![usize::from(n)],
+            of: 3,
+            slots: slots.into(),
+        };
+        store.put_claim(Some(&claim)).unwrap();
+        let job = job();
+        store
+            .begin_run(&Run {
+                plan: job.name.clone(),
+                fingerprint: job.fingerprint.clone(),
+                redacted: job.redacted.clone(),
+                mode: "replica".into(),
+                source: job.source.to_string(),
+                target: job.target.to_string(),
+                started_ms: 5,
+            })
+            .unwrap();
+        let shard = ShardState {
+            keys_read: 10,
+            keys_written: 9,
+            snapshot_loaded: phase == Phase::Stream,
+            applied: Some(ReplOffset(50)),
+            source_offset: Some(ReplOffset(70)),
+            lag_ms: 3 + u64::from(n),
+            commands_applied: 100,
+            updated_at: unix_ms(),
+            ..ShardState::new(ShardId(n), format!("h:{n}"), slots.into())
+        };
+        store.save_shards(&[shard], &BTreeMap::new(), None).unwrap();
+        store.add_count("skipped.filter", 3).unwrap();
+        store.event(5, "info", "start", "from s to t").unwrap();
+        store
+            .enter_phase(Phase::Snapshot, 10 + i64::from(n))
+            .unwrap();
+        store.enter_phase(phase, 20 + i64::from(n)).unwrap();
+        dir
+    }
+
+    #[test]
+    fn workers_become_one_migration() {
+        let dir = tempfile::tempdir().unwrap();
+        worker(dir.path(), 0, "0-5460", Phase::Stream);
+        worker(dir.path(), 1, "5461-10922", Phase::Snapshot);
+        worker(dir.path(), 2, "10923-16383", Phase::Stream);
+        let status = Status::read(dir.path(), &[], &job()).unwrap();
+        assert_eq!((status.phase, status.shards.len()), (Phase::Snapshot, 3));
+        assert_eq!(
+            (status.snapshot.keys_read, status.snapshot.keys_written),
+            (30, 27)
+        );
+        assert_eq!((status.stream.lag_bytes, status.stream.lag_ms), (60, 5));
+        assert_eq!(status.stream.commands_applied, 300);
+        assert!(!status.snapshot.done && status.slots_missing.is_none());
+        assert_eq!(status.skipped.get("filter"), Some(&9));
+        assert_eq!(status.shards[1].worker.as_deref(), Some("worker-1-of-3"));
+        let report = Report::read(dir.path(), &[], &job(), 0).unwrap();
+        assert_eq!(report.counts.get("skipped.filter"), Some(&9));
+        assert_eq!(report.events.len(), 3);
+        // The snapshot of all began when the last began.
+        let phases: Vec<(Phase, i64)> = report
+            .phases
+            .iter()
+            .map(|p| (p.phase, p.entered_ms))
+            .collect();
+        assert_eq!(phases, [(Phase::Snapshot, 12)]);
+    }
+
+    #[test]
+    fn a_worker_that_is_not_there_is_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        worker(dir.path(), 0, "0-5460", Phase::Stream);
+        worker(dir.path(), 2, "10923-16383", Phase::Stream);
+        let status = Status::read(dir.path(), &[], &job()).unwrap();
+        assert_eq!(status.slots_missing.as_deref(), Some("5461-10922"));
+        assert!(!status.snapshot.done && status.phase == Phase::New);
+        let report = Report::read(dir.path(), &[], &job(), 0).unwrap();
+        assert!(markdown::render(&report).contains("5461-10922"));
+        let other = tempfile::tempdir().unwrap();
+        let there = worker(other.path(), 1, "5461-10922", Phase::Stream);
+        let status = Status::read(dir.path(), &[there], &job()).unwrap();
+        assert!(status.snapshot.done && status.phase == Phase::Stream);
+        assert!(status.slots_missing.is_none() && status.slots_twice.is_none());
+    }
+
+    #[test]
+    fn the_lag_of_a_worker_that_does_not_run_grows() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (
+            worker(dir.path(), 0, "0-8191", Phase::Stream),
+            worker(dir.path(), 1, "8192-16383", Phase::Stream),
+        );
+        let mut store = Store::open(&second).unwrap();
+        let mut shards = store.shards().unwrap();
+        shards[0].updated_at -= 60_000;
+        store.save_shards(&shards, &BTreeMap::new(), None).unwrap();
+        let lag = || {
+            let status = Status::read(dir.path(), &[], &job()).unwrap();
+            status.stream.lag_ms
+        };
+        // Nobody runs: what was saved last is told.
+        assert_eq!(lag(), 4);
+        let _lock = Lock::acquire(&first).unwrap();
+        assert!(workers(dir.path()).unwrap()[0].pid.is_some());
+        assert!((60_000..120_000).contains(&lag()), "{}", lag());
+    }
+}
