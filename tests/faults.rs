@@ -40,7 +40,7 @@ fn busy(story: &Story) -> Traffic {
     traffic::start(&options).expect("the traffic starts")
 }
 
-fn stubborn(story: &Story, rate: u64) -> Traffic {
+pub fn stubborn(story: &Story, rate: u64) -> Traffic {
     let options = Options {
         rate,
         seconds: 900,
@@ -275,7 +275,7 @@ fn a_target_shard_fails_over() {
 }
 
 /// Kills a master, waits for its replica to be promoted, and starts it again as a replica after `pause`.
-fn fail_over(cluster: &mut Cluster, victim: usize, pause: Duration) {
+pub fn fail_over(cluster: &mut Cluster, victim: usize, pause: Duration) {
     let nodes = cluster.nodes().len();
     let masters = cluster.masters().len();
     cluster.node_mut(victim).kill();
@@ -300,20 +300,20 @@ fn fail_over(cluster: &mut Cluster, victim: usize, pause: Duration) {
     );
 }
 
-fn role(node: &Server) -> String {
+pub fn role(node: &Server) -> String {
     crate::support::wire::Client::connect(&node.address())
         .and_then(|mut c| c.info("replication", "role"))
         .unwrap_or_default()
 }
 
 /// `redis-cli` of a server, where it is there.
-fn cli(name: &str) -> Option<std::path::PathBuf> {
+pub fn cli(name: &str) -> Option<std::path::PathBuf> {
     let path = servers_dir().join(name).join("redis-cli");
     path.is_file().then_some(path)
 }
 
 /// Moves some slots from one master to another.
-fn reshard(name: &str, cluster: &Cluster, from: usize, to: usize, slots: u64) {
+pub fn reshard(name: &str, cluster: &Cluster, from: usize, to: usize, slots: u64) {
     let id = |n: usize| cluster.nodes()[n].run("CLUSTER MYID").text();
     let out = std::process::Command::new(cli(name).expect("redis-cli"))
         .args(["--cluster", "reshard", &cluster.nodes()[0].address()])

@@ -25,3 +25,4 @@ mod tokens;
 mod topology;
 mod verify;
 mod verify_ways;
+mod workers;
