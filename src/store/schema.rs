@@ -2,7 +2,7 @@
 //!
 //! Invariant: a migration that was released is never changed; a new shape is a new entry at the end.
 
-use rusqlite::{Connection, Result};
+use rusqlite::{Connection, Result, TransactionBehavior};
 
 const MIGRATIONS: [&str; 7] = [
     "
@@ -108,13 +108,16 @@ pub(super) fn version(db: &Connection) -> Result<usize> {
         .map(|v| v as usize)
 }
 
-/// Brings a state file of any earlier version to [`VERSION`]; each step is whole or not at all.
+/// Brings a state file of any earlier version to [`VERSION`], whole or not at all: who looks at a new file meanwhile
+/// finds nothing in it, and not an old one.
 pub(super) fn migrate(db: &mut Connection) -> Result<()> {
-    for (index, statements) in MIGRATIONS.iter().enumerate().skip(version(db)?) {
-        let step = db.transaction()?;
-        step.execute_batch(statements)?;
-        step.pragma_update(None, "user_version", index as u32 + 1)?;
-        step.commit()?;
+    if version(db)? == VERSION {
+        return Ok(());
     }
-    Ok(())
+    let steps = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for statements in MIGRATIONS.iter().skip(version(&steps)?) {
+        steps.execute_batch(statements)?;
+    }
+    steps.pragma_update(None, "user_version", VERSION as u32)?;
+    steps.commit()
 }

@@ -316,3 +316,19 @@ fn a_state_of_a_newer_program_and_a_damaged_one_are_refused() {
     let e = Store::open(Path::new("/proc/nowhere")).err().unwrap();
     assert_eq!(e.kind(), ErrorKind::Disk, "{e}");
 }
+
+#[test]
+fn who_looks_while_a_state_is_made_finds_none_or_a_whole_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = |n: u32| dir.path().join(n.to_string());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..20 {
+                Store::open(&name(n)).unwrap();
+            }
+        });
+        for n in 0..20 {
+            while Store::open_readonly(&name(n)).unwrap().is_none() {}
+        }
+    });
+}
