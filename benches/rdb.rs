@@ -1,13 +1,17 @@
-//! Frame, decode, digest, JSON and compression of snapshots: MB/s and keys/s (`cargo bench --bench rdb`).
+//! The hot parts: frame, decode, digest and JSON of snapshots, CRC, seal, route, RESP; MB/s and keys/s (`cargo bench --bench rdb`).
 //!
 //! The files are made here, in memory: many small strings, large listpacks, LZF, hash tables.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use keyferry::command::{self, Command};
 use keyferry::digest;
 use keyferry::rdb::encoding::listpack::{Builder, Packed};
 use keyferry::rdb::encoding::{put_length, put_string};
 use keyferry::rdb::file::{Item, Options, Snapshot};
+use keyferry::rdb::payload;
 use keyferry::rdb::value::{self, ValueSink};
+use keyferry::resp;
+use keyferry::types::Slot;
 use std::hint::black_box;
 
 const BYTES: usize = 64 << 20;
@@ -147,5 +151,67 @@ fn rdb(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, rdb);
+/// What a key of a snapshot, and a command of a stream, cost beside the sockets.
+fn parts(c: &mut Criterion) {
+    let mut group = c.benchmark_group("parts");
+    for len in [110, 4096] {
+        let bytes = vec![b'v'; len];
+        group.throughput(Throughput::Bytes(len as u64));
+        group.bench_function(BenchmarkId::new("crc", len), |b| {
+            b.iter(|| payload::crc(black_box(&bytes)))
+        });
+        let mut out = Vec::with_capacity(2 * len);
+        group.bench_function(BenchmarkId::new("seal", len), |b| {
+            b.iter(|| {
+                out.clear();
+                payload::seal(&mut out, &[], 0, black_box(&bytes), 11);
+            })
+        });
+    }
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("slot of a key", |b| {
+        b.iter(|| Slot::of(black_box(b"session:{000000012345}:data")))
+    });
+    let mut stream = Vec::new();
+    for n in 0..1000 {
+        let key = format!("key:{n}");
+        resp::command(&mut stream, &[b"SET", key.as_bytes(), &[b'v'; 100]]);
+        resp::command(&mut stream, &[b"INCR", key.as_bytes()]);
+        resp::command(&mut stream, &[b"LPUSH", key.as_bytes(), b"element"]);
+    }
+    group.throughput(Throughput::Elements(3000));
+    let (mut args, mut keys) = (Vec::new(), Vec::new());
+    group.bench_function("parse and route a command", |b| {
+        b.iter(|| {
+            let mut at = 0;
+            while let Some(len) = resp::parse_command(&stream[at..], &mut args).expect("RESP") {
+                let raw = &stream[at..at + len];
+                let cmd = Command { raw, args: &args };
+                let spec = command::lookup(cmd.name()).expect("a known command");
+                keys.clear();
+                spec.keys(&cmd, &mut keys).expect("its keys");
+                for key in &keys {
+                    black_box(Slot::of(cmd.arg(key.index).expect("a key")));
+                }
+                at += len;
+                if at == stream.len() {
+                    break;
+                }
+            }
+        })
+    });
+    let replies = b"+OK\r\n:12345\r\n".repeat(1500);
+    group.bench_function("count a reply", |b| {
+        b.iter(|| {
+            let mut at = 0;
+            while let Some((outcome, len)) = resp::skim_reply(&replies[at..]).expect("RESP") {
+                black_box(outcome);
+                at += len;
+            }
+        })
+    });
+    group.finish();
+}
+
+criterion_group!(benches, rdb, parts);
 criterion_main!(benches);
