@@ -63,6 +63,11 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     Ok(0)
 }
 
+/// A percentile that there were too few requests for is not told.
+fn told(us: &Value) -> String {
+    us.as_u64().map_or("-".into(), |n| n.to_string())
+}
+
 fn text(answer: &Value) -> String {
     let mut text = String::new();
     for result in answer["results"].as_array().into_iter().flatten() {
@@ -84,11 +89,7 @@ fn text(answer: &Value) -> String {
             );
         }
         for (side, of) in result["endpoints"].as_object().into_iter().flatten() {
-            let us = |kind: &str, name: &str| {
-                of[kind][name]
-                    .as_u64()
-                    .map_or("-".into(), |n| format!("{n}"))
-            };
+            let us = |kind: &str, name: &str| told(&of[kind][name]);
             let _ = writeln!(
                 text,
                 "  {side}: {} requests, response p50 {} p99 {} p99.9 {} max {} µs (service p50 {} p99 {})",
@@ -109,8 +110,8 @@ fn text(answer: &Value) -> String {
             stage["side"].as_str().unwrap_or(""),
             stage["rate_per_s"].as_f64().unwrap_or(0.0),
             stage["answered_per_s"].as_f64().unwrap_or(0.0),
-            stage["response"]["p50_us"],
-            stage["response"]["p99_us"],
+            told(&stage["response"]["p50_us"]),
+            told(&stage["response"]["p99_us"]),
             match (stage["kept_up"] == true, stage["shed_by_client"] == 0) {
                 (true, _) => "",
                 (false, true) => ": saturated",
@@ -127,7 +128,7 @@ fn text(answer: &Value) -> String {
             stage["answered"],
             stage["planned"],
             stage["shed"],
-            stage["response"]["p99_us"],
+            told(&stage["response"]["p99_us"]),
         );
     }
     for skipped in answer["skipped"].as_array().into_iter().flatten() {

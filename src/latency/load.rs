@@ -3,8 +3,8 @@
 //! Response time counts from the planned moment, so that waiting behind a stalled server is seen ("coordinated
 //! omission" is what hides it); service time counts from the real send. Both are kept.
 //! Everything runs on one thread. It sleeps until an answer comes, as an application's does, so that its own waking up
-//! is in the times as it is in an application's; shortly before a planned moment it spins, so as to send in time. How
-//! late it is itself is measured as well.
+//! is in the times as it is in an application's; shortly before a planned moment, and at high rates always, it spins, so
+//! as to send in time. How late it is itself is measured as well.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::{self, Times, micros};
@@ -32,6 +32,9 @@ use tokio::task::{JoinSet, LocalSet};
 const LIMIT: Duration = Duration::from_secs(10);
 /// How far ahead of a planned moment the thread stops sleeping: longer than it takes to wake up.
 const SPIN: Duration = Duration::from_micros(120);
+/// From this rate on it does not sleep at all: an application's thread hardly does either, and one late waking up would
+/// make several requests late.
+const BUSY_RATE: f64 = 2_000.0;
 /// Requests that may wait for a connection: of so many seconds of the rate, but within these bounds; more are shed.
 const QUEUE_S: f64 = 2.0;
 const QUEUE: (usize, usize) = (100, 10_000);
@@ -275,6 +278,10 @@ impl Lines {
     ) {
         let mut rng = Rng::new(block.seed);
         let alarm = Alarm::new();
+        let spin = match block.rate < BUSY_RATE {
+            true => SPIN,
+            false => Duration::MAX,
+        };
         let end = began + Duration::from_secs_f64(block.seconds);
         let most = ((block.rate * QUEUE_S) as usize).clamp(QUEUE.0, QUEUE.1);
         let (mut next, mut at_once) = (began, 0);
@@ -286,7 +293,7 @@ impl Lines {
                     break;
                 }
                 at_once = 0;
-                match wait.checked_sub(SPIN) {
+                match wait.checked_sub(spin) {
                     Some(sleep) if !sleep.is_zero() => alarm.sleep(sleep).await,
                     // Gives way to whatever has come in.
                     _ => tokio::task::yield_now().await,
