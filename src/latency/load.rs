@@ -18,15 +18,15 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 
 /// A request that takes longer counts as an error, with this time.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -203,39 +203,44 @@ impl Lines {
 
     /// Runs a block. Must be called inside of [`spin`].
     pub async fn run(&mut self, workload: &Workload, block: &Block) -> Result<Measured> {
-        let shared = Rc::new(Shared {
+        let shared = Arc::new(Shared {
             queues: self.nodes.iter().map(|_| Queue::default()).collect(),
-            measured: RefCell::new(Measured::new()),
-            over: Cell::new(false),
-            open: Cell::new(0),
+            measured: Mutex::new(Measured::new()),
+            over: AtomicBool::new(false),
+            open: AtomicU64::new(0),
         });
         let began = Instant::now() + Duration::from_millis(5);
         let counted_from = began + Duration::from_secs_f64(block.warm_up.min(block.seconds));
+        // A timer that is due before any request's limit: without it, each of those would wake the runtime to say so.
+        let mut timer = JoinSet::<()>::new();
+        timer.spawn(async {
+            loop {
+                tokio::time::sleep(LIMIT / 2).await;
+            }
+        });
         let mut workers = JoinSet::new();
         for (at, node) in self.nodes.iter_mut().enumerate() {
             for conn in node.idle.drain(..) {
                 let (shared, endpoint) = (shared.clone(), self.endpoint.clone());
                 let address = node.address.clone();
-                workers.spawn_local(async move {
-                    (at, work(conn, &endpoint, &address, at, &shared).await)
-                });
+                workers
+                    .spawn(async move { (at, work(conn, &endpoint, &address, at, &shared).await) });
             }
         }
         self.plan(workload, block, began, counted_from, &shared)
             .await;
-        shared.measured.borrow_mut().wanted =
-            Duration::from_secs_f64(block.seconds - block.warm_up);
+        shared.measured().wanted = Duration::from_secs_f64(block.seconds - block.warm_up);
         // What is under way has its own limit.
         let drained = Instant::now();
-        while shared.open.get() > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
+        while shared.open.load(Relaxed) > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         // What still waits for a connection will not be answered in time.
         for queue in &shared.queues {
-            let left: Vec<Planned> = queue.waiting.borrow_mut().drain(..).collect();
-            let mut measured = shared.measured.borrow_mut();
+            let left: Vec<Planned> = queue.waiting().drain(..).collect();
+            let mut measured = shared.measured();
             for planned in left {
-                shared.open.set(shared.open.get() - 1);
+                shared.open.fetch_sub(1, Relaxed);
                 if planned.counted {
                     measured.errors += 1;
                     measured
@@ -247,8 +252,8 @@ impl Lines {
                 }
             }
         }
-        shared.measured.borrow_mut().counted = counted_from.elapsed();
-        shared.over.set(true);
+        shared.measured().counted = counted_from.elapsed();
+        shared.over.store(true, Relaxed);
         shared.queues.iter().for_each(|q| q.notify.notify_waiters());
         while let Some(ended) = workers.join_next().await {
             let (at, conn) = ended
@@ -264,7 +269,7 @@ impl Lines {
                 node.idle.push(conn);
             }
         }
-        Ok(shared.measured.borrow().clone())
+        Ok(shared.measured().clone())
     }
 
     /// Plans every request at its time.
@@ -274,7 +279,7 @@ impl Lines {
         block: &Block,
         began: Instant,
         counted_from: Instant,
-        shared: &Rc<Shared>,
+        shared: &Arc<Shared>,
     ) {
         let mut rng = Rng::new(block.seed);
         let alarm = Alarm::new();
@@ -301,7 +306,7 @@ impl Lines {
             }
             let counted = next >= counted_from;
             if counted {
-                shared.measured.borrow_mut().planned += 1;
+                shared.measured().planned += 1;
             }
             let distance = match block.even {
                 true => 1.0 / block.rate,
@@ -311,7 +316,7 @@ impl Lines {
             next += Duration::from_secs_f64(distance);
             if planned.elapsed() > BEHIND {
                 if counted {
-                    let mut measured = shared.measured.borrow_mut();
+                    let mut measured = shared.measured();
                     measured.shed += 1;
                     measured.shed_late += 1;
                 }
@@ -320,21 +325,21 @@ impl Lines {
             let request = workload.next(&mut rng);
             let at = self.node_of(&request.key);
             if let Some(queue) = shared.queues.get(at) {
-                let mut waiting = queue.waiting.borrow_mut();
-                if waiting.len() >= most || queue.bytes.get() >= QUEUE_BYTES {
+                let mut waiting = queue.waiting();
+                if waiting.len() >= most || queue.bytes.load(Relaxed) >= QUEUE_BYTES {
                     if counted {
-                        shared.measured.borrow_mut().shed += 1;
+                        shared.measured().shed += 1;
                     }
                 } else {
-                    let free = waiting.is_empty() && queue.idle.get() > 0;
-                    queue.bytes.set(queue.bytes.get() + request.len());
+                    let free = waiting.is_empty() && queue.idle.load(Relaxed) > 0;
+                    queue.bytes.fetch_add(request.len(), Relaxed);
                     waiting.push_back(Planned {
                         request,
                         at: planned,
                         counted,
                         free,
                     });
-                    shared.open.set(shared.open.get() + 1);
+                    shared.open.fetch_add(1, Relaxed);
                     queue.notify.notify_one();
                 }
             }
@@ -374,22 +379,36 @@ impl Alarm {
     }
 }
 
+/// Of one block. All on one thread, so that no lock is ever waited for; but tasks of the runtime itself, as those that
+/// may share without locks (a `LocalSet`) are woken through an eventfd, two system calls for each request.
 struct Shared {
     queues: Vec<Queue>,
-    measured: RefCell<Measured>,
-    over: Cell<bool>,
+    measured: Mutex<Measured>,
+    over: AtomicBool,
     /// Requests planned and not yet ended.
-    open: Cell<u64>,
+    open: AtomicU64,
+}
+
+impl Shared {
+    fn measured(&self) -> MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
 struct Queue {
-    waiting: RefCell<VecDeque<Planned>>,
+    waiting: Mutex<VecDeque<Planned>>,
     /// Bytes of the requests that wait.
-    bytes: Cell<usize>,
+    bytes: AtomicUsize,
     notify: Notify,
     /// Connections that wait for a request.
-    idle: Cell<u32>,
+    idle: AtomicU32,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Planned>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Planned {
@@ -412,19 +431,17 @@ async fn work(
     let queue = shared.queues.get(at)?;
     loop {
         let planned = loop {
-            let next = queue.waiting.borrow_mut().pop_front();
+            let next = queue.waiting().pop_front();
             if let Some(planned) = next {
-                queue
-                    .bytes
-                    .set(queue.bytes.get().saturating_sub(planned.request.len()));
+                queue.bytes.fetch_sub(planned.request.len(), Relaxed);
                 break planned;
             }
-            if shared.over.get() {
+            if shared.over.load(Relaxed) {
                 return conn;
             }
-            queue.idle.set(queue.idle.get() + 1);
+            queue.idle.fetch_add(1, Relaxed);
             queue.notify.notified().await;
-            queue.idle.set(queue.idle.get() - 1);
+            queue.idle.fetch_sub(1, Relaxed);
         };
         let sent = Instant::now();
         let done = tokio::time::timeout(LIMIT, async {
@@ -437,7 +454,7 @@ async fn work(
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Connection, "no answer in time")));
         let now = Instant::now();
-        shared.open.set(shared.open.get() - 1);
+        shared.open.fetch_sub(1, Relaxed);
         if let Err(e) = &done
             && e.kind() != ErrorKind::Refused
         {
@@ -452,7 +469,7 @@ async fn work(
         if !planned.counted {
             continue;
         }
-        let mut measured = shared.measured.borrow_mut();
+        let mut measured = shared.measured();
         measured
             .response
             .saturating_record(micros(now.saturating_duration_since(planned.at)));
@@ -484,7 +501,7 @@ pub fn spin<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .global_queue_interval(1)
         .build()
         .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
-    LocalSet::new().block_on(&runtime, work)
+    runtime.block_on(work)
 }
 
 /// xorshift: which request comes next need not be unforeseeable, but the same for the same seed.
