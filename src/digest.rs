@@ -4,7 +4,7 @@
 //! Covered: type, value, field expiry, stream metadata, groups, consumers' names, pending entries with their times.
 //! Not covered, because servers invent or forget them: seen and active times, access frequency, idle time.
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
 use crate::rdb::value::stream::{StreamId, StreamMeta};
@@ -100,6 +100,15 @@ pub fn of_payload(dump: &[u8], now_ms: i64, width: Width) -> Result<Option<KeyDi
         &mut digester,
     )?;
     Ok(digester.finish())
+}
+
+/// The digest of a string.
+pub fn of_string(bytes: &[u8], width: Width) -> Result<KeyDigest> {
+    let mut digester = Digester::new(ValueKind::String, 0, width);
+    digester.string(bytes)?;
+    digester
+        .finish()
+        .ok_or_else(|| Error::new(ErrorKind::Bug, "a string has no digest"))
 }
 
 /// The digest of a value's bytes.

@@ -54,4 +54,5 @@ pub mod resp;
 // 0 nouns
 pub mod error;
 mod histogram;
+mod keyset;
 pub mod types;

@@ -3,6 +3,7 @@
 //! Invariant: a peer-given length never causes an allocation before the bytes are there.
 
 use crate::error::{Error, ErrorKind, Result};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Appends the head of a command of `args` arguments.
@@ -170,7 +171,7 @@ fn corrupt(what: &str) -> Error {
 /// A server's answer (RESP 2; keyferry never asks for RESP 3).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    Status(String),
+    Status(Cow<'static, str>),
     Error(String),
     Int(i64),
     Bulk(Vec<u8>),
@@ -180,9 +181,9 @@ pub enum Reply {
 
 impl Reply {
     /// The text of a status or bulk reply.
-    pub fn text(&self) -> Option<std::borrow::Cow<'_, str>> {
+    pub fn text(&self) -> Option<Cow<'_, str>> {
         match self {
-            Reply::Status(s) => Some(s.as_str().into()),
+            Reply::Status(s) => Some(s.as_ref().into()),
             Reply::Bulk(b) => Some(String::from_utf8_lossy(b)),
             _ => None,
         }
@@ -232,11 +233,10 @@ fn reply_at(buf: &[u8], at: usize, depth: usize) -> Result<Option<(Reply, usize)
             let Some((line, next)) = line(buf, at + 1)? else {
                 return Ok(None);
             };
-            let text = String::from_utf8_lossy(line).into_owned();
             let reply = if buf.get(at) == Some(&b'+') {
-                Reply::Status(text)
+                Reply::Status(status(line))
             } else {
-                Reply::Error(text)
+                Reply::Error(String::from_utf8_lossy(line).into_owned())
             };
             Ok(Some((reply, next)))
         }
@@ -284,6 +284,17 @@ fn reply_at(buf: &[u8], at: usize, depth: usize) -> Result<Option<(Reply, usize)
             Ok(Some((Reply::Array(items), next)))
         }
         Some(other) => Err(corrupt(&format!("byte 0x{other:02x} where a reply begins"))),
+    }
+}
+
+/// A status; the usual ones come by the thousand and are not copied.
+fn status(line: &[u8]) -> Cow<'static, str> {
+    const USUAL: [&str; 9] = [
+        "OK", "QUEUED", "none", "string", "hash", "list", "set", "zset", "stream",
+    ];
+    match USUAL.iter().find(|word| word.as_bytes() == line) {
+        Some(word) => Cow::Borrowed(word),
+        None => Cow::Owned(String::from_utf8_lossy(line).into_owned()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The parts of the crate by floor, lowest first.
 const FLOORS: [&[&str]; 5] = [
-    &["types", "error"],
+    &["types", "error", "keyset"],
     &["rdb", "resp", "command", "plan", "digest", "histogram"],
     &["source", "target", "store", "net", "task", "fence"],
     &["migrate", "verify", "cutover", "latency", "check", "fleet"],
@@ -17,6 +17,7 @@ const FLOORS: [&[&str]; 5] = [
 /// Who may import whom on the same floor: the complete list.
 const SIDEWAYS: &[(&str, &[&str])] = &[
     ("types", &["error"]),
+    ("keyset", &["types"]),
     ("command", &["resp"]),
     ("rdb", &["resp"]),
     ("digest", &["rdb"]),

@@ -282,6 +282,7 @@ impl Sweeper<'_> {
             dbs: side.role.databases(&self.pump.shared.job.databases),
             stop: self.pump.shared.stop.clone(),
             patience: self.pump.shared.patience,
+            distinct: Some(self.pump.shared.job.limits.key_set()),
         };
         let task = self.pump.shared.runtime.spawn(listing.run(send));
         (pages, task)

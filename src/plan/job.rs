@@ -411,6 +411,13 @@ pub struct Limits {
     pub latency_ms: Option<u64>,
 }
 
+impl Limits {
+    /// Bytes that a set of keys may take of the memory.
+    pub fn key_set(&self) -> u64 {
+        self.memory_bytes.unwrap_or(256 << 20) / 10 * 3
+    }
+}
+
 /// How both sides are compared.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {

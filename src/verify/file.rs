@@ -7,22 +7,20 @@ use super::Check;
 use super::progress::Name;
 use crate::digest::Digester;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::plan::{Expired, RdbPath};
+use crate::keyset::KeySet;
+use crate::plan::{Expired, Limits, RdbPath};
 use crate::rdb::file::{Header, Item, Options, Snapshot};
 use crate::rdb::value;
 use crate::source::keys::fact::{Found, KeyFact};
 use crate::source::keys::list::{Out, PAGE, Page, Position};
 use crate::source::{aof, gzip};
-use crate::types::{DbIndex, SLOTS, Slot, SlotSet, key_hash, unix_ms};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
-
-/// Keys whose hashes are held at once.
-const HASHES: u64 = 5_000_000;
 
 /// The file, and what the comparison has to remember of it.
 pub struct Snap {
@@ -35,8 +33,8 @@ pub struct Snap {
 struct State {
     /// The facts of keys that did not agree.
     apart: HashMap<Name, KeyFact>,
-    /// Hashes of the keys of the slots that are searched now.
-    hashes: HashSet<u64>,
+    /// The keys of the slots that are searched now.
+    there: Option<KeySet>,
     functions: BTreeMap<String, Vec<u8>>,
 }
 
@@ -89,8 +87,10 @@ impl Snap {
     }
 
     /// The ranges of slots that are searched one after the other.
-    pub fn ranges(&self) -> Vec<SlotSet> {
-        let parts = self.keys.load(Relaxed).div_ceil(HASHES).max(1) as usize;
+    pub fn ranges(&self, limits: &Limits) -> Vec<SlotSet> {
+        // The slots are not quite alike.
+        let room = KeySet::room(limits.key_set()) / 10 * 9;
+        let parts = self.keys.load(Relaxed).div_ceil(room as u64).max(1) as usize;
         let size = SLOTS.div_ceil(parts);
         let slots: Vec<Slot> = Slot::all().collect();
         slots
@@ -124,11 +124,11 @@ impl Snap {
         self.keys.fetch_add(keys, Relaxed);
     }
 
-    /// Takes the hashes of the keys of some slots.
+    /// Takes the keys of some slots.
     pub async fn search(&self, check: &Arc<Check>, slots: SlotSet) -> Result<()> {
         let (check, path) = (check.clone(), self.path.clone());
         let work = tokio::task::spawn_blocking(move || {
-            let mut hashes = HashSet::new();
+            let mut there = KeySet::unbounded();
             let mut snapshot = open(&path)?;
             loop {
                 check.go_on()?;
@@ -136,28 +136,28 @@ impl Snap {
                     if slots.has(Slot::of(h.key))
                         && let Some(db) = check.job.databases.map(h.db)
                     {
-                        hashes.insert(key_hash(db, h.key));
+                        there.put(db, h.key);
                     }
                 };
                 match snapshot.next()? {
-                    Item::End => return Ok::<_, Error>(hashes),
+                    Item::End => return Ok::<_, Error>(there),
                     Item::Entry(entry) => note(&entry.header),
                     Item::Large(large) => note(&large.header()),
                     _ => {}
                 }
             }
         });
-        let hashes = work
+        let there = work
             .await
             .map_err(|e| Error::new(ErrorKind::Bug, "read the file").cause(e))?;
-        self.state().hashes = hashes?;
+        self.state().there = Some(there?);
         Ok(())
     }
 
     /// Those of some keys of the target that the file does not hold.
     pub fn lacks<'k>(&self, db: DbIndex, mut keys: Vec<&'k [u8]>) -> Vec<&'k [u8]> {
         let state = self.state();
-        keys.retain(|key| !state.hashes.contains(&key_hash(db, key)));
+        keys.retain(|key| !(state.there.as_ref()).is_some_and(|t| t.has(db, key)));
         keys
     }
 }

@@ -17,6 +17,7 @@ mod walk;
 
 use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
+use crate::keyset::KeySet;
 use crate::net::guard;
 use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::source::keys::fact::Found;
@@ -36,7 +37,7 @@ pub use progress::UNPROVABLE;
 use progress::{Done, Name, Pass, Progress};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// How long a side may be away.
@@ -127,6 +128,9 @@ pub struct Check {
     job: Job,
     origin: Origin,
     target: Arc<Side>,
+    /// Keys that the first pass has found on both sides: it counts them once, and the second need not ask the source for
+    /// them again.
+    seen: RwLock<KeySet>,
     /// The migration's states: the plan's own, or those of its workers.
     migrations: Vec<Migration>,
     slots: Option<SlotSet>,
@@ -262,7 +266,7 @@ impl Check {
                     walk::pass(self, Pass::Target, self.slots.clone()).await?;
                 }
                 Origin::File(file) => {
-                    for range in file.ranges() {
+                    for range in file.ranges(&self.job.limits) {
                         file.search(self, range.clone()).await?;
                         // Each range is listed from its beginning.
                         self.progress().enter(Pass::Target);
@@ -396,6 +400,7 @@ async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> 
     let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
         && migrations.iter().any(Migration::runs);
     Ok(Check {
+        seen: RwLock::new(KeySet::within(job.limits.key_set())),
         silent,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),

@@ -4,17 +4,19 @@ use super::progress::{Done, Name, Pass};
 use super::{Check, Origin, confirm};
 use crate::digest::SlotSum;
 use crate::error::{Error, ErrorKind, Result};
+use crate::keyset::Put;
 use crate::net::Tries;
 use crate::source::keys::fact::{Found, KeyFact};
 use crate::source::keys::list::{Listing, PAGE, Page};
 use crate::source::keys::reader::{Reader, pairs};
+use crate::source::keys::short::ShortStrings;
 use crate::source::keys::side::Role;
 use crate::types::{DbIndex, Slot, SlotSet};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, mpsc};
 
 pub const WORKERS: usize = 4;
@@ -33,6 +35,7 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
             pass,
             source: (check.origin.server()).map(|s| Reader::new(s.clone(), check.width)),
             target: Reader::new(check.target.clone(), check.width),
+            strings: ShortStrings::default(),
         };
         workers.spawn(worker.run(pages.clone()));
     }
@@ -51,6 +54,8 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
             dbs: check.dbs(side.role),
             stop: check.stop.clone(),
             patience: check.patience,
+            // The tally knows what it has seen.
+            distinct: None,
         };
         listing.run(send).await
     };
@@ -70,6 +75,7 @@ struct Worker {
     pass: Pass,
     source: Option<Reader>,
     target: Reader,
+    strings: ShortStrings,
 }
 
 impl Worker {
@@ -121,10 +127,10 @@ impl Worker {
         let mut tally = Tally {
             check: &check,
             db: name_db,
-            sums: HashMap::new(),
             moved: false,
             done: &mut done,
         };
+        let mut read: Vec<(&[u8], Found, Found)> = Vec::with_capacity(page.keys.len());
         if let Some(facts) = &page.facts {
             // Of a file: only the target is read.
             let (mut keys, mut ours) = (Vec::new(), Vec::new());
@@ -136,21 +142,33 @@ impl Worker {
             }
             let theirs = self.target.facts(name_db, &keys).await?;
             for ((key, a), b) in keys.iter().zip(ours).zip(theirs) {
-                tally.take(key, Found::Here(a.clone()), b);
+                read.push((key, Found::Here(a.clone()), b));
             }
             if let Origin::File(file) = &check.origin {
                 file.count(keys.len() as u64);
             }
             self.check.pace(keys.len()).await?;
         } else if let Some(source) = &mut self.source {
-            let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
+            let mut keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
                 .filter(|k| check.compared(name_db, k))
                 .collect();
-            for window in source.windows(page.db, &keys).await? {
-                let read = pairs(source, page.db, &mut self.target, name_db, &window).await?;
-                for (key, (a, b)) in window.keys.iter().zip(read) {
-                    tally.take(key, a, b);
+            let strings = (self.strings)
+                .pairs(source, page.db, &mut self.target, name_db, &keys)
+                .await?;
+            let mut strings = strings.into_iter();
+            let before = keys.len();
+            keys.retain(|key| match strings.next().flatten() {
+                Some((a, b)) => {
+                    read.push((key, a, b));
+                    false
                 }
+                None => true,
+            });
+            check.pace(before - keys.len()).await?;
+            for window in source.windows(page.db, &keys).await? {
+                let facts = pairs(source, page.db, &mut self.target, name_db, &window).await?;
+                let facts = window.keys.iter().zip(facts);
+                read.extend(facts.map(|(key, (a, b))| (*key, a, b)));
                 self.check.pace(window.keys.len()).await?;
             }
         }
@@ -158,10 +176,9 @@ impl Worker {
             .gauge
             .done
             .fetch_add(page.keys.len() as u64, Relaxed);
-        let moved = tally.moved;
-        let sums = tally.sums.into_iter();
-        done.sums = sums.map(|(slot, (a, b))| (slot, a, b)).collect();
-        if moved {
+        // From here on nothing fails: a page counts once.
+        tally.page(page.db, read);
+        if tally.moved {
             check.look_again().await;
         }
         Ok(done)
@@ -180,7 +197,10 @@ impl Worker {
         let read = keys.len();
         let gone = match (&check.origin, &mut self.source) {
             (Origin::File(file), _) => file.lacks(page.db, keys),
-            (_, Some(source)) => source.lacks(&check.job, page.db, keys).await?,
+            (_, Some(source)) => {
+                let keys = unseen(&check, page.db, keys);
+                source.lacks(&check.job, page.db, keys).await?
+            }
             _ => Vec::new(),
         };
         done.candidates = gone.iter().map(|k| (page.db, k.to_vec())).collect();
@@ -190,28 +210,64 @@ impl Worker {
     }
 }
 
+/// Those of some keys that the first pass has not found on both sides.
+fn unseen<'k>(check: &Check, db: DbIndex, mut keys: Vec<&'k [u8]>) -> Vec<&'k [u8]> {
+    let seen = check.seen.read().unwrap_or_else(PoisonError::into_inner);
+    for from in check.job.databases.sources_of(db) {
+        let hashes: Vec<u64> = keys.iter().map(|k| seen.hash(from, k)).collect();
+        let known: Vec<bool> = hashes.iter().map(|h| seen.has_hash(*h)).collect();
+        let mut known = known.into_iter();
+        keys.retain(|_| known.next() != Some(true));
+    }
+    keys
+}
+
 /// Takes what was found of a page's keys.
 struct Tally<'a> {
     check: &'a Check,
     /// The target's.
     db: DbIndex,
-    sums: HashMap<u16, (SlotSum, SlotSum)>,
     /// A slot was seen on its way to another master.
     moved: bool,
     done: &'a mut Done,
 }
 
 impl Tally<'_> {
+    /// Takes a page, without what SCAN has told before.
+    fn page(&mut self, from: DbIndex, read: Vec<(&[u8], Found, Found)>) {
+        let check = self.check;
+        let mut known = vec![false; read.len()];
+        if check.origin.server().is_some() {
+            let seen = check.seen.read().unwrap_or_else(PoisonError::into_inner);
+            let hashes: Vec<Option<u64>> = (read.iter())
+                .map(|(key, a, b)| match (a, b) {
+                    (Found::Here(a), Found::Here(_)) => {
+                        accepted(check, a).then(|| seen.hash(from, key))
+                    }
+                    _ => None,
+                })
+                .collect();
+            drop(seen);
+            let mut seen = check.seen.write().unwrap_or_else(PoisonError::into_inner);
+            for (known, hash) in known.iter_mut().zip(hashes) {
+                *known = hash.is_some_and(|h| seen.put_hash(h) == Put::Known);
+            }
+        }
+        for ((key, a, b), _) in read.into_iter().zip(known).filter(|(_, known)| !known) {
+            self.take(key, a, b);
+        }
+    }
+
     fn take(&mut self, key: &[u8], a: Found, b: Found) {
         let (check, db) = (self.check, self.db);
         self.moved |= a == Found::Elsewhere || b == Found::Elsewhere;
         match (&a, &b) {
             (Found::Here(a), _) if !accepted(check, a) => {}
             (Found::Here(a), Found::Here(b)) if check.agree(a, b) => {
-                let (ours, theirs) = self.sums.entry(Slot::of(key).number()).or_default();
                 // Within the tolerance an expiry counts as the source's.
-                ours.add(db, key, &a.digest, a.expire);
-                theirs.add(db, key, &a.digest, a.expire);
+                let mut sum = SlotSum::default();
+                sum.add(db, key, &a.digest, a.expire);
+                self.done.sums.push((Slot::of(key).number(), sum, sum));
                 self.done.compared += 1;
             }
             (Found::Gone, Found::Gone) => {}

@@ -1,17 +1,18 @@
 //! Lists the keys of one side page by page, in an order in which a stopped comparison can go on.
 //!
-//! By slot where the server can list a slot, else by SCAN, whose repetitions are left out.
+//! By slot where the server can list a slot, else by SCAN, which may repeat a key.
 
 use super::fact::KeyFact;
 use super::side::Side;
 use crate::error::{Error, Result};
+use crate::keyset::{KeySet, Put};
 use crate::net::scan::{self, Scan};
 use crate::net::{Conn, Tries, info_field};
 use crate::resp::Reply;
 use crate::task::Shutdown;
-use crate::types::{DbIndex, SLOTS, Slot, SlotSet, key_hash};
+use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -22,8 +23,6 @@ pub const PAGE: usize = 1000;
 const SLOTS_AT_ONCE: usize = 64;
 /// A slot with more keys than this is not listed in one answer.
 const SLOT_LIMIT: i64 = 500_000;
-/// Hashes of keys kept to leave repetitions of SCAN out: 80 MB. Beyond, a key may be counted twice (on both sides).
-const SEEN_LIMIT: usize = 7_000_000;
 
 /// Where a listing goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +60,8 @@ pub struct Listing {
     pub dbs: Vec<DbIndex>,
     pub stop: Shutdown,
     pub patience: Duration,
+    /// Leaves repetitions of SCAN out, with so many bytes to know them by; beyond these a key may come twice.
+    pub distinct: Option<u64>,
 }
 
 /// Pages on their way to the workers.
@@ -228,7 +229,7 @@ impl Listing {
     }
 
     async fn by_scan(&self, out: &mut Out) -> Result<()> {
-        let (mut from, mut seen) = (self.from.clone(), HashSet::new());
+        let (mut from, mut seen) = (self.from.clone(), self.distinct.map(KeySet::within));
         let units = self.units().await?;
         for (i, (address, db)) in units.iter().enumerate() {
             let mut scan = match &from {
@@ -265,7 +266,7 @@ impl Listing {
                 }
                 keys.retain(|key| {
                     self.wants(Slot::of(key))
-                        && (seen.len() >= SEEN_LIMIT || seen.insert(key_hash(*db, key)))
+                        && (seen.as_mut().is_none_or(|s| s.put(*db, key) != Put::Known))
                 });
                 let next = match scan.cursor() {
                     Some(cursor) => at(address, *db, cursor),

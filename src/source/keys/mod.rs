@@ -8,5 +8,6 @@ pub mod functions;
 pub mod list;
 pub mod reader;
 mod replicas;
+pub mod short;
 pub mod side;
 pub mod typed;

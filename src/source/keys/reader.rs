@@ -27,7 +27,7 @@ const LARGE: u64 = 8 << 20;
 /// Connections of one worker to one side.
 pub struct Reader {
     pub side: Arc<Side>,
-    width: Width,
+    pub(super) width: Width,
     conns: HashMap<String, Conn>,
 }
 
@@ -78,7 +78,7 @@ impl Reader {
     }
 
     /// Has `ask` queue one or two commands for each key and `answer` read their replies, on all masters at once.
-    async fn each<T, const N: usize>(
+    pub(super) async fn each<T, const N: usize>(
         &mut self,
         db: DbIndex,
         keys: &[&[u8]],
@@ -155,12 +155,16 @@ impl Reader {
     }
 
     /// The type's name of each key; `None` for one that is not there.
-    async fn types(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Option<String>>> {
+    pub(super) async fn types(
+        &mut self,
+        db: DbIndex,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<Cow<'static, str>>>> {
         let ask = |conn: &mut Conn, key: &[u8]| conn.push(&[b"TYPE", key]);
         let answer = |[reply]: [Reply; 1]| match reply {
             Reply::Status(name) => Ok(Some(name).filter(|n| n != "none")),
             // Wherever it is, it is somewhere.
-            Reply::Error(text) if is_elsewhere(&text) => Ok(Some(String::new())),
+            Reply::Error(text) if is_elsewhere(&text) => Ok(Some("".into())),
             Reply::Error(text) => Err(refusal("TYPE", &text)),
             _ => Err(unforeseen("TYPE")),
         };
@@ -195,7 +199,7 @@ impl Reader {
                 true => self.expire(from, &keys).await?,
                 false => vec![false; keys.len()],
             };
-            if types.iter().flatten().any(String::is_empty) {
+            if types.iter().flatten().any(|name| name.is_empty()) {
                 return Err(Error::new(
                     ErrorKind::Moved,
                     "a slot of the source is on its way to another master",
@@ -203,7 +207,7 @@ impl Reader {
             }
             keys = (keys.iter().zip(types.iter().zip(expire)))
                 .filter(|(_, (name, expires))| {
-                    let wanted = |n: &String| job.filter.accepts_value(type_name(n), *expires);
+                    let wanted = |n: &Cow<str>| job.filter.accepts_value(type_name(n), *expires);
                     !name.as_ref().is_some_and(wanted)
                 })
                 .map(|(k, _)| *k)
@@ -442,7 +446,7 @@ fn same_body(a: &[u8], b: &[u8]) -> bool {
     }
 }
 
-fn unforeseen(command: &str) -> Error {
+pub(super) fn unforeseen(command: &str) -> Error {
     Error::new(
         ErrorKind::Protocol,
         format!("{command} was answered in a form that is not understood"),

@@ -45,6 +45,8 @@ pub struct Side {
     pub bytes: AtomicU64,
     /// False where DUMP is refused: then values are read by the commands of their types.
     pub dump: AtomicBool,
+    /// False where short strings cannot be read by themselves: then they are read as all other values are.
+    pub short: AtomicBool,
     /// False where MEMORY USAGE is refused: then every value is taken for small.
     pub memory: AtomicBool,
 }
@@ -78,6 +80,7 @@ impl Side {
             layout: Mutex::new(Arc::new(layout)),
             bytes: AtomicU64::new(0),
             dump: AtomicBool::new(true),
+            short: AtomicBool::new(true),
             memory: AtomicBool::new(true),
             replicas: Mutex::default(),
         };

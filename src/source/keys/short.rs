@@ -1,0 +1,135 @@
+//! Short strings, read by GETRANGE: the server need not encode, compress and sum them as DUMP does.
+//!
+//! TYPE goes first, as a GETRANGE of any other type would count as an error at the server.
+
+use super::fact::{Found, KeyFact};
+use super::reader::{Reader, unforeseen};
+use crate::digest::{self, Width};
+use crate::error::{ErrorKind, Result};
+use crate::net::server::Server;
+use crate::net::{is_elsewhere, refusal};
+use crate::resp::Reply;
+use crate::types::{DbIndex, ExpireAt, unix_ms};
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Only strings shorter than this.
+const SHORT: usize = 4096;
+/// The last byte that is asked for.
+const LAST: &[u8] = b"4095";
+/// Keys asked for at a time: what they hold fits in 2 MiB.
+const AT_ONCE: usize = 500;
+/// Where fewer than a quarter of a page are short strings, so many pages after it are not asked about.
+const PATIENCE: u32 = 15;
+
+/// A string and its expiry.
+type Short = (Vec<u8>, Option<ExpireAt>);
+
+/// Reads short strings on both sides.
+#[derive(Default)]
+pub struct ShortStrings {
+    /// Pages that are not asked about any more.
+    skip: u32,
+}
+
+impl ShortStrings {
+    /// What both sides hold of those of a page's keys that are short strings on both; `None` for all others.
+    pub async fn pairs(
+        &mut self,
+        source: &mut Reader,
+        source_db: DbIndex,
+        target: &mut Reader,
+        target_db: DbIndex,
+        keys: &[&[u8]],
+    ) -> Result<Vec<Option<(Found, Found)>>> {
+        let nothing = keys.iter().map(|_| None).collect();
+        if !(source.side.short.load(Relaxed) && target.side.short.load(Relaxed)) {
+            return Ok(nothing);
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return Ok(nothing);
+        }
+        match read(source, source_db, target, target_db, keys).await {
+            Ok(found) => {
+                if found.iter().flatten().count() * 4 < keys.len() {
+                    self.skip = PATIENCE;
+                }
+                Ok(found)
+            }
+            Err(e) if e.kind() == ErrorKind::Refused => {
+                tracing::debug!("short strings are read as other values are: {e}");
+                source.side.short.store(false, Relaxed);
+                source.reset();
+                target.reset();
+                Ok(nothing)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+async fn read(
+    source: &mut Reader,
+    source_db: DbIndex,
+    target: &mut Reader,
+    target_db: DbIndex,
+    keys: &[&[u8]],
+) -> Result<Vec<Option<(Found, Found)>>> {
+    let mut found: Vec<Option<(Found, Found)>> = keys.iter().map(|_| None).collect();
+    let types = source.types(source_db, keys).await?;
+    let strings: Vec<(usize, &[u8])> = (keys.iter().copied().enumerate().zip(&types))
+        .filter(|(_, name)| name.as_deref() == Some("string"))
+        .map(|(place, _)| place)
+        .collect();
+    for some in strings.chunks(AT_ONCE) {
+        let names: Vec<&[u8]> = some.iter().map(|(_, key)| *key).collect();
+        let (ours, theirs) = tokio::try_join!(
+            strings_of(source, source_db, &names),
+            strings_of(target, target_db, &names)
+        )?;
+        for (((i, _), a), b) in some.iter().zip(ours).zip(theirs) {
+            if let (Some(a), Some(b), Some(place)) = (a, b, found.get_mut(*i)) {
+                *place = Some(both(a, b, source.width)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn both((a, a_expire): Short, (b, b_expire): Short, width: Width) -> Result<(Found, Found)> {
+    let first = digest::of_string(&a, width)?;
+    let second = match a == b {
+        true => first,
+        false => digest::of_string(&b, width)?,
+    };
+    let fact = |digest, expire| Found::Here(KeyFact { digest, expire });
+    Ok((fact(first, a_expire), fact(second, b_expire)))
+}
+
+/// Strings that are there, not empty, and short; `None` for whatever else there is.
+async fn strings_of(
+    reader: &mut Reader,
+    db: DbIndex,
+    keys: &[&[u8]],
+) -> Result<Vec<Option<Short>>> {
+    let pexpiretime = reader.side.pexpiretime;
+    let ask = |conn: &mut crate::net::Conn, key: &[u8]| {
+        conn.push(&[b"GETRANGE", key, b"0", LAST]);
+        conn.push(&[Server::expiry_command(pexpiretime), key]);
+    };
+    let answer = |[value, expire]: [Reply; 2]| {
+        let now = if pexpiretime { 0 } else { unix_ms() };
+        let expire = expire.int().filter(|n| *n >= 0);
+        Ok(match value {
+            // Nothing there reads like an empty string.
+            Reply::Bulk(value) if !value.is_empty() && value.len() < SHORT => {
+                Some((value, expire.map(|n| ExpireAt(n + now))))
+            }
+            Reply::Bulk(_) | Reply::Nil => None,
+            Reply::Error(text) if is_elsewhere(&text) || text.starts_with("WRONGTYPE") => None,
+            Reply::Error(text) => return Err(refusal("GETRANGE", &text)),
+            _ => return Err(unforeseen("GETRANGE")),
+        })
+    };
+    reader.each(db, keys, || None, ask, answer).await
+}
