@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # The stream next to a native replica: how far each falls behind a source at full speed, and how late 5,000 writes/s arrive.
 #
-#   benches/stream.sh [SECONDS] [ROUNDS]     default: 30 seconds of full speed, 3 rounds; prints medians
+#   benches/stream.sh [SECONDS] [ROUNDS] [LATE]    default: 30 seconds of full speed, 3 rounds of it, 5 of lateness
 #
+# Prints medians. The followers take turns, as two at once would share the cores.
 # Full speed: redis-benchmark -P 16 with SET, INCR and LPUSH, a third of the time each; then one more key is written, and
-# the time until the follower has it is its backlog. The followers take turns, as two at once would share the cores.
-# Lateness: both follow at the same time while the `traffic` example writes; probes go in turns.
+# the time until the follower has it is its backlog.
+# Lateness: a key is written and looked for at the follower while the `traffic` example writes, first SET, INCR and LPUSH
+# (plain), then everything that it knows (mixed).
 # Needs release builds: cargo build --release --bin keyferry --example traffic.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-seconds=${1:-30} rounds=${2:-3}
+seconds=${1:-30} rounds=${2:-3} late=${3:-5}
 
 servers=${KEYFERRY_SERVERS:-$PWD/.servers}
 name=${KEYFERRY_BENCH_SERVER:-redis-7.0}
@@ -80,16 +82,34 @@ for round in $(seq "$rounds"); do
     done
 done
 for who in replica target; do
+    [ "$rounds" -gt 0 ] || break
     printf '%-8s %12s writes/s at the source, %6s s behind after %s s\n' "$who" \
         "$(awk -v w=$who -v s="$seconds" '$1 == w { printf "%.0f\n", $2 / s }' "$dir/behind" | median)" \
         "$(awk -v w=$who '$1 == w { print $3 }' "$dir/behind" | median)" "$seconds"
 done
 
-start source
-follow replica
-follow target
-"$traffic" run --url "redis://127.0.0.1:$base" --rate 5000 --seconds 25 >/dev/null 2>&1 &
-pid_of[traffic]=$!
-sleep 2
-echo "lateness at 5,000 writes/s (the first is the native replica):"
-"$traffic" lag --source "redis://127.0.0.1:$base" --to "redis://127.0.0.1:$(port_of replica)" --to "redis://127.0.0.1:$(port_of target)" --probes 1500
+late() { # follower, mix -> p50 and p99 in microseconds
+    start source
+    follow "$1"
+    "$traffic" run --url "redis://127.0.0.1:$base" --rate 5000 --seconds 30 --mix "$2" >/dev/null 2>&1 &
+    pid_of[traffic]=$!
+    sleep 1
+    "$traffic" lag --source "redis://127.0.0.1:$base" --to "redis://127.0.0.1:$(port_of "$1")" --probes 2000 |
+        sed -n 's/.* p50 \([0-9]*\) .* p99 \([0-9]*\) .*/\1 \2/p'
+    kill -INT "${pid_of[traffic]}"; wait "${pid_of[traffic]}" || true; unset "pid_of[traffic]"
+    [ "$1" = target ] && { kill -INT "${pid_of[ferry]}"; wait "${pid_of[ferry]}" || true; unset "pid_of[ferry]"; }
+    stop source "$1"
+}
+
+for mix in plain mixed; do
+    : >"$dir/late"
+    for _ in $(seq "$late"); do
+        for who in replica target; do
+            echo "$who $(late $who $mix)" | tee -a "$dir/late" >&2
+        done
+    done
+    for who in replica target; do
+        printf '%-8s %-6s at 5,000 writes/s: p50 %5s, p99 %5s us\n' "$who" "$mix" \
+            "$(awk -v w=$who '$1 == w { print $2 }' "$dir/late" | median)" "$(awk -v w=$who '$1 == w { print $3 }' "$dir/late" | median)"
+    done
+done

@@ -9,7 +9,7 @@ use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::resp::{self, Reply};
-use crate::target::writer::NOTHING_THERE;
+use crate::target::flight::NOTHING_THERE;
 use crate::target::{Fate, Unit};
 use crate::types::{DbIndex, Mark, Slot, db_key, shown};
 use std::collections::BTreeMap;

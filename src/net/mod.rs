@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Held, Learnt, Secret};
 use crate::resp::{self, Reply};
 use crate::types::DbIndex;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
@@ -36,6 +37,16 @@ const READ_CHUNK: usize = 64 * 1024;
 pub enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Another handle of the same socket, which does not block; none under TLS, whose bytes only the stream can write.
+    pub fn handle(&self) -> Option<std::net::TcpStream> {
+        match self {
+            Stream::Plain(s) => s.as_fd().try_clone_to_owned().ok().map(Into::into),
+            Stream::Tls(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -4,6 +4,7 @@
 //! Invariant: `applied()` is the lowest mark over all nodes; nothing is done before the target has replied.
 
 mod batch;
+pub mod flight;
 pub mod health;
 pub mod topology;
 pub mod writer;
@@ -13,8 +14,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::batch::{Batch, GUARD};
+use crate::target::flight::{Failure, Flight, NOTHING_THERE};
 use crate::target::topology::Topology;
-use crate::target::writer::{Failure, NOTHING_THERE, Order, Shared, Trouble, Writer};
+use crate::target::writer::{Order, Shared, Trouble, Writer};
 use crate::types::{DbIndex, Mark, Slot};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
@@ -51,6 +53,8 @@ pub enum Fate {
 struct Node {
     address: String,
     orders: mpsc::UnboundedSender<Order>,
+    /// None in a dry run.
+    flight: Option<Arc<Flight>>,
     open: Batch,
     open_mark: Option<Mark>,
     next_seq: u64,
@@ -117,6 +121,7 @@ impl Pipe {
             .map(|address| {
                 let (orders, inbox) = mpsc::unbounded_channel();
                 let acked = Arc::new(AtomicU64::new(0));
+                let mut flight = None;
                 if !self.dry_run {
                     let writer = Writer::new(
                         self.endpoint.clone(),
@@ -125,11 +130,13 @@ impl Pipe {
                         acked.clone(),
                         self.fixed_db,
                     );
+                    flight = Some(writer.flight());
                     self.runtime.spawn(writer.run(inbox));
                 }
                 Node {
                     address: address.clone(),
                     orders,
+                    flight,
                     open: empty_batch(&self.shared, DbIndex::ZERO),
                     open_mark: None,
                     next_seq: 1,
@@ -246,8 +253,14 @@ impl Pipe {
         batch.seq = n.next_seq;
         n.next_seq += 1;
         n.outstanding.push_back((batch.seq, mark));
-        // The writer lives as long as the pipe; if its runtime is gone, so are we.
-        let _ = n.orders.send(Order::Send(batch));
+        let order = match &n.flight {
+            Some(flight) => flight.write_now(batch, &n.address),
+            None => None,
+        };
+        if let Some(order) = order {
+            // The writer lives as long as the pipe; if its runtime is gone, so are we.
+            let _ = n.orders.send(order);
+        }
     }
 
     /// Sends all open batches.
@@ -299,6 +312,9 @@ impl Pipe {
         let mut waits = Vec::new();
         for node in &self.nodes {
             let (tell, told) = oneshot::channel();
+            if let Some(flight) = &node.flight {
+                flight.ordered();
+            }
             let _ = node.orders.send(Order::Settle(tell));
             waits.push(told);
         }

@@ -4,32 +4,17 @@
 //! Invariant: a batch is acknowledged only when every one of its commands was answered without an error,
 //! and nothing that follows a failed batch is acknowledged before the trouble has been resolved.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::net::{self, LoggedIn, Stream};
 use crate::plan::Endpoint;
-use crate::resp::{self, Outcome};
+use crate::resp;
 use crate::target::batch::Batch;
+use crate::target::flight::{Before, Failure, Flight, cut, read_replies};
 use crate::types::DbIndex;
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{Notify, mpsc, oneshot};
-
-/// Bytes that may wait for replies on one connection.
-const IN_FLIGHT_BYTES: usize = 4 << 20;
-/// With more than this on its way, replies are gathered before they are read.
-const BUSY_BYTES: usize = 1 << 20;
-const GATHER: Duration = Duration::from_millis(1);
-
-/// A reply that was an error (or a 0 where none was expected).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Index of the command in its batch.
-    pub index: u32,
-    pub text: String,
-}
+use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::sync::{mpsc, oneshot};
 
 /// What a node could not do, in the order in which it was sent.
 #[derive(Debug, Default)]
@@ -54,7 +39,9 @@ impl Trouble {
 }
 
 pub enum Order {
-    Send(Batch),
+    Send(Arc<Batch>),
+    /// Write the rest of a batch that is on its way, from this byte on.
+    Finish(Arc<Batch>, usize),
     /// Settle everything sent so far and say what went wrong.
     Settle(oneshot::Sender<Trouble>),
 }
@@ -105,7 +92,7 @@ impl Shared {
         self.freed.notify_all();
     }
 
-    fn signal(&self) {
+    pub fn signal(&self) {
         let _guard = self.used();
         self.trouble.store(true, Ordering::Release);
         self.freed.notify_all();
@@ -131,132 +118,6 @@ impl Shared {
     }
 }
 
-/// Commands of our own that go before a batch: first AUTH, then SELECT.
-#[derive(Debug, Clone, Copy, Default)]
-struct Before {
-    auth: bool,
-    select: bool,
-}
-
-impl Before {
-    fn replies(self) -> u32 {
-        u32::from(self.auth) + u32::from(self.select)
-    }
-}
-
-/// What a connection's writing and reading half share.
-struct Flight {
-    waiting: Mutex<Waiting>,
-    /// Told when something was answered or the connection was lost.
-    moved: Notify,
-    acked: Arc<AtomicU64>,
-    shared: Arc<Shared>,
-    /// The new password is not taken.
-    outdated: AtomicBool,
-}
-
-#[derive(Default)]
-struct Waiting {
-    /// Sent, not fully answered; replies to what is ours stand before each batch's own.
-    queue: VecDeque<(Arc<Batch>, Before)>,
-    bytes: usize,
-    answered: u32,
-    failures: Vec<Failure>,
-    failed: Vec<(Arc<Batch>, Vec<Failure>)>,
-    lost: Option<Error>,
-}
-
-impl Flight {
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn lose(&self, e: Error) {
-        self.waiting().lost.get_or_insert(e);
-        self.shared.signal();
-        self.moved.notify_one();
-    }
-
-    /// Takes as many replies from the front of `buf` as are there; returns the bytes used.
-    fn take_replies(&self, buf: &[u8]) -> Result<usize> {
-        let mut at = 0;
-        let mut waiting = self.waiting();
-        let mut moved = false;
-        while let Some((outcome, len)) = resp::skim_reply(buf.get(at..).unwrap_or_default())? {
-            at += len;
-            let Waiting {
-                queue,
-                answered,
-                failures,
-                ..
-            } = &mut *waiting;
-            let Some((batch, before)) = queue.front() else {
-                return Err(Error::new(
-                    ErrorKind::Protocol,
-                    "the target sent a reply that nothing asked for",
-                ));
-            };
-            let own = answered.checked_sub(before.replies());
-            match outcome {
-                // Who we were still holds.
-                Outcome::Error(_) if before.auth && *answered == 0 => {
-                    self.outdated.store(true, Ordering::Relaxed);
-                }
-                Outcome::Fine => {}
-                Outcome::Zero => {
-                    if let Some(index) = own
-                        && batch.expect.binary_search(&index).is_ok()
-                    {
-                        failures.push(Failure {
-                            index,
-                            text: NOTHING_THERE.into(),
-                        });
-                    }
-                }
-                Outcome::Error(text) | Outcome::ErrorInside(_, text) => {
-                    let text = String::from_utf8_lossy(text).into_owned();
-                    failures.push(Failure {
-                        index: own.unwrap_or(0),
-                        text,
-                    });
-                }
-            }
-            *answered += 1;
-            if *answered == batch.commands + before.replies() {
-                *answered = 0;
-                let Some((batch, _)) = queue.pop_front() else {
-                    continue;
-                };
-                waiting.bytes -= batch.bytes.len();
-                moved = true;
-                let failures = std::mem::take(&mut waiting.failures);
-                // What follows a failure may have read what that left behind: it is looked at as well.
-                if failures.is_empty() && waiting.failed.is_empty() {
-                    self.acked.store(batch.seq, Ordering::Release);
-                    self.shared.release(batch.bytes.len());
-                    // The writing half may still hold it for a moment; then the buffer is simply not reused.
-                    if let Ok(batch) = Arc::try_unwrap(batch) {
-                        self.shared.recycle(batch.bytes);
-                    }
-                } else {
-                    waiting.failed.push((batch, failures));
-                    self.shared.signal();
-                }
-            }
-        }
-        drop(waiting);
-        if moved {
-            self.moved.notify_one();
-        }
-        Ok(at)
-    }
-}
-
-/// The text of a [`Failure`] that is not an error: a command found no key where the source had one.
-pub const NOTHING_THERE: &str = "(nothing there)";
-
 /// A node's writer; owned by one pump.
 pub struct Writer {
     endpoint: Endpoint,
@@ -266,15 +127,10 @@ pub struct Writer {
     uncertain: Vec<(Arc<Batch>, u32, Vec<Failure>)>,
     unsent: Vec<Arc<Batch>>,
     error: Option<Error>,
-    /// No command but the plan's own database is possible.
-    fixed_db: bool,
-    /// Of the batch that was sent last.
-    last_seq: u64,
 }
 
 struct Live {
     write: WriteHalf<Stream>,
-    db: DbIndex,
     login: LoggedIn,
     reader: tokio::task::JoinHandle<()>,
 }
@@ -293,24 +149,20 @@ impl Writer {
         acked: Arc<AtomicU64>,
         fixed_db: bool,
     ) -> Writer {
-        let flight = Arc::new(Flight {
-            waiting: Mutex::default(),
-            moved: Notify::new(),
-            acked,
-            shared,
-            outdated: AtomicBool::new(false),
-        });
         Writer {
             endpoint,
             address,
-            flight,
+            flight: Arc::new(Flight::new(shared, acked, fixed_db)),
             live: None,
             uncertain: Vec::new(),
             unsent: Vec::new(),
             error: None,
-            fixed_db,
-            last_seq: 0,
         }
+    }
+
+    /// What the pump shares with it.
+    pub fn flight(&self) -> Arc<Flight> {
+        self.flight.clone()
     }
 
     /// Serves orders until the channel closes.
@@ -326,13 +178,15 @@ impl Writer {
                 }
             };
             match order {
-                Some(Order::Send(batch)) => self.send(Arc::new(batch)).await,
+                Some(Order::Send(batch)) => self.send(batch).await,
+                Some(Order::Finish(batch, at)) => self.finish(&batch, at).await,
                 Some(Order::Settle(tell)) => {
                     let trouble = self.settle().await;
                     let _ = tell.send(trouble);
                 }
                 None => return,
             }
+            (self.flight).carried_out(!self.unsent.is_empty() || self.error.is_some());
         }
     }
 
@@ -341,20 +195,24 @@ impl Writer {
         if self.live.is_none() || self.troubled() {
             return;
         }
-        let db = self.live.as_ref().map_or(DbIndex::ZERO, |l| l.db);
-        let mut nothing = Batch::new(Vec::new(), db);
-        nothing.seq = self.last_seq;
+        let nothing = {
+            let mut gate = self.flight.gate();
+            gate.busy = true;
+            let mut nothing = Batch::new(Vec::new(), gate.db);
+            nothing.seq = gate.last_seq;
+            nothing
+        };
         if let Err(e) = self.write(Arc::new(nothing)).await {
             self.flight.lose(e);
         }
+        self.flight.gate().busy = false;
     }
 
     fn troubled(&self) -> bool {
         if !self.unsent.is_empty() || self.error.is_some() {
             return true;
         }
-        let waiting = self.flight.waiting();
-        waiting.lost.is_some() || !waiting.failed.is_empty() || !waiting.failures.is_empty()
+        self.flight.waiting().troubled()
     }
 
     async fn send(&mut self, batch: Arc<Batch>) {
@@ -364,13 +222,23 @@ impl Writer {
                 self.flight.shared.signal();
                 return;
             }
-            if self.flight.waiting().bytes < IN_FLIGHT_BYTES {
+            if !self.flight.waiting().is_full() {
                 break;
             }
             self.flight.moved.notified().await;
         }
         if let Err(e) = self.write(batch).await {
             self.flight.lose(e);
+        }
+    }
+
+    /// The pump has begun to write a batch; what is left of it.
+    async fn finish(&mut self, batch: &Batch, at: usize) {
+        let rest = batch.bytes.get(at..).unwrap_or_default();
+        if let Some(live) = &mut self.live
+            && let Err(e) = put(&mut live.write, &[], rest).await
+        {
+            self.flight.lose(cut(&self.address, e));
         }
     }
 
@@ -394,45 +262,28 @@ impl Writer {
             live.login.refused();
         }
         before.auth = live.login.renew(&mut ours).await;
-        if live.db != batch.db && !self.fixed_db {
+        if self.flight.selects(&batch) {
             resp::command(&mut ours, &[b"SELECT", batch.db.to_string().as_bytes()]);
-            live.db = batch.db;
             before.select = true;
         }
-        self.last_seq = batch.seq;
         if batch.commands + before.replies() == 0 {
             // The password was told with another batch already.
             return Ok(());
         }
-        {
-            // Replies may come before the last byte is written, so the batch waits for them from now on.
-            let mut waiting = self.flight.waiting();
-            waiting.bytes += batch.bytes.len();
-            waiting.queue.push_back((batch.clone(), before));
-        }
-        let result = async {
-            if !ours.is_empty() {
-                live.write.write_all(&ours).await?;
-            }
-            live.write.write_all(&batch.bytes).await?;
-            live.write.flush().await
-        };
-        let result = tokio::time::timeout(net::REPLY_LIMIT, result)
-            .await
-            .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
-        result.map_err(|e| {
-            Error::new(
-                ErrorKind::Connection,
-                format!("the connection to {} was cut", self.address),
-            )
-            .cause(e)
-        })
+        self.flight.waiting().push(batch.clone(), before);
+        let result = put(&mut live.write, &ours, &batch.bytes).await;
+        result.map_err(|e| cut(&self.address, e))
     }
 
     async fn open(&self) -> Result<Live> {
         let conn = net::connect(&self.endpoint, &self.address).await?;
         let login = conn.login();
         let (stream, unread) = conn.into_parts();
+        {
+            let mut gate = self.flight.gate();
+            gate.out = stream.handle();
+            gate.db = DbIndex::ZERO;
+        }
         let (read, write) = tokio::io::split(stream);
         let flight = self.flight.clone();
         let address = self.address.clone();
@@ -443,7 +294,6 @@ impl Writer {
         });
         Ok(Live {
             write,
-            db: DbIndex::ZERO,
             login,
             reader,
         })
@@ -464,6 +314,7 @@ impl Writer {
         let lost = waiting.lost.take();
         if lost.is_some() {
             self.live = None;
+            self.flight.gate().out = None;
             let mut answered = std::mem::take(&mut waiting.answered);
             let mut failures = std::mem::take(&mut waiting.failures);
             waiting.bytes = 0;
@@ -483,45 +334,15 @@ impl Writer {
     }
 }
 
-async fn read_replies(
-    mut read: ReadHalf<Stream>,
-    unread: Vec<u8>,
-    flight: &Flight,
-    address: &str,
-) -> Result<()> {
-    let mut buf = unread;
-    buf.reserve(64 * 1024);
-    loop {
-        let used = flight.take_replies(&buf)?;
-        buf.drain(..used);
-        if buf.capacity() - buf.len() < 16 * 1024 {
-            buf.reserve(64 * 1024);
+async fn put(to: &mut WriteHalf<Stream>, first: &[u8], then: &[u8]) -> std::io::Result<()> {
+    let all = async {
+        if !first.is_empty() {
+            to.write_all(first).await?;
         }
-        let waiting = !flight.waiting().queue.is_empty();
-        let bytes = match tokio::time::timeout(net::REPLY_LIMIT, read.read_buf(&mut buf)).await {
-            Ok(bytes) => bytes,
-            Err(_) if waiting => Err(std::io::ErrorKind::TimedOut.into()),
-            Err(_) => continue,
-        };
-        if flight.waiting().bytes > BUSY_BYTES {
-            // The target answers in small pieces, and each would wake us; while so much waits, nobody waits for them.
-            tokio::time::sleep(GATHER).await;
-        }
-        match bytes {
-            Ok(0) => {
-                return Err(Error::new(
-                    ErrorKind::Connection,
-                    format!("{address} closed the connection"),
-                ));
-            }
-            Ok(_) => {}
-            Err(e) => {
-                return Err(Error::new(
-                    ErrorKind::Connection,
-                    format!("the connection to {address} was cut"),
-                )
-                .cause(e));
-            }
-        }
-    }
+        to.write_all(then).await?;
+        to.flush().await
+    };
+    tokio::time::timeout(net::REPLY_LIMIT, all)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

@@ -137,6 +137,7 @@ enum MixName {
     Mixed,
     Counters,
     Ttl,
+    Plain,
 }
 
 fn main() -> ExitCode {
@@ -197,6 +198,7 @@ fn run(arguments: RunArguments) -> io::Result<ExitCode> {
             MixName::Mixed => traffic::Mix::Mixed,
             MixName::Counters => traffic::Mix::Counters,
             MixName::Ttl => traffic::Mix::Ttl,
+            MixName::Plain => traffic::Mix::Plain,
         },
         connections: arguments.connections,
         field_expiry: !arguments.no_field_expiry,

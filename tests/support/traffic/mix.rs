@@ -116,6 +116,17 @@ impl Generator {
         match self.mix {
             Mix::Counters => self.counter(),
             Mix::Ttl => self.expiring(),
+            Mix::Plain => match self.rng.below(3) {
+                0 => one(
+                    "SET",
+                    Command::new("SET").key(self.key("s")).arg(self.word()),
+                ),
+                1 => self.counter(),
+                _ => one(
+                    "LPUSH",
+                    Command::new("LPUSH").key(self.key("l")).arg(self.word()),
+                ),
+            },
             Mix::Mixed => {
                 // A write that the server does not know gives way to another.
                 for _ in 0..20 {

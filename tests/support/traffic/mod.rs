@@ -25,6 +25,8 @@ pub enum Mix {
     Counters,
     /// Only keys that expire soon, are renewed and made persistent.
     Ttl,
+    /// SET, INCR and LPUSH, as a benchmark writes them.
+    Plain,
 }
 
 #[derive(Debug, Clone)]

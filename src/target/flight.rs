@@ -1,0 +1,348 @@
+//! What is on its way on one connection: sent, not answered. Its two halves and the pump share it.
+//!
+//! A small batch that nothing is in front of is written by the pump itself, without waking the connection's task.
+//! Invariant: the pump writes only while the task has no order; the task writes nothing of its own meanwhile.
+
+use super::writer::{Order, Shared};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{self, Stream};
+use crate::resp::{self, Outcome};
+use crate::target::batch::Batch;
+use crate::types::DbIndex;
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, ReadHalf};
+use tokio::sync::Notify;
+
+/// A reply that was an error (or a 0 where none was expected).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Index of the command in its batch.
+    pub index: u32,
+    pub text: String,
+}
+
+/// The text of a [`Failure`] that is not an error: a command found no key where the source had one.
+pub const NOTHING_THERE: &str = "(nothing there)";
+
+/// Bytes that may wait for replies on one connection.
+const IN_FLIGHT_BYTES: usize = 4 << 20;
+/// With more than this on its way, replies are gathered before they are read.
+const BUSY_BYTES: usize = 1 << 20;
+const GATHER: Duration = Duration::from_millis(1);
+/// A larger batch is written by the connection's task, while the pump goes on.
+const SMALL: usize = 16 << 10;
+
+/// Commands of our own that go before a batch: first AUTH, then SELECT.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Before {
+    pub auth: bool,
+    pub select: bool,
+}
+
+impl Before {
+    pub fn replies(self) -> u32 {
+        u32::from(self.auth) + u32::from(self.select)
+    }
+}
+
+/// What a connection's writing and reading half share, and the pump with them.
+pub struct Flight {
+    waiting: Mutex<Waiting>,
+    gate: Mutex<Gate>,
+    /// Told when something was answered or the connection was lost.
+    pub moved: Notify,
+    acked: Arc<AtomicU64>,
+    pub shared: Arc<Shared>,
+    /// The new password is not taken.
+    pub outdated: AtomicBool,
+    /// No command but the plan's own database is possible.
+    fixed_db: bool,
+}
+
+/// Who may write.
+pub struct Gate {
+    /// Orders that the task has not carried out.
+    orders: usize,
+    /// The task writes without an order.
+    pub busy: bool,
+    /// The task keeps something back that goes first.
+    shut: bool,
+    /// The connection, where others than the task can write to it.
+    pub out: Option<TcpStream>,
+    /// The database that is selected.
+    pub db: DbIndex,
+    /// Of the batch that was sent last.
+    pub last_seq: u64,
+}
+
+#[derive(Default)]
+pub struct Waiting {
+    /// Sent, not fully answered; replies to what is ours stand before each batch's own.
+    pub queue: VecDeque<(Arc<Batch>, Before)>,
+    pub bytes: usize,
+    pub answered: u32,
+    pub failures: Vec<Failure>,
+    pub failed: Vec<(Arc<Batch>, Vec<Failure>)>,
+    pub lost: Option<Error>,
+}
+
+impl Waiting {
+    /// Nothing may follow before what went wrong is resolved.
+    pub fn troubled(&self) -> bool {
+        self.lost.is_some() || !self.failed.is_empty() || !self.failures.is_empty()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.bytes >= IN_FLIGHT_BYTES
+    }
+
+    /// From now on a batch waits for its replies, which may come before its last byte is written.
+    pub fn push(&mut self, batch: Arc<Batch>, before: Before) {
+        self.bytes += batch.bytes.len();
+        self.queue.push_back((batch, before));
+    }
+}
+
+impl Flight {
+    pub fn new(shared: Arc<Shared>, acked: Arc<AtomicU64>, fixed_db: bool) -> Flight {
+        Flight {
+            waiting: Mutex::default(),
+            gate: Mutex::new(Gate {
+                orders: 0,
+                busy: false,
+                shut: false,
+                out: None,
+                db: DbIndex::ZERO,
+                last_seq: 0,
+            }),
+            moved: Notify::new(),
+            acked,
+            shared,
+            outdated: AtomicBool::new(false),
+            fixed_db,
+        }
+    }
+
+    pub fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The task is about to get an order.
+    pub fn ordered(&self) {
+        self.gate().orders += 1;
+    }
+
+    /// The task has carried an order out; `shut` when it keeps something back.
+    pub fn carried_out(&self, shut: bool) {
+        let mut gate = self.gate();
+        gate.orders = gate.orders.saturating_sub(1);
+        gate.shut = shut;
+    }
+
+    /// Whether a SELECT has to stand before a batch that is sent now.
+    pub fn selects(&self, batch: &Batch) -> bool {
+        let mut gate = self.gate();
+        gate.last_seq = batch.seq;
+        let selects = gate.db != batch.db && !self.fixed_db;
+        if selects {
+            gate.db = batch.db;
+        }
+        selects
+    }
+
+    /// Writes a batch, for the pump, if that can be done at once; else returns what the task has to be told.
+    pub fn write_now(&self, batch: Batch, address: &str) -> Option<Order> {
+        let batch = Arc::new(batch);
+        let mut gate = self.gate();
+        let Gate {
+            orders,
+            busy,
+            shut,
+            out,
+            db,
+            last_seq,
+        } = &mut *gate;
+        let free = *orders == 0
+            && !*busy
+            && !*shut
+            && batch.bytes.len() <= SMALL
+            && (self.fixed_db || *db == batch.db)
+            && !self.outdated.load(Ordering::Relaxed);
+        let Some(mut out) = out.as_ref().filter(|_| free) else {
+            *orders += 1;
+            return Some(Order::Send(batch));
+        };
+        {
+            let mut waiting = self.waiting();
+            if waiting.troubled() || waiting.is_full() {
+                *orders += 1;
+                return Some(Order::Send(batch));
+            }
+            waiting.push(batch.clone(), Before::default());
+        }
+        *last_seq = batch.seq;
+        let mut written = 0;
+        loop {
+            let rest = batch.bytes.get(written..).unwrap_or_default();
+            if rest.is_empty() {
+                return None;
+            }
+            match out.write(rest) {
+                Ok(n) if n > 0 => written += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    *orders += 1;
+                    return Some(Order::Finish(batch, written));
+                }
+                failed => {
+                    let e = failed.err();
+                    self.lose(cut(
+                        address,
+                        e.unwrap_or_else(|| std::io::ErrorKind::WriteZero.into()),
+                    ));
+                    return None;
+                }
+            }
+        }
+    }
+
+    pub fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn lose(&self, e: Error) {
+        self.waiting().lost.get_or_insert(e);
+        self.shared.signal();
+        self.moved.notify_one();
+    }
+
+    /// Takes as many replies from the front of `buf` as are there; returns the bytes used.
+    pub fn take_replies(&self, buf: &[u8]) -> Result<usize> {
+        let mut at = 0;
+        let mut waiting = self.waiting();
+        let mut moved = false;
+        while let Some((outcome, len)) = resp::skim_reply(buf.get(at..).unwrap_or_default())? {
+            at += len;
+            let Waiting {
+                queue,
+                answered,
+                failures,
+                ..
+            } = &mut *waiting;
+            let Some((batch, before)) = queue.front() else {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    "the target sent a reply that nothing asked for",
+                ));
+            };
+            let own = answered.checked_sub(before.replies());
+            match outcome {
+                // Who we were still holds.
+                Outcome::Error(_) if before.auth && *answered == 0 => {
+                    self.outdated.store(true, Ordering::Relaxed);
+                }
+                Outcome::Fine => {}
+                Outcome::Zero => {
+                    if let Some(index) = own
+                        && batch.expect.binary_search(&index).is_ok()
+                    {
+                        failures.push(Failure {
+                            index,
+                            text: NOTHING_THERE.into(),
+                        });
+                    }
+                }
+                Outcome::Error(text) | Outcome::ErrorInside(_, text) => {
+                    let text = String::from_utf8_lossy(text).into_owned();
+                    failures.push(Failure {
+                        index: own.unwrap_or(0),
+                        text,
+                    });
+                }
+            }
+            *answered += 1;
+            if *answered == batch.commands + before.replies() {
+                *answered = 0;
+                let Some((batch, _)) = queue.pop_front() else {
+                    continue;
+                };
+                waiting.bytes -= batch.bytes.len();
+                moved = true;
+                let failures = std::mem::take(&mut waiting.failures);
+                // What follows a failure may have read what that left behind: it is looked at as well.
+                if failures.is_empty() && waiting.failed.is_empty() {
+                    self.acked.store(batch.seq, Ordering::Release);
+                    self.shared.release(batch.bytes.len());
+                    // The writing half may still hold it for a moment; then the buffer is simply not reused.
+                    if let Ok(batch) = Arc::try_unwrap(batch) {
+                        self.shared.recycle(batch.bytes);
+                    }
+                } else {
+                    waiting.failed.push((batch, failures));
+                    self.shared.signal();
+                }
+            }
+        }
+        drop(waiting);
+        if moved {
+            self.moved.notify_one();
+        }
+        Ok(at)
+    }
+}
+
+/// The connection was lost while something was written.
+pub fn cut(address: &str, e: std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::Connection,
+        format!("the connection to {address} was cut"),
+    )
+    .cause(e)
+}
+
+/// Takes replies until the connection is lost.
+pub async fn read_replies(
+    mut read: ReadHalf<Stream>,
+    unread: Vec<u8>,
+    flight: &Flight,
+    address: &str,
+) -> Result<()> {
+    let mut buf = unread;
+    buf.reserve(64 * 1024);
+    loop {
+        let used = flight.take_replies(&buf)?;
+        buf.drain(..used);
+        if buf.capacity() - buf.len() < 16 * 1024 {
+            buf.reserve(64 * 1024);
+        }
+        let waiting = !flight.waiting().queue.is_empty();
+        let bytes = match tokio::time::timeout(net::REPLY_LIMIT, read.read_buf(&mut buf)).await {
+            Ok(bytes) => bytes,
+            Err(_) if waiting => Err(std::io::ErrorKind::TimedOut.into()),
+            Err(_) => continue,
+        };
+        if flight.waiting().bytes > BUSY_BYTES {
+            // The target answers in small pieces, and each would wake us; while so much waits, nobody waits for them.
+            tokio::time::sleep(GATHER).await;
+        }
+        match bytes {
+            Ok(0) => {
+                return Err(Error::new(
+                    ErrorKind::Connection,
+                    format!("{address} closed the connection"),
+                ));
+            }
+            Ok(_) => {}
+            Err(e) => {
+                return Err(cut(address, e));
+            }
+        }
+    }
+}
