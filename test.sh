@@ -13,7 +13,10 @@ KEYFERRY_SKIPPED=$(mktemp)
 export KEYFERRY_SKIPPED
 trap 'rm -f "$log" "$KEYFERRY_SKIPPED"' EXIT
 
-say() { printf '\n== %s\n' "$*"; }
+# In continuous integration each build is the first and the last: nothing to be incremental for.
+if [ -n "${CI:-}" ]; then export CARGO_INCREMENTAL=0; fi
+
+say() { printf '\n== %s (at %s s)\n' "$*" $((SECONDS - started)); }
 
 if ! command -v cargo >/dev/null 2>&1; then
     echo "cargo is not here: install Rust first (https://rustup.rs)" >&2
@@ -50,7 +53,7 @@ cargo test --no-fail-fast -- --test-threads "$threads" "$@" 2>&1 | tee "$log" ||
 say "skipped"
 if [ -s "$KEYFERRY_SKIPPED" ]; then sort -u "$KEYFERRY_SKIPPED"; else echo "nothing"; fi
 
-say "result after $((SECONDS - started)) s"
+say "result"
 if [ "$code" -ne 0 ]; then
     sed -n 's/^test \(.*\) \.\.\. FAILED$/FAILED: \1/p' "$log"
 fi

@@ -35,44 +35,7 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-servers=${KEYFERRY_SERVERS:-$PWD/.servers}
-server=$servers/$name/redis-server cli=$servers/$name/redis-cli
-benchmark=$(find "$servers/$name/root" -name redis-benchmark -type f 2>/dev/null | head -n 1)
-keyferry=${KEYFERRY:-target/release/keyferry}
-for needed in "$server" "$cli"; do
-    [ -x "$needed" ] || { echo "$needed is not there: run tests/servers.sh first" >&2; exit 2; }
-done
-[ -x "$keyferry" ] || { echo "$keyferry is not there: run cargo build --release first" >&2; exit 2; }
-
-dir=$(mktemp -d)
-declare -A pid_of=()
-cleanup() {
-    for p in "${pid_of[@]}"; do kill -9 "$p" 2>/dev/null || true; done
-    rm -rf "$dir"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
-
-base=$((21000 + RANDOM % 5000))
-port_of() { case $1 in source) echo "$base" ;; target) echo $((base + 1)) ;; node*) echo $((base + 2 + ${1#node})) ;; esac; }
-ask() { local to=$1; shift; "$cli" -p "$(port_of "$to")" "$@"; }
-
-start() { # name, more lines of configuration
-    local what=$1; shift
-    rm -rf "${dir:?}/$what"; mkdir -p "$dir/$what"
-    "$server" --port "$(port_of "$what")" --bind 127.0.0.1 --save "" --appendonly no --dir "$dir/$what" \
-        --logfile "$dir/$what/log" --repl-diskless-sync-delay 0 --repl-backlog-size 64mb \
-        --client-output-buffer-limit "replica 0 0 0" "$@" >/dev/null 2>&1 &
-    pid_of[$what]=$!
-    until ask "$what" ping >/dev/null 2>&1; do sleep 0.05; done
-}
-stop() { for what in "$@"; do kill -9 "${pid_of[$what]}" 2>/dev/null || true; { wait "${pid_of[$what]}"; } 2>/dev/null || true; unset "pid_of[$what]"; done; }
-
-tick=$(getconf CLK_TCK)
-# CPU seconds of a process and of its children that have ended.
-cpu() { awk -v t="$tick" '{ sub(/^.*\) /, ""); print ($12 + $13 + $14 + $15) / t }' "/proc/${pid_of[$1]}/stat"; }
-now() { date +%s.%N; }
-minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a - b }'; }
+. benches/servers.sh
 
 fill() {
     local at=1 part=50000 script
@@ -103,20 +66,11 @@ fill() {
     fi
 }
 
-cluster() {
-    local i
-    for i in 0 1 2; do start "node$i" --cluster-enabled yes --cluster-require-full-coverage no; done
-    for i in 0 1 2; do ask "node$i" cluster addslotsrange $((i * 5461)) $((i == 2 ? 16383 : i * 5461 + 5460)) >/dev/null; done
-    for i in 1 2; do ask "node$i" cluster meet 127.0.0.1 "$(port_of node0)" >/dev/null; done
-    for i in 0 1 2; do until ask "node$i" cluster info | grep -q cluster_known_nodes:3; do sleep 0.05; done; done
-    for i in 0 1 2; do until ask "node$i" cluster info | grep -q cluster_slots_ok:16384 && ask "node$i" cluster info | grep -q cluster_state:ok; do sleep 0.05; done; done
-}
-
 # One way, once: prints seconds, CPU of the mover, of the source, of the target, peak memory of the mover in MiB.
 one() {
     local way=$1 targets=(target) from mover=0 memory=0 source_before target_before took what
     case $way in
-        cluster) targets=(node0 node1 node2); cluster ;;
+        cluster) targets=(node0 node1 node2); start_cluster node 3 ;;
         diskless) start target --repl-diskless-sync yes --repl-diskless-load on-empty-db; ask source config set repl-diskless-sync yes >/dev/null ;;
         disk) start target --repl-diskless-load disabled; ask source config set repl-diskless-sync no >/dev/null ;;
         *) start target; ask source config set repl-diskless-sync yes >/dev/null ;;
@@ -129,37 +83,26 @@ one() {
     from=$(now)
     case $way in
         diskless | disk)
-            ask target replicaof 127.0.0.1 "$base" >/dev/null
+            ask target replicaof 127.0.0.1 "${port_of[source]}" >/dev/null
             until ask target info replication | grep -q "master_link_status:up"; do sleep 0.02; done
             ;;
         pipe)
             TIMEFORMAT='%U %S'
-            { time "$cli" -p "$(port_of target)" --pipe <"$dir/commands" >/dev/null; } 2>"$dir/times"
+            { time ask target --pipe <"$dir/commands" >/dev/null; } 2>"$dir/times"
             mover=$(awk 'END { print $1 + $2 }' "$dir/times")
             ;;
         benchmark)
             TIMEFORMAT='%U %S'
-            { time LD_LIBRARY_PATH=$(find "$servers/$name/root" -type d -path '*/lib/*-linux-gnu' | paste -sd:) \
-                "$benchmark" -p "$(port_of target)" -t set -n "$keys" -r "$keys" -d 100 -P 64 -c 8 -q >/dev/null 2>&1; } 2>"$dir/times"
+            { time LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[target]}" -t set -n "$keys" -r "$keys" -d 100 -P 64 -c 8 -q >/dev/null 2>&1; } 2>"$dir/times"
             mover=$(awk 'END { print $1 + $2 }' "$dir/times")
             ;;
         keyferry | cluster)
-            local to=target topology=standalone
-            [ "$way" = cluster ] && to=node0 topology=cluster
-            rm -rf "$dir/work"
-            printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"%s"}}' \
-                "$base" "$(port_of $to)" "$topology" >"$dir/plan.json"
-            TIMEFORMAT='%U %S'
-            { time "$keyferry" migrate "$dir/plan.json" --work-dir "$dir/work" --no-progress --until caught-up --json >"$dir/answer" 2>"$dir/log"; } 2>"$dir/times" ||
-                { cat "$dir/log" >&2; exit 3; }
-            mover=$(awk 'END { print $1 + $2 }' "$dir/times")
-            memory=$(sed -n 's/.*"peak_rss_bytes": *\([0-9]*\).*/\1/p' "$dir/answer" | awk '{ printf "%.0f", $1 / 1048576 }')
+            case $way in cluster) ferry source node0 standalone-cluster ;; *) ferry source target standalone-standalone ;; esac
             ;;
     esac
     took=$(minus "$(now)" "$from")
     # The child that wrote the snapshot is counted when it has ended.
     sleep 0.3
-    if [ -n "${KEYFERRY_BENCH_LOG:-}" ]; then cat "$dir/log" >>"$KEYFERRY_BENCH_LOG" 2>/dev/null || true; fi
     local has=0 target_after=0
     for what in "${targets[@]}"; do
         has=$((has + $(ask "$what" dbsize)))
@@ -195,7 +138,6 @@ for round in $(seq "$rounds"); do
     done
 done
 
-median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'; }
 of() { awk -v w="$1" -v c="$2" '$1 == w { print $c }' "$dir/all" | median; }
 base_way=diskless
 case " $ways " in *" diskless "*) ;; *) base_way=${ways%% *} ;; esac

@@ -13,55 +13,32 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 seconds=${1:-30} rounds=${2:-3} late=${3:-5}
 
-servers=${KEYFERRY_SERVERS:-$PWD/.servers}
 name=${KEYFERRY_BENCH_SERVER:-redis-7.0}
-server=$servers/$name/redis-server cli=$servers/$name/redis-cli
-benchmark=$(find "$servers/$name/root" -name redis-benchmark -type f 2>/dev/null | head -n 1)
-libraries=$(find "$servers/$name/root" -type d -path '*/lib/*-linux-gnu' | paste -sd:)
-keyferry=${KEYFERRY:-target/release/keyferry} traffic=${TRAFFIC:-target/release/examples/traffic}
-for needed in "$server" "$cli" "$benchmark"; do [ -x "$needed" ] || { echo "$name is not whole: run tests/servers.sh first" >&2; exit 2; }; done
-for needed in "$keyferry" "$traffic"; do [ -x "$needed" ] || { echo "run cargo build --release --bin keyferry --example traffic first" >&2; exit 2; }; done
+. benches/servers.sh
+for needed in "$benchmark" "$traffic"; do [ -x "$needed" ] || { echo "run tests/servers.sh and cargo build --release --example traffic first" >&2; exit 2; }; done
 
-dir=$(mktemp -d)
-declare -A pid_of=()
-cleanup() { for p in "${pid_of[@]}"; do kill -9 "$p" 2>/dev/null || true; done; rm -rf "$dir"; }
-trap cleanup EXIT
-trap 'exit 130' INT TERM
-base=$((27000 + RANDOM % 2000))
-port_of() { case $1 in source) echo "$base" ;; replica) echo $((base + 1)) ;; target) echo $((base + 2)) ;; esac; }
-ask() { local to=$1; shift; "$cli" -p "$(port_of "$to")" "$@"; }
-start() {
-    rm -rf "${dir:?}/$1"; mkdir -p "$dir/$1"
-    "$server" --port "$(port_of "$1")" --bind 127.0.0.1 --save "" --appendonly no --dir "$dir/$1" --logfile "$dir/$1/log" \
-        --repl-diskless-sync-delay 0 --repl-backlog-size 256mb --client-output-buffer-limit "replica 0 0 0" >/dev/null 2>&1 &
-    pid_of[$1]=$!
-    until ask "$1" ping >/dev/null 2>&1; do sleep 0.05; done
-}
-stop() { for what in "$@"; do kill -9 "${pid_of[$what]}" 2>/dev/null || true; { wait "${pid_of[$what]}"; } 2>/dev/null || true; unset "pid_of[$what]"; done; }
-ferry() {
+ferry_on() {
     rm -rf "$dir/work"
     printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"standalone"}}' \
-        "$(port_of source)" "$(port_of target)" >"$dir/plan.json"
+        "${port_of[source]}" "${port_of[target]}" >"$dir/plan.json"
     "$keyferry" migrate "$dir/plan.json" --work-dir "$dir/work" --no-progress >/dev/null 2>"$dir/log" &
     pid_of[ferry]=$!
 }
 follow() { # the follower's name; returns when it follows
     case $1 in
-        replica) start replica; ask replica replicaof 127.0.0.1 "$base" >/dev/null ;;
-        target) start target; ferry ;;
+        replica) start replica; ask replica replicaof 127.0.0.1 "${port_of[source]}" >/dev/null ;;
+        target) start target; ferry_on ;;
     esac
     ask source set follows yes >/dev/null
     until [ "$(ask "$1" exists follows)" = 1 ]; do sleep 0.02; done
 }
-now() { date +%s.%N; }
-median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'; }
 
 one() { # follower -> writes of the source, seconds behind
-    start source
+    start source --repl-backlog-size 256mb
     follow "$1"
     local kind from
     for kind in set incr lpush; do
-        LD_LIBRARY_PATH=$libraries timeout $((seconds / 3)) "$benchmark" -p "$base" -t "$kind" -P 16 -c 16 -n 1000000000 -r 200000 -q >/dev/null 2>&1 || true
+        LD_LIBRARY_PATH=$libraries timeout $((seconds / 3)) "$benchmark" -p "${port_of[source]}" -t "$kind" -P 16 -c 16 -n 1000000000 -r 200000 -q >/dev/null 2>&1 || true
     done
     local writes
     writes=$(ask source info stats | sed -n 's/^total_commands_processed:\([0-9]*\).*/\1/p')
@@ -89,12 +66,12 @@ for who in replica target; do
 done
 
 late() { # follower, mix -> p50 and p99 in microseconds
-    start source
+    start source --repl-backlog-size 256mb
     follow "$1"
-    "$traffic" run --url "redis://127.0.0.1:$base" --rate 5000 --seconds 30 --mix "$2" >/dev/null 2>&1 &
+    "$traffic" run --url "redis://127.0.0.1:${port_of[source]}" --rate 5000 --seconds 30 --mix "$2" >/dev/null 2>&1 &
     pid_of[traffic]=$!
     sleep 1
-    "$traffic" lag --source "redis://127.0.0.1:$base" --to "redis://127.0.0.1:$(port_of "$1")" --probes 2000 |
+    "$traffic" lag --source "redis://127.0.0.1:${port_of[source]}" --to "redis://127.0.0.1:${port_of[$1]}" --probes 2000 |
         sed -n 's/.* p50 \([0-9]*\) .* p99 \([0-9]*\) .*/\1 \2/p'
     kill -INT "${pid_of[traffic]}"; wait "${pid_of[traffic]}" || true; unset "pid_of[traffic]"
     [ "$1" = target ] && { kill -INT "${pid_of[ferry]}"; wait "${pid_of[ferry]}" || true; unset "pid_of[ferry]"; }

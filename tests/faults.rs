@@ -223,11 +223,23 @@ fn killed_while_a_complete_snapshot_is_loaded() {
         Endpoint::cluster(Setup::new(&name)),
     );
     story.fill(20_000);
-    story.plan.set("/limits", json!({ "keys_per_s": 4000 }));
+    story.plan.set("/limits", json!({ "keys_per_s": 2500 }));
     let traffic = busy(&story);
     for n in 0..3 {
         let running = story.migrate();
-        std::thread::sleep(Duration::from_millis(1_500));
+        // The source has sent it all; the next checkpoint, one each second, notes that all is on disk.
+        let began = std::time::Instant::now();
+        let online = || {
+            let replica = story.source.nodes()[0]
+                .client()
+                .info("replication", "slave0");
+            replica.is_ok_and(|replica| replica.contains("state=online"))
+        };
+        while !online() {
+            assert!(began.elapsed() < Duration::from_secs(20), "no replica");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        std::thread::sleep(Duration::from_millis(1_600));
         let status = story.plan.status();
         assert_eq!(status["snapshot"]["done"], false, "run {n}: {status}");
         running.signal("KILL");
@@ -242,13 +254,9 @@ fn killed_while_a_complete_snapshot_is_loaded() {
 fn a_target_shard_fails_over() {
     let Some([name]) = need(["any"]) else { return };
     let mut rng = seed();
-    let setup = Setup::new(&name).lines(&[
-        "cluster-node-timeout 2000",
-        "cluster-replica-validity-factor 0",
-    ]);
     let mut story = Story::new(
         Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
-        Endpoint::Cluster(Cluster::with(&setup, 3, 1)),
+        Endpoint::replicated(Setup::new(&name)),
     );
     story.fill(5_000);
     let traffic = busy(&story);
@@ -368,13 +376,8 @@ fn target_slots_move_while_loading_and_streaming() {
 #[test]
 fn a_source_master_fails_over() {
     let Some([name]) = need(["any"]) else { return };
-    let setup = Setup::new(&name).lines(&[
-        "cluster-node-timeout 2000",
-        "cluster-replica-validity-factor 0",
-        "repl-backlog-size 256mb",
-    ]);
     let mut story = Story::new(
-        Endpoint::Cluster(Cluster::with(&setup, 3, 1)),
+        Endpoint::replicated(Setup::new(&name).line("repl-backlog-size 256mb")),
         Endpoint::cluster(Setup::new(&name)),
     );
     story.fill(5_000);

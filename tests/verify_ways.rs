@@ -399,7 +399,7 @@ fn while_it_is_written_to_nothing_false_is_said() {
     );
     story.fill(if full { 1_000_000 } else { 50_000 });
     let options = Options {
-        rate: 4_500,
+        rate: if full { 4_500 } else { 2_000 },
         seconds: 600,
         ..story.traffic_options()
     };

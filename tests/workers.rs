@@ -1,7 +1,6 @@
 //! One migration spread over workers that share nothing: started apart, killed, resumed, taken together, kept apart.
 
 use crate::faults::{cli, fail_over, reshard, role, stubborn};
-use crate::support::cluster::Cluster;
 use crate::support::keyferry::Running;
 use crate::support::server::Setup;
 use crate::support::side::slot;
@@ -310,13 +309,8 @@ fn slots_that_cross_from_worker_to_worker_stop_both() {
 #[test]
 fn a_failover_is_followed_by_the_worker_whose_it_is() {
     let Some([name]) = need(["any"]) else { return };
-    let setup = Setup::new(&name).lines(&[
-        "cluster-node-timeout 2000",
-        "cluster-replica-validity-factor 0",
-        "repl-backlog-size 256mb",
-    ]);
     let mut story = Story::new(
-        Endpoint::Cluster(Cluster::with(&setup, 3, 1)),
+        Endpoint::replicated(Setup::new(&name).line("repl-backlog-size 256mb")),
         Endpoint::cluster(Setup::new(&name)),
     );
     story.fill(2_000);

@@ -8,7 +8,7 @@ use crate::net::scan::{self, Scan};
 use crate::plan::Job;
 use crate::store::Existing;
 use crate::target::topology::Topology;
-use crate::types::{Slot, SlotSet, shown};
+use crate::types::{DbIndex, Slot, SlotSet, shown};
 use std::path::Path;
 
 /// Keys of a slot's name at the source: a name that no key of the source gets counts by itself.
@@ -19,27 +19,42 @@ fn is_in(claimed: &SlotSet, job: &Job, key: &[u8]) -> bool {
     }
 }
 
-/// on_existing "fail": an error when the target holds a key in these slots.
-pub async fn refuse_of(job: &Job, topology: &Topology, claimed: &SlotSet) -> Result<()> {
+/// Shows every key of the target, or of these slots on it: the node that holds it, its database, its name.
+async fn each(
+    job: &Job,
+    topology: &Topology,
+    claimed: Option<&SlotSet>,
+    mut see: impl FnMut(&str, DbIndex, &[u8]) -> Result<()>,
+) -> Result<()> {
     for address in &topology.nodes {
         let mut conn = net::connect(&job.target, address).await?;
         for (db, _) in scan::databases(&mut conn).await? {
             conn.select(db).await?;
             let mut scan = Scan::new();
             while let Some(page) = scan.next(&mut conn, 1000).await? {
-                if let Some(key) = page.iter().find(|key| is_in(claimed, job, key)) {
-                    return Err(Error::new(
-                        ErrorKind::TargetNotEmpty,
-                        format!(
-                            "the target {address} holds keys of this worker's slots already, {} in database {db} for one",
-                            shown(key)
-                        ),
-                    ));
+                for key in page {
+                    if claimed.is_none_or(|c| is_in(c, job, &key)) {
+                        see(address, db, &key)?;
+                    }
                 }
             }
         }
     }
     Ok(())
+}
+
+/// on_existing "fail": an error when the target holds a key in these slots.
+pub async fn refuse_of(job: &Job, topology: &Topology, claimed: &SlotSet) -> Result<()> {
+    each(job, topology, Some(claimed), |address, db, key| {
+        Err(Error::new(
+            ErrorKind::TargetNotEmpty,
+            format!(
+                "the target {address} holds keys of this worker's slots already, {} in database {db} for one",
+                shown(key)
+            ),
+        ))
+    })
+    .await
 }
 
 /// on_existing "skip": the target's own keys; scanned at the first start, read from the file later.
@@ -53,17 +68,11 @@ pub async fn find(
         return Ok(known);
     }
     let mut found = Existing::default();
-    for address in &topology.nodes {
-        let mut conn = net::connect(&job.target, address).await?;
-        for (db, _) in scan::databases(&mut conn).await? {
-            conn.select(db).await?;
-            let mut scan = Scan::new();
-            while let Some(page) = scan.next(&mut conn, 1000).await? {
-                let ours = |key: &&Vec<u8>| claimed.is_none_or(|c| is_in(c, job, key));
-                (page.iter().filter(ours)).for_each(|key| found.insert(db, key));
-            }
-        }
-    }
+    each(job, topology, claimed, |_, db, key| {
+        found.insert(db, key);
+        Ok(())
+    })
+    .await?;
     found.save(dir)?;
     Ok(found)
 }

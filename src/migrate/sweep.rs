@@ -5,33 +5,29 @@
 //! Invariant: one thread writes, each time what it has just read, so an older state never follows a newer one.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fence::KeyState;
-use crate::migrate::bulk::NAME_TAKEN;
 use crate::migrate::control::Order;
 use crate::migrate::heal::Key;
-use crate::migrate::losses;
 use crate::migrate::obey::SOON;
 use crate::migrate::pump::{Ended, Pump};
-use crate::migrate::rebuild::Rebuild;
 use crate::net::Tries;
 use crate::resp;
 use crate::source::keys::events::{self, Events};
 use crate::source::keys::fact::Found;
 use crate::source::keys::functions;
 use crate::source::keys::list::{Listing, Page, Position};
-use crate::source::keys::reader::{Dumped, Reader, pairs};
+use crate::source::keys::reader::{Reader, pairs};
 use crate::source::keys::side::Side;
 use crate::store::SWEEPS;
 use crate::task::Shutdown;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
-use std::collections::{BTreeSet, HashMap};
+use crate::types::{DbIndex, Mark, ReplOffset, unix_ms};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Changed keys read at a time.
-const CHUNK: usize = 500;
+/// Keys read again at a time: changed ones, and those that a verification has asked for.
+pub(super) const CHUNK: usize = 500;
 /// The pause after a sweep that found nothing.
 const REST: Duration = Duration::from_millis(500);
 /// With notifications, a sweep now and then finds what none tells.
@@ -40,13 +36,11 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(1);
 /// How often a verification's wishes are looked for.
 const REPAIR_EVERY: Duration = Duration::from_millis(500);
-/// The document that says where an unfinished copy goes on.
-const COPIED: &str = "scan_copied";
 
 /// The pump with what it reads from.
 pub(super) struct Sweeper<'p> {
     pub(super) pump: &'p mut Pump,
-    source: Reader,
+    pub(super) source: Reader,
     target: Reader,
     pub(super) events: Arc<Events>,
     /// How many changes had been told when all was drained.
@@ -214,7 +208,7 @@ impl Sweeper<'_> {
         self.trusted && self.events.listening() == self.listeners
     }
 
-    fn go_on(&self) -> Result<()> {
+    pub(super) fn go_on(&self) -> Result<()> {
         match self.pump.shared.stop.requested() {
             false => Ok(()),
             true => Err(Error::new(ErrorKind::Interrupted, "the scan was stopped")),
@@ -269,7 +263,7 @@ impl Sweeper<'_> {
     }
 
     /// The pages of one side, from a position on.
-    fn pages(
+    pub(super) fn pages(
         &self,
         side: &Arc<Side>,
         from: Option<Position>,
@@ -288,175 +282,9 @@ impl Sweeper<'_> {
         (pages, task)
     }
 
-    fn end(&self, task: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
+    pub(super) fn end(&self, task: tokio::task::JoinHandle<Result<()>>) -> Result<()> {
         let ended = self.pump.shared.runtime.block_on(task);
         ended.map_err(|e| Error::new(ErrorKind::Bug, "the listing panicked").cause(e))?
-    }
-
-    /// The first copy, from where an earlier run has stopped.
-    fn copy(&mut self) -> Result<()> {
-        let side = self.source.side.clone();
-        let saved = self.pump.shared.store(|s| s.json(COPIED))?;
-        let from = saved.and_then(|v| serde_json::from_value(v).ok());
-        let (mut pages, task) = self.pages(&side, from);
-        let mut saved = Instant::now();
-        while let Some(page) = pages.blocking_recv() {
-            self.go_on()?;
-            self.again(|me| me.copy_page(&page))?;
-            self.pump.shard.keys_read += page.keys.len() as u64;
-            let read = self.pump.shard.keys_read;
-            self.pump.progress.keys_read.store(read, Relaxed);
-            self.pump.tick_scan()?;
-            if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
-                self.settle()?;
-                let next = serde_json::to_value(next).unwrap_or_default();
-                self.pump.shared.store(|s| s.put_json(COPIED, &next))?;
-                saved = Instant::now();
-            }
-        }
-        self.end(task)?;
-        self.settle()?;
-        let end = serde_json::to_value(Position::End).unwrap_or_default();
-        self.pump.shared.store(|s| s.put_json(COPIED, &end))
-    }
-
-    fn wanted<'k>(&self, db: DbIndex, keys: &'k [Vec<u8>]) -> Vec<&'k [u8]> {
-        let shared = &self.pump.shared;
-        let Some(to) = shared.job.databases.map(db) else {
-            return Vec::new();
-        };
-        (keys.iter().map(Vec::as_slice))
-            .filter(|k| shared.job.filter.accepts(k) && !self.is_existing(to, k))
-            .collect()
-    }
-
-    /// A key that the target held before us; by its name at the source.
-    fn is_existing(&self, db: DbIndex, key: &[u8]) -> bool {
-        let name = self.pump.shared.job.renames.to_target(key);
-        name.is_some_and(|name| self.pump.is_existing(db, &name))
-    }
-
-    fn copy_page(&mut self, page: &Page) -> Result<()> {
-        let keys = self.wanted(page.db, &page.keys);
-        self.write(page.db, &keys)
-    }
-
-    /// Reads keys of the source and writes what they hold.
-    fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
-        let runtime = self.pump.shared.runtime.clone();
-        let mut moved = false;
-        for window in runtime.block_on(self.source.windows(db, keys))? {
-            self.pace(window.keys.len())?;
-            if window.large {
-                for key in &window.keys {
-                    self.write_large(db, key)?;
-                }
-                continue;
-            }
-            let window = window.keys;
-            let dumps = runtime.block_on(self.source.dumps(db, &window))?;
-            for (key, dump) in window.iter().zip(dumps) {
-                let (payload, expire) = match dump {
-                    Dumped::Gone => (None, None),
-                    Dumped::Here(payload, expire) => (Some(payload), expire),
-                    // Its slot is moving: it is read again.
-                    Dumped::Elsewhere => {
-                        self.events.put([(db, key.to_vec())]);
-                        moved = true;
-                        continue;
-                    }
-                };
-                let state = KeyState {
-                    payload,
-                    expire,
-                    offset: ReplOffset(0),
-                    elsewhere: false,
-                };
-                let renames = &self.pump.shared.job.renames;
-                let Some(name) = renames.to_target(key) else {
-                    if state.payload.is_some() {
-                        let to = self.pump.shared.job.databases.map(db).unwrap_or(db);
-                        self.pump
-                            .lose_source_key(to, key, losses::NAME, NAME_TAKEN)?;
-                    }
-                    continue;
-                };
-                let written = self.pump.write_state(db, &name, &state, MARK)?;
-                self.count(written);
-            }
-            self.resolve()?;
-        }
-        if moved {
-            let _ = runtime.block_on(self.source.side.refresh());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    /// A key of the first copy, or a change after it.
-    fn count(&mut self, written: bool) {
-        if self.pump.shard.snapshot_loaded {
-            self.pump.progress.commands.fetch_add(1, Relaxed);
-            self.pump.progress.writes.fetch_add(1, Relaxed);
-        } else if written {
-            self.pump.count_written();
-        }
-    }
-
-    /// A value too large for one DUMP: its parts become commands.
-    fn write_large(&mut self, db: DbIndex, key: &[u8]) -> Result<()> {
-        let job = self.pump.shared.job.clone();
-        let Some(to) = job.databases.map(db) else {
-            return Ok(());
-        };
-        let Some(name) = job.renames.to_target(key) else {
-            return self.pump.lose_source_key(to, key, losses::NAME, NAME_TAKEN);
-        };
-        let runtime = self.pump.shared.runtime.clone();
-        let node = self.pump.pipe.node_of(Slot::of(&name));
-        let format = self.pump.format;
-        let pipe = &mut self.pump.pipe;
-        let mut out = Vec::new();
-        let mut rebuild =
-            Rebuild::new(&name, &format, &mut out, |bytes: &mut Vec<u8>, commands| {
-                let batch = pipe.batch(node, to, MARK)?;
-                batch.bytes.extend_from_slice(bytes);
-                bytes.clear();
-                pipe.added(node, commands);
-                Ok(())
-            });
-        let read = runtime.block_on(self.source.parts(db, key, &mut rebuild))?;
-        match read {
-            Some(expire) => rebuild.finish(expire)?,
-            None => {
-                // Gone meanwhile, perhaps in its middle.
-                drop(rebuild);
-                self.pump.remove(to, &name, MARK)?;
-            }
-        }
-        self.count(true);
-        // Its parts must not be mixed with another try.
-        self.settle()
-    }
-
-    /// Writes keys whose change was told; returns how many.
-    fn write_changed(&mut self) -> Result<usize> {
-        let some = self.events.take(CHUNK);
-        let mut by_db: HashMap<DbIndex, Vec<Vec<u8>>> = HashMap::new();
-        for (db, key) in &some {
-            by_db.entry(*db).or_default().push(key.clone());
-        }
-        for (db, keys) in by_db {
-            let written = self.again(|me| {
-                let keys = me.wanted(db, &keys);
-                me.write(db, &keys)
-            });
-            if let Err(e) = written {
-                self.events.put(some);
-                return Err(e);
-            }
-        }
-        Ok(some.len())
     }
 
     /// Writes keys that a verification has asked for; returns how many.
@@ -566,7 +394,7 @@ impl Sweeper<'_> {
         Ok(gone.len() as u64)
     }
 
-    fn pace(&mut self, keys: usize) -> Result<()> {
+    pub(super) fn pace(&mut self, keys: usize) -> Result<()> {
         let bytes = self.source.side.bytes.load(Relaxed) + self.target.side.bytes.load(Relaxed);
         let more = bytes.saturating_sub(std::mem::replace(&mut self.paced, bytes));
         let mut wait = self.pump.shared.throttle.take(keys as u64, more);
@@ -580,7 +408,7 @@ impl Sweeper<'_> {
     }
 
     /// Tries again what fails for a reason that may pass.
-    fn again<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn again<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
         let mut tries = Tries::new(self.pump.shared.patience);
         loop {
             let e = match work(self) {
@@ -597,7 +425,7 @@ impl Sweeper<'_> {
     }
 
     /// What the target could not take is read and written again.
-    fn resolve(&mut self) -> Result<()> {
+    pub(super) fn resolve(&mut self) -> Result<()> {
         while self.pump.pipe.troubled() {
             self.pump.resolve()?;
             let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
@@ -607,7 +435,7 @@ impl Sweeper<'_> {
     }
 
     /// Waits until everything sent is answered.
-    fn settle(&mut self) -> Result<()> {
+    pub(super) fn settle(&mut self) -> Result<()> {
         self.pump.settle_all()?;
         let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
         self.put_back(back);
@@ -622,7 +450,7 @@ impl Sweeper<'_> {
 }
 
 /// There is no stream: all marks are one.
-const MARK: Mark = Mark::Stream {
+pub(super) const MARK: Mark = Mark::Stream {
     at: ReplOffset(0),
     db: DbIndex::ZERO,
 };

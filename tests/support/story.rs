@@ -26,6 +26,15 @@ impl Endpoint {
         Endpoint::Cluster(Cluster::with(&setup, 3, 0))
     }
 
+    /// Three masters with a replica each, which takes over soon.
+    pub fn replicated(setup: Setup) -> Endpoint {
+        let setup = setup.lines(&[
+            "cluster-node-timeout 2000",
+            "cluster-replica-validity-factor 0",
+        ]);
+        Endpoint::Cluster(Cluster::with(&setup, 3, 1))
+    }
+
     pub fn is_cluster(&self) -> bool {
         matches!(self, Endpoint::Cluster(_))
     }

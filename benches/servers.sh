@@ -1,0 +1,87 @@
+# What the benchmarks share: servers of .servers on free ports of 127.0.0.1, CPU seconds, medians. Sourced, not run.
+# Wants `name` (a server of .servers); whatever it starts is ended with the script.
+
+servers=${KEYFERRY_SERVERS:-$PWD/.servers}
+server=$servers/$name/redis-server cli=$servers/$name/redis-cli
+benchmark=$(find "$servers/$name/root" -name redis-benchmark -type f 2>/dev/null | head -n 1)
+libraries=$(find "$servers/$name/root" -type d -path '*/lib/*-linux-gnu' 2>/dev/null | paste -sd:)
+keyferry=${KEYFERRY:-target/release/keyferry} traffic=${TRAFFIC:-target/release/examples/traffic}
+for needed in "$server" "$cli"; do
+    [ -x "$needed" ] || { echo "$needed is not there: run tests/servers.sh first" >&2; exit 2; }
+done
+[ -x "$keyferry" ] || { echo "$keyferry is not there: run cargo build --release first" >&2; exit 2; }
+
+dir=$(mktemp -d)
+declare -A pid_of=() port_of=()
+cleanup() {
+    for p in "${pid_of[@]}"; do kill -9 "$p" 2>/dev/null || true; done
+    rm -rf "$dir"
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM
+
+next_port=$((20000 + RANDOM % 8000))
+is_free() { ! (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+start() { # name, more lines of configuration
+    local what=$1; shift
+    if [ -z "${port_of[$what]:-}" ]; then
+        # A cluster's bus takes the port 10,000 above.
+        until is_free "$next_port" && is_free $((next_port + 10000)); do next_port=$((next_port + 1)); done
+        port_of[$what]=$next_port
+        next_port=$((next_port + 1))
+    fi
+    rm -rf "${dir:?}/$what"; mkdir -p "$dir/$what"
+    "$server" --port "${port_of[$what]}" --bind 127.0.0.1 --save "" --appendonly no --dir "$dir/$what" \
+        --logfile "$dir/$what/log" --repl-diskless-sync-delay 0 --repl-backlog-size 64mb \
+        --client-output-buffer-limit "replica 0 0 0" "$@" >/dev/null 2>&1 &
+    pid_of[$what]=$!
+    until ask "$what" ping >/dev/null 2>&1; do sleep 0.05; done
+}
+stop() {
+    for what in "$@"; do
+        kill -9 "${pid_of[$what]}" 2>/dev/null || true
+        { wait "${pid_of[$what]}"; } 2>/dev/null || true
+        unset "pid_of[$what]"
+    done
+}
+ask() { local to=$1; shift; "$cli" -p "${port_of[$to]}" "$@"; }
+
+# A cluster of N masters called NAME0, NAME1, …, with the slots in equal parts.
+start_cluster() { # name, masters, more lines of configuration
+    local of=$1 n=$2 i
+    shift 2
+    for i in $(seq 0 $((n - 1))); do
+        start "$of$i" --cluster-enabled yes --cluster-require-full-coverage no "$@"
+        ask "$of$i" cluster addslotsrange $((i * 16384 / n)) $(((i + 1) * 16384 / n - 1)) >/dev/null
+        [ "$i" = 0 ] || ask "$of$i" cluster meet 127.0.0.1 "${port_of[${of}0]}" >/dev/null
+    done
+    for i in $(seq 0 $((n - 1))); do
+        until ask "$of$i" cluster info | grep -q "cluster_known_nodes:$n" && ask "$of$i" cluster info | grep -q cluster_slots_ok:16384; do sleep 0.05; done
+        until ask "$of$i" cluster info | grep -q cluster_state:ok; do sleep 0.05; done
+    done
+}
+
+tick=$(getconf CLK_TCK)
+# CPU seconds of a process and of its children that have ended.
+cpu() { awk -v t="$tick" '{ sub(/^.*\) /, ""); print ($12 + $13 + $14 + $15) / t }' "/proc/${pid_of[$1]}/stat"; }
+now() { date +%s.%N; }
+minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a - b }'; }
+median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'; }
+
+# keyferry migrate --until caught-up from one server to another (or one node of each cluster); sets the seconds that it
+# took, its CPU seconds, and its peak memory in MiB.
+ferry() { # source, target, topology of both
+    rm -rf "$dir/work"
+    printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s","topology":"%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"%s"}}' \
+        "${port_of[$1]}" "${3%-*}" "${port_of[$2]}" "${3#*-}" >"$dir/plan.json"
+    local from
+    from=$(now)
+    TIMEFORMAT='%U %S'
+    { time "$keyferry" migrate "$dir/plan.json" --work-dir "$dir/work" --no-progress --until caught-up --json >"$dir/answer" 2>"$dir/log"; } 2>"$dir/times" ||
+        { cat "$dir/log" >&2; exit 3; }
+    took=$(minus "$(now)" "$from")
+    mover=$(awk 'END { print $1 + $2 }' "$dir/times")
+    memory=$(sed -n 's/.*"peak_rss_bytes": *\([0-9]*\).*/\1/p' "$dir/answer" | awk '{ printf "%.0f", $1 / 1048576 }')
+    if [ -n "${KEYFERRY_BENCH_LOG:-}" ]; then cat "$dir/log" >>"$KEYFERRY_BENCH_LOG"; fi
+}

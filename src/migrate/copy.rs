@@ -1,0 +1,185 @@
+//! Mode "scan": keys read from the source and written to the target, by page, by told change, by wish.
+
+use crate::error::Result;
+use crate::fence::KeyState;
+use crate::migrate::bulk::NAME_TAKEN;
+use crate::migrate::losses;
+use crate::migrate::rebuild::Rebuild;
+use crate::migrate::sweep::{CHUNK, MARK, Sweeper};
+use crate::source::keys::list::{Page, Position};
+use crate::source::keys::reader::Dumped;
+use crate::types::{DbIndex, ReplOffset, Slot};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// The document that says where an unfinished copy goes on.
+const COPIED: &str = "scan_copied";
+
+impl Sweeper<'_> {
+    /// The first copy, from where an earlier run has stopped.
+    pub(super) fn copy(&mut self) -> Result<()> {
+        let side = self.source.side.clone();
+        let saved = self.pump.shared.store(|s| s.json(COPIED))?;
+        let from = saved.and_then(|v| serde_json::from_value(v).ok());
+        let (mut pages, task) = self.pages(&side, from);
+        let mut saved = Instant::now();
+        while let Some(page) = pages.blocking_recv() {
+            self.go_on()?;
+            self.again(|me| me.copy_page(&page))?;
+            self.pump.shard.keys_read += page.keys.len() as u64;
+            let read = self.pump.shard.keys_read;
+            self.pump.progress.keys_read.store(read, Relaxed);
+            self.pump.tick_scan()?;
+            if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
+                self.settle()?;
+                let next = serde_json::to_value(next).unwrap_or_default();
+                self.pump.shared.store(|s| s.put_json(COPIED, &next))?;
+                saved = Instant::now();
+            }
+        }
+        self.end(task)?;
+        self.settle()?;
+        let end = serde_json::to_value(Position::End).unwrap_or_default();
+        self.pump.shared.store(|s| s.put_json(COPIED, &end))
+    }
+
+    pub(super) fn wanted<'k>(&self, db: DbIndex, keys: &'k [Vec<u8>]) -> Vec<&'k [u8]> {
+        let shared = &self.pump.shared;
+        let Some(to) = shared.job.databases.map(db) else {
+            return Vec::new();
+        };
+        (keys.iter().map(Vec::as_slice))
+            .filter(|k| shared.job.filter.accepts(k) && !self.is_existing(to, k))
+            .collect()
+    }
+
+    /// A key that the target held before us; by its name at the source.
+    pub(super) fn is_existing(&self, db: DbIndex, key: &[u8]) -> bool {
+        let name = self.pump.shared.job.renames.to_target(key);
+        name.is_some_and(|name| self.pump.is_existing(db, &name))
+    }
+
+    fn copy_page(&mut self, page: &Page) -> Result<()> {
+        let keys = self.wanted(page.db, &page.keys);
+        self.write(page.db, &keys)
+    }
+
+    /// Reads keys of the source and writes what they hold.
+    pub(super) fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
+        let runtime = self.pump.shared.runtime.clone();
+        let mut moved = false;
+        for window in runtime.block_on(self.source.windows(db, keys))? {
+            self.pace(window.keys.len())?;
+            if window.large {
+                for key in &window.keys {
+                    self.write_large(db, key)?;
+                }
+                continue;
+            }
+            let window = window.keys;
+            let dumps = runtime.block_on(self.source.dumps(db, &window))?;
+            for (key, dump) in window.iter().zip(dumps) {
+                let (payload, expire) = match dump {
+                    Dumped::Gone => (None, None),
+                    Dumped::Here(payload, expire) => (Some(payload), expire),
+                    // Its slot is moving: it is read again.
+                    Dumped::Elsewhere => {
+                        self.events.put([(db, key.to_vec())]);
+                        moved = true;
+                        continue;
+                    }
+                };
+                let state = KeyState {
+                    payload,
+                    expire,
+                    offset: ReplOffset(0),
+                    elsewhere: false,
+                };
+                let renames = &self.pump.shared.job.renames;
+                let Some(name) = renames.to_target(key) else {
+                    if state.payload.is_some() {
+                        let to = self.pump.shared.job.databases.map(db).unwrap_or(db);
+                        self.pump
+                            .lose_source_key(to, key, losses::NAME, NAME_TAKEN)?;
+                    }
+                    continue;
+                };
+                let written = self.pump.write_state(db, &name, &state, MARK)?;
+                self.count(written);
+            }
+            self.resolve()?;
+        }
+        if moved {
+            let _ = runtime.block_on(self.source.side.refresh());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// A key of the first copy, or a change after it.
+    fn count(&mut self, written: bool) {
+        if self.pump.shard.snapshot_loaded {
+            self.pump.progress.commands.fetch_add(1, Relaxed);
+            self.pump.progress.writes.fetch_add(1, Relaxed);
+        } else if written {
+            self.pump.count_written();
+        }
+    }
+
+    /// A value too large for one DUMP: its parts become commands.
+    fn write_large(&mut self, db: DbIndex, key: &[u8]) -> Result<()> {
+        let job = self.pump.shared.job.clone();
+        let Some(to) = job.databases.map(db) else {
+            return Ok(());
+        };
+        let Some(name) = job.renames.to_target(key) else {
+            return self.pump.lose_source_key(to, key, losses::NAME, NAME_TAKEN);
+        };
+        let runtime = self.pump.shared.runtime.clone();
+        let node = self.pump.pipe.node_of(Slot::of(&name));
+        let format = self.pump.format;
+        let pipe = &mut self.pump.pipe;
+        let mut out = Vec::new();
+        let mut rebuild =
+            Rebuild::new(&name, &format, &mut out, |bytes: &mut Vec<u8>, commands| {
+                let batch = pipe.batch(node, to, MARK)?;
+                batch.bytes.extend_from_slice(bytes);
+                bytes.clear();
+                pipe.added(node, commands);
+                Ok(())
+            });
+        let read = runtime.block_on(self.source.parts(db, key, &mut rebuild))?;
+        match read {
+            Some(expire) => rebuild.finish(expire)?,
+            None => {
+                // Gone meanwhile, perhaps in its middle.
+                drop(rebuild);
+                self.pump.remove(to, &name, MARK)?;
+            }
+        }
+        self.count(true);
+        // Its parts must not be mixed with another try.
+        self.settle()
+    }
+
+    /// Writes keys whose change was told; returns how many.
+    pub(super) fn write_changed(&mut self) -> Result<usize> {
+        let some = self.events.take(CHUNK);
+        let mut by_db: HashMap<DbIndex, Vec<Vec<u8>>> = HashMap::new();
+        for (db, key) in &some {
+            by_db.entry(*db).or_default().push(key.clone());
+        }
+        for (db, keys) in by_db {
+            let written = self.again(|me| {
+                let keys = me.wanted(db, &keys);
+                me.write(db, &keys)
+            });
+            if let Err(e) = written {
+                self.events.put(some);
+                return Err(e);
+            }
+        }
+        Ok(some.len())
+    }
+}
