@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-const DEFAULT_BUDGET: usize = 48 << 20;
+const DEFAULT_BUDGET: usize = 16 << 20;
 
 /// What one source shard's link and pump need.
 pub struct Runner {

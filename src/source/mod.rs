@@ -4,6 +4,7 @@ pub mod aof;
 pub mod gzip;
 pub mod handshake;
 pub mod keys;
+pub mod lead;
 pub mod mix;
 pub mod place;
 pub mod psync;

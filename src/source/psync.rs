@@ -8,6 +8,7 @@ use crate::net::{self, Conn};
 use crate::plan::Endpoint;
 use crate::resp::{self, Reply};
 use crate::source::handshake::{self, Framing, Start, not_allowed};
+use crate::source::lead::Lead;
 use crate::source::place::Place;
 use crate::source::spool::{End, Spool, SpoolWriter};
 use crate::task::{Shutdown, failpoint};
@@ -25,7 +26,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 256 * 1024;
 /// After a read of a snapshot that brings less, more is waited for.
 const SMALL_READ: usize = 128 * 1024;
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(4);
 
 /// Sends the replica handshake and PSYNC.
 ///
@@ -220,10 +221,17 @@ impl Link {
         let mut buf = unread;
         buf.reserve(READ_BYTES);
         if let Some(framing) = mark {
+            // A snapshot that is a file at the source keeps no child waiting, and shares its processors with nobody.
+            let mut lead = matches!(framing, Framing::Mark { .. }).then(Lead::new);
             let mut rest = Receiver { framing, writer };
             loop {
                 if rest.take(&mut buf)? {
                     break;
+                }
+                if let Some(lead) = &mut lead
+                    && !self.wait_for_load(lead, stop).await
+                {
+                    return Ok(());
                 }
                 let before = buf.len();
                 tokio::select! {
@@ -274,6 +282,20 @@ impl Link {
                 n = read_some(&mut read, &mut buf, &address), if !full => n?,
             }
         }
+    }
+
+    /// False when a stop is asked for.
+    async fn wait_for_load(&self, lead: &mut Lead, stop: &Shutdown) -> bool {
+        while let Some(nap) = lead.nap(&self.spool) {
+            if !stop.sleep(nap).await {
+                return false;
+            }
+            if lead.asks() {
+                let at = self.source_offset().await.ok();
+                lead.told(at, self.spool.stream_start());
+            }
+        }
+        true
     }
 
     fn no_room(&self, what: &str) -> Error {

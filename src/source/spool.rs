@@ -39,6 +39,8 @@ pub enum End {
 #[derive(Debug)]
 struct State {
     snapshot_len: u64,
+    /// How far the pump has read it.
+    snapshot_read: u64,
     snapshot_total: Option<u64>,
     snapshot_complete: bool,
     /// Also after a power cut.
@@ -67,6 +69,7 @@ impl State {
     fn new(snapshot_len: u64, start: ReplOffset, end: ReplOffset) -> State {
         State {
             snapshot_len,
+            snapshot_read: 0,
             snapshot_total: None,
             snapshot_complete: false,
             snapshot_durable: false,
@@ -223,6 +226,12 @@ impl Spool {
 
     pub fn set_snapshot_total(&self, total: Option<u64>) {
         self.state().snapshot_total = total;
+    }
+
+    /// Bytes of the snapshot that are here, and how many of them the pump has read.
+    pub fn load(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.snapshot_len, state.snapshot_read)
     }
 
     /// Bytes of the snapshot spooled so far, its length if known, and whether it is whole.

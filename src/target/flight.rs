@@ -33,7 +33,7 @@ pub const NOTHING_THERE: &str = "(nothing there)";
 const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// With more than this on its way, replies are gathered before they are read.
 const BUSY_BYTES: usize = 1 << 20;
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(3);
 /// A larger batch is written by the connection's task, while the pump goes on.
 const SMALL: usize = 16 << 10;
 

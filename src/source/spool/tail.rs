@@ -28,6 +28,7 @@ impl SnapshotTail {
 impl Read for SnapshotTail {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let mut state = self.spool.state();
+        state.snapshot_read = self.at;
         while state.snapshot_len <= self.at {
             if state.snapshot_complete {
                 return Ok(0);
