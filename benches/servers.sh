@@ -20,13 +20,13 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
-next_port=$((20000 + RANDOM % 8000))
+# Below what the system gives to outgoing connections, and so is the bus of a cluster, 10,000 above.
+next_port=$((12000 + RANDOM % 8000))
 is_free() { ! (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
 start() { # name, more lines of configuration
     local what=$1; shift
     if [ -z "${port_of[$what]:-}" ]; then
-        # A cluster's bus takes the port 10,000 above.
         until is_free "$next_port" && is_free $((next_port + 10000)); do next_port=$((next_port + 1)); done
         port_of[$what]=$next_port
         next_port=$((next_port + 1))
@@ -36,7 +36,10 @@ start() { # name, more lines of configuration
         --logfile "$dir/$what/log" --repl-diskless-sync-delay 0 --repl-backlog-size 64mb \
         --client-output-buffer-limit "replica 0 0 0" "$@" >/dev/null 2>&1 &
     pid_of[$what]=$!
-    until ask "$what" ping >/dev/null 2>&1; do sleep 0.05; done
+    until ask "$what" ping >/dev/null 2>&1; do
+        kill -0 "${pid_of[$what]}" 2>/dev/null || { echo "the server $what does not start:" >&2; cat "$dir/$what/log" >&2; exit 3; }
+        sleep 0.05
+    done
 }
 stop() {
     for what in "$@"; do

@@ -158,7 +158,8 @@ impl Pump {
         expire: Option<ExpireAt>,
         mark: Mark,
     ) -> Result<bool> {
-        let node = self.pipe.node_of(Slot::of(h.key));
+        let slot = Slot::of(h.key);
+        let node = self.pipe.node_of(slot);
         let footer = payload::footer_version(&self.format);
         match fit {
             Fit::AsIs => {
@@ -172,12 +173,15 @@ impl Pump {
                     && expire.is_none()
                     && h.freq.is_none()
                     && h.idle_s.is_none();
-                if bare && self.pipe.takes_pairs() && matches!(mark, Mark::Snapshot { .. }) {
+                if bare
+                    && matches!(mark, Mark::Snapshot { .. })
+                    && let Some(most) = self.pipe.takes_pairs()
+                {
                     let mut r = Reader::new(body, h.value_at);
                     if let Some(text) =
-                        encoding::short_string(&mut r, SHORT, &mut self.scratch, "a string")?
+                        encoding::short_string(&mut r, most, &mut self.scratch, "a string")?
                     {
-                        self.pipe.pair(node, db, mark, h.key, text)?;
+                        self.pipe.pair(slot, db, mark, h.key, text)?;
                         return Ok(true);
                     }
                 }
@@ -311,9 +315,6 @@ impl Pump {
 /// Why a key has nowhere to go whose name another one gets.
 pub(super) const NAME_TAKEN: &str =
     "by `rename`, keys of another prefix get names like its own at the target";
-
-/// Strings up to this length are set several at once.
-const SHORT: usize = 4 << 10;
 
 /// Why a key of the source's database `db` has nowhere to go.
 pub(super) fn no_database(db: DbIndex) -> String {

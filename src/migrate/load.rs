@@ -59,6 +59,7 @@ impl Pump {
                     }
                     self.progress.bytes_done.store(snapshot.position(), Relaxed);
                     self.tick()?;
+                    self.pipe.put_old()?;
                     if self.meet_ownership()? {
                         continue 'again;
                     }

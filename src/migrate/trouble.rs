@@ -13,6 +13,7 @@ use crate::target::flight::NOTHING_THERE;
 use crate::target::{Fate, Unit};
 use crate::types::{DbIndex, Mark, Slot, db_key, shown};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Instant;
 
 impl Pump {
@@ -111,7 +112,7 @@ impl Pump {
                 (None, Some(text)) => format!("the target answered: {text}"),
                 (None, None) => "commands were not sent".into(),
             };
-            if loading && self.pipe.takes_pairs() && units.iter().any(refused_pairs) {
+            if loading && self.pipe.takes_pairs().is_some() && units.iter().any(refused_pairs) {
                 // Its strings can go one by one: they are read again.
                 self.shared.event("warning", "pairs", &why);
                 self.pipe.no_pairs();
@@ -184,6 +185,11 @@ impl Pump {
     /// Sends again what may be sent again; heals the keys of everything else, and of what touches those.
     fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
         let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
+        let units = match self.shard.snapshot_loaded {
+            true => units,
+            // A command of the source's stays one.
+            false => units.into_iter().flat_map(apart).collect(),
+        };
         for unit in units {
             let touched = self.keys_of(&unit);
             if self.shared.scan {
@@ -391,6 +397,32 @@ fn refused_pairs(unit: &Unit) -> bool {
         return false;
     };
     name_of(unit) == "MSET" && !text.starts_with("OOM") && !is_temporary(text)
+}
+
+/// Strings set together whose slot is on its way: its new node takes keys that are not there one by one only.
+fn apart(unit: Unit) -> Vec<Unit> {
+    let mut args = Vec::new();
+    let on_its_way = matches!(&unit.fate, Fate::Refused(text) if net::is_on_its_way(text));
+    if !on_its_way
+        || name_of(&unit) != "MSET"
+        || resp::parse_command(&unit.bytes, &mut args).is_err()
+    {
+        return vec![unit];
+    }
+    let arg = |range: &Range<usize>| unit.bytes.get(range.clone()).unwrap_or_default();
+    (args.get(1..).unwrap_or_default().chunks_exact(2))
+        .filter_map(|pair| {
+            let [key, value] = pair else { return None };
+            let mut bytes = Vec::new();
+            resp::command(&mut bytes, &[b"SET", arg(key), arg(value)]);
+            let commands = 1;
+            Some(Unit {
+                bytes,
+                commands,
+                ..unit.clone()
+            })
+        })
+        .collect()
 }
 
 /// Errors that trying again does not mend.

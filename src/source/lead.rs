@@ -32,7 +32,7 @@ pub struct Lead {
 }
 
 impl Lead {
-    pub fn new() -> Lead {
+    pub fn begin() -> Lead {
         let now = Instant::now();
         Lead {
             began: now,
@@ -85,7 +85,7 @@ mod tests {
         let spool = Spool::open(dir.path(), 1 << 40).unwrap();
         let mut writer = SpoolWriter::new(spool.clone());
         let mut tail = SnapshotTail::new(spool.clone(), 0);
-        let mut lead = Lead::new();
+        let mut lead = Lead::begin();
         assert_eq!(lead.nap(&spool), None);
         writer.append_snapshot(&vec![0; 10 << 20]).unwrap();
         assert_eq!(lead.nap(&spool), Some(NAP));
@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(lead.nap(&spool), Some(NAP));
         lead.told(Some(ReplOffset(100)), ReplOffset(90));
         assert_eq!(lead.nap(&spool), Some(NAP));
-        let mut written_to = Lead::new();
+        let mut written_to = Lead::begin();
         written_to.told(Some(ReplOffset(WRITTEN + 100)), ReplOffset(90));
         assert_eq!(written_to.nap(&spool), None);
         std::thread::sleep(STILL + NAP);

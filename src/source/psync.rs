@@ -222,7 +222,7 @@ impl Link {
         buf.reserve(READ_BYTES);
         if let Some(framing) = mark {
             // A snapshot that is a file at the source keeps no child waiting, and shares its processors with nobody.
-            let mut lead = matches!(framing, Framing::Mark { .. }).then(Lead::new);
+            let mut lead = matches!(framing, Framing::Mark { .. }).then(Lead::begin);
             let mut rest = Receiver { framing, writer };
             loop {
                 if rest.take(&mut buf)? {

@@ -18,7 +18,7 @@ pub struct Batch {
 }
 
 /// A server runs one command at a time: more pairs in one would save nothing more, and keep others waiting.
-const PAIRS: usize = 32;
+pub const PAIRS: usize = 32;
 const PAIRS_BYTES: usize = 16 << 10;
 
 /// The command of a guard: it is sent for nothing else.

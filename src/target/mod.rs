@@ -5,6 +5,7 @@
 
 mod batch;
 pub mod flight;
+mod groups;
 pub mod health;
 pub mod topology;
 pub mod writer;
@@ -15,9 +16,10 @@ use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::batch::{Batch, GUARD};
 use crate::target::flight::{Failure, Flight, NOTHING_THERE};
-use crate::target::topology::Topology;
+use crate::target::groups::Groups;
+use crate::target::topology::{Pairs, Topology};
 use crate::target::writer::{Order, Shared, Trouble, Writer};
-use crate::types::{DbIndex, Mark, Slot};
+use crate::types::{DbIndex, Mark, SLOTS, Slot};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 /// A batch is sent when it has this many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
 const BATCH_COMMANDS: u32 = 4096;
+/// Strings of at most this many bytes are set several at a time where any may stand together.
+const SHORT: usize = 4 << 10;
 
 /// A command or a whole transaction that has to be dealt with.
 #[derive(Debug, Clone)]
@@ -68,6 +72,12 @@ pub struct Pipe {
     runtime: Handle,
     topology: Topology,
     nodes: Vec<Node>,
+    /// Strings that wait for others of their slots.
+    groups: Groups,
+    /// Slots that have enough of them.
+    full: Vec<Slot>,
+    /// How much had been sent when the first of them came.
+    grouped_at: u64,
     shared: Arc<Shared>,
     budget: usize,
     fixed_db: bool,
@@ -100,6 +110,9 @@ impl Pipe {
             runtime,
             topology,
             nodes: Vec::new(),
+            groups: Groups::default(),
+            full: Vec::new(),
+            grouped_at: 0,
             shared: Arc::default(),
             budget: options.budget,
             fixed_db: options.fixed_db,
@@ -176,29 +189,97 @@ impl Pipe {
         Ok(&mut node.open)
     }
 
-    /// Whether the target takes MSET of any keys.
-    pub fn takes_pairs(&self) -> bool {
-        self.topology.pairs
+    /// Whether strings of up to this length are better sent by [`Pipe::pair`].
+    pub fn takes_pairs(&self) -> Option<usize> {
+        match self.topology.pairs {
+            Pairs::None => None,
+            Pairs::OfOneSlot => Some(groups::MOST),
+            Pairs::OfAny => Some(SHORT),
+        }
     }
 
     /// The target has refused one.
     pub fn no_pairs(&mut self) {
-        self.topology.pairs = false;
+        self.topology.pairs = Pairs::None;
     }
 
     /// Sets a string together with others; only where [`Pipe::takes_pairs`].
     ///
-    /// Nothing else on its way may touch the key, as it may overtake what was added before it.
+    /// Nothing else on its way may touch the key, as it may overtake what was added before it, and be overtaken.
     pub fn pair(
         &mut self,
-        node: usize,
+        slot: Slot,
         db: DbIndex,
         mark: Mark,
         key: &[u8],
         value: &[u8],
     ) -> Result<()> {
-        let new = self.batch(node, db, mark)?.pair(key, value);
-        self.added(node, new);
+        if self.topology.pairs == Pairs::OfAny {
+            let node = self.node_of(slot);
+            let new = self.batch(node, db, mark)?.pair(key, value);
+            self.added(node, new);
+            return Ok(());
+        }
+        if self.groups.from.is_some_and(|(of, _)| of != db) {
+            self.put_groups()?;
+        }
+        if self.groups.from.is_none() {
+            self.groups.from = Some((db, mark));
+            self.grouped_at = self.sent_bytes;
+        }
+        if self.groups.add(slot, key, value) {
+            self.sort_groups()?;
+        }
+        while self.groups.len() > self.budget / 2 {
+            let slot = self.groups.turn(mark);
+            self.put_group(slot)?;
+        }
+        Ok(())
+    }
+
+    fn sort_groups(&mut self) -> Result<()> {
+        let mut full = std::mem::take(&mut self.full);
+        self.groups.sort(&mut full);
+        for slot in full.drain(..) {
+            self.put_group(slot)?;
+        }
+        self.full = full;
+        Ok(())
+    }
+
+    /// The strings of a slot that wait for others wait no longer.
+    fn put_group(&mut self, slot: Slot) -> Result<()> {
+        let Some((db, mark)) = self.groups.from else {
+            return Ok(());
+        };
+        let node = self.node_of(slot);
+        let mut groups = std::mem::take(&mut self.groups);
+        let put = (self.batch(node, db, mark)).map(|batch| groups.put(slot, &mut batch.bytes));
+        self.groups = groups;
+        if put? {
+            self.added(node, 1);
+        }
+        Ok(())
+    }
+
+    /// Strings that wait while much else is sent would keep the mark back.
+    pub fn put_old(&mut self) -> Result<()> {
+        match self.sent_bytes - self.grouped_at > 8 * self.budget as u64 {
+            true => self.put_groups(),
+            false => Ok(()),
+        }
+    }
+
+    fn put_groups(&mut self) -> Result<()> {
+        let Some((_, mark)) = self.groups.from else {
+            return Ok(());
+        };
+        self.sort_groups()?;
+        for _ in 0..SLOTS {
+            let slot = self.groups.turn(mark);
+            self.put_group(slot)?;
+        }
+        self.groups.emptied();
         Ok(())
     }
 
@@ -265,6 +346,10 @@ impl Pipe {
 
     /// Sends all open batches.
     pub fn flush(&mut self) {
+        if let Err(e) = self.put_groups() {
+            // Only a slot without a node would do that, and a topology has one for each.
+            tracing::error!("{e}");
+        }
         for node in 0..self.nodes.len() {
             self.send(node);
         }
@@ -277,7 +362,7 @@ impl Pipe {
 
     /// The lowest mark that is not yet acknowledged; `None` when everything is.
     pub fn oldest(&mut self) -> Option<Mark> {
-        let mut oldest: Option<Mark> = None;
+        let mut oldest = self.groups.from.map(|(_, mark)| mark);
         for node in &mut self.nodes {
             let acked = node.acked.load(Ordering::Acquire);
             while node

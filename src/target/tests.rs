@@ -144,3 +144,58 @@ fn a_transaction_is_one_unit() {
         (3, &Fate::Refused("MOVED 1 h:1".into()))
     );
 }
+
+#[test]
+fn strings_of_one_slot_are_set_together() {
+    let mark = |at| Mark::Snapshot {
+        at,
+        db: DbIndex::ZERO,
+    };
+    let mut groups = Groups::default();
+    let mut wanted = std::collections::BTreeMap::new();
+    let mut names = Vec::new();
+    let mut put = |groups: &mut Groups, wanted: &mut std::collections::BTreeMap<_, _>, slot| {
+        let (mut out, mut args) = (Vec::new(), Vec::new());
+        if !groups.put(slot, &mut out) {
+            return;
+        }
+        let whole = resp::parse_command(&out, &mut args).unwrap();
+        assert_eq!(whole, Some(out.len()));
+        let text = |n: usize| String::from_utf8_lossy(&out[args[n].clone()]).into_owned();
+        names.push((text(0), args.len()));
+        for n in (1..args.len()).step_by(2) {
+            assert_eq!(wanted.remove(&text(n)), Some(slot));
+            assert_eq!(text(n + 1), "v");
+        }
+    };
+    groups.from = Some((DbIndex::ZERO, mark(9)));
+    // 50 of each of ten slots, and one alone.
+    for n in 0..500 {
+        let key = format!("{{{}}}:{n}", n % 10);
+        let slot = Slot::of(key.as_bytes());
+        wanted.insert(key.clone(), slot);
+        groups.add(slot, key.as_bytes(), b"v");
+        let mut full = Vec::new();
+        groups.sort(&mut full);
+        for slot in full {
+            put(&mut groups, &mut wanted, slot);
+        }
+    }
+    wanted.insert("alone".into(), Slot::of(b"alone"));
+    groups.add(Slot::of(b"alone"), b"alone", b"v");
+    groups.sort(&mut Vec::new());
+    let waiting = groups.len();
+    for n in 0..SLOTS as u64 {
+        let slot = groups.turn(mark(100 + n));
+        put(&mut groups, &mut wanted, slot);
+    }
+    assert!(waiting > 0 && groups.len() == 0 && wanted.is_empty());
+    // Whatever comes now came after this round began.
+    groups.turn(mark(70_000));
+    assert_eq!(groups.from, Some((DbIndex::ZERO, mark(100))));
+    names.sort();
+    let mut all = vec![("MSET".to_owned(), 37); 10];
+    all.extend(vec![("MSET".to_owned(), 65); 10]);
+    all.push(("SET".to_owned(), 3));
+    assert_eq!(names, all);
+}

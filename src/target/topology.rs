@@ -13,10 +13,18 @@ pub struct Topology {
     pub cluster: bool,
     /// True where one command must keep to one slot: a cluster, or a proxy in front of one.
     pub one_slot: bool,
-    /// Whether one MSET may name any keys, and is allowed at all.
-    pub pairs: bool,
+    pub pairs: Pairs,
     pub nodes: Vec<String>,
     node_of: Vec<u16>,
+}
+
+/// Which keys one MSET may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pairs {
+    /// It is not allowed at all.
+    None,
+    OfOneSlot,
+    OfAny,
 }
 
 impl Topology {
@@ -40,7 +48,7 @@ impl Topology {
         Ok(Topology {
             cluster: layout.cluster,
             one_slot: layout.cluster || proxy,
-            pairs: false,
+            pairs: Pairs::None,
             nodes,
             node_of,
         })
@@ -65,7 +73,11 @@ impl Topology {
                 cluster: true,
                 masters,
             };
-            Topology::of(&layout, proxy)
+            let pairs = self.pairs;
+            Ok(Topology {
+                pairs,
+                ..Topology::of(&layout, proxy)?
+            })
         })
         .await
     }
@@ -76,15 +88,33 @@ pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
     let (layout, server) = net::server::layout(endpoint).await?;
     let proxy = endpoint.topology == crate::plan::Topology::Proxy;
     let mut topology = Topology::of(&layout, proxy)?;
-    topology.pairs = !topology.one_slot && takes_pairs(endpoint).await.unwrap_or(false);
+    if takes_pairs(&topology, endpoint).await.unwrap_or(false) {
+        topology.pairs = match topology.one_slot {
+            true => Pairs::OfOneSlot,
+            false => Pairs::OfAny,
+        };
+    }
     Ok((topology, server))
 }
 
 /// Asks without writing: rights and slots are looked at when a command is queued, and the queue is thrown away.
-async fn takes_pairs(endpoint: &Endpoint) -> Result<bool> {
-    let mut conn = net::connect(endpoint, &endpoint.address()).await?;
+async fn takes_pairs(topology: &Topology, endpoint: &Endpoint) -> Result<bool> {
+    let address = match topology.nodes.first() {
+        Some(address) if topology.cluster => address.clone(),
+        _ => endpoint.address(),
+    };
+    let mut conn = net::connect(endpoint, &address).await?;
+    // Keys of the node that is asked.
+    let mut tags = (0..SLOTS)
+        .map(|n| format!("{{{n}}}:keyferry"))
+        .filter(|key| topology.node(Slot::of(key.as_bytes())) == 0);
+    let first = tags.next().unwrap_or_default();
+    let second = match topology.one_slot {
+        true => format!("{first}:2"),
+        false => tags.next().unwrap_or_default(),
+    };
     let began = conn.ask(&[b"MULTI"]).await?;
-    let pair: [&[u8]; 5] = [b"MSET", b"{a}:keyferry", b"1", b"{b}:keyferry", b"1"];
+    let pair: [&[u8]; 5] = [b"MSET", first.as_bytes(), b"1", second.as_bytes(), b"1"];
     let queued = conn.ask(&pair).await?;
     let ended = conn.ask(&[b"DISCARD"]).await?;
     let is = |reply: &Reply, word: &str| reply.text().is_some_and(|t| t == word);
