@@ -316,6 +316,8 @@ pub enum Outcome<'a> {
     Fine,
     /// An integer reply 0: for some commands it says that nothing was there to act on.
     Zero,
+    /// An integer reply -2, by itself or inside an array: a field (or key) was not there.
+    Absent,
     /// The error line, or the first error inside an array (EXEC) with its index.
     Error(&'a [u8]),
     ErrorInside(usize, &'a [u8]),
@@ -337,8 +339,11 @@ fn skim_at(buf: &[u8], at: usize, depth: usize) -> Result<Option<(Outcome<'_>, u
         None => Ok(None),
         Some(b'+') => Ok(line(buf, at + 1)?.map(|(_, next)| (Outcome::Fine, next))),
         Some(b'-') => Ok(line(buf, at + 1)?.map(|(text, next)| (Outcome::Error(text), next))),
-        Some(b':') => Ok(number(buf, at + 1)?
-            .map(|(n, next)| (if n == 0 { Outcome::Zero } else { Outcome::Fine }, next))),
+        Some(b':') => Ok(number(buf, at + 1)?.map(|(n, next)| match n {
+            0 => (Outcome::Zero, next),
+            -2 => (Outcome::Absent, next),
+            _ => (Outcome::Fine, next),
+        })),
         Some(b'$') => {
             let Some((len, start)) = number(buf, at + 1)? else {
                 return Ok(None);
@@ -355,11 +360,12 @@ fn skim_at(buf: &[u8], at: usize, depth: usize) -> Result<Option<(Outcome<'_>, u
             let Some((count, mut next)) = number(buf, at + 1)? else {
                 return Ok(None);
             };
-            let mut first_error = None;
+            let (mut first_error, mut absent) = (None, false);
             for index in 0..count.max(0) as usize {
                 let Some((outcome, after)) = skim_at(buf, next, depth + 1)? else {
                     return Ok(None);
                 };
+                absent |= outcome == Outcome::Absent;
                 if let (Outcome::Error(text) | Outcome::ErrorInside(_, text), None) =
                     (outcome, &first_error)
                 {
@@ -369,6 +375,7 @@ fn skim_at(buf: &[u8], at: usize, depth: usize) -> Result<Option<(Outcome<'_>, u
             }
             Ok(Some(match first_error {
                 Some((index, text)) => (Outcome::ErrorInside(index, text), next),
+                None if absent => (Outcome::Absent, next),
                 None => (Outcome::Fine, next),
             }))
         }
@@ -417,6 +424,20 @@ mod tests {
             .unwrap();
         assert_eq!((outcome, n), (Outcome::ErrorInside(1, b"WRONGTYPE no"), 24));
         assert_eq!(skim_reply(b":0\r\n").unwrap().unwrap().0, Outcome::Zero);
+    }
+
+    #[test]
+    fn a_field_that_is_not_there_is_seen() {
+        for (reply, outcome) in [
+            ("*1\r\n:-2\r\n", Outcome::Absent),
+            ("*2\r\n:1\r\n*2\r\n:1\r\n:-2\r\n", Outcome::Absent),
+            ("*2\r\n:0\r\n:-1\r\n", Outcome::Fine),
+            ("*2\r\n:-2\r\n-ERR x\r\n", Outcome::ErrorInside(1, b"ERR x")),
+            (":0\r\n", Outcome::Zero),
+        ] {
+            let bytes = reply.as_bytes();
+            assert_eq!(skim_reply(bytes).unwrap(), Some((outcome, bytes.len())));
+        }
     }
 
     proptest! {

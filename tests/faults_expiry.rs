@@ -53,6 +53,51 @@ fn renewals_that_come_too_late_lose_nothing() {
     story.judge();
 }
 
+/// The same with fields of hashes, which have an expiry of their own: alone and in a transaction.
+#[test]
+fn fields_renewed_too_late_are_not_lost() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let source = Endpoint::alone(Setup::new(&name));
+    let target = Endpoint::alone(Setup::new(&name));
+    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
+    let mut story = Story::new(source, target);
+    let far = format!("redis://{}", line.address());
+    story.plan.set("/target/url", json!(far));
+    story.fill(200);
+    let mut running = story.migrate();
+    let soon = Duration::from_secs(60);
+    story.plan.wait_caught_up(&mut running, soon);
+    std::thread::sleep(Duration::from_secs(2));
+    let mut client = story.source.nodes()[0].client();
+    let mut run = |words: String| {
+        client.words(&words).expect("an answer");
+    };
+    for n in 0..40 {
+        run(format!("HSET late:{n} f {n} g {n}"));
+    }
+    for _ in 0..5 {
+        for n in 0..40 {
+            run(format!("HPEXPIRE late:{n} 390 FIELDS 1 f"));
+        }
+        std::thread::sleep(Duration::from_millis(320));
+        for n in 0..40 {
+            if n % 2 == 0 {
+                run(format!("HPERSIST late:{n} FIELDS 1 f"));
+            } else {
+                run("MULTI".into());
+                run(format!("HSET late:{n} h {n}"));
+                run(format!("HPERSIST late:{n} FIELDS 1 f"));
+                run("EXEC".into());
+            }
+        }
+    }
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
 /// Keys whose TTL is renewed all the time are all there after a load that takes far longer than the TTL.
 #[test]
 fn renewed_expiries_survive_a_slow_load() {

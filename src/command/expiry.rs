@@ -192,9 +192,18 @@ fn number(cmd: &Command<'_>, place: &Place) -> Result<i64> {
 
 /// Whether the answer 0 to this command says that the key was not there.
 pub fn expects_key(name: &[u8]) -> bool {
-    matches!(name.len(), 6..=9)
-        && ["PEXPIREAT", "PERSIST", "EXPIREAT", "PEXPIRE", "EXPIRE"]
-            .iter()
+    matches!(name.len(), 6..=10)
+        && (["PEXPIREAT", "PERSIST", "EXPIREAT", "PEXPIRE", "EXPIRE"].iter())
+            .any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
+        || expects_field(name)
+}
+
+/// Whether a -2 in the answer to this command says that a field was not there.
+///
+/// A source sends HPERSIST only when there was one; of the others it may name fields that it does not have itself.
+pub fn expects_field(name: &[u8]) -> bool {
+    matches!(name.len(), 7..=10)
+        && (["HPEXPIREAT", "HPERSIST", "HEXPIREAT", "HPEXPIRE", "HEXPIRE"].iter())
             .any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
 }
 

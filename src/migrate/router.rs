@@ -65,6 +65,7 @@ impl Pump {
         let mut slot = None;
         let mut args = Vec::new();
         let mut guarded: Vec<Vec<u8>> = Vec::new();
+        let mut fields = false;
         let mut keys = std::mem::take(&mut self.keys);
         for pair in ends.windows(2) {
             let [from, to] = pair else { continue };
@@ -82,6 +83,7 @@ impl Pump {
                 self.debts
                     .insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
             }
+            fields |= command::expiry::expects_field(cmd.name());
             spec.keys(&cmd, &mut keys)?;
             for (i, key) in keys.iter().enumerate() {
                 let name = cmd.arg(key.index).unwrap_or_default();
@@ -121,6 +123,9 @@ impl Pump {
         batch.bytes.extend_from_slice(whole);
         // MULTI, the commands, EXEC.
         let commands = ends.len() as u32 + 1;
+        if fields {
+            batch.expect.push(batch.commands + guards + commands - 1);
+        }
         self.pipe.added(node, guards + commands);
         self.progress
             .commands

@@ -87,14 +87,17 @@ mod tests {
         let mut tail = SnapshotTail::new(spool.clone(), 0);
         let mut lead = Lead::begin();
         assert_eq!(lead.nap(&spool), None);
-        writer.append_snapshot(&vec![0; 10 << 20]).unwrap();
+        let piece = vec![0; (AHEAD + 100) as usize];
+        writer.append_snapshot(&piece).unwrap();
         assert_eq!(lead.nap(&spool), Some(NAP));
         let read = |tail: &mut SnapshotTail, n: u64| {
             tail.take(n).read_to_end(&mut Vec::new()).unwrap();
         };
-        read(&mut tail, 3 << 20);
+        read(&mut tail, AHEAD);
+        // Where it stands is told with the next reading.
+        read(&mut tail, 1);
         assert_eq!(lead.nap(&spool), None, "near enough");
-        writer.append_snapshot(&vec![0; 10 << 20]).unwrap();
+        writer.append_snapshot(&piece).unwrap();
         assert_eq!(lead.nap(&spool), Some(NAP));
         lead.told(Some(ReplOffset(100)), ReplOffset(90));
         assert_eq!(lead.nap(&spool), Some(NAP));

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::Notify;
 
-/// A reply that was an error (or a 0 where none was expected).
+/// A reply that was an error (or a 0 or -2 where none was expected).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// Index of the command in its batch.
@@ -249,7 +249,7 @@ impl Flight {
                     self.outdated.store(true, Ordering::Relaxed);
                 }
                 Outcome::Fine => {}
-                Outcome::Zero => {
+                Outcome::Zero | Outcome::Absent => {
                     if let Some(index) = own
                         && batch.expect.binary_search(&index).is_ok()
                     {
