@@ -25,11 +25,11 @@ while [ $# -gt 0 ]; do
 done
 . benches/servers.sh
 
-# Keys of 100 bytes with distinct names, spread over the nodes by the slots of their names.
+# Keys of 100 bytes with (nearly all) distinct names, spread over the nodes by the slots of their names.
 fill() { # a server, keys, more options
     local to=$1 n=$2
     shift 2
-    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -t set -n "$n" -r 1000000000000 -d 100 -P 64 -c 8 -q "$@" >/dev/null 2>&1
+    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -t set -n "$n" -r 2000000000 -d 100 -P 64 -c 8 -q "$@" >/dev/null 2>&1
 }
 keys_of() { local what sum=0; for what in "$@"; do sum=$((sum + $(ask "$what" dbsize))); done; echo "$sum"; }
 line() { # what, how many, keys
