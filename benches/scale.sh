@@ -29,7 +29,8 @@ done
 fill() { # a server, keys, more options
     local to=$1 n=$2
     shift 2
-    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -t set -n "$n" -r 2000000000 -d 100 -P 64 -c 8 -q "$@" >/dev/null 2>&1
+    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -t set -n "$n" -r 2000000000 -d 100 -P 64 -c 8 -q "$@" >"$dir/fill" 2>&1 ||
+        { cat "$dir/fill" >&2; exit 3; }
 }
 keys_of() { local what sum=0; for what in "$@"; do sum=$((sum + $(ask "$what" dbsize))); done; echo "$sum"; }
 line() { # what, how many, keys
@@ -64,7 +65,8 @@ for n in $shard_counts; do
     start_cluster source "$n"
     sources=() targets=()
     for i in $(seq 0 $((n - 1))); do sources+=("source$i"); targets+=("target$i"); done
-    fill source0 "$shard_keys" --cluster
+    # It takes one master for no cluster.
+    case $n in 1) fill source0 "$shard_keys" ;; *) fill source0 "$shard_keys" --cluster ;; esac
     for _ in $(seq "$rounds"); do
         start_cluster target "$n"
         measure "${sources[*]}" "${targets[*]}" cluster-cluster
