@@ -38,10 +38,10 @@ line() { # what, how many, keys
         -v m="$(awk '{ print $3 }' "$dir/all" | median)" \
         'BEGIN { printf "%-7s %9d %10d keys %8.2f s %9.0f keys/s %6.2f us/key %5d MiB\n", w, n, k, s, k / s, c * 1e6 / k, m }'
 }
-measure() { # source names, target names, topology -> a line of seconds, CPU, memory
+measure() { # source names, target names, topology of both -> a line of seconds, CPU, memory
     local -a from=() to=()
     read -ra from <<<"$1"; read -ra to <<<"$2"
-    ferry "${from[0]}" "${to[0]}" "$3"
+    ferry "${from[0]}" "${to[0]}" "$3" "$3"
     local has wanted
     has=$(keys_of "${to[@]}") wanted=$(keys_of "${from[@]}")
     [ "$has" = "$wanted" ] || { echo "the target has $has keys of $wanted" >&2; exit 3; }
@@ -54,7 +54,7 @@ for n in $key_counts; do
     fill source "$n"
     for _ in $(seq "$rounds"); do
         start target
-        measure source target standalone-standalone
+        measure source target standalone
         stop target
     done
     line keys "$n" "$(keys_of source)"
@@ -69,7 +69,7 @@ for n in $shard_counts; do
     case $n in 1) fill source0 "$shard_keys" ;; *) fill source0 "$shard_keys" --cluster ;; esac
     for _ in $(seq "$rounds"); do
         start_cluster target "$n"
-        measure "${sources[*]}" "${targets[*]}" cluster-cluster
+        measure "${sources[*]}" "${targets[*]}" cluster
         stop "${targets[@]}"
     done
     line shards "$n" "$(keys_of "${sources[@]}")"

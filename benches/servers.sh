@@ -72,12 +72,15 @@ now() { date +%s.%N; }
 minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a - b }'; }
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'; }
 
-# keyferry migrate --until caught-up from one server to another (or one node of each cluster); sets the seconds that it
-# took, its CPU seconds, and its peak memory in MiB.
-ferry() { # source, target, topology of both
+# The plan of a migration, and where its work goes.
+plan() { # source, target, topology of the source, of the target
     rm -rf "$dir/work"
     printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s","topology":"%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"%s"}}' \
-        "${port_of[$1]}" "${3%-*}" "${port_of[$2]}" "${3#*-}" >"$dir/plan.json"
+        "${port_of[$1]}" "$3" "${port_of[$2]}" "$4" >"$dir/plan.json"
+}
+# keyferry migrate --until caught-up; sets the seconds that it took, its CPU seconds, and its peak memory in MiB.
+ferry() { # as plan
+    plan "$@"
     local from
     from=$(now)
     TIMEFORMAT='%U %S'
@@ -88,3 +91,10 @@ ferry() { # source, target, topology of both
     memory=$(sed -n 's/.*"peak_rss_bytes": *\([0-9]*\).*/\1/p' "$dir/answer" | awk '{ printf "%.0f", $1 / 1048576 }')
     if [ -n "${KEYFERRY_BENCH_LOG:-}" ]; then cat "$dir/log" >>"$KEYFERRY_BENCH_LOG"; fi
 }
+# The same in the background, until end_ferry.
+begin_ferry() { # as plan
+    plan "$@"
+    "$keyferry" migrate "$dir/plan.json" --work-dir "$dir/work" --no-progress >/dev/null 2>"$dir/log" &
+    pid_of[ferry]=$!
+}
+end_ferry() { kill -INT "${pid_of[ferry]}"; wait "${pid_of[ferry]}" || true; unset "pid_of[ferry]"; }

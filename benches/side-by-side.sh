@@ -97,7 +97,7 @@ one() {
             mover=$(awk 'END { print $1 + $2 }' "$dir/times")
             ;;
         keyferry | cluster)
-            case $way in cluster) ferry source node0 standalone-cluster ;; *) ferry source target standalone-standalone ;; esac
+            case $way in cluster) ferry source node0 standalone cluster ;; *) ferry source target standalone standalone ;; esac
             ;;
     esac
     took=$(minus "$(now)" "$from")

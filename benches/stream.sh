@@ -17,17 +17,10 @@ name=${KEYFERRY_BENCH_SERVER:-redis-7.0}
 . benches/servers.sh
 for needed in "$benchmark" "$traffic"; do [ -x "$needed" ] || { echo "run tests/servers.sh and cargo build --release --example traffic first" >&2; exit 2; }; done
 
-ferry_on() {
-    rm -rf "$dir/work"
-    printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"standalone"}}' \
-        "${port_of[source]}" "${port_of[target]}" >"$dir/plan.json"
-    "$keyferry" migrate "$dir/plan.json" --work-dir "$dir/work" --no-progress >/dev/null 2>"$dir/log" &
-    pid_of[ferry]=$!
-}
 follow() { # the follower's name; returns when it follows
     case $1 in
         replica) start replica; ask replica replicaof 127.0.0.1 "${port_of[source]}" >/dev/null ;;
-        target) start target; ferry_on ;;
+        target) start target; begin_ferry source target standalone standalone ;;
     esac
     ask source set follows yes >/dev/null
     until [ "$(ask "$1" exists follows)" = 1 ]; do sleep 0.02; done
@@ -46,7 +39,7 @@ one() { # follower -> writes of the source, seconds behind
     from=$(now)
     until [ "$(ask "$1" exists sentinel)" = 1 ]; do sleep 0.01; done
     echo "$writes $(awk -v a="$(now)" -v b="$from" 'BEGIN { printf "%.2f", a - b }')"
-    [ "$1" = target ] && { kill -INT "${pid_of[ferry]}"; wait "${pid_of[ferry]}" || true; unset "pid_of[ferry]"; }
+    if [ "$1" = target ]; then end_ferry; fi
     stop source "$1"
 }
 
@@ -74,7 +67,7 @@ late() { # follower, mix -> p50 and p99 in microseconds
     "$traffic" lag --source "redis://127.0.0.1:${port_of[source]}" --to "redis://127.0.0.1:${port_of[$1]}" --probes 2000 |
         sed -n 's/.* p50 \([0-9]*\) .* p99 \([0-9]*\) .*/\1 \2/p'
     kill -INT "${pid_of[traffic]}"; wait "${pid_of[traffic]}" || true; unset "pid_of[traffic]"
-    [ "$1" = target ] && { kill -INT "${pid_of[ferry]}"; wait "${pid_of[ferry]}" || true; unset "pid_of[ferry]"; }
+    if [ "$1" = target ]; then end_ferry; fi
     stop source "$1"
 }
 

@@ -228,17 +228,12 @@ fn killed_while_a_complete_snapshot_is_loaded() {
     for n in 0..3 {
         let running = story.migrate();
         // The source has sent it all; the next checkpoint, one each second, notes that all is on disk.
-        let began = std::time::Instant::now();
-        let online = || {
+        wait_until("the snapshot is sent", Duration::from_secs(20), || {
             let replica = story.source.nodes()[0]
                 .client()
                 .info("replication", "slave0");
             replica.is_ok_and(|replica| replica.contains("state=online"))
-        };
-        while !online() {
-            assert!(began.elapsed() < Duration::from_secs(20), "no replica");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        });
         std::thread::sleep(Duration::from_millis(1_600));
         let status = story.plan.status();
         assert_eq!(status["snapshot"]["done"], false, "run {n}: {status}");

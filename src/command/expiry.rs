@@ -190,9 +190,10 @@ fn number(cmd: &Command<'_>, place: &Place) -> Result<i64> {
     })
 }
 
-/// Whether the answer 0 to this command says that the key was not there.
+/// Whether the answer to this command tells that what it works on was not there: a 0 that a key was not, a -2 that a
+/// field was not.
 pub fn expects_key(name: &[u8]) -> bool {
-    matches!(name.len(), 6..=10)
+    matches!(name.len(), 6..=9)
         && (["PEXPIREAT", "PERSIST", "EXPIREAT", "PEXPIRE", "EXPIRE"].iter())
             .any(|n| name.eq_ignore_ascii_case(n.as_bytes()))
         || expects_field(name)

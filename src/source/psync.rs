@@ -1,6 +1,7 @@
-//! The replication link: handshake, PSYNC, snapshot and stream, drained into the spool at the socket's full speed.
+//! The replication link: handshake, PSYNC, snapshot and stream, drained into the spool.
 //!
-//! Invariant: this side never waits for the target; it stops reading only when the spool has reached its limit.
+//! Invariant: while the source is written to, this side never waits for the target; it stops reading only when the spool
+//! has reached its limit. A quiet source's snapshot may wait a little for its load (`source/lead.rs`).
 //! Sources: replication.c (syncWithMaster, readSyncBulkPayload, syncCommand) of Redis and Valkey.
 
 use crate::error::{Error, ErrorKind, Result};

@@ -1,6 +1,6 @@
-//! The spool: what the source sends is appended here at full speed, and decoded from here at the target's pace.
+//! The spool: what the source sends is appended here as it comes, and decoded from here at the target's pace.
 //!
-//! The source never waits for the target, so its replica output buffer does not overflow.
+//! A source that is written to never waits for the target, so its replica output buffer does not overflow.
 //! A shard's folder holds `snapshot.rdb` and the stream as segments named by the offset of their first byte.
 //! Invariant: bytes are in the file before they are announced, so whatever was sent to the target can be read again.
 

@@ -11,7 +11,7 @@ pub struct Batch {
     pub db: DbIndex,
     /// Rises by one with each batch to the same node.
     pub seq: u64,
-    /// Commands (by index) for which the answer 0 means that the key they expected was not there.
+    /// Commands (by index) for which the answer 0 or -2 means that the key or field they expected was not there.
     pub expect: Vec<u32>,
     /// Arguments of an MSET that is not there yet, and how many pairs they are.
     pairs: (Vec<u8>, usize),
