@@ -98,6 +98,73 @@ fn fields_renewed_too_late_are_not_lost() {
     story.judge();
 }
 
+/// Counters in such fields, counted and then renewed in the last moment: none begins anew at the target.
+#[test]
+fn counters_in_fields_go_on() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let source = Endpoint::alone(Setup::new(&name));
+    let target = Endpoint::alone(Setup::new(&name));
+    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
+    let mut story = Story::new(source, target);
+    let far = format!("redis://{}", line.address());
+    story.plan.set("/target/url", json!(far));
+    let mut client = story.source.nodes()[0].client();
+    let mut run = |words: String| {
+        client.words(&words).expect("an answer");
+    };
+    // Some come with the snapshot, some with the stream, some under another name.
+    for n in 0..40 {
+        run(format!("HSET count:{n} f 1000 g {n}"));
+        run(format!("HPEXPIRE count:{n} 60000 FIELDS 1 f"));
+    }
+    let mut running = story.migrate();
+    let soon = Duration::from_secs(60);
+    story.plan.wait_caught_up(&mut running, soon);
+    std::thread::sleep(Duration::from_secs(2));
+    for n in 0..40 {
+        match n % 4 {
+            0 => run(format!("HDEL count:{n} f")),
+            1 => run(format!("RENAME count:{n} count:new:{n}")),
+            _ => {}
+        }
+    }
+    let key = |n: u32| match n % 4 {
+        1 => format!("count:new:{n}"),
+        _ => format!("count:{n}"),
+    };
+    for round in 0..3 {
+        // None after the last count: what follows there must not come so late that it tells that a field was gone.
+        if round > 0 {
+            std::thread::sleep(Duration::from_millis(320));
+        }
+        for n in 0..40 {
+            let key = key(n);
+            match n % 3 {
+                0 => run(format!("HINCRBYFLOAT {key} f 1.5")),
+                1 => run(format!("HINCRBY {key} f 1")),
+                _ => {
+                    run("MULTI".into());
+                    run(format!("HSET {key} h {round}"));
+                    run(format!("HINCRBY {key} f 1"));
+                    run("EXEC".into());
+                }
+            }
+            // As the count has just been sent, the renewal is not what tells that the field was gone.
+            run(format!("HPEXPIRE {key} 390 FIELDS 1 f"));
+        }
+    }
+    for n in 0..40 {
+        let key = key(n);
+        run(format!("HINCRBY {key} g 1"));
+        run(format!("HPERSIST {key} FIELDS 1 f"));
+    }
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
 /// Keys whose TTL is renewed all the time are all there after a load that takes far longer than the TTL.
 #[test]
 fn renewed_expiries_survive_a_slow_load() {

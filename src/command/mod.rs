@@ -1,6 +1,7 @@
 //! A command: its own bytes and its arguments' places; what it does and where its keys are is in [`table`].
 
 pub mod expiry;
+pub mod fields;
 pub mod split;
 mod table;
 

@@ -5,13 +5,14 @@ use crate::migrate::expiry::HOLD_MS;
 use crate::migrate::losses;
 use crate::migrate::pump::Pump;
 use crate::migrate::rebuild::Rebuild;
+use crate::migrate::timed::MaybeTimed;
 use crate::plan::Expired;
 use crate::rdb::cursor::Reader;
 use crate::rdb::encoding;
 use crate::rdb::file::{Entry, Header, LargeEntry};
 use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
-use crate::rdb::value::{self, ValueKind};
+use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::resp;
 use crate::types::{DbIndex, ExpireAt, Mark, Slot, key_hash, shown, unix_ms};
 use std::borrow::Cow;
@@ -34,9 +35,7 @@ impl Pump {
             key: &name,
             ..entry.header
         };
-        if h.expire.is_some() || payload::may_have_field_expiry(h.type_id) {
-            self.timed.add(h.key);
-        }
+        self.note_expiries(h, entry.value, dialect, version);
         let expire = self.held_expiry(h, mark);
         let fit = payload::fit(h.type_id, dialect, version, entry.value, &self.format);
         if self.shared.dry_run {
@@ -110,6 +109,30 @@ impl Pump {
             self.loaded.add(key_hash(db, &name))?;
         }
         Ok(Some((db, name)))
+    }
+
+    /// Notes what has an expiry: the key, or which of its fields.
+    pub(super) fn note_expiries(
+        &mut self,
+        h: &Header<'_>,
+        body: &[u8],
+        dialect: Dialect,
+        version: u32,
+    ) {
+        let fields = payload::may_have_field_expiry(h.type_id);
+        if h.expire.is_some() || fields {
+            self.timed.add(h.key);
+        }
+        if fields {
+            let mut sink = TimedFields {
+                timed: &mut self.timed,
+                db: h.db,
+                key: h.key,
+            };
+            if value::decode(h.type_id, dialect, version, body, h.value_at, &mut sink).is_err() {
+                self.timed.add_field(h.key, None);
+            }
+        }
     }
 
     /// The expiry to write: far off when the true one may come before the key's renewal does.
@@ -263,8 +286,13 @@ impl Pump {
         };
         let key = name.into_owned();
         let h = Header { key: &key, ..h };
-        if h.expire.is_some() || payload::may_have_field_expiry(h.type_id) {
+        if h.expire.is_some() {
             self.timed.add(h.key);
+        }
+        if payload::may_have_field_expiry(h.type_id) {
+            // Too many to note each.
+            self.timed.add(h.key);
+            self.timed.add_field(h.key, None);
         }
         let expire = self.held_expiry(&h, mark);
         if self.shared.dry_run {
@@ -309,6 +337,23 @@ impl Pump {
         let again = self.settle_all()?;
         self.in_large = false;
         Ok(again)
+    }
+}
+
+/// Notes the fields of a hash that have an expiry.
+struct TimedFields<'a> {
+    timed: &'a mut MaybeTimed,
+    db: DbIndex,
+    key: &'a [u8],
+}
+
+impl ValueSink for TimedFields<'_> {
+    fn hash_field(&mut self, field: &[u8], _: &[u8], expire: Option<ExpireAt>) -> Result<()> {
+        if expire.is_some() {
+            self.timed.add_field(self.key, Some(field));
+        }
+        self.timed.note_field(self.db, self.key, field, true);
+        Ok(())
     }
 }
 

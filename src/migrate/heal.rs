@@ -170,9 +170,6 @@ impl Pump {
             value.body,
             &self.format,
         );
-        if state.expire.is_some() || payload::may_have_field_expiry(value.type_id) {
-            self.timed.add(key);
-        }
         let header = Header {
             db,
             key,
@@ -184,6 +181,7 @@ impl Pump {
             at: 0,
             value_at: 0,
         };
+        self.note_expiries(&header, value.body, value.dialect, version);
         self.put(
             target_db,
             &header,

@@ -64,7 +64,8 @@ impl Pump {
         };
         let mut slot = None;
         let mut args = Vec::new();
-        let mut guarded: Vec<Vec<u8>> = Vec::new();
+        // Keys, or fields of them, that must be there.
+        let mut guarded: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
         let mut fields = false;
         let mut keys = std::mem::take(&mut self.keys);
         for pair in ends.windows(2) {
@@ -89,9 +90,16 @@ impl Pump {
                 let name = cmd.arg(key.index).unwrap_or_default();
                 if self.timed.expected(self.db, name)
                     && command::needs_key(spec, &cmd, i, key.access)
-                    && !guarded.iter().any(|k| k == name)
+                    && !guarded.iter().any(|(k, field)| k == name && field.is_none())
                 {
-                    guarded.push(name.to_vec());
+                    guarded.push((name.to_vec(), None));
+                }
+            }
+            if let Some(key) = hash_of(&cmd, spec) {
+                for field in command::fields::needed(spec, &cmd) {
+                    if self.timed.expects_field(self.db, key, field) {
+                        guarded.push((key.to_vec(), Some(field.to_vec())));
+                    }
                 }
             }
             self.note_timed(&cmd, spec, &keys);
@@ -117,8 +125,8 @@ impl Pump {
         let node = self.pipe.node_of(slot);
         let batch = self.pipe.batch(node, db, mark)?;
         let mut guards = 0;
-        for key in &guarded {
-            batch.guard(&mut guards, key);
+        for (key, field) in &guarded {
+            batch.guard(&mut guards, key, field.as_deref());
         }
         batch.bytes.extend_from_slice(whole);
         // MULTI, the commands, EXEC.
@@ -447,6 +455,14 @@ impl Pump {
         if timed && (spec.carries_expiry || several) {
             for k in keys.iter().filter(|k| k.access == Access::Write) {
                 self.timed.add(arg(k));
+                if matches!(spec.name, "RENAME" | "RENAMENX" | "COPY" | "RESTORE") {
+                    self.timed.add_field(arg(k), None);
+                }
+            }
+            if let Some(key) = hash_of(cmd, spec) {
+                for field in command::fields::timed(spec, cmd) {
+                    self.timed.add_field(key, Some(field));
+                }
             }
         }
         timed
@@ -463,6 +479,14 @@ impl Pump {
         {
             let key = cmd.arg(k.index).unwrap_or_default();
             self.timed.note(self.db, key, !(gone || (moved && i == 0)));
+        }
+        if let Some(key) = hash_of(cmd, spec) {
+            for field in command::fields::written(spec, cmd) {
+                self.timed.note_field(self.db, key, field, true);
+            }
+            for field in command::fields::deleted(spec, cmd) {
+                self.timed.note_field(self.db, key, field, false);
+            }
         }
     }
 
@@ -534,7 +558,14 @@ impl Pump {
         for (i, key) in keys.iter().enumerate() {
             let name = cmd.arg(key.index).unwrap_or_default();
             if self.timed.expected(self.db, name) && command::needs_key(spec, cmd, i, key.access) {
-                batch.guard(&mut guards, name);
+                batch.guard(&mut guards, name, None);
+            }
+        }
+        if let Some(key) = hash_of(cmd, spec) {
+            for field in command::fields::needed(spec, cmd) {
+                if self.timed.expects_field(self.db, key, field) {
+                    batch.guard(&mut guards, key, Some(field));
+                }
             }
         }
         if command::expiry::expects_key(cmd.name()) {
@@ -560,6 +591,11 @@ fn moved_to(
 ) -> Option<(DbIndex, Vec<u8>)> {
     let last = keys.last()?;
     Some((DbIndex(db?), cmd.arg(last.index)?.to_vec()))
+}
+
+/// The key of a command on one hash.
+fn hash_of<'a>(cmd: &Command<'a>, spec: &Spec) -> Option<&'a [u8]> {
+    cmd.arg(1).filter(|_| spec.name.starts_with('H'))
 }
 
 fn known(cmd: &Command<'_>) -> Result<&'static Spec> {

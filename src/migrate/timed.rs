@@ -1,7 +1,8 @@
 //! Which keys may have an expiry, and which are known to be gone: commands on a key that expired early must not run.
 //!
 //! Clocks and lag let a key expire on the target although the source has renewed it. While lagging, commands on such
-//! keys are not replayed but healed; else each is sent behind a guard, an EXISTS whose 0 says that it ran on nothing.
+//! keys are not replayed but healed; else each is sent behind a guard, an EXISTS (or HEXISTS) whose 0 says that it ran
+//! on nothing.
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::types::DbIndex;
@@ -17,7 +18,8 @@ const PAGE_WORDS: usize = 512;
 /// Names of keys known to be gone; more are forgotten, which only costs a reading each.
 const ABSENT: usize = 500_000;
 
-/// Keys that may have an expiry on the target (or fields that have one): a Bloom filter, so some have none.
+/// Keys that may have an expiry on the target (or fields that have one), and such fields: a Bloom filter, so some have
+/// none.
 ///
 /// It is kept in a file, because keys outlive the process that wrote them.
 pub struct MaybeTimed {
@@ -126,7 +128,16 @@ impl MaybeTimed {
     }
 
     pub fn add(&mut self, key: &[u8]) {
-        for place in MaybeTimed::places(MaybeTimed::hash(key)) {
+        self.add_hash(MaybeTimed::hash(key));
+    }
+
+    /// A field that has an expiry of its own; without one, any field of the key may.
+    pub fn add_field(&mut self, key: &[u8], field: Option<&[u8]>) {
+        self.add_hash(of_field(key, field));
+    }
+
+    fn add_hash(&mut self, hash: u64) {
+        for place in MaybeTimed::places(hash) {
             let (word, bit) = (place / 64, 1u64 << (place % 64));
             if let Some(word) = self.bits.get_mut(word)
                 && *word & bit == 0
@@ -156,15 +167,37 @@ impl MaybeTimed {
         self.known(hash) && !self.absent.contains(&in_db(hash, db))
     }
 
+    /// The same of a field.
+    pub fn expects_field(&self, db: DbIndex, key: &[u8], field: &[u8]) -> bool {
+        let hash = of_field(key, Some(field));
+        (self.known(hash) || self.known(of_field(key, None)))
+            && !self.absent.contains(&in_db(hash, db))
+    }
+
     /// Notes that the source holds a key, or has deleted it.
     pub fn note(&mut self, db: DbIndex, key: &[u8], there: bool) {
         if there && self.absent.is_empty() {
             return;
         }
         let hash = MaybeTimed::hash(key);
+        let known = there || self.known(hash);
+        self.note_hash(db, hash, there, known);
+    }
+
+    /// The same of a field.
+    pub fn note_field(&mut self, db: DbIndex, key: &[u8], field: &[u8], there: bool) {
+        if there && self.absent.is_empty() {
+            return;
+        }
+        let hash = of_field(key, Some(field));
+        let known = there || self.known(hash) || self.known(of_field(key, None));
+        self.note_hash(db, hash, there, known);
+    }
+
+    fn note_hash(&mut self, db: DbIndex, hash: u64, there: bool, known: bool) {
         if there {
             self.absent.remove(&in_db(hash, db));
-        } else if self.known(hash) {
+        } else if known {
             if self.absent.len() >= ABSENT {
                 self.absent.clear();
             }
@@ -176,6 +209,12 @@ impl MaybeTimed {
     pub fn forget_absent(&mut self) {
         self.absent.clear();
     }
+}
+
+/// The hash of a field, or of all the fields of a key.
+fn of_field(key: &[u8], field: Option<&[u8]>) -> u64 {
+    let of_key = MaybeTimed::hash(key).rotate_left(23) ^ 0x5bf0_3635_dcb9_8a3d;
+    of_key ^ field.map_or(0, |f| MaybeTimed::hash(f) | 1)
 }
 
 fn in_db(hash: u64, db: DbIndex) -> u64 {
@@ -199,6 +238,25 @@ mod tests {
         // A new migration knows nothing, and one without the file suspects everything.
         assert!(!MaybeTimed::open(dir.path(), false).may(b"a"));
         assert!(MaybeTimed::open(dir.path(), true).may(b"c"));
+    }
+
+    #[test]
+    fn fields_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut timed = MaybeTimed::open(dir.path(), false);
+        let db = DbIndex::ZERO;
+        timed.add_field(b"h", Some(b"f"));
+        assert!(timed.expects_field(db, b"h", b"f") && !timed.expected(db, b"h"));
+        assert!(!timed.expects_field(db, b"h", b"g") && !timed.expects_field(db, b"f", b"h"));
+        timed.note_field(db, b"h", b"f", false);
+        assert!(!timed.expects_field(db, b"h", b"f"));
+        timed.note_field(db, b"h", b"f", true);
+        assert!(timed.expects_field(db, b"h", b"f"));
+        // Of a hash that was renamed, any field may have one.
+        timed.add_field(b"new", None);
+        assert!(timed.expects_field(db, b"new", b"g"));
+        timed.note_field(db, b"new", b"g", false);
+        assert!(!timed.expects_field(db, b"new", b"g") && timed.expects_field(db, b"new", b"f"));
     }
 
     #[test]

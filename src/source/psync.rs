@@ -22,6 +22,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Valkey 9.1 chooses the snapshot's version by this; a lower one gets an old format that cannot hold field expiry.
 const ANNOUNCED_VERSION: &[u8] = b"255.255.255";
 const ACK_EVERY: Duration = Duration::from_secs(1);
+/// The same right after a snapshot: a diskless source that has not yet noticed that its child is done ignores an ACK,
+/// and sends nothing before the first one that it takes.
+const ACK_SOON: Duration = Duration::from_millis(20);
+/// So many of those at most, should nothing come: the source may just have nothing to send.
+const UNHEARD: u32 = 50;
 /// The source pings every 10 s; after this silence the link is taken for dead.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 256 * 1024;
@@ -257,11 +262,11 @@ impl Link {
             });
             failpoint("snapshot-complete");
         }
-        // A diskless source sends nothing before the first ACK.
-        ack(&mut write, self.spool.stream_end(), &address).await?;
-        let mut next_ack = tokio::time::Instant::now() + ACK_EVERY;
+        let mut awaited = if full { UNHEARD } else { 0 };
+        let mut next_ack = tokio::time::Instant::now();
         loop {
             if !buf.is_empty() {
+                awaited = 0;
                 let asked = memchr::memmem::find(&buf, b"GETACK").is_some();
                 writer.append_stream(&buf, unix_ms())?;
                 buf.clear();
@@ -277,7 +282,9 @@ impl Link {
                 () = stop.wait() => return Ok(()),
                 () = tokio::time::sleep_until(next_ack) => {
                     ack(&mut write, self.spool.stream_end(), &address).await?;
-                    next_ack = tokio::time::Instant::now() + ACK_EVERY;
+                    let next = if awaited > 0 { ACK_SOON } else { ACK_EVERY };
+                    next_ack = tokio::time::Instant::now() + next;
+                    awaited = awaited.saturating_sub(1);
                 }
                 () = tokio::time::sleep(Duration::from_millis(20)), if full => {}
                 n = read_some(&mut read, &mut buf, &address), if !full => n?,

@@ -21,8 +21,8 @@ pub struct Batch {
 pub const PAIRS: usize = 32;
 const PAIRS_BYTES: usize = 16 << 10;
 
-/// The command of a guard: it is sent for nothing else.
-pub const GUARD: &[u8] = b"EXISTS";
+/// The commands of a guard: they are sent for nothing else.
+pub const GUARDS: [&[u8]; 2] = [b"EXISTS", b"HEXISTS"];
 
 impl Batch {
     pub fn new(bytes: Vec<u8>, db: DbIndex) -> Batch {
@@ -72,9 +72,14 @@ impl Batch {
         1
     }
 
-    /// Asks whether a key is there, in front of a command that must not run without it; `guards` counts them.
-    pub fn guard(&mut self, guards: &mut u32, key: &[u8]) {
-        resp::command(&mut self.bytes, &[GUARD, key]);
+    /// Asks whether a key (or a field of it) is there, in front of a command that must not run without it; `guards`
+    /// counts them.
+    pub fn guard(&mut self, guards: &mut u32, key: &[u8], field: Option<&[u8]>) {
+        let [of_key, of_field] = GUARDS;
+        match field {
+            None => resp::command(&mut self.bytes, &[of_key, key]),
+            Some(field) => resp::command(&mut self.bytes, &[of_field, key, field]),
+        }
         self.expect.push(self.commands + *guards);
         *guards += 1;
     }

@@ -14,7 +14,7 @@ use crate::command::{self, Access};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
-use crate::target::batch::{Batch, GUARD};
+use crate::target::batch::{Batch, GUARDS};
 use crate::target::flight::{Failure, Flight, NOTHING_THERE};
 use crate::target::groups::Groups;
 use crate::target::topology::{Pairs, Topology};
@@ -537,7 +537,7 @@ fn split_units(
                 name.eq_ignore_ascii_case(b"MULTI"),
                 name.eq_ignore_ascii_case(b"EXEC"),
             );
-            guard = guard || (!inside && name == GUARD);
+            guard = guard || (!inside && GUARDS.contains(&name));
             at += len;
             index += 1;
             inside = (inside || begins) && !ends;

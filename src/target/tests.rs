@@ -6,8 +6,8 @@ use super::*;
 fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
     let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
     let mut guards = 0;
-    batch.guard(&mut guards, b"a");
-    batch.guard(&mut guards, b"b");
+    batch.guard(&mut guards, b"a", None);
+    batch.guard(&mut guards, b"b", None);
     resp::command(&mut batch.bytes, &[b"SINTERSTORE", b"d", b"a", b"b"]);
     resp::command(&mut batch.bytes, &[b"DEL", b"x"]);
     batch.commands = guards + 2;

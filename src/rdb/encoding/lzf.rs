@@ -51,14 +51,7 @@ pub fn decompress_into(input: &[u8], plain: u64, at: u64, out: &mut Vec<u8>) -> 
             if out.len() + n > plain {
                 return Err(corrupt(at + i as u64, WHAT, "it is longer than it says"));
             }
-            if back >= n {
-                out.extend_from_within(from..from + n);
-            } else {
-                for k in 0..n {
-                    let byte = out.get(from + k).copied().unwrap_or_default();
-                    out.push(byte);
-                }
-            }
+            refer(out, from, n);
         }
         if out.len() > plain {
             return Err(corrupt(at + i as u64, WHAT, "it is longer than it says"));
@@ -72,6 +65,21 @@ pub fn decompress_into(input: &[u8], plain: u64, at: u64, out: &mut Vec<u8>) -> 
         ));
     }
     Ok(())
+}
+
+/// Appends `n` bytes that stand at `from`, which may reach into what is being appended.
+fn refer(out: &mut Vec<u8>, from: usize, n: usize) {
+    let end = out.len() + n;
+    if from + 1 == out.len() {
+        // A run of one byte.
+        let byte = out.last().copied().unwrap_or_default();
+        out.resize(end, byte);
+    }
+    while out.len() < end {
+        // All from there on is the same piece over and over, so there is twice as much of it each time.
+        let have = (out.len() - from).min(end - out.len());
+        out.extend_from_within(from..from + have);
+    }
 }
 
 /// Decompresses piece by piece, holding no more than the window that references reach.
@@ -134,10 +142,7 @@ impl Unpacker {
                     self.out.len().checked_sub(back).ok_or_else(|| {
                         corrupt(at + i as u64, WHAT, "a reference before the start")
                     })?;
-                for k in 0..n {
-                    let byte = self.out.get(from + k).copied().unwrap_or_default();
-                    self.out.push(byte);
-                }
+                refer(&mut self.out, from, n);
                 (1 + rest.len(), n)
             };
             i += used;
