@@ -10,6 +10,7 @@ use crate::net::{Conn, connect, info_field, is_elsewhere, is_on_its_way, refusal
 use crate::plan::Endpoint;
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, ReplId, ReplOffset};
+use std::borrow::Cow;
 
 /// How many keys share one EXEC on a standalone source; in a cluster each key has its own, as slots differ.
 const KEYS_PER_EXEC: usize = 32;
@@ -273,6 +274,35 @@ impl Fence {
             });
         }
         Ok(groups)
+    }
+
+    /// When fields of hashes expire, in Unix ms; `None` of one that does not or is not there.
+    pub async fn field_expiries(
+        &mut self,
+        db: DbIndex,
+        fields: &[(Cow<'_, [u8]>, &[u8])],
+    ) -> Result<Vec<Option<i64>>> {
+        self.conn.select(db).await?;
+        let mut found = Vec::with_capacity(fields.len());
+        for chunk in fields.chunks(512) {
+            for (key, field) in chunk {
+                self.conn
+                    .push(&[b"HPEXPIRETIME", key, b"FIELDS", b"1", field]);
+            }
+            self.conn.flush().await?;
+            for _ in chunk {
+                let at = match self.conn.reply().await? {
+                    Reply::Array(items) => items.first().and_then(Reply::int),
+                    Reply::Error(text) if is_elsewhere(&text) || text.starts_with("WRONGTYPE") => {
+                        None
+                    }
+                    Reply::Error(text) => return Err(refusal("HPEXPIRETIME", &text)),
+                    _ => None,
+                };
+                found.push(at.filter(|at| *at >= 0));
+            }
+        }
+        Ok(found)
     }
 
     /// Which of `keys` exist.

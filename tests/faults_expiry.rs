@@ -165,6 +165,46 @@ fn counters_in_fields_go_on() {
     story.judge();
 }
 
+/// Some sources replicate HINCRBYFLOAT as an HSET, after which a field would be there for ever: its expiry is asked for.
+#[test]
+fn fields_keep_the_expiry_that_the_stream_hides() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let source = Endpoint::alone(Setup::new(&name));
+    let target = Endpoint::alone(Setup::new(&name));
+    let story = Story::new(source, target);
+    let mut client = story.source.nodes()[0].client();
+    let mut run = |words: String| {
+        client.words(&words).expect("an answer");
+    };
+    let mut make = |n: u32| {
+        run(format!("HSET float:{n} f 1 g 2"));
+        run(format!("HPEXPIRE float:{n} 900000 FIELDS 1 f"));
+    };
+    (0..20).for_each(&mut make);
+    let mut running = story.migrate();
+    let soon = Duration::from_secs(60);
+    story.plan.wait_caught_up(&mut running, soon);
+    (20..40).for_each(&mut make);
+    for n in 0..40 {
+        if n % 2 == 0 {
+            run(format!("HINCRBYFLOAT float:{n} f 1.5"));
+        } else {
+            run("MULTI".into());
+            run(format!("HINCRBYFLOAT float:{n} f 1.5"));
+            run(format!("HSET float:{n} g 3"));
+            run("EXEC".into());
+        }
+        if n % 5 == 0 {
+            run(format!("HSET float:{n} f 4"));
+        }
+    }
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.judge();
+}
+
 /// Keys whose TTL is renewed all the time are all there after a load that takes far longer than the TTL.
 #[test]
 fn renewed_expiries_survive_a_slow_load() {

@@ -229,7 +229,7 @@ fn room_for_clients(
 
 pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Finding>) {
     let list: &[&str] = match replica {
-        true => &["DUMP"],
+        true => &["DUMP", "HPEXPIRETIME"],
         false => &["SCAN", "DUMP", "TYPE"],
     };
     need(facts, "source", "source_commands", list, findings);
@@ -373,6 +373,9 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
             ),
             "lead them to 0 with databases.map, leave them out with databases.include, or set on_loss to \"list\"",
         );
+    }
+    if source.takes_field_expiry && target.takes_field_expiry {
+        need(target, "target", "target_commands", &["HEXISTS"], findings);
     }
     if let Some(n) = source.field_expiry_keys.filter(|n| *n > 0)
         && !target.takes_field_expiry

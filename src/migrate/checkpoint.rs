@@ -50,9 +50,6 @@ impl Pump {
                 if self.holding || self.held.count > 0 {
                     self.release_held()?;
                 }
-                if self.debts_paid.elapsed() >= *SAVE_EVERY {
-                    self.pay_debts()?;
-                }
                 self.holding = self.held.count > 0;
                 let settled = self.unsettled_ms().is_none() && !self.repairs_pending;
                 self.progress
@@ -70,6 +67,9 @@ impl Pump {
             }
         }
         if self.last_save.elapsed() >= *SAVE_EVERY && self.is_saved()? {
+            if loaded && down_ms.is_none() {
+                self.pay_debts()?;
+            }
             self.save_beside()?;
             self.repair()?;
         }
@@ -161,7 +161,10 @@ impl Pump {
         self.held.save()?;
         self.loaded.save()?;
         let timed = self.timed.take_fresh()?;
-        let mark = self.oldest();
+        let mark = match (self.oldest(), self.debts.from) {
+            (Some(a), Some(b)) => Some(a.earlier(b)),
+            (a, b) => a.or(b),
+        };
         if self.shard.snapshot_loaded {
             match mark {
                 Some(Mark::Stream { at, db }) => {

@@ -316,37 +316,4 @@ impl Pump {
         }
         Ok(())
     }
-
-    /// Older sources replicate a group's last id, but not how many entries it has read: that is asked and set.
-    ///
-    /// No fence is needed: a later value only comes early, and what the stream still brings leads to it.
-    pub(super) fn pay_debts(&mut self) -> Result<()> {
-        self.debts_paid = Instant::now();
-        let seven = self.format.valkey || self.format.version >= (7, 0, 0);
-        let debts = std::mem::take(&mut self.debts);
-        if self.shared.dry_run || !seven {
-            return Ok(());
-        }
-        for (db, key) in debts {
-            let Some(target_db) = self.shared.job.databases.map(db) else {
-                continue;
-            };
-            let asked = self.source_name(&key);
-            let groups =
-                self.fenced(|fence, runtime| runtime.block_on(fence.groups(db, &asked)))?;
-            let node = self.pipe.node_of(Slot::of(&key));
-            let mark = self.now();
-            for group in groups {
-                let mut args: Vec<&[u8]> =
-                    vec![b"XGROUP", b"SETID", &key, &group.name, &group.last_id];
-                let read = group.entries_read.map(|n| n.to_string());
-                if let Some(read) = &read {
-                    args.extend([b"ENTRIESREAD".as_slice(), read.as_bytes()]);
-                }
-                resp::command(&mut self.pipe.batch(node, target_db, mark)?.bytes, &args);
-                self.pipe.added(node, 1);
-            }
-        }
-        Ok(())
-    }
 }

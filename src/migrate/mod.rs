@@ -10,6 +10,7 @@ mod census;
 mod checkpoint;
 pub mod control;
 mod copy;
+mod debts;
 mod existing;
 mod expiry;
 mod heal;
@@ -315,6 +316,8 @@ async fn migrate(
             .as_ref()
             .is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
         silent_entries_read: source.as_ref().is_some_and(Server::silent_entries_read),
+        silent_field_expiry: source.as_ref().is_some_and(Server::silent_field_expiry)
+            && target.has_field_expiry(),
         ownership,
         health: watch.as_ref().map(health::Watch::health),
         target_modules: server::modules(&job.target).await?,

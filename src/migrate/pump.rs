@@ -7,6 +7,7 @@ use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
 use crate::migrate::control::Order;
+use crate::migrate::debts::Debts;
 use crate::migrate::expiry::Held;
 use crate::migrate::loaded::Loaded;
 use crate::migrate::obey::{self, Drain};
@@ -23,7 +24,7 @@ use crate::store::{Loss, ShardState};
 use crate::target::Pipe;
 use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -80,9 +81,7 @@ pub struct Pump {
     pub(super) sweep_lag: Option<Instant>,
     /// Which slots were written to since the stream began; none before that.
     pub(super) touched: Option<Touched>,
-    /// Streams whose groups' entries-read is to be asked of the source.
-    pub(super) debts: BTreeSet<(DbIndex, Vec<u8>)>,
-    pub(super) debts_paid: Instant,
+    pub(super) debts: Debts,
     pub(super) keys: Vec<command::KeyArg>,
     pub(super) scratch: Vec<u8>,
     pub(super) counts: BTreeMap<&'static str, u64>,
@@ -172,8 +171,7 @@ impl Pump {
             loaded,
             sweep_lag: None,
             touched: None,
-            debts: BTreeSet::new(),
-            debts_paid: Instant::now(),
+            debts: Debts::default(),
             keys: Vec::new(),
             scratch: Vec::new(),
             counts: BTreeMap::new(),

@@ -80,17 +80,16 @@ impl Pump {
                 self.keys = keys;
                 return Ok(false);
             }
-            if self.shared.silent_entries_read && spec.name == "XCLAIM" {
-                self.debts
-                    .insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
-            }
+            self.note_debts(&cmd, spec, mark);
             fields |= command::expiry::expects_field(cmd.name());
             spec.keys(&cmd, &mut keys)?;
             for (i, key) in keys.iter().enumerate() {
                 let name = cmd.arg(key.index).unwrap_or_default();
                 if self.timed.expected(self.db, name)
                     && command::needs_key(spec, &cmd, i, key.access)
-                    && !guarded.iter().any(|(k, field)| k == name && field.is_none())
+                    && !guarded
+                        .iter()
+                        .any(|(k, field)| k == name && field.is_none())
                 {
                     guarded.push((name.to_vec(), None));
                 }
@@ -194,10 +193,7 @@ impl Pump {
                 let Some(cmd) = &self.renamed(cmd, spec, mark, &mut room)? else {
                     return Ok(());
                 };
-                if self.shared.silent_entries_read && spec.name == "XCLAIM" {
-                    self.debts
-                        .insert((self.db, cmd.arg(1).unwrap_or_default().to_vec()));
-                }
+                self.note_debts(cmd, spec, mark);
                 self.write_command(cmd, spec, end, mark)
             }
         }

@@ -33,6 +33,8 @@ pub struct Shared {
     pub relative_ttls: bool,
     /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
     pub silent_entries_read: bool,
+    /// An HSET of the stream may have been an HINCRBYFLOAT, after which the field keeps its expiry.
+    pub silent_field_expiry: bool,
     /// The watcher of the target; none in a dry run.
     pub health: Option<Arc<Health>>,
     /// Who owns which slot; none where the source is no cluster.

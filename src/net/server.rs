@@ -109,6 +109,16 @@ impl Server {
         }
     }
 
+    /// HINCRBYFLOAT is replicated as an HSET also where the field has an expiry (Redis 7.4 to 8.2.1, the last of its
+    /// fixes; Valkey 9.0).
+    pub fn silent_field_expiry(&self) -> bool {
+        match self.product {
+            Product::Redis => self.at_least(7, 4) && !self.at_least(8, 3),
+            Product::Valkey => self.at_least(9, 0) && !self.at_least(9, 1),
+            Product::Redict => false,
+        }
+    }
+
     /// What decides which payloads it takes.
     pub fn payload_target(&self) -> crate::rdb::payload::Target {
         match self.product {
