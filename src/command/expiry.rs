@@ -1,6 +1,6 @@
 //! Commands that set an expiry, rewritten: a relative one made absolute, an early one held back.
 
-use super::Command;
+use super::{Command, Spec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::resp;
 
@@ -75,6 +75,18 @@ fn place(cmd: &Command<'_>) -> Option<Place> {
         }
         _ => None,
     }
+}
+
+/// Whether the command gives a key an expiry, or fields of one.
+pub fn carries(spec: &Spec, cmd: &Command<'_>) -> bool {
+    spec.carries_expiry
+        && match spec.name {
+            // Most have none.
+            "SET" => cmd.len() > 4 && place(cmd).is_some(),
+            "GETEX" | "INCREX" | "MSETEX" | "HSETEX" | "HGETEX" => place(cmd).is_some(),
+            // RESTORE may bring a hash whose fields have one.
+            _ => true,
+        }
 }
 
 /// Appends the command with its expiry at `ms`; conditions, which held on the source, are dropped where they could fail now.
@@ -230,6 +242,31 @@ mod tests {
             .map(|r| String::from_utf8_lossy(&out[r.clone()]).into_owned())
             .collect::<Vec<_>>()
             .join(" ")
+    }
+
+    #[test]
+    fn few_forms_carry_an_expiry() {
+        for (line, expected) in [
+            ("SET k v", false),
+            ("SET k EX KEEPTTL", false),
+            ("set k v px 5", true),
+            ("SET k v KEEPTTL", false),
+            ("GETEX k PERSIST", false),
+            ("GETEX k PXAT 5", true),
+            ("HSETEX k KEEPTTL FIELDS 1 EX 5", false),
+            ("HSETEX k PXAT 5 FIELDS 1 a 5", true),
+            ("MSETEX 1 k PX PXAT 5", true),
+            ("MSETEX 1 PX 5 KEEPTTL", false),
+            ("RESTORE k 0 p", true),
+            ("EXPIRE k 5", true),
+            ("INCR k", false),
+        ] {
+            let carries = run(line, |c, out| {
+                let spec = crate::command::lookup(c.name()).unwrap();
+                resp::command(out, &[super::carries(spec, c).to_string().as_bytes()]);
+            });
+            assert_eq!(carries, expected.to_string(), "{line}");
+        }
     }
 
     #[test]

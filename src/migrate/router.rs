@@ -443,15 +443,16 @@ impl Pump {
         spec: &'static Spec,
         keys: &[command::KeyArg],
     ) -> bool {
-        let several = keys.len() > 1;
         let arg = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
-        let timed = spec.carries_expiry
-            || ((self.lagging || several) && keys.iter().any(|k| self.timed.may(arg(k))));
+        let carries = command::expiry::carries(spec, cmd);
+        let copies = matches!(spec.name, "RENAME" | "RENAMENX" | "COPY");
+        let timed =
+            carries || ((self.lagging || copies) && keys.iter().any(|k| self.timed.may(arg(k))));
         // What a timed key is renamed or copied to is timed as well.
-        if timed && (spec.carries_expiry || several) {
+        if timed && (carries || copies) {
             for k in keys.iter().filter(|k| k.access == Access::Write) {
                 self.timed.add(arg(k));
-                if matches!(spec.name, "RENAME" | "RENAMENX" | "COPY" | "RESTORE") {
+                if copies || spec.name == "RESTORE" {
                     self.timed.add_field(arg(k), None);
                 }
             }

@@ -46,12 +46,19 @@ pub enum Order {
     Settle(oneshot::Sender<Trouble>),
 }
 
+/// Bytes on their way, and whether the pump waits for fewer.
+#[derive(Default)]
+struct Used {
+    bytes: usize,
+    awaited: bool,
+}
+
 /// Counts and signals that all writers of one pump share with it.
 #[derive(Default)]
 pub struct Shared {
     /// Something waits to be resolved.
     pub trouble: AtomicBool,
-    used: Mutex<usize>,
+    used: Mutex<Used>,
     freed: Condvar,
     spare: Mutex<Vec<Vec<u8>>>,
 }
@@ -60,7 +67,7 @@ pub struct Shared {
 const SPARE_BUFFERS: usize = 64;
 
 impl Shared {
-    fn used(&self) -> MutexGuard<'_, usize> {
+    fn used(&self) -> MutexGuard<'_, Used> {
         self.used
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -69,27 +76,33 @@ impl Shared {
     /// Takes `n` bytes of the budget, waiting while others hold it; false when trouble must be resolved first.
     pub fn acquire(&self, n: usize, budget: usize) -> bool {
         let mut used = self.used();
-        while *used > 0 && *used + n > budget {
+        while used.bytes > 0 && used.bytes + n > budget {
             if self.trouble.load(Ordering::Acquire) {
                 return false;
             }
+            used.awaited = true;
             used = self
                 .freed
                 .wait(used)
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
         }
-        *used += n;
+        used.awaited = false;
+        used.bytes += n;
         true
     }
 
     /// Takes `n` bytes over the budget.
     pub fn exceed(&self, n: usize) {
-        *self.used() += n;
+        self.used().bytes += n;
     }
 
     pub fn release(&self, n: usize) {
-        *self.used() -= n;
-        self.freed.notify_all();
+        let mut used = self.used();
+        used.bytes -= n;
+        // A word to nobody costs a system call as well.
+        if used.awaited {
+            self.freed.notify_all();
+        }
     }
 
     pub fn signal(&self) {
