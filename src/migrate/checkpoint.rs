@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::migrate::expiry::LAG_MS;
+use crate::migrate::heal::FENCE_RESERVE;
 use crate::migrate::pump::{Pump, SAVE_EVERY, TICK};
 use crate::migrate::saver::{self, Checkpoint};
 use crate::types::unix_ms;
@@ -219,6 +220,10 @@ impl Pump {
             note => note,
         };
         let end = self.spool.known_end();
+        if let Some(high) = &mut self.shard.fence_high {
+            // Ahead of time, so that a heal seldom has to wait for the disk.
+            *high = (*high).max(end.plus(FENCE_RESERVE));
+        }
         self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
         self.shard.lag_ms = (self.shard.applied)
             .map_or(0, |a| self.spool.lag_ms(a, unix_ms()))

@@ -21,7 +21,7 @@ use std::time::Instant;
 /// Keys read in one round trip to the source.
 const HEAL_CHUNK: usize = 64;
 /// Fence offsets are reserved this far ahead, so that not every heal writes to SQLite.
-const FENCE_RESERVE: u64 = 4 << 20;
+pub(super) const FENCE_RESERVE: u64 = 4 << 20;
 const RELEASE_CHUNK: usize = 512;
 
 pub(super) type Key = (DbIndex, Vec<u8>);
