@@ -121,7 +121,7 @@ impl Pump {
     ) {
         let fields = payload::may_have_field_expiry(h.type_id);
         if h.expire.is_some() || fields {
-            self.timed.add(h.key);
+            self.timed.add_soon(h.key);
         }
         if fields {
             let mut sink = TimedFields {
@@ -181,7 +181,7 @@ impl Pump {
         expire: Option<ExpireAt>,
         mark: Mark,
     ) -> Result<bool> {
-        let slot = Slot::of(h.key);
+        let slot = self.pipe.slot_of(h.key);
         let node = self.pipe.node_of(slot);
         let footer = payload::footer_version(&self.format);
         match fit {

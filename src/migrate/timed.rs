@@ -19,6 +19,8 @@ const WORDS: usize = 1 << 20;
 const PAGE_WORDS: usize = 512;
 /// Bits of a cache line.
 const LINE: usize = 512;
+/// Keys that set their bits together.
+const SOON: usize = 32;
 /// Names of keys known to be gone; more are forgotten, which only costs a reading each.
 const ABSENT: usize = 500_000;
 
@@ -34,6 +36,8 @@ pub struct MaybeTimed {
     file: Option<Arc<File>>,
     /// Whether the page has bits that the file does not have.
     fresh: Vec<bool>,
+    /// Hashes that have been added, but have not set their bits yet.
+    soon: Vec<u64>,
     /// Hashes of timed keys that the source has deleted, so that a command on them makes them anew.
     absent: HashSet<u64>,
 }
@@ -81,12 +85,14 @@ impl MaybeTimed {
             path,
             file: None,
             fresh: vec![false; WORDS / PAGE_WORDS],
+            soon: Vec::with_capacity(SOON),
             absent: HashSet::new(),
         }
     }
 
     /// The bits that the file does not have yet; to be written before the marks that pass the commands which set them.
     pub fn take_fresh(&mut self) -> Result<Option<Pages>> {
+        self.add_all();
         if !self.complete || (!self.fresh.contains(&true) && self.file.is_some()) {
             return Ok(None);
         }
@@ -137,6 +143,27 @@ impl MaybeTimed {
         self.add_hash(MaybeTimed::hash(key));
     }
 
+    /// The same for many: each one's place is far from the others' in memory, and the processor fetches several at once.
+    pub fn add_soon(&mut self, key: &[u8]) {
+        self.soon.push(MaybeTimed::hash(key));
+        if self.soon.len() == SOON {
+            self.add_all();
+        }
+    }
+
+    fn add_all(&mut self) {
+        let mut soon = std::mem::take(&mut self.soon);
+        let seen = soon.iter().fold(0, |seen, hash| {
+            let [place, _] = MaybeTimed::places(*hash);
+            seen ^ self.bits.get(place / 64).copied().unwrap_or_default()
+        });
+        std::hint::black_box(seen);
+        for hash in soon.drain(..) {
+            self.add_hash(hash);
+        }
+        self.soon = soon;
+    }
+
     /// A field that has an expiry of its own; without one, any field of the key may.
     pub fn add_field(&mut self, key: &[u8], field: Option<&[u8]>) {
         self.add_hash(of_field(key, field));
@@ -165,7 +192,7 @@ impl MaybeTimed {
         let has = |place: &usize| {
             (self.bits.get(place / 64)).is_some_and(|word| word & 1 << (place % 64) != 0)
         };
-        !self.complete || MaybeTimed::places(hash).iter().all(has)
+        !self.complete || MaybeTimed::places(hash).iter().all(has) || self.soon.contains(&hash)
     }
 
     /// Whether a key has got an expiry and should be there: a command on it needs a guard.
@@ -238,7 +265,8 @@ mod tests {
         let mut timed = MaybeTimed::open(dir.path(), false);
         timed.add(b"a");
         timed.take_fresh().unwrap().unwrap().write().unwrap();
-        timed.add(b"b");
+        timed.add_soon(b"b");
+        assert!(timed.may(b"b"));
         timed.take_fresh().unwrap().unwrap().write().unwrap();
         let again = MaybeTimed::open(dir.path(), true);
         assert!(again.may(b"a") && again.may(b"b") && !again.may(b"c"));

@@ -127,9 +127,9 @@ impl Bytes for Slice<'_> {
     }
 }
 
-/// The buffer begins small, for small files, and doubles up to the chunk.
+/// The buffer begins small, for small files, and doubles up to the chunk, which is to stay in the processor's own cache.
 const FIRST: usize = 64 << 10;
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 /// What is held in one piece; servers take no string of more than 512 MB unless told to.
 const MOST_HELD: usize = 1 << 30;
 

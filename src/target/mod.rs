@@ -164,8 +164,19 @@ impl Pipe {
         self.nodes.len()
     }
 
+    /// A key's slot; of one node that gets its keys in no order of slots, any will do.
+    pub fn slot_of(&self, key: &[u8]) -> Slot {
+        match self.nodes.len() == 1 && self.topology.pairs != Pairs::OfOneSlot {
+            true => Slot::numbered(0),
+            false => Slot::of(key),
+        }
+    }
+
     pub fn node_of(&self, slot: Slot) -> usize {
-        self.topology.node(slot)
+        match self.nodes.len() {
+            1 => 0,
+            _ => self.topology.node(slot),
+        }
     }
 
     /// The open batch of `node`, in database `db`, to encode commands into; then call [`Pipe::added`].
