@@ -19,7 +19,7 @@ fn renewals_that_come_too_late_lose_nothing() {
     story
         .plan
         .set("/target/url", json!(format!("redis://{}", line.address())));
-    story.fill(200);
+    story.fill(40);
     let mut running = story.migrate();
     story
         .plan
@@ -65,7 +65,7 @@ fn fields_renewed_too_late_are_not_lost() {
     let mut story = Story::new(source, target);
     let far = format!("redis://{}", line.address());
     story.plan.set("/target/url", json!(far));
-    story.fill(200);
+    story.fill(40);
     let mut running = story.migrate();
     let soon = Duration::from_secs(60);
     story.plan.wait_caught_up(&mut running, soon);
