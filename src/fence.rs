@@ -284,6 +284,8 @@ impl Fence {
     ) -> Result<Vec<Option<i64>>> {
         self.conn.select(db).await?;
         let mut found = Vec::with_capacity(fields.len());
+        // Told when all answers are read, so that none is taken for another's.
+        let mut refused = None;
         for chunk in fields.chunks(512) {
             for (key, field) in chunk {
                 self.conn
@@ -296,13 +298,16 @@ impl Fence {
                     Reply::Error(text) if is_elsewhere(&text) || text.starts_with("WRONGTYPE") => {
                         None
                     }
-                    Reply::Error(text) => return Err(refusal("HPEXPIRETIME", &text)),
+                    Reply::Error(text) => {
+                        refused.get_or_insert(refusal("HPEXPIRETIME", &text));
+                        None
+                    }
                     _ => None,
                 };
                 found.push(at.filter(|at| *at >= 0));
             }
         }
-        Ok(found)
+        refused.map_or(Ok(found), Err)
     }
 
     /// Which of `keys` exist.

@@ -229,7 +229,7 @@ fn room_for_clients(
 
 pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Finding>) {
     let list: &[&str] = match replica {
-        true => &["DUMP", "HPEXPIRETIME"],
+        true => &["DUMP"],
         false => &["SCAN", "DUMP", "TYPE"],
     };
     need(facts, "source", "source_commands", list, findings);

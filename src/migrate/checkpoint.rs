@@ -68,7 +68,7 @@ impl Pump {
             }
         }
         if self.last_save.elapsed() >= *SAVE_EVERY && self.is_saved()? {
-            if loaded && down_ms.is_none() {
+            if loaded && down_ms.is_none() && self.wants_paying(lag_ms) {
                 self.pay_debts()?;
             }
             self.save_beside()?;
@@ -162,7 +162,7 @@ impl Pump {
         self.held.save()?;
         self.loaded.save()?;
         let timed = self.timed.take_fresh()?;
-        let mark = match (self.oldest(), self.debts.from) {
+        let mark = match (self.oldest(), self.debts.from.map(|(mark, _)| mark)) {
             (Some(a), Some(b)) => Some(a.earlier(b)),
             (a, b) => a.or(b),
         };

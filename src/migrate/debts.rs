@@ -3,12 +3,14 @@
 //! No fence is needed: what the source says later only comes early, and what the stream still brings leads to it.
 
 use crate::command::{Command, Spec};
-use crate::error::Result;
-use crate::migrate::expiry::HEAL_WHOLE;
+use crate::error::{ErrorKind, Result};
+use crate::migrate::expiry::{HEAL_WHOLE, LAG_MS};
+use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::resp;
 use crate::types::{DbIndex, Mark, Slot};
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// What is to be asked.
 #[derive(Default)]
@@ -17,12 +19,14 @@ pub struct Debts {
     groups: BTreeSet<(DbIndex, Vec<u8>)>,
     /// Fields of hashes: some sources replicate HINCRBYFLOAT as an HSET, which takes the field's expiry away.
     fields: BTreeSet<(DbIndex, Vec<u8>, Vec<u8>)>,
-    /// Before the first command that left some: no checkpoint passes it.
-    pub from: Option<Mark>,
+    /// Before the first command that left some, and when it came: no checkpoint passes it.
+    pub from: Option<(Mark, Instant)>,
 }
 
 /// With more fields than this, their keys are read whole when the source has been caught up with.
 const MOST: usize = 10_000;
+/// How long a checkpoint is held back while the source has not been caught up with.
+const LONG: Duration = Duration::from_secs(10);
 
 impl Pump {
     /// Notes what a command leaves to be asked.
@@ -48,11 +52,16 @@ impl Pump {
             }
             _ => return,
         }
-        self.debts.from.get_or_insert(mark);
+        (self.debts.from).get_or_insert_with(|| (mark, Instant::now()));
+    }
+
+    /// Whether to ask with this checkpoint; while much is still to come, the same would be asked again and again.
+    pub(super) fn wants_paying(&self, lag_ms: u64) -> bool {
+        (self.debts.from).is_some_and(|(_, since)| lag_ms < LAG_MS || since.elapsed() > LONG)
     }
 
     pub(super) fn pay_debts(&mut self) -> Result<()> {
-        let Some(from) = self.debts.from else {
+        let Some((from, _)) = self.debts.from else {
             return Ok(());
         };
         let before = self.hold(from);
@@ -101,9 +110,19 @@ impl Pump {
             let names: Vec<_> = (chunk.iter())
                 .map(|(_, key, field)| (self.source_name(key), field.as_slice()))
                 .collect();
-            let expiries =
-                self.fenced(|fence, runtime| runtime.block_on(fence.field_expiries(db, &names)))?;
+            let told =
+                self.fenced(|fence, runtime| runtime.block_on(fence.field_expiries(db, &names)));
             let mark = self.now();
+            let expiries = match told {
+                Ok(expiries) => expiries,
+                Err(e) if e.kind() == ErrorKind::Refused => {
+                    // The plan's user may not ask that, but may read the keys whole.
+                    let keys: Vec<Key> = chunk.iter().map(|(_, k, _)| (db, k.clone())).collect();
+                    self.heal(&keys, mark)?;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
             for ((_, key, field), at) in chunk.iter().zip(expiries) {
                 let Some(at) = at else { continue };
                 let node = self.pipe.node_of(Slot::of(key));
