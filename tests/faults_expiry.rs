@@ -8,17 +8,22 @@ use crate::support::{need, wait_until};
 use serde_json::json;
 use std::time::Duration;
 
+/// Two servers, and to the target a line of 100 ms, which is to be kept.
+fn far(name: &str) -> (Story, Cutter) {
+    let source = Endpoint::alone(Setup::new(name));
+    let target = Endpoint::alone(Setup::new(name));
+    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
+    let mut story = Story::new(source, target);
+    let url = format!("redis://{}", line.address());
+    story.plan.set("/target/url", json!(url));
+    (story, line)
+}
+
 /// Renewed in the last moment of their lives, over a line on which that comes too late: nothing is counted anew.
 #[test]
 fn renewals_that_come_too_late_lose_nothing() {
     let Some([name]) = need(["any"]) else { return };
-    let source = Endpoint::alone(Setup::new(&name));
-    let target = Endpoint::alone(Setup::new(&name));
-    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
-    let mut story = Story::new(source, target);
-    story
-        .plan
-        .set("/target/url", json!(format!("redis://{}", line.address())));
+    let (story, _line) = far(&name);
     story.fill(40);
     let mut running = story.migrate();
     story
@@ -59,12 +64,7 @@ fn fields_renewed_too_late_are_not_lost() {
     let Some([name]) = need(["redis-8.0"]) else {
         return;
     };
-    let source = Endpoint::alone(Setup::new(&name));
-    let target = Endpoint::alone(Setup::new(&name));
-    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
-    let mut story = Story::new(source, target);
-    let far = format!("redis://{}", line.address());
-    story.plan.set("/target/url", json!(far));
+    let (story, _line) = far(&name);
     story.fill(40);
     let mut running = story.migrate();
     let soon = Duration::from_secs(60);
@@ -104,12 +104,7 @@ fn counters_in_fields_go_on() {
     let Some([name]) = need(["redis-8.0"]) else {
         return;
     };
-    let source = Endpoint::alone(Setup::new(&name));
-    let target = Endpoint::alone(Setup::new(&name));
-    let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
-    let mut story = Story::new(source, target);
-    let far = format!("redis://{}", line.address());
-    story.plan.set("/target/url", json!(far));
+    let (story, _line) = far(&name);
     let mut client = story.source.nodes()[0].client();
     let mut run = |words: String| {
         client.words(&words).expect("an answer");

@@ -1,6 +1,6 @@
 //! Commands that set an expiry, rewritten: a relative one made absolute, an early one held back.
 
-use super::{Command, Spec};
+use super::{Command, Spec, lookup};
 use crate::error::{Error, ErrorKind, Result};
 use crate::resp;
 
@@ -25,6 +25,10 @@ fn named(cmd: &Command<'_>, name: &str) -> bool {
 }
 
 fn place(cmd: &Command<'_>) -> Option<Place> {
+    place_of(lookup(cmd.name())?, cmd)
+}
+
+fn place_of(spec: &Spec, cmd: &Command<'_>) -> Option<Place> {
     let fixed = |at, unit, relative| {
         Some(Place {
             at,
@@ -51,25 +55,24 @@ fn place(cmd: &Command<'_>) -> Option<Place> {
             })
         })
     };
-    let name = cmd.name().to_ascii_uppercase();
-    match name.as_slice() {
-        b"SET" => options(3),
-        b"GETEX" | b"INCREX" => options(2),
-        b"SETEX" | b"EXPIRE" | b"HEXPIRE" => fixed(2, 1000, true),
-        b"PSETEX" | b"PEXPIRE" | b"HPEXPIRE" => fixed(2, 1, true),
-        b"EXPIREAT" | b"HEXPIREAT" => fixed(2, 1000, false),
-        b"PEXPIREAT" | b"HPEXPIREAT" => fixed(2, 1, false),
-        b"RESTORE" | b"RESTORE-ASKING" => {
+    match spec.name {
+        "SET" => options(3),
+        "GETEX" | "INCREX" => options(2),
+        "SETEX" | "EXPIRE" | "HEXPIRE" => fixed(2, 1000, true),
+        "PSETEX" | "PEXPIRE" | "HPEXPIRE" => fixed(2, 1, true),
+        "EXPIREAT" | "HEXPIREAT" => fixed(2, 1000, false),
+        "PEXPIREAT" | "HPEXPIREAT" => fixed(2, 1, false),
+        "RESTORE" | "RESTORE-ASKING" => {
             if cmd.number(2)? == 0 {
                 return None;
             }
             fixed(2, 1, cmd.find(4, b"ABSTTL").is_none())
         }
-        b"HSETEX" | b"HGETEX" => {
+        "HSETEX" | "HGETEX" => {
             let fields = cmd.find(2, b"FIELDS").unwrap_or(cmd.len());
             options(2).filter(|p| p.at < fields)
         }
-        b"MSETEX" => {
+        "MSETEX" => {
             let n = usize::try_from(cmd.number(1)?).ok()?;
             options(n.checked_mul(2)?.checked_add(2)?)
         }
@@ -82,8 +85,8 @@ pub fn carries(spec: &Spec, cmd: &Command<'_>) -> bool {
     spec.carries_expiry
         && match spec.name {
             // Most have none.
-            "SET" => cmd.len() > 4 && place(cmd).is_some(),
-            "GETEX" | "INCREX" | "MSETEX" | "HSETEX" | "HGETEX" => place(cmd).is_some(),
+            "SET" => cmd.len() > 4 && place_of(spec, cmd).is_some(),
+            "GETEX" | "INCREX" | "MSETEX" | "HSETEX" | "HGETEX" => place_of(spec, cmd).is_some(),
             // RESTORE may bring a hash whose fields have one.
             _ => true,
         }

@@ -35,7 +35,7 @@ impl Pump {
             key: &name,
             ..entry.header
         };
-        self.note_expiries(h, entry.value, dialect, version);
+        self.note_expiries(h, Some(entry.value), dialect, version);
         let expire = self.held_expiry(h, mark);
         let fit = payload::fit(h.type_id, dialect, version, entry.value, &self.format);
         if self.shared.dry_run {
@@ -111,11 +111,11 @@ impl Pump {
         Ok(Some((db, name)))
     }
 
-    /// Notes what has an expiry: the key, or which of its fields.
+    /// Notes what has an expiry: the key, or which of its fields; without a body it may be any of them.
     pub(super) fn note_expiries(
         &mut self,
         h: &Header<'_>,
-        body: &[u8],
+        body: Option<&[u8]>,
         dialect: Dialect,
         version: u32,
     ) {
@@ -129,7 +129,10 @@ impl Pump {
                 db: h.db,
                 key: h.key,
             };
-            if value::decode(h.type_id, dialect, version, body, h.value_at, &mut sink).is_err() {
+            let told = body.is_some_and(|body| {
+                value::decode(h.type_id, dialect, version, body, h.value_at, &mut sink).is_ok()
+            });
+            if !told {
                 self.timed.add_field(h.key, None);
             }
         }
@@ -286,14 +289,7 @@ impl Pump {
         };
         let key = name.into_owned();
         let h = Header { key: &key, ..h };
-        if h.expire.is_some() {
-            self.timed.add(h.key);
-        }
-        if payload::may_have_field_expiry(h.type_id) {
-            // Too many to note each.
-            self.timed.add(h.key);
-            self.timed.add_field(h.key, None);
-        }
+        self.note_expiries(&h, None, dialect, 0);
         let expire = self.held_expiry(&h, mark);
         if self.shared.dry_run {
             self.sizes.add(kind, &key, 0, "rebuilt");

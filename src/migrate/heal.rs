@@ -181,7 +181,7 @@ impl Pump {
             at: 0,
             value_at: 0,
         };
-        self.note_expiries(&header, value.body, value.dialect, version);
+        self.note_expiries(&header, Some(value.body), value.dialect, version);
         self.put(
             target_db,
             &header,

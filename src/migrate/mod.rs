@@ -13,6 +13,7 @@ mod copy;
 mod debts;
 mod existing;
 mod expiry;
+mod guards;
 mod heal;
 mod load;
 mod loaded;

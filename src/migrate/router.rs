@@ -1,6 +1,6 @@
 //! What becomes of each key and each command: forwarded as it is, split by slot, or made exact by healing its keys.
 
-use crate::command::{self, Access, Command, Kind, Spec, SplitKind};
+use crate::command::{self, Access, Command, Kind, Spec};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::bulk::no_database;
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
@@ -83,24 +83,12 @@ impl Pump {
             self.note_debts(&cmd, spec, mark);
             fields |= command::expiry::expects_field(cmd.name());
             spec.keys(&cmd, &mut keys)?;
-            for (i, key) in keys.iter().enumerate() {
-                let name = cmd.arg(key.index).unwrap_or_default();
-                if self.timed.expected(self.db, name)
-                    && command::needs_key(spec, &cmd, i, key.access)
-                    && !guarded
-                        .iter()
-                        .any(|(k, field)| k == name && field.is_none())
-                {
-                    guarded.push((name.to_vec(), None));
+            (self.timed).each_needed(self.db, &cmd, spec, &keys, |key, field| {
+                let new = (key.to_vec(), field.map(<[u8]>::to_vec));
+                if !guarded.contains(&new) {
+                    guarded.push(new);
                 }
-            }
-            if let Some(key) = hash_of(&cmd, spec) {
-                for field in command::fields::needed(spec, &cmd) {
-                    if self.timed.expects_field(self.db, key, field) {
-                        guarded.push((key.to_vec(), Some(field.to_vec())));
-                    }
-                }
-            }
+            });
             self.note_timed(&cmd, spec, &keys);
             self.note_there(&cmd, spec, &keys);
             for key in &keys {
@@ -436,57 +424,6 @@ impl Pump {
         self.heal(&written, mark)
     }
 
-    /// Notes the keys that a command gives an expiry; whether it touches a timed key, which only matters while lagging.
-    fn note_timed(
-        &mut self,
-        cmd: &Command<'_>,
-        spec: &'static Spec,
-        keys: &[command::KeyArg],
-    ) -> bool {
-        let arg = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
-        let carries = command::expiry::carries(spec, cmd);
-        let copies = matches!(spec.name, "RENAME" | "RENAMENX" | "COPY");
-        let timed =
-            carries || ((self.lagging || copies) && keys.iter().any(|k| self.timed.may(arg(k))));
-        // What a timed key is renamed or copied to is timed as well.
-        if timed && (carries || copies) {
-            for k in keys.iter().filter(|k| k.access == Access::Write) {
-                self.timed.add(arg(k));
-                if copies || spec.name == "RESTORE" {
-                    self.timed.add_field(arg(k), None);
-                }
-            }
-            if let Some(key) = hash_of(cmd, spec) {
-                for field in command::fields::timed(spec, cmd) {
-                    self.timed.add_field(key, Some(field));
-                }
-            }
-        }
-        timed
-    }
-
-    /// Notes which keys are there after a command, and which are gone.
-    fn note_there(&mut self, cmd: &Command<'_>, spec: &'static Spec, keys: &[command::KeyArg]) {
-        let gone = matches!(spec.kind, Kind::Split(SplitKind::Keys)) && spec.name != "TOUCH";
-        let moved = matches!(spec.name, "RENAME" | "RENAMENX" | "GETDEL");
-        for (i, k) in keys
-            .iter()
-            .enumerate()
-            .filter(|(_, k)| k.access == Access::Write)
-        {
-            let key = cmd.arg(k.index).unwrap_or_default();
-            self.timed.note(self.db, key, !(gone || (moved && i == 0)));
-        }
-        if let Some(key) = hash_of(cmd, spec) {
-            for field in command::fields::written(spec, cmd) {
-                self.timed.note_field(self.db, key, field, true);
-            }
-            for field in command::fields::deleted(spec, cmd) {
-                self.timed.note_field(self.db, key, field, false);
-            }
-        }
-    }
-
     fn written(
         &self,
         cmd: &Command<'_>,
@@ -552,19 +489,9 @@ impl Pump {
         }
         let batch = self.pipe.batch(node, db, mark)?;
         let mut guards = 0;
-        for (i, key) in keys.iter().enumerate() {
-            let name = cmd.arg(key.index).unwrap_or_default();
-            if self.timed.expected(self.db, name) && command::needs_key(spec, cmd, i, key.access) {
-                batch.guard(&mut guards, name, None);
-            }
-        }
-        if let Some(key) = hash_of(cmd, spec) {
-            for field in command::fields::needed(spec, cmd) {
-                if self.timed.expects_field(self.db, key, field) {
-                    batch.guard(&mut guards, key, Some(field));
-                }
-            }
-        }
+        (self.timed).each_needed(self.db, cmd, spec, keys, |key, field| {
+            batch.guard(&mut guards, key, field);
+        });
         if command::expiry::expects_key(cmd.name()) {
             batch.expect.push(batch.commands + guards);
         }
@@ -588,11 +515,6 @@ fn moved_to(
 ) -> Option<(DbIndex, Vec<u8>)> {
     let last = keys.last()?;
     Some((DbIndex(db?), cmd.arg(last.index)?.to_vec()))
-}
-
-/// The key of a command on one hash.
-fn hash_of<'a>(cmd: &Command<'a>, spec: &Spec) -> Option<&'a [u8]> {
-    cmd.arg(1).filter(|_| spec.name.starts_with('H'))
 }
 
 fn known(cmd: &Command<'_>) -> Result<&'static Spec> {

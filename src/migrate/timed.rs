@@ -204,8 +204,11 @@ impl MaybeTimed {
     /// The same of a field.
     pub fn expects_field(&self, db: DbIndex, key: &[u8], field: &[u8]) -> bool {
         let hash = of_field(key, Some(field));
-        (self.known(hash) || self.known(of_field(key, None)))
-            && !self.absent.contains(&in_db(hash, db))
+        self.knows_field(key, hash) && !self.absent.contains(&in_db(hash, db))
+    }
+
+    fn knows_field(&self, key: &[u8], hash: u64) -> bool {
+        self.known(hash) || self.known(of_field(key, None))
     }
 
     /// Notes that the source holds a key, or has deleted it.
@@ -224,7 +227,7 @@ impl MaybeTimed {
             return;
         }
         let hash = of_field(key, Some(field));
-        let known = there || self.known(hash) || self.known(of_field(key, None));
+        let known = there || self.knows_field(key, hash);
         self.note_hash(db, hash, there, known);
     }
 
