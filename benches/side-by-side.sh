@@ -37,35 +37,6 @@ while [ $# -gt 0 ]; do
 done
 . benches/servers.sh
 
-fill() {
-    local at=1 part=50000 script
-    case $set in
-        A) script='for i=ARGV[1],ARGV[2] do local k="key:"..i; local v=redis.sha1hex(i)..redis.sha1hex(-i)..string.format("%020d",i)
-             if i%5==0 then redis.call("set",k,v,"ex",864000+i%1000) else redis.call("set",k,v) end end' ;;
-        B) part=5000 script='for i=ARGV[1],ARGV[2] do local n=i%20; local k="b:"..i
-             if n<12 then redis.call("set",k,string.rep(string.char(97+i%26),64+(i*37)%4032))
-             elseif n<15 then for f=1,20 do redis.call("hset",k,"field:"..f,"value "..i..":"..f) end
-             elseif n<16 then for m=1,100 do redis.call("zadd",k,m*1.5,"member:"..i..":"..m) end
-             elseif n<18 then for e=1,200 do redis.call("rpush",k,"element "..e) end
-             else for m=1,50 do redis.call("sadd",k,"member "..i..":"..m) end end end' ;;
-        C) part=20000 script='for i=ARGV[1],ARGV[2] do local k="session:"..i
-             redis.call("hset",k,"user",i,"ip","10.0."..(i%256).."."..(i%200),"agent",string.rep("a",80),"csrf",string.format("%032d",i),"seen",1700000000+i)
-             redis.call("expire",k,864000+i%1000) end' ;;
-        *) echo "no such data set: $set" >&2; exit 2 ;;
-    esac
-    while [ "$at" -le "$keys" ]; do
-        local to=$((at + part - 1))
-        [ "$to" -gt "$keys" ] && to=$keys
-        ask source eval "$script" 0 "$at" "$to" >/dev/null
-        at=$((to + 1))
-    done
-    if [ "$set" = B ]; then
-        for kind in rpush sadd; do
-            ask source eval 'for i=1,ARGV[1] do redis.call(ARGV[2],"large:"..ARGV[2],"element "..i) end' 0 $((keys < 1000000 ? keys : 1000000)) "$kind" >/dev/null
-        done
-    fi
-}
-
 # One way, once: prints seconds, CPU of the mover, of the source, of the target, peak memory of the mover in MiB.
 one() {
     local way=$1 targets=(target) from mover=0 memory=0 source_before target_before took what
@@ -118,7 +89,7 @@ one() {
 
 echo "data set $set, $keys keys, $("$server" --version | sed 's/ sha.*//'), $(nproc) cores, $rounds rounds" >&2
 start source --enable-debug-command yes
-fill
+fill "$set"
 bytes=$(ask source info memory | sed -n 's/^used_memory:\([0-9]*\).*/\1/p')
 echo "the source holds $(ask source dbsize) keys in $((bytes >> 20)) MiB" >&2
 case " $ways " in

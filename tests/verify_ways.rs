@@ -1,6 +1,7 @@
 //! The ways a verification reads: in parts, after a stop, only what has changed, against a file, while it is written to.
 
 use crate::support::borders;
+use crate::support::cutter::Cutter;
 use crate::support::keyferry::{Plan, Running};
 use crate::support::server::{Server, Setup};
 use crate::support::side::Side;
@@ -246,6 +247,28 @@ fn a_killed_verification_goes_on_by_slot() {
         Endpoint::cluster(Setup::new(&name)),
         Endpoint::alone(Setup::new(&name)),
     );
+}
+
+/// A page of SCAN is asked for while the one before is compared: when the line is cut just then, none is left out.
+#[test]
+fn lines_that_are_cut_leave_no_key_out() {
+    let Some([name]) = need(["any"]) else { return };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    for server in [&source, &target] {
+        let fill = "for i=1,30000 do redis.call('SET','k:'..i,string.rep('v',i%50)..i) end";
+        let command = Command::new("EVAL").arg(fill).arg("0");
+        server.client().expect(&command).expect("it is filled");
+    }
+    target.run("SET of-its-own 1");
+    let lines = [&source, &target].map(|s| Cutter::start(&s.address(), 7, 300 << 10));
+    let url = |line: &Cutter| format!("redis://{}", line.address());
+    let plan = Plan::new(&url(&lines[0]), &url(&lines[1]));
+    let found = plan.run("verify --json").exits(1).json;
+    assert_eq!(found["keys_source"], 30_000, "{found}");
+    assert_eq!(found["extra"][0]["key"], "of-its-own", "{found}");
+    for line in lines {
+        assert!(line.cuts() >= 3, "{}", line.cuts());
+    }
 }
 
 #[test]

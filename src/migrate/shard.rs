@@ -25,8 +25,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-const DEFAULT_BUDGET: usize = 16 << 20;
-
 /// What one source shard's link and pump need.
 pub struct Runner {
     pub shared: Arc<Shared>,
@@ -248,9 +246,7 @@ impl Runner {
         window_end: ReplOffset,
     ) -> Result<Ended> {
         let shared = self.shared.clone();
-        let budget = shared.job.limits.memory_bytes.map_or(DEFAULT_BUDGET, |m| {
-            usize::try_from(m / 4).unwrap_or(DEFAULT_BUDGET)
-        });
+        let budget = shared.job.limits.in_flight();
         let options = PipeOptions {
             budget: (budget / self.shards).max(1 << 20),
             fixed_db: self.topology.one_slot,

@@ -13,6 +13,10 @@ pub struct Scan {
     cursor: Option<Vec<u8>>,
     /// Only keys that begin so; without it all.
     pattern: Option<Vec<u8>>,
+    /// Asks for the page after the one that has come, so that the server works while that is looked at.
+    ahead: bool,
+    /// It has been asked for.
+    asked: bool,
 }
 
 impl Scan {
@@ -25,7 +29,15 @@ impl Scan {
         Scan {
             cursor: Some(cursor),
             pattern: None,
+            ahead: false,
+            asked: false,
         }
+    }
+
+    /// Has one page on its way always: the connection serves nothing else, and no other may take over after it.
+    pub fn ahead(mut self) -> Scan {
+        self.ahead = true;
+        self
     }
 
     /// Only the keys with a prefix.
@@ -49,14 +61,17 @@ impl Scan {
         let Some(cursor) = &self.cursor else {
             return Ok(None);
         };
-        let count = count.to_string();
-        let mut command: Vec<&[u8]> = vec![b"SCAN", cursor, b"COUNT", count.as_bytes()];
-        if let Some(pattern) = &self.pattern {
-            command.extend([b"MATCH".as_slice(), pattern]);
-        }
-        let reply = conn.call(&command).await?;
-        let Reply::Array(parts) = reply else {
-            return Err(unforeseen("SCAN", conn));
+        let reply = match std::mem::take(&mut self.asked) {
+            true => conn.reply().await?,
+            false => conn.ask(&self.command(cursor, &count.to_string())).await?,
+        };
+        let parts = match reply {
+            Reply::Array(parts) => parts,
+            Reply::Error(text) => {
+                let e = refusal("SCAN", &text);
+                return Err(e.context(format!("run SCAN on {}", conn.address())));
+            }
+            _ => return Err(unforeseen("SCAN", conn)),
         };
         let mut parts = parts.into_iter();
         let (Some(Reply::Bulk(next)), Some(Reply::Array(page))) = (parts.next(), parts.next())
@@ -64,7 +79,20 @@ impl Scan {
             return Err(unforeseen("SCAN", conn));
         };
         self.cursor = Some(next).filter(|c| c != b"0");
+        if let (true, Some(cursor)) = (self.ahead, &self.cursor) {
+            conn.push(&self.command(cursor, &count.to_string()));
+            // If that fails, the next call says so: this page must not be lost.
+            self.asked = conn.flush().await.is_ok();
+        }
         Ok(Some(names(page)))
+    }
+
+    fn command<'a>(&'a self, cursor: &'a [u8], count: &'a str) -> Vec<&'a [u8]> {
+        let mut command: Vec<&[u8]> = vec![b"SCAN", cursor, b"COUNT", count.as_bytes()];
+        if let Some(pattern) = &self.pattern {
+            command.extend([b"MATCH".as_slice(), pattern]);
+        }
+        command
     }
 
     /// Where the next page begins; `None` at the end.

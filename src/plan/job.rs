@@ -412,9 +412,19 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Bytes that a set of keys may take of the memory.
+    /// Bytes that the program may take in all.
+    pub fn memory(&self) -> u64 {
+        self.memory_bytes.unwrap_or(256 << 20)
+    }
+
+    /// Of these, what a set of keys may take.
     pub fn key_set(&self) -> u64 {
-        self.memory_bytes.unwrap_or(256 << 20) / 10 * 3
+        self.memory() / 10 * 3
+    }
+
+    /// Of these, what may be on its way to the target.
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.memory() / 16).unwrap_or(16 << 20)
     }
 }
 

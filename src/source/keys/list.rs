@@ -238,7 +238,8 @@ impl Listing {
                 }
                 Some(Position::Scan { cursor, .. }) => Scan::from(cursor.clone().into_bytes()),
                 _ => Scan::new(),
-            };
+            }
+            .ahead();
             from = None;
             let after = match units.get(i + 1) {
                 Some((node, db)) => at(node, *db, b"0"),

@@ -1,6 +1,7 @@
 //! Short strings, read by GETRANGE: the server need not encode, compress and sum them as DUMP does.
 //!
-//! TYPE goes first, as a GETRANGE of any other type would count as an error at the server.
+//! TYPE goes first, as a GETRANGE of any other type would count as an error at the server; not where there have been
+//! nothing but strings for a while.
 
 use super::fact::{Found, KeyFact};
 use super::reader::{Reader, unforeseen};
@@ -20,6 +21,9 @@ const LAST: &[u8] = b"4095";
 const AT_ONCE: usize = 500;
 /// Where fewer than a quarter of a page are short strings, so many pages after it are not asked about.
 const PATIENCE: u32 = 15;
+/// After so many pages of one database with nothing else, keys are taken for short strings until one is not: an error
+/// or two at the server for some thousand keys.
+const TRUST: u32 = 8;
 
 /// A string and its expiry.
 type Short = (Vec<u8>, Option<ExpireAt>);
@@ -29,6 +33,8 @@ type Short = (Vec<u8>, Option<ExpireAt>);
 pub struct ShortStrings {
     /// Pages that are not asked about any more.
     skip: u32,
+    /// Pages of one database on end that held short strings only.
+    only: Option<(DbIndex, u32)>,
 }
 
 impl ShortStrings {
@@ -49,11 +55,18 @@ impl ShortStrings {
             self.skip -= 1;
             return Ok(nothing);
         }
-        match read(source, source_db, target, target_db, keys).await {
+        let pages = match self.only {
+            Some((db, pages)) if db == source_db => pages,
+            _ => 0,
+        };
+        let only = pages >= TRUST;
+        match read(source, source_db, target, target_db, keys, only).await {
             Ok(found) => {
-                if found.iter().flatten().count() * 4 < keys.len() {
+                let short = found.iter().flatten().count();
+                if short * 4 < keys.len() {
                     self.skip = PATIENCE;
                 }
+                self.only = (short == keys.len()).then_some((source_db, pages + 1));
                 Ok(found)
             }
             Err(e) if e.kind() == ErrorKind::Refused => {
@@ -74,13 +87,15 @@ async fn read(
     target: &mut Reader,
     target_db: DbIndex,
     keys: &[&[u8]],
+    only_strings: bool,
 ) -> Result<Vec<Option<(Found, Found)>>> {
     let mut found: Vec<Option<(Found, Found)>> = keys.iter().map(|_| None).collect();
-    let types = source.types(source_db, keys).await?;
-    let strings: Vec<(usize, &[u8])> = (keys.iter().copied().enumerate().zip(&types))
-        .filter(|(_, name)| name.as_deref() == Some("string"))
-        .map(|(place, _)| place)
-        .collect();
+    let mut strings: Vec<(usize, &[u8])> = keys.iter().copied().enumerate().collect();
+    if !only_strings {
+        let types = source.types(source_db, keys).await?;
+        let is = |place: usize| types.get(place).and_then(Option::as_deref) == Some("string");
+        strings.retain(|(place, _)| is(*place));
+    }
     for some in strings.chunks(AT_ONCE) {
         let names: Vec<&[u8]> = some.iter().map(|(_, key)| *key).collect();
         let (ours, theirs) = tokio::try_join!(
