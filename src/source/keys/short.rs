@@ -21,9 +21,9 @@ const LAST: &[u8] = b"4095";
 const AT_ONCE: usize = 500;
 /// Where fewer than a quarter of a page are short strings, so many pages after it are not asked about.
 const PATIENCE: u32 = 15;
-/// After so many pages of one database with nothing else, keys are taken for short strings until one is not: an error
-/// or two at the server for some thousand keys.
-const TRUST: u32 = 8;
+/// After so many keys of one database that were short strings, the next ones are taken for such until one is not: an
+/// error or two at the server for some thousand keys.
+const TRUST: usize = 8_000;
 
 /// A string and its expiry.
 type Short = (Vec<u8>, Option<ExpireAt>);
@@ -33,8 +33,8 @@ type Short = (Vec<u8>, Option<ExpireAt>);
 pub struct ShortStrings {
     /// Pages that are not asked about any more.
     skip: u32,
-    /// Pages of one database on end that held short strings only.
-    only: Option<(DbIndex, u32)>,
+    /// Keys of one database on end that were short strings.
+    only: Option<(DbIndex, usize)>,
 }
 
 impl ShortStrings {
@@ -55,18 +55,17 @@ impl ShortStrings {
             self.skip -= 1;
             return Ok(nothing);
         }
-        let pages = match self.only {
-            Some((db, pages)) if db == source_db => pages,
+        let only = match self.only {
+            Some((db, before)) if db == source_db => before,
             _ => 0,
         };
-        let only = pages >= TRUST;
-        match read(source, source_db, target, target_db, keys, only).await {
+        match read(source, source_db, target, target_db, keys, only >= TRUST).await {
             Ok(found) => {
                 let short = found.iter().flatten().count();
                 if short * 4 < keys.len() {
                     self.skip = PATIENCE;
                 }
-                self.only = (short == keys.len()).then_some((source_db, pages + 1));
+                self.only = (short == keys.len()).then_some((source_db, only + short));
                 Ok(found)
             }
             Err(e) if e.kind() == ErrorKind::Refused => {
