@@ -41,6 +41,26 @@ fn after_ctrl_c_it_continues_without_a_full_resync() {
     story.check_counters(&report);
 }
 
+/// Stopped before it has caught up, it does not say that it has.
+#[test]
+fn ctrl_c_before_the_end_is_no_end() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = story(&name);
+    story.fill(5_000);
+    story.plan.set("/limits", json!({ "keys_per_s": 1_000 }));
+    for wait in [0.3, 2.0] {
+        let running = story.plan.start("migrate --until caught-up --json");
+        std::thread::sleep(Duration::from_secs_f64(wait));
+        running.interrupt();
+        let outcome = running.wait(Duration::from_secs(30)).exits(130);
+        assert_eq!(outcome.json["caught_up"], false, "{}", outcome.stdout);
+    }
+    story.plan.set("/limits", json!({}));
+    let outcome = story.plan.run("migrate --until caught-up --json").exits(0);
+    assert_eq!(outcome.json["caught_up"], true, "{}", outcome.stdout);
+    story.judge();
+}
+
 #[test]
 fn after_a_kill_counters_are_exact() {
     let Some([name]) = need(["any"]) else { return };

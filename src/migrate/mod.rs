@@ -64,7 +64,7 @@ use crate::types::unix_ms;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -311,6 +311,7 @@ async fn migrate(
         stop: stop.clone(),
         dry_run: options.dry_run,
         until_caught_up: options.until_caught_up,
+        reached: AtomicBool::new(false),
         scan,
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
         relative_ttls: source
@@ -458,7 +459,10 @@ async fn migrate(
     }
     let rdb = source.is_none();
     let views = shards.views();
-    let caught_up = views.iter().all(|v| v.caught_up.load(Relaxed));
+    let caught_up = match shared.until_caught_up {
+        true => shared.reached.load(Relaxed),
+        false => views.iter().all(|v| v.caught_up.load(Relaxed)),
+    };
     if joined.is_ok() && rdb && !stop.requested() {
         return Ok(true);
     }
@@ -543,6 +547,7 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
             }
         }
         if shared.until_caught_up && streaming && views.iter().all(|v| v.caught_up.load(Relaxed)) {
+            shared.reached.store(true, Relaxed);
             shared.stop.request();
             return;
         }

@@ -108,11 +108,13 @@ impl Shards {
                 runner.shared.stop.request();
             } else {
                 runner.view.set_phase(ENDED);
-                // Whether it was stopped or has nothing more to bring: nobody waits for it.
-                runner
-                    .view
-                    .caught_up
-                    .store(true, std::sync::atomic::Ordering::Relaxed);
+                // Where only this shard has ended, it has nothing more to bring: nobody waits for it.
+                if !runner.shared.stop.requested() {
+                    runner
+                        .view
+                        .caught_up
+                        .store(true, std::sync::atomic::Ordering::Relaxed);
+                }
             }
             result
         });

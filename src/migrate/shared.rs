@@ -9,6 +9,7 @@ use crate::store::{Existing, Store};
 use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle};
 use crate::types::unix_ms;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -25,6 +26,8 @@ pub struct Shared {
     pub stop: Shutdown,
     pub dry_run: bool,
     pub until_caught_up: bool,
+    /// It has: the run ends by itself, not because somebody has asked for it.
+    pub reached: AtomicBool,
     /// How long the target may be away before the run gives up.
     pub patience: Duration,
     /// The source is read by SCAN and DUMP: it has no stream.
