@@ -457,16 +457,9 @@ async fn migrate(
     if let Some(health) = &shared.health {
         shared.store(|s| s.put_json(MASTERS, &health.masters()))?;
     }
-    let rdb = source.is_none();
-    let views = shards.views();
-    let caught_up = match shared.until_caught_up {
-        true => shared.reached.load(Relaxed),
-        false => views.iter().all(|v| v.caught_up.load(Relaxed)),
-    };
-    if joined.is_ok() && rdb && !stop.requested() {
-        return Ok(true);
-    }
-    joined.map(|()| caught_up)
+    let all = || shards.views().iter().all(|v| v.caught_up.load(Relaxed));
+    // What it had when it ended counts, whatever the link's end has made of it since.
+    joined.map(|()| shared.reached.load(Relaxed) || all())
 }
 
 /// The document that keeps the run ids of the target's masters.
