@@ -452,12 +452,15 @@ impl Conn {
 
     /// Sends a command; an error reply becomes an error that names the command.
     pub async fn call(&mut self, args: &[&[u8]]) -> Result<Reply> {
-        match self.ask(args).await? {
+        let reply = self.ask(args).await?;
+        self.accepted(args.first().unwrap_or(&b"".as_slice()), reply)
+    }
+
+    /// A reply to the command of that name; an error reply becomes an error that names it.
+    fn accepted(&self, name: &[u8], reply: Reply) -> Result<Reply> {
+        match reply {
             Reply::Error(text) => {
-                let name = args
-                    .first()
-                    .map(|a| String::from_utf8_lossy(a).into_owned())
-                    .unwrap_or_default();
+                let name = String::from_utf8_lossy(name);
                 Err(refusal(&name, &text).context(format!("run {name} on {}", self.address)))
             }
             reply => Ok(reply),

@@ -62,16 +62,14 @@ impl Scan {
             return Ok(None);
         };
         let reply = match std::mem::take(&mut self.asked) {
-            true => conn.reply().await?,
-            false => conn.ask(&self.command(cursor, &count.to_string())).await?,
-        };
-        let parts = match reply {
-            Reply::Array(parts) => parts,
-            Reply::Error(text) => {
-                let e = refusal("SCAN", &text);
-                return Err(e.context(format!("run SCAN on {}", conn.address())));
+            true => {
+                let reply = conn.reply().await?;
+                conn.accepted(b"SCAN", reply)?
             }
-            _ => return Err(unforeseen("SCAN", conn)),
+            false => (conn.call(&self.command(cursor, &count.to_string()))).await?,
+        };
+        let Reply::Array(parts) = reply else {
+            return Err(unforeseen("SCAN", conn));
         };
         let mut parts = parts.into_iter();
         let (Some(Reply::Bulk(next)), Some(Reply::Array(page))) = (parts.next(), parts.next())
