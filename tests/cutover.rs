@@ -301,7 +301,7 @@ fn a_lag_is_a_gate() {
         &it.story.target.nodes()[0].address(),
         Duration::from_millis(60),
     );
-    let url = format!("redis://{}", line.address());
+    let url = line.url();
     it.story.plan.set("/target/url", json!(url));
     it.story.fill(200);
     let clients = it.clients(300);

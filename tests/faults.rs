@@ -445,14 +445,8 @@ fn connections_are_cut_delayed_and_halved() {
     let to_source = Cutter::start(&source.nodes()[0].address(), rng.next(), 4 * mean);
     let to_target = Cutter::start(&target.nodes()[0].address(), rng.next(), mean);
     let mut story = Story::new(source, target);
-    story.plan.set(
-        "/source/url",
-        json!(format!("redis://{}", to_source.address())),
-    );
-    story.plan.set(
-        "/target/url",
-        json!(format!("redis://{}", to_target.address())),
-    );
+    story.plan.set("/source/url", json!(to_source.url()));
+    story.plan.set("/target/url", json!(to_target.url()));
     story.fill(5_000);
     let traffic = busy(&story);
     let mut running = story.migrate();

@@ -14,8 +14,7 @@ fn far(name: &str) -> (Story, Cutter) {
     let target = Endpoint::alone(Setup::new(name));
     let line = Cutter::far(&target.nodes()[0].address(), Duration::from_millis(100));
     let mut story = Story::new(source, target);
-    let url = format!("redis://{}", line.address());
-    story.plan.set("/target/url", json!(url));
+    story.plan.set("/target/url", json!(line.url()));
     (story, line)
 }
 

@@ -157,11 +157,10 @@ fn the_same_server_twice_is_no_difference() {
         Cutter::far(&server.address(), Duration::ZERO),
         Cutter::far(&server.address(), Duration::ZERO),
     );
-    let url = |c: &Cutter| format!("redis://{}", c.address());
     let mut found = Vec::new();
     let (seeds, blocks) = if full() { (10, 8) } else { (1, 4) };
     for seed in 0..seeds {
-        let mut plan = Plan::new(&url(&a), &url(&b));
+        let mut plan = Plan::new(&a.url(), &b.url());
         let latency = json!({
             "workloads": ["session-store"], "rates": [0.5], "blocks": blocks, "block_s": 1, "connections": 4,
         });
@@ -189,12 +188,11 @@ fn a_longer_way_is_as_much_slower() {
     let Some([name]) = need(["any"]) else { return };
     let server = Server::start(&name);
     fill(&server);
-    let url = |c: &Cutter| format!("redis://{}", c.address());
     // Both wait for an exact time, as that keeps the processor awake, which makes what follows faster by 10 µs.
     if full() {
         let after = |us| Cutter::slow(&server.address(), Duration::from_micros(us));
         let (quick, slow) = (after(100), after(400));
-        let mut plan = Plan::new(&url(&quick), &url(&slow));
+        let mut plan = Plan::new(&quick.url(), &slow.url());
         let latency = json!({
             "workloads": ["session-store"], "rates": [0.3], "blocks": 12, "block_s": 2, "connections": 8,
         });
@@ -211,7 +209,7 @@ fn a_longer_way_is_as_much_slower() {
         Cutter::far(&server.address(), Duration::from_millis(3)),
     );
     let blocks = if full() { 8 } else { 4 };
-    let mut plan = Plan::new(&url(&a), &url(&far));
+    let mut plan = Plan::new(&a.url(), &far.url());
     let latency = json!({
         "workloads": ["session-store"], "rates": [0.2], "blocks": blocks, "block_s": 1, "connections": 20,
     });
@@ -249,10 +247,7 @@ fn old_legacy_and_new_are_measured_together() {
     let outcome = plan.run("latency --json");
     // The password is refused by a server without one, and is not told.
     assert!(!format!("{}{}", outcome.stdout, outcome.stderr).contains("hunter2"));
-    plan.set(
-        "/latency/also/legacy/url",
-        json!(format!("redis://{}", slow.address())),
-    );
+    plan.set("/latency/also/legacy/url", json!(slow.url()));
     let outcome = plan.run("latency --json").exits(0);
     let result = &outcome.json["results"][0];
     assert!(

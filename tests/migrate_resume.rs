@@ -230,9 +230,7 @@ fn a_slow_side_is_spared() {
         &story.target.nodes()[0].address(),
         Duration::from_millis(30),
     );
-    story
-        .plan
-        .set("/target/url", json!(format!("redis://{}", line.address())));
+    story.plan.set("/target/url", json!(line.url()));
     story
         .plan
         .set("/limits", json!({ "latency_ms": 10, "keys_per_s": 2_000 }));

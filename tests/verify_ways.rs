@@ -261,8 +261,7 @@ fn lines_that_are_cut_leave_no_key_out() {
     }
     target.run("SET of-its-own 1");
     let lines = [&source, &target].map(|s| Cutter::start(&s.address(), 7, 300 << 10));
-    let url = |line: &Cutter| format!("redis://{}", line.address());
-    let plan = Plan::new(&url(&lines[0]), &url(&lines[1]));
+    let plan = Plan::new(&lines[0].url(), &lines[1].url());
     let found = plan.run("verify --json").exits(1).json;
     assert_eq!(found["keys_source"], 20_000, "{found}");
     assert_eq!(found["extra"][0]["key"], "of-its-own", "{found}");

@@ -91,6 +91,10 @@ impl Cutter {
         format!("127.0.0.1:{}", self.port)
     }
 
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address())
+    }
+
     /// From now on everything passes.
     pub fn calm(&self) {
         self.state.calm.store(true, Ordering::Relaxed);
