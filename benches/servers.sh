@@ -66,7 +66,7 @@ start_cluster() { # name, masters, more lines of configuration
 }
 
 # Fills the source with as many keys of a data set (of A, B, C) as `keys` says.
-fill() { # set
+fill_source() { # set
     local set=$1
     local at=1 part=50000 script
     case $set in

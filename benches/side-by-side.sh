@@ -89,7 +89,7 @@ one() {
 
 echo "data set $set, $keys keys, $("$server" --version | sed 's/ sha.*//'), $(nproc) cores, $rounds rounds" >&2
 start source --enable-debug-command yes
-fill "$set"
+fill_source "$set"
 bytes=$(ask source info memory | sed -n 's/^used_memory:\([0-9]*\).*/\1/p')
 echo "the source holds $(ask source dbsize) keys in $((bytes >> 20)) MiB" >&2
 case " $ways " in

@@ -12,7 +12,7 @@ set=${1:-A} keys=${2:-5000000} rounds=${3:-3} topology=${4:-standalone} name=${K
 . benches/servers.sh
 
 start source --enable-debug-command yes --repl-diskless-sync yes
-fill "$set"
+fill_source "$set"
 case $topology in
     standalone)
         targets=(target)
