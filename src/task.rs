@@ -2,6 +2,8 @@
 //!
 //! Only the first stage of a flow hears [`Shutdown`]; later stages end when their channel closes.
 
+pub mod event_loop;
+
 use crate::error::{Error, ErrorKind, Result};
 use std::future::Future;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};

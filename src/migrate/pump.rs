@@ -320,7 +320,8 @@ impl Pump {
                     break;
                 }
                 if buf.len() < MOST_LATE {
-                    tail.read(&mut buf, READ_BYTES, obey::SOON)?;
+                    self.await_stream(tail.at(), obey::SOON);
+                    tail.read(&mut buf, READ_BYTES)?;
                 } else {
                     std::thread::sleep(obey::SOON);
                 }
@@ -348,7 +349,7 @@ impl Pump {
                 break;
             }
             // What has been routed must not wait for more to come.
-            if tail.read(&mut buf, READ_BYTES, Duration::ZERO)? == 0 {
+            if tail.read(&mut buf, READ_BYTES)? == 0 {
                 if finished {
                     break;
                 }
@@ -358,7 +359,8 @@ impl Pump {
                     true => obey::SOON,
                     false => TICK,
                 };
-                tail.read(&mut buf, READ_BYTES, patience)?;
+                self.await_stream(tail.at(), patience);
+                tail.read(&mut buf, READ_BYTES)?;
             }
             self.tick()?;
             self.meet_ownership()?;
@@ -403,6 +405,11 @@ impl Pump {
         } else {
             Ended::Stopped
         }))
+    }
+
+    /// Waits for more of the stream; the link and the connections to the target work meanwhile.
+    fn await_stream(&self, at: ReplOffset, patience: Duration) {
+        self.pipe.events().drive_for(self.spool.grown(at), patience);
     }
 
     /// Routes the command (or whole transaction) at the start of `buf`; `None` when it is not all there.

@@ -6,7 +6,6 @@ use crate::migrate::pump::{Pump, READ_BYTES};
 use crate::resp;
 use crate::source::spool::StreamTail;
 use crate::types::DbIndex;
-use std::time::Duration;
 
 impl Pump {
     /// Before a file is loaded again: removes every key that its commands have written.
@@ -14,7 +13,7 @@ impl Pump {
         let mut tail = StreamTail::new(self.spool.clone(), self.spool.stream_start());
         let (mut buf, mut args, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         let mark = self.loading_mark();
-        while tail.read(&mut buf, READ_BYTES, Duration::ZERO)? > 0 {
+        while tail.read(&mut buf, READ_BYTES)? > 0 {
             let mut used = 0;
             while let Some(len) =
                 resp::parse_command(buf.get(used..).unwrap_or_default(), &mut args)?

@@ -18,6 +18,7 @@ use crate::store::ShardState;
 use crate::target::topology::Topology;
 use crate::target::{Pipe, PipeOptions};
 use crate::task::Shutdown;
+use crate::task::event_loop::EventLoop;
 use crate::types::{ReplId, ReplOffset};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -48,14 +49,15 @@ impl Runner {
                 None => room(&self.dir)?,
             } / self.shards as u64;
             let spool = Spool::open(&self.dir, spool_limit)?;
+            let events = EventLoop::start()?;
             let ended = match &self.shared.job.source {
-                Source::Rdb { path } => self.file(&mut shard, spool, path).await?,
+                Source::Rdb { path } => self.file(&events, &mut shard, spool, path).await?,
                 Source::Server { .. } if self.shared.scan => {
                     let place = self.place.clone();
-                    self.pump(shard.clone(), spool, place, ReplOffset(0))
+                    self.pump(&events, shard.clone(), spool, place, ReplOffset(0))
                         .await?
                 }
-                Source::Server { .. } => self.replica(&mut shard, spool).await?,
+                Source::Server { .. } => self.replica(&events, &mut shard, spool).await?,
             };
             if ended != Ended::Superseded || self.stop.requested() {
                 return Ok(());
@@ -80,6 +82,7 @@ impl Runner {
     /// A snapshot file: no link, no stream.
     async fn file(
         &self,
+        events: &EventLoop,
         shard: &mut ShardState,
         spool: Arc<Spool>,
         path: &RdbPath,
@@ -137,16 +140,25 @@ impl Runner {
             }
             spool.end(End::Finished);
         }
-        self.pump(shard.clone(), spool, None, ReplOffset(0)).await
+        self.pump(events, shard.clone(), spool, None, ReplOffset(0))
+            .await
     }
 
-    async fn replica(&self, shard: &mut ShardState, spool: Arc<Spool>) -> Result<Ended> {
+    async fn replica(
+        &self,
+        events: &EventLoop,
+        shard: &mut ShardState,
+        spool: Arc<Spool>,
+    ) -> Result<Ended> {
         let place = (self.place.clone())
             .ok_or_else(|| Error::new(ErrorKind::Bug, "a source without a place"))?;
         shard.address = place.address();
         let resume = self.resume_point(shard, &spool);
-        let (conn, start) = psync::start(place.endpoint(), &shard.address, resume)
+        let (at, address) = (place.clone(), shard.address.clone());
+        let (conn, start) = events
+            .spawn(async move { psync::start(at.endpoint(), &address, resume).await })
             .await
+            .map_err(panicked)?
             .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;
         let replid = match &start {
             Start::Full { replid, offset } => {
@@ -204,16 +216,20 @@ impl Runner {
             patience: self.shared.patience,
         };
         let stop = self.stop.clone();
-        let follow = tokio::spawn(async move { link.follow(conn, start, &stop).await });
+        let follow = events.spawn(async move { link.follow(conn, start, &stop).await });
         let pumped = self
-            .pump(shard.clone(), spool.clone(), Some(place), window_end)
+            .pump(
+                events,
+                shard.clone(),
+                spool.clone(),
+                Some(place),
+                window_end,
+            )
             .await;
         if pumped.is_err() {
             self.stop.request();
         }
-        let linked = follow
-            .await
-            .map_err(|e| Error::new(ErrorKind::Bug, "the replication link panicked").cause(e))?;
+        let linked = follow.await.map_err(panicked)?;
         let ended = pumped?;
         linked?;
         Ok(ended)
@@ -240,12 +256,13 @@ impl Runner {
 
     async fn pump(
         &self,
+        events: &EventLoop,
         shard: ShardState,
         spool: Arc<Spool>,
         source: Option<Arc<Place>>,
         window_end: ReplOffset,
     ) -> Result<Ended> {
-        let shared = self.shared.clone();
+        let (shared, events) = (self.shared.clone(), events.clone());
         let budget = shared.job.limits.in_flight();
         let options = PipeOptions {
             budget: (budget / self.shards).max(1 << 20),
@@ -264,12 +281,7 @@ impl Runner {
         view.keys_read.store(shard.keys_read, Relaxed);
         view.keys_written.store(shard.keys_written, Relaxed);
         let work = tokio::task::spawn_blocking(move || {
-            let pipe = Pipe::new(
-                shared.job.target.clone(),
-                topology,
-                shared.runtime.clone(),
-                options,
-            );
+            let pipe = Pipe::new(shared.job.target.clone(), topology, events, options);
             let mut pump = Pump::new(
                 shared, shard, spool, pipe, view, source, format, held, timed, loaded,
             );
@@ -279,6 +291,10 @@ impl Runner {
         work.await
             .map_err(|e| Error::new(ErrorKind::Bug, "the pump panicked").cause(e))?
     }
+}
+
+fn panicked(e: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Bug, "the replication link panicked").cause(e)
 }
 
 /// What a spool may take by default: most of what is free on its disk.

@@ -252,7 +252,6 @@ mod tests {
     use super::*;
     use crate::source::spool::{Spool, StreamTail};
     use crate::types::ReplOffset;
-    use std::time::Duration;
 
     fn write(dir: &Path, name: &str, text: &[u8]) {
         std::fs::write(dir.join(name), text).unwrap();
@@ -284,7 +283,7 @@ mod tests {
         assert_eq!(left, 15 + 13 + 11);
         let mut buf = Vec::new();
         StreamTail::new(spool, ReplOffset(0))
-            .read(&mut buf, 1 << 20, Duration::ZERO)
+            .read(&mut buf, 1 << 20)
             .unwrap();
         let text = String::from_utf8(buf).unwrap();
         assert!(text.contains("TIME") && text.contains("ONE") && text.ends_with("TWO\r\n"));

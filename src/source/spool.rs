@@ -16,6 +16,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use tokio::sync::Notify;
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Free space that the spool leaves to others.
@@ -99,6 +100,8 @@ pub struct Spool {
     limit: u64,
     state: Mutex<State>,
     changed: Condvar,
+    /// The same for [`Spool::grown`].
+    grown: Notify,
 }
 
 impl Spool {
@@ -116,6 +119,7 @@ impl Spool {
             limit,
             state: Mutex::new(State::new(snapshot_len, start, end)),
             changed: Condvar::new(),
+            grown: Notify::new(),
         }))
     }
 
@@ -303,6 +307,20 @@ impl Spool {
     pub fn end(&self, why: End) {
         self.state().end = Some(why);
         self.changed.notify_all();
+        self.grown.notify_one();
+    }
+
+    /// Returns when the stream goes on beyond `at`, or nothing more will come. For one at a time.
+    pub async fn grown(&self, at: ReplOffset) {
+        loop {
+            {
+                let state = self.state();
+                if state.stream_end > at || state.end.is_some() {
+                    return;
+                }
+            }
+            self.grown.notified().await;
+        }
     }
 
     /// The end that was announced, if any.
@@ -476,7 +494,7 @@ impl SpoolWriter {
             }
         }
         drop(state);
-        self.spool.changed.notify_all();
+        self.spool.grown.notify_one();
         Ok(())
     }
 }
@@ -502,7 +520,7 @@ mod tests {
         let mut seen = 0;
         while seen < total {
             let mut buf = Vec::new();
-            seen += tail.read(&mut buf, 1 << 20, Duration::ZERO).unwrap() as u64;
+            seen += tail.read(&mut buf, 1 << 20).unwrap() as u64;
             assert!(buf.iter().all(|b| *b == 7));
         }
         spool.release(ReplOffset(1000 + total)).unwrap();
@@ -518,7 +536,7 @@ mod tests {
             .unwrap();
         let mut buf = Vec::new();
         StreamTail::new(again, ReplOffset(1000 + total))
-            .read(&mut buf, 10, Duration::ZERO)
+            .read(&mut buf, 10)
             .unwrap();
         assert_eq!(buf, b"xyz");
     }

@@ -19,12 +19,12 @@ use crate::target::flight::{Failure, Flight, NOTHING_THERE};
 use crate::target::groups::Groups;
 use crate::target::topology::{Pairs, Topology};
 use crate::target::writer::{Order, Shared, Trouble, Writer};
+use crate::task::event_loop::EventLoop;
 use crate::types::{DbIndex, Mark, SLOTS, Slot};
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 /// A batch is sent when it has this many bytes.
@@ -69,7 +69,7 @@ struct Node {
 /// Commands to the target in slot order, with marks.
 pub struct Pipe {
     endpoint: Endpoint,
-    runtime: Handle,
+    events: EventLoop,
     topology: Topology,
     nodes: Vec<Node>,
     /// Strings that wait for others of their slots.
@@ -102,12 +102,12 @@ impl Pipe {
     pub fn new(
         endpoint: Endpoint,
         topology: Topology,
-        runtime: Handle,
+        events: EventLoop,
         options: PipeOptions,
     ) -> Pipe {
         let mut pipe = Pipe {
             endpoint,
-            runtime,
+            events,
             topology,
             nodes: Vec::new(),
             groups: Groups::default(),
@@ -122,6 +122,11 @@ impl Pipe {
         };
         pipe.connect_nodes();
         pipe
+    }
+
+    /// What its connections are tasks of.
+    pub fn events(&self) -> &EventLoop {
+        &self.events
     }
 
     pub fn topology(&self) -> &Topology {
@@ -144,7 +149,7 @@ impl Pipe {
                         self.fixed_db,
                     );
                     flight = Some(writer.flight());
-                    self.runtime.spawn(writer.run(inbox));
+                    self.events.spawn(writer.run(inbox));
                 }
                 Node {
                     address: address.clone(),
@@ -330,7 +335,7 @@ impl Pipe {
             n.open_mark = None;
             return;
         }
-        if !self.shared.acquire(len, self.budget) {
+        if !self.shared.acquire(len, self.budget, &self.events) {
             if !must {
                 // The batch stays open until the trouble has been resolved.
                 return;
@@ -350,7 +355,7 @@ impl Pipe {
             None => None,
         };
         if let Some(order) = order {
-            // The writer lives as long as the pipe; if its runtime is gone, so are we.
+            // The writer lives as long as the pipe; if its event loop is gone, so are we.
             let _ = n.orders.send(order);
         }
     }
@@ -417,7 +422,7 @@ impl Pipe {
         let mut units = Vec::new();
         let mut error = None;
         for (node, told) in self.nodes.iter_mut().zip(waits) {
-            let trouble = self.runtime.block_on(told).unwrap_or_default();
+            let trouble = self.events.drive(told).unwrap_or_default();
             let held: usize = trouble_bytes(&trouble);
             if held > 0 {
                 self.shared.release(held);
@@ -443,9 +448,8 @@ impl Pipe {
 
     /// Takes a new picture of the target; only when nothing is outstanding (after [`Pipe::settle`]).
     pub fn refresh(&mut self) -> Result<()> {
-        let topology = self
-            .runtime
-            .block_on(self.topology.refresh(&self.endpoint))?;
+        let new = self.topology.refresh(&self.endpoint);
+        let topology = self.events.drive(new)?;
         if topology.nodes != self.topology.nodes {
             tracing::info!("the target's masters are now {}", topology.nodes.join(", "));
             self.topology = topology;

@@ -36,7 +36,7 @@ fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
 fn commands_keep_their_database_in_trouble() {
     let plan = r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://127.0.0.1:1"}}"#;
     let job = crate::plan::validate(&crate::plan::Plan::parse(plan).unwrap()).unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let events = crate::task::event_loop::EventLoop::start().unwrap();
     let layout = crate::net::server::Layout {
         cluster: false,
         masters: vec![crate::net::server::Master {
@@ -51,7 +51,7 @@ fn commands_keep_their_database_in_trouble() {
         dry_run: false,
     };
     let topology = Topology::of(&layout, false).unwrap();
-    let mut pipe = Pipe::new(job.target, topology, runtime.handle().clone(), options);
+    let mut pipe = Pipe::new(job.target, topology, events, options);
     let mark = Mark::Stream {
         at: crate::types::ReplOffset(1),
         db: DbIndex::ZERO,

@@ -10,6 +10,7 @@ use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::batch::Batch;
 use crate::target::flight::{Before, Failure, Flight, cut, read_replies};
+use crate::task::event_loop::EventLoop;
 use crate::types::DbIndex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -74,13 +75,14 @@ impl Shared {
     }
 
     /// Takes `n` bytes of the budget, waiting while others hold it; false when trouble must be resolved first.
-    pub fn acquire(&self, n: usize, budget: usize) -> bool {
+    pub fn acquire(&self, n: usize, budget: usize, events: &EventLoop) -> bool {
         let mut used = self.used();
         while used.bytes > 0 && used.bytes + n > budget {
             if self.trouble.load(Ordering::Acquire) {
                 return false;
             }
             used.awaited = true;
+            events.press();
             used = self
                 .freed
                 .wait(used)

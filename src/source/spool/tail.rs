@@ -6,7 +6,6 @@ use crate::types::ReplOffset;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Reads the snapshot while it is still arriving; blocks for more, ends at its end.
 pub struct SnapshotTail {
@@ -78,22 +77,14 @@ impl StreamTail {
         }
     }
 
-    /// Appends what is there to `buf`, at most `most` bytes; waits up to `patience` for the first byte.
-    ///
-    /// Returns the number of bytes appended; 0 says that none came in time.
-    pub fn read(&mut self, buf: &mut Vec<u8>, most: usize, patience: Duration) -> Result<usize> {
-        let mut state = self.spool.state();
-        // To wait for no time at all would cost a fifth of a millisecond.
-        if state.stream_end <= self.at && state.end.is_none() && !patience.is_zero() {
-            let (next, _) = self
-                .spool
-                .changed
-                .wait_timeout(state, patience)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            state = next;
-        }
-        let there = state.stream_end.since(self.at);
-        drop(state);
+    /// The offset of the byte that is read next.
+    pub fn at(&self) -> ReplOffset {
+        self.at
+    }
+
+    /// Appends what is there to `buf`, at most `most` bytes; returns how many.
+    pub fn read(&mut self, buf: &mut Vec<u8>, most: usize) -> Result<usize> {
+        let there = self.spool.stream_end().since(self.at);
         if there == 0 {
             return Ok(0);
         }
@@ -112,7 +103,7 @@ impl StreamTail {
         if n == 0 {
             // The end of this segment: the next call opens the next one.
             self.file = None;
-            return self.read(buf, most, patience);
+            return self.read(buf, most);
         }
         Ok(n)
     }
