@@ -17,7 +17,7 @@ const SHORT_LAG_MS: u64 = LAG_MS / 2;
 impl Pump {
     /// Now and then: marks to SQLite, numbers to the display, held expiries released.
     pub(super) fn tick(&mut self) -> Result<()> {
-        if self.last_tick.elapsed() < TICK {
+        if self.last_tick.elapsed() < self.tick_every() {
             return Ok(());
         }
         self.last_tick = Instant::now();

@@ -472,7 +472,7 @@ fn known_masters(store: &Store) -> Result<BTreeSet<String>> {
 }
 
 /// How long the source is asked before it is read, at least.
-const BASELINE: Duration = Duration::from_millis(250);
+const BASELINE: Duration = Duration::from_millis(120);
 
 /// Begins to ask the source's masters how fast they answer; `None` where there is no server, or nothing is moved.
 fn feel_pulse(
@@ -512,7 +512,12 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
     let (shared, mut streaming, mut looked) = (&shards.shared, false, Instant::now());
     let mut felt = Instant::now();
     while !shared.stop.requested() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The end of a phase is waited for.
+        let nap = match streaming && !shared.until_caught_up {
+            true => Duration::from_millis(50),
+            false => Duration::from_millis(10),
+        };
+        tokio::time::sleep(nap).await;
         if looked.elapsed() > STAGE_EVERY && !shared.dry_run {
             looked = Instant::now();
             // A cutover may have been finished by others.

@@ -25,6 +25,7 @@ use crate::target::Pipe;
 use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
 /// Bytes of the stream kept unrouted behind a fence.
 pub(super) const MOST_LATE: usize = 8 << 20;
 pub(super) const TICK: Duration = Duration::from_millis(100);
+/// While others wait for the stream to be caught up.
+const TICK_BEHIND: Duration = Duration::from_millis(10);
 
 /// Why a pump ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -334,9 +337,7 @@ impl Pump {
                 if self.pipe.troubled() {
                     self.resolve()?;
                 }
-                if self.last_tick.elapsed() >= TICK {
-                    self.tick()?;
-                }
+                self.tick()?;
                 if self.shared.stop.requested() {
                     break;
                 }
@@ -357,7 +358,7 @@ impl Pump {
                 self.pipe.flush();
                 let patience = match self.shared.control.attended() {
                     true => obey::SOON,
-                    false => TICK,
+                    false => self.tick_every(),
                 };
                 self.await_stream(tail.at(), patience);
                 tail.read(&mut buf, READ_BYTES)?;
@@ -405,6 +406,14 @@ impl Pump {
         } else {
             Ended::Stopped
         }))
+    }
+
+    /// How often it looks at more than the stream.
+    pub(super) fn tick_every(&self) -> Duration {
+        match self.shard.snapshot_loaded && !self.progress.caught_up.load(Relaxed) {
+            true => TICK_BEHIND,
+            false => TICK,
+        }
     }
 
     /// Waits for more of the stream; the link and the connections to the target work meanwhile.

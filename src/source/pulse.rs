@@ -17,6 +17,8 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 const EVERY: Duration = Duration::from_millis(10);
+/// As long as there is little time for it, before the migration begins.
+const EVERY_BEFORE: Duration = Duration::from_millis(2);
 /// So late, a tick was held up by the PING before it.
 const HELD_UP: Duration = Duration::from_millis(5);
 /// A node that does not answer is asked again after this.
@@ -114,9 +116,18 @@ impl Pulse {
     }
 
     async fn ping(&self, mut conn: Conn, stop: &Shutdown) -> Result<()> {
+        let mut every = Duration::ZERO;
         let mut ticks = interval(EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         while !stop.requested() {
+            let wanted = match self.now.load(Relaxed) {
+                0 => EVERY_BEFORE,
+                _ => EVERY,
+            };
+            if every != wanted {
+                every = wanted;
+                ticks = interval(every);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            }
             let planned = ticks.tick().await;
             let sent = Instant::now();
             let from = match sent.duration_since(planned) > HELD_UP {
