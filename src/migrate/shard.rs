@@ -154,9 +154,9 @@ impl Runner {
             .ok_or_else(|| Error::new(ErrorKind::Bug, "a source without a place"))?;
         shard.address = place.address();
         let resume = self.resume_point(shard, &spool);
-        let (at, address) = (place.clone(), shard.address.clone());
-        let (conn, start) = events
-            .spawn(async move { psync::start(at.endpoint(), &address, resume).await })
+        let (driver, at, address) = (events.clone(), place.clone(), shard.address.clone());
+        let begin = move || driver.drive(psync::start(at.endpoint(), &address, resume));
+        let (conn, start) = tokio::task::spawn_blocking(begin)
             .await
             .map_err(panicked)?
             .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;

@@ -17,6 +17,8 @@ const FILE: &str = "timed-2";
 /// 8 MiB: one key in a hundred is wrongly suspected with 3.5 million timed keys.
 const WORDS: usize = 1 << 20;
 const PAGE_WORDS: usize = 512;
+/// Pages that lie together are written together, up to this many words.
+const RUN_WORDS: usize = 64 * PAGE_WORDS;
 /// Bits of a cache line.
 const LINE: usize = 512;
 /// Keys that set their bits together.
@@ -52,8 +54,10 @@ pub struct Pages {
 
 impl Pages {
     pub fn write(&self) -> Result<()> {
+        let mut bytes = Vec::new();
         for (at, words) in &self.pages {
-            let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+            bytes.clear();
+            bytes.extend(words.iter().flat_map(|w| w.to_le_bytes()));
             self.file
                 .write_all_at(&bytes, *at)
                 .context(ErrorKind::Disk, || format!("write {}", self.path.display()))?;
@@ -121,7 +125,15 @@ impl MaybeTimed {
             if std::mem::take(fresh) {
                 let from = page * PAGE_WORDS;
                 let words = self.bits.get(from..from + PAGE_WORDS).unwrap_or_default();
-                pages.pages.push((from as u64 * 8, words.to_vec()));
+                let at = from as u64 * 8;
+                match pages.pages.last_mut() {
+                    Some((start, run))
+                        if *start + run.len() as u64 * 8 == at && run.len() < RUN_WORDS =>
+                    {
+                        run.extend_from_slice(words);
+                    }
+                    _ => pages.pages.push((at, words.to_vec())),
+                }
             }
         }
         Ok(Some(pages))

@@ -30,9 +30,6 @@ const UNHEARD: u32 = 50;
 /// The source pings every 10 s; after this silence the link is taken for dead.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 256 * 1024;
-/// After a read of a snapshot that brings less, more is waited for.
-const SMALL_READ: usize = 128 * 1024;
-const GATHER: Duration = Duration::from_millis(4);
 
 /// Sends the replica handshake and PSYNC.
 ///
@@ -239,15 +236,10 @@ impl Link {
                 {
                     return Ok(());
                 }
-                let before = buf.len();
                 tokio::select! {
                     () = stop.wait() => return Ok(()),
                     n = read_some(&mut read, &mut buf, &address) => n?,
                 };
-                if buf.len() - before < SMALL_READ {
-                    // The source sends in small pieces: each would cost a wake-up, a write and another for the loader.
-                    tokio::time::sleep(GATHER).await;
-                }
                 if self.spool.is_full() {
                     return Err(self.no_room("the source's snapshot"));
                 }

@@ -14,7 +14,6 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::Notify;
 
@@ -31,9 +30,6 @@ pub const NOTHING_THERE: &str = "(nothing there)";
 
 /// Bytes that may wait for replies on one connection.
 const IN_FLIGHT_BYTES: usize = 4 << 20;
-/// With more than this on its way, replies are gathered before they are read.
-const BUSY_BYTES: usize = 1 << 20;
-const GATHER: Duration = Duration::from_millis(3);
 /// A larger batch is written by the connection's task, while the pump goes on.
 const SMALL: usize = 16 << 10;
 
@@ -328,10 +324,6 @@ pub async fn read_replies(
             Err(_) if waiting => Err(std::io::ErrorKind::TimedOut.into()),
             Err(_) => continue,
         };
-        if flight.waiting().bytes > BUSY_BYTES {
-            // The target answers in small pieces, and each would wake us; while so much waits, nobody waits for them.
-            tokio::time::sleep(GATHER).await;
-        }
         match bytes {
             Ok(0) => {
                 return Err(Error::new(

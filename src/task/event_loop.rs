@@ -2,10 +2,12 @@
 //!
 //! A thread that waits for one of these tasks drives the loop meanwhile, so a write that arrives while all else is
 //! done is read, routed and sent by one thread that was woken once.
-//! While that thread is at work, another one, the keeper, drives.
+//! While that thread is at work, another one, the keeper, drives: not at every packet, but every few milliseconds, as
+//! there is enough to do then and the servers may share the processors.
 //! Invariant: the loop is never left alone for longer than [`AWAY`].
 
 use crate::error::{Context, ErrorKind, Result};
+use std::cell::Cell;
 use std::future::Future;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,6 +17,12 @@ use tokio::task::JoinHandle;
 
 /// So long may the thread that else drives be at work before the keeper takes its place.
 const AWAY: Duration = Duration::from_millis(25);
+/// The keeper lets so much time pass before it looks for more to do: what comes meanwhile is in the sockets' buffers.
+const GATHER: Duration = Duration::from_millis(3);
+
+thread_local! {
+    static KEEPER: Cell<bool> = const { Cell::new(false) };
+}
 
 /// The tasks are gone with the last of these.
 #[derive(Clone)]
@@ -46,6 +54,11 @@ impl EventLoop {
     pub fn start() -> Result<EventLoop> {
         let runtime = Builder::new_current_thread()
             .enable_all()
+            .on_thread_park(|| {
+                if KEEPER.get() {
+                    std::thread::sleep(GATHER);
+                }
+            })
             .build()
             .context(ErrorKind::Bug, || "start an event loop".into())?;
         let inner = Arc::new(Inner {
@@ -112,6 +125,7 @@ impl Inner {
     }
 
     fn keep(&self) {
+        KEEPER.set(true);
         let mut seen = 0;
         loop {
             let turns = self.turns();
