@@ -29,7 +29,7 @@ pub struct Failure {
 pub const NOTHING_THERE: &str = "(nothing there)";
 
 /// Bytes that may wait for replies on one connection.
-const IN_FLIGHT_BYTES: usize = 4 << 20;
+pub(super) const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// A larger batch is written by the connection's task, while the pump goes on.
 const SMALL: usize = 16 << 10;
 
