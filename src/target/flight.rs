@@ -28,8 +28,6 @@ pub struct Failure {
 /// The text of a [`Failure`] that is not an error: a command found no key where the source had one.
 pub const NOTHING_THERE: &str = "(nothing there)";
 
-/// Bytes that may wait for replies on one connection.
-pub(super) const IN_FLIGHT_BYTES: usize = 4 << 20;
 /// A larger batch is written by the connection's task, while the pump goes on.
 const SMALL: usize = 16 << 10;
 
@@ -91,10 +89,6 @@ impl Waiting {
     /// Nothing may follow before what went wrong is resolved.
     pub fn troubled(&self) -> bool {
         self.lost.is_some() || !self.failed.is_empty() || !self.failures.is_empty()
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.bytes >= IN_FLIGHT_BYTES
     }
 
     /// From now on a batch waits for its replies, which may come before its last byte is written.
@@ -175,7 +169,7 @@ impl Flight {
         };
         {
             let mut waiting = self.waiting();
-            if waiting.troubled() || waiting.is_full() {
+            if waiting.troubled() || waiting.bytes >= self.shared.in_flight {
                 *orders += 1;
                 return Some(Order::Send(batch));
             }

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::batch::{Batch, GUARDS};
-use crate::target::flight::{Failure, Flight, IN_FLIGHT_BYTES, NOTHING_THERE};
+use crate::target::flight::{Failure, Flight, NOTHING_THERE};
 use crate::target::groups::Groups;
 use crate::target::topology::{Pairs, Topology};
 use crate::target::writer::{Order, Shared, Trouble, Writer};
@@ -30,8 +30,6 @@ use tokio::sync::{mpsc, oneshot};
 /// A batch is sent when it has this many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
 const BATCH_COMMANDS: u32 = 4096;
-/// So much may wait for a connection that has as much on its way as it may have.
-const AHEAD_BYTES: usize = 2 << 20;
 /// Strings of at most this many bytes are set several at a time where any may stand together.
 const SHORT: usize = 4 << 10;
 
@@ -107,10 +105,11 @@ impl Pipe {
         events: EventLoop,
         options: PipeOptions,
     ) -> Pipe {
+        let in_flight = (options.budget / 4).max(1);
         // What one connection does not take would only wait, and the target would work on it alone in the end.
-        let enough = match topology.nodes.len() {
-            1 => IN_FLIGHT_BYTES + AHEAD_BYTES,
-            _ => usize::MAX,
+        let budget = match topology.nodes.len() {
+            1 => in_flight + in_flight / 2,
+            _ => options.budget,
         };
         let mut pipe = Pipe {
             endpoint,
@@ -120,8 +119,8 @@ impl Pipe {
             groups: Groups::default(),
             full: Vec::new(),
             grouped_at: 0,
-            shared: Arc::default(),
-            budget: options.budget.min(enough),
+            shared: Arc::new(Shared::new(in_flight)),
+            budget,
             fixed_db: options.fixed_db,
             dry_run: options.dry_run,
             sent_commands: 0,

@@ -59,6 +59,8 @@ struct Used {
 pub struct Shared {
     /// Something waits to be resolved.
     pub trouble: AtomicBool,
+    /// Bytes that may wait for replies on one connection.
+    pub in_flight: usize,
     used: Mutex<Used>,
     freed: Condvar,
     spare: Mutex<Vec<Vec<u8>>>,
@@ -68,6 +70,13 @@ pub struct Shared {
 const SPARE_BUFFERS: usize = 64;
 
 impl Shared {
+    pub fn new(in_flight: usize) -> Shared {
+        Shared {
+            in_flight,
+            ..Shared::default()
+        }
+    }
+
     fn used(&self) -> MutexGuard<'_, Used> {
         self.used
             .lock()
@@ -237,7 +246,7 @@ impl Writer {
                 self.flight.shared.signal();
                 return;
             }
-            if !self.flight.waiting().is_full() {
+            if self.flight.waiting().bytes < self.flight.shared.in_flight {
                 break;
             }
             self.flight.moved.notified().await;
