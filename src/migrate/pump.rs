@@ -39,7 +39,7 @@ pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
 /// Bytes of the stream kept unrouted behind a fence.
 pub(super) const MOST_LATE: usize = 8 << 20;
 pub(super) const TICK: Duration = Duration::from_millis(100);
-/// While others wait for the stream to be caught up.
+/// While the run is to end as soon as the stream is caught up.
 const TICK_BEHIND: Duration = Duration::from_millis(10);
 
 /// Why a pump ended without an error.
@@ -410,7 +410,8 @@ impl Pump {
 
     /// How often it looks at more than the stream.
     pub(super) fn tick_every(&self) -> Duration {
-        match self.shard.snapshot_loaded && !self.progress.caught_up.load(Relaxed) {
+        let awaited = self.shared.until_caught_up && self.shard.snapshot_loaded;
+        match awaited && !self.progress.caught_up.load(Relaxed) {
             true => TICK_BEHIND,
             false => TICK,
         }

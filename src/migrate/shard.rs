@@ -217,6 +217,8 @@ impl Runner {
         };
         let stop = self.stop.clone();
         let follow = events.spawn(async move { link.follow(conn, start, &stop).await });
+        // The pump has to load, or waits for what the link brings.
+        events.press();
         let pumped = self
             .pump(
                 events,
