@@ -33,6 +33,8 @@ impl Sweeper<'_> {
             self.pump.tick_scan()?;
             if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
                 self.settle()?;
+                // Before the place, so that a kill in between counts keys twice, not never.
+                self.pump.save(false)?;
                 let next = serde_json::to_value(next).unwrap_or_default();
                 self.pump.shared.store(|s| s.put_json(COPIED, &next))?;
                 saved = Instant::now();
