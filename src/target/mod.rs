@@ -79,7 +79,6 @@ pub struct Pipe {
     /// How much had been sent when the first of them came.
     grouped_at: u64,
     shared: Arc<Shared>,
-    budget: usize,
     fixed_db: bool,
     dry_run: bool,
     /// Commands handed over so far.
@@ -105,12 +104,7 @@ impl Pipe {
         events: EventLoop,
         options: PipeOptions,
     ) -> Pipe {
-        let in_flight = (options.budget / 4).max(1);
-        // What one connection does not take would only wait, and the target would work on it alone in the end.
-        let budget = match topology.nodes.len() {
-            1 => in_flight + in_flight / 2,
-            _ => options.budget,
-        };
+        let shared = Shared::new(options.budget, topology.nodes.len());
         let mut pipe = Pipe {
             endpoint,
             events,
@@ -119,8 +113,7 @@ impl Pipe {
             groups: Groups::default(),
             full: Vec::new(),
             grouped_at: 0,
-            shared: Arc::new(Shared::new(in_flight)),
-            budget,
+            shared: Arc::new(shared),
             fixed_db: options.fixed_db,
             dry_run: options.dry_run,
             sent_commands: 0,
@@ -252,7 +245,7 @@ impl Pipe {
         if self.groups.add(slot, key, value) {
             self.sort_groups()?;
         }
-        while self.groups.len() > self.budget / 2 {
+        while self.groups.len() > self.shared.budget / 2 {
             let slot = self.groups.turn(mark);
             self.put_group(slot)?;
         }
@@ -286,7 +279,7 @@ impl Pipe {
 
     /// Strings that wait while much else is sent would keep the mark back.
     pub fn put_old(&mut self) -> Result<()> {
-        match self.sent_bytes - self.grouped_at > 8 * self.budget as u64 {
+        match self.sent_bytes - self.grouped_at > 8 * self.shared.budget as u64 {
             true => self.put_groups(),
             false => Ok(()),
         }
@@ -341,7 +334,7 @@ impl Pipe {
             n.open_mark = None;
             return;
         }
-        if !self.shared.acquire(len, self.budget, &self.events) {
+        if !self.shared.acquire(len, &self.events) {
             if !must {
                 // The batch stays open until the trouble has been resolved.
                 return;

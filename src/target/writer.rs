@@ -61,6 +61,8 @@ pub struct Shared {
     pub trouble: AtomicBool,
     /// Bytes that may wait for replies on one connection.
     pub in_flight: usize,
+    /// Bytes that may be on their way in all, or wait to be.
+    pub budget: usize,
     used: Mutex<Used>,
     freed: Condvar,
     spare: Mutex<Vec<Vec<u8>>>,
@@ -70,9 +72,15 @@ pub struct Shared {
 const SPARE_BUFFERS: usize = 64;
 
 impl Shared {
-    pub fn new(in_flight: usize) -> Shared {
+    pub fn new(budget: usize, nodes: usize) -> Shared {
+        let in_flight = (budget / 4).max(1);
         Shared {
             in_flight,
+            // What one connection does not take would only wait, and the target would work on it alone in the end.
+            budget: match nodes {
+                1 => in_flight + in_flight / 2,
+                _ => budget,
+            },
             ..Shared::default()
         }
     }
@@ -84,9 +92,9 @@ impl Shared {
     }
 
     /// Takes `n` bytes of the budget, waiting while others hold it; false when trouble must be resolved first.
-    pub fn acquire(&self, n: usize, budget: usize, events: &EventLoop) -> bool {
+    pub fn acquire(&self, n: usize, events: &EventLoop) -> bool {
         let mut used = self.used();
-        while used.bytes > 0 && used.bytes + n > budget {
+        while used.bytes > 0 && used.bytes + n > self.budget {
             if self.trouble.load(Ordering::Acquire) {
                 return false;
             }
