@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, interval};
 
 const EVERY: Duration = Duration::from_millis(10);
 /// As long as there is little time for it, before the migration begins.
@@ -116,17 +116,11 @@ impl Pulse {
     }
 
     async fn ping(&self, mut conn: Conn, stop: &Shutdown) -> Result<()> {
-        let mut every = Duration::ZERO;
-        let mut ticks = interval(EVERY);
+        // A tick that was missed is made up for at once, which is how an interval behaves by itself.
+        let mut ticks = interval(EVERY_BEFORE);
         while !stop.requested() {
-            let wanted = match self.now.load(Relaxed) {
-                0 => EVERY_BEFORE,
-                _ => EVERY,
-            };
-            if every != wanted {
-                every = wanted;
-                ticks = interval(every);
-                ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+            if self.now.load(Relaxed) != 0 && ticks.period() != EVERY {
+                ticks = interval(EVERY);
             }
             let planned = ticks.tick().await;
             let sent = Instant::now();
