@@ -8,30 +8,54 @@ use crate::error::{Context, ErrorKind, Result};
 use crate::types::DbIndex;
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Another name means other places of the bits: an older file is not taken for this one.
 const FILE: &str = "timed-2";
 /// 8 MiB: one key in a hundred is wrongly suspected with 3.5 million timed keys.
-const WORDS: usize = 1 << 20;
-const PAGE_WORDS: usize = 512;
-/// Pages that lie together are written together, up to this many words.
-const RUN_WORDS: usize = 64 * PAGE_WORDS;
+const BLOCKS: usize = 128;
+/// Memory is taken by the block, when the first of its bits is set.
+const BLOCK_LINES: usize = 1024;
+/// What is written when one of its bits is new: 4 KiB.
+const PAGE_LINES: usize = 64;
+const LINES: usize = BLOCKS * BLOCK_LINES;
 /// Bits of a cache line.
 const LINE: usize = 512;
+const LINE_BYTES: usize = LINE / 8;
 /// Keys that set their bits together.
 const SOON: usize = 32;
 /// Names of keys known to be gone; more are forgotten, which only costs a reading each.
 const ABSENT: usize = 500_000;
+
+/// A line of the processor's cache. The pump sets bits while the saver reads others of them.
+#[repr(align(64))]
+#[derive(Default)]
+struct Line([AtomicU64; LINE / 64]);
+
+impl Line {
+    /// One bit's word and the bit itself.
+    fn bit(&self, within: usize) -> Option<(&AtomicU64, u64)> {
+        Some((self.0.get(within / 64)?, 1 << (within % 64)))
+    }
+}
+
+type Block = Arc<[Line]>;
+
+fn empty_block() -> Block {
+    (0..BLOCK_LINES).map(|_| Line::default()).collect()
+}
 
 /// Keys that may have an expiry on the target (or fields that have one), and such fields: a Bloom filter, so some have
 /// none.
 ///
 /// It is kept in a file, because keys outlive the process that wrote them.
 pub struct MaybeTimed {
-    bits: Vec<u64>,
+    bits: Vec<Option<Block>>,
     /// False when an earlier run has left no file: then any key may.
     complete: bool,
     path: PathBuf,
@@ -44,40 +68,63 @@ pub struct MaybeTimed {
     absent: HashSet<u64>,
 }
 
-/// Parts of the file that are to be written.
+/// Parts of the file that are to be written, as they are by then: a bit that is set early does no harm.
 pub struct Pages {
     path: PathBuf,
     file: Arc<File>,
-    /// Where each one lies, and its words.
-    pages: Vec<(u64, Vec<u64>)>,
+    /// Which block, and which of its lines.
+    runs: Vec<(usize, Block, Range<usize>)>,
 }
 
 impl Pages {
     pub fn write(&self) -> Result<()> {
         let mut bytes = Vec::new();
-        for (at, words) in &self.pages {
+        for (block, lines, run) in &self.runs {
             bytes.clear();
-            bytes.extend(words.iter().flat_map(|w| w.to_le_bytes()));
+            let lines = lines.get(run.clone()).unwrap_or_default();
+            for word in lines.iter().flat_map(|line| &line.0) {
+                bytes.extend_from_slice(&word.load(Relaxed).to_le_bytes());
+            }
+            let at = (block * BLOCK_LINES + run.start) * LINE_BYTES;
             self.file
-                .write_all_at(&bytes, *at)
+                .write_all_at(&bytes, at as u64)
                 .context(ErrorKind::Disk, || format!("write {}", self.path.display()))?;
         }
         Ok(())
     }
 }
 
+/// The bits of a file.
+fn blocks_of(bytes: &[u8]) -> Option<Vec<Option<Block>>> {
+    let line = |bytes: &[u8]| {
+        let line = Line::default();
+        for (word, bytes) in line.0.iter().zip(bytes.chunks_exact(8)) {
+            word.store(
+                u64::from_le_bytes(bytes.try_into().unwrap_or_default()),
+                Relaxed,
+            );
+        }
+        line
+    };
+    let block = |bytes: &[u8]| {
+        let empty = bytes.iter().all(|b| *b == 0);
+        (!empty).then(|| bytes.chunks_exact(LINE_BYTES).map(line).collect())
+    };
+    (bytes.len() == LINES * LINE_BYTES).then(|| {
+        bytes
+            .chunks_exact(BLOCK_LINES * LINE_BYTES)
+            .map(block)
+            .collect()
+    })
+}
+
 impl MaybeTimed {
     /// `begun`: an earlier run has written keys.
     pub fn open(dir: &Path, begun: bool) -> MaybeTimed {
         let path = dir.join(FILE);
-        let words = |bytes: Vec<u8>| -> Option<Vec<u64>> {
-            let words = bytes.chunks_exact(8);
-            let words = words.map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default()));
-            Some(words.collect()).filter(|w: &Vec<u64>| w.len() == WORDS)
-        };
         let kept = match begun {
-            true => std::fs::read(&path).ok().and_then(words),
-            false => Some(vec![0; WORDS]),
+            true => (std::fs::read(&path).ok()).and_then(|bytes| blocks_of(&bytes)),
+            false => Some(vec![None; BLOCKS]),
         };
         if !begun {
             // What an earlier migration has left is about other keys.
@@ -85,10 +132,10 @@ impl MaybeTimed {
         }
         MaybeTimed {
             complete: kept.is_some(),
-            bits: kept.unwrap_or_else(|| vec![0; WORDS]),
+            bits: kept.unwrap_or_else(|| vec![None; BLOCKS]),
             path,
             file: None,
-            fresh: vec![false; WORDS / PAGE_WORDS],
+            fresh: vec![false; LINES / PAGE_LINES],
             soon: Vec::with_capacity(SOON),
             absent: HashSet::new(),
         }
@@ -111,44 +158,49 @@ impl MaybeTimed {
                     .mode(0o600)
                     .open(&self.path)
                     .context(ErrorKind::Disk, failed)?;
-                file.set_len(WORDS as u64 * 8)
+                file.set_len((LINES * LINE_BYTES) as u64)
                     .context(ErrorKind::Disk, failed)?;
                 self.file.insert(Arc::new(file))
             }
         };
-        let mut pages = Pages {
-            path: self.path.clone(),
-            file: file.clone(),
-            pages: Vec::new(),
-        };
+        let mut runs: Vec<(usize, Block, Range<usize>)> = Vec::new();
         for (page, fresh) in self.fresh.iter_mut().enumerate() {
-            if std::mem::take(fresh) {
-                let from = page * PAGE_WORDS;
-                let words = self.bits.get(from..from + PAGE_WORDS).unwrap_or_default();
-                let at = from as u64 * 8;
-                match pages.pages.last_mut() {
-                    Some((start, run))
-                        if *start + run.len() as u64 * 8 == at && run.len() < RUN_WORDS =>
-                    {
-                        run.extend_from_slice(words);
-                    }
-                    _ => pages.pages.push((at, words.to_vec())),
+            if !std::mem::take(fresh) {
+                continue;
+            }
+            let (block, from) = (
+                page * PAGE_LINES / BLOCK_LINES,
+                page * PAGE_LINES % BLOCK_LINES,
+            );
+            match runs.last_mut() {
+                Some((last, _, run)) if *last == block && run.end == from => run.end += PAGE_LINES,
+                _ => {
+                    let lines = self.bits.get(block).and_then(Option::as_ref);
+                    runs.extend(lines.map(|l| (block, l.clone(), from..from + PAGE_LINES)));
                 }
             }
         }
-        Ok(Some(pages))
+        Ok(Some(Pages {
+            path: self.path.clone(),
+            file: file.clone(),
+            runs,
+        }))
     }
 
     fn hash(key: &[u8]) -> u64 {
         crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, key)
     }
 
-    /// Two bits in one line of the processor's cache.
-    fn places(hash: u64) -> [usize; 2] {
+    /// A line, and two bits in it.
+    fn places(hash: u64) -> (usize, [usize; 2]) {
         let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let line = (mixed >> 32) as usize % (WORDS * 64 / LINE);
         let within = |shift: u32| (mixed >> shift) as usize % LINE;
-        [line * LINE + within(14), line * LINE + within(23)]
+        ((mixed >> 32) as usize % LINES, [within(14), within(23)])
+    }
+
+    fn line(&self, line: usize) -> Option<&Line> {
+        let block = self.bits.get(line / BLOCK_LINES)?.as_ref()?;
+        block.get(line % BLOCK_LINES)
     }
 
     pub fn add(&mut self, key: &[u8]) {
@@ -166,8 +218,9 @@ impl MaybeTimed {
     fn add_all(&mut self) {
         let mut soon = std::mem::take(&mut self.soon);
         let seen = soon.iter().fold(0, |seen, hash| {
-            let [place, _] = MaybeTimed::places(*hash);
-            seen ^ self.bits.get(place / 64).copied().unwrap_or_default()
+            let (line, [first, _]) = MaybeTimed::places(*hash);
+            let bit = self.line(line).and_then(|line| line.bit(first));
+            seen ^ bit.map_or(0, |(word, _)| word.load(Relaxed))
         });
         std::hint::black_box(seen);
         for hash in soon.drain(..) {
@@ -182,13 +235,20 @@ impl MaybeTimed {
     }
 
     fn add_hash(&mut self, hash: u64) {
-        for place in MaybeTimed::places(hash) {
-            let (word, bit) = (place / 64, 1u64 << (place % 64));
-            if let Some(word) = self.bits.get_mut(word)
-                && *word & bit == 0
-            {
-                *word |= bit;
-                if let Some(fresh) = self.fresh.get_mut(place / 64 / PAGE_WORDS) {
+        let (line, bits) = MaybeTimed::places(hash);
+        let Some(block) = self.bits.get_mut(line / BLOCK_LINES) else {
+            return;
+        };
+        let block = block.get_or_insert_with(empty_block);
+        let Some(lines) = block.get(line % BLOCK_LINES) else {
+            return;
+        };
+        for (word, bit) in bits.into_iter().filter_map(|within| lines.bit(within)) {
+            let before = word.load(Relaxed);
+            if before & bit == 0 {
+                // Nobody else sets any.
+                word.store(before | bit, Relaxed);
+                if let Some(fresh) = self.fresh.get_mut(line / PAGE_LINES) {
                     *fresh = true;
                 }
             }
@@ -201,10 +261,12 @@ impl MaybeTimed {
     }
 
     fn known(&self, hash: u64) -> bool {
-        let has = |place: &usize| {
-            (self.bits.get(place / 64)).is_some_and(|word| word & 1 << (place % 64) != 0)
+        let (line, bits) = MaybeTimed::places(hash);
+        let has = |within: usize| {
+            let bit = self.line(line).and_then(|line| line.bit(within));
+            bit.is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
         };
-        !self.complete || MaybeTimed::places(hash).iter().all(has) || self.soon.contains(&hash)
+        !self.complete || bits.into_iter().all(has) || self.soon.contains(&hash)
     }
 
     /// Whether a key has got an expiry and should be there: a command on it needs a guard.
