@@ -245,7 +245,8 @@ impl Pump {
         self.last_commands = self.progress.commands.load(Relaxed);
         let written = (self.touched.as_mut()).and_then(|t| t.take(self.shard.shard));
         let release = match (self.shard.snapshot_loaded, self.stable) {
-            (true, Mark::Stream { at, .. }) => Some((self.spool.clone(), at)),
+            (true, Mark::Stream { .. }) => Some((self.spool.clone(), self.stable)),
+            (false, _) => acknowledged.map(|mark| (self.spool.clone(), mark)),
             _ => None,
         };
         Ok(Checkpoint {

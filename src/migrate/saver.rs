@@ -8,7 +8,7 @@ use crate::migrate::timed::Pages;
 use crate::source::spool::Spool;
 use crate::store::{Loss, ShardState, Store, Written};
 use crate::task::failpoint;
-use crate::types::ReplOffset;
+use crate::types::Mark;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ pub struct Checkpoint {
     pub written: Option<Written>,
     /// Which keys may have an expiry.
     pub timed: Option<Pages>,
-    /// The spool is not needed before this offset any more, once it is saved.
-    pub release: Option<(Arc<Spool>, ReplOffset)>,
+    /// What the spool need not keep any more, once this is saved.
+    pub release: Option<(Arc<Spool>, Mark)>,
 }
 
 impl Checkpoint {
@@ -39,7 +39,11 @@ impl Checkpoint {
         store.save_shards(shard, &self.counts, self.written.as_ref())?;
         failpoint("after-save");
         match self.release {
-            Some((spool, at)) => spool.release(at),
+            Some((spool, Mark::Stream { at, .. })) => spool.release(at),
+            Some((spool, Mark::Snapshot { at, .. })) => {
+                spool.leave_to_disk(at);
+                Ok(())
+            }
             None => Ok(()),
         }
     }

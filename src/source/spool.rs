@@ -5,6 +5,8 @@
 //! Invariant: bytes are in the file before they are announced, so whatever was sent to the target can be read again.
 
 mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use tail::{SnapshotTail, StreamTail};
 
@@ -21,6 +23,8 @@ use tokio::sync::Notify;
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Free space that the spool leaves to others.
 const DISK_RESERVE: u64 = 128 << 20;
+/// At least this much of a snapshot is left to the disk at once.
+const UNREAD_BYTES: u64 = 8 << 20;
 const SNAPSHOT: &str = "snapshot.rdb";
 /// Arrival times are kept for pieces at least this far apart, and this many of them.
 const ARRIVAL_GRAIN_MS: i64 = 5;
@@ -42,6 +46,8 @@ struct State {
     snapshot_len: u64,
     /// How far the pump has read it.
     snapshot_read: u64,
+    /// Before the first, the snapshot has been left to the disk; before the second it is on its way there.
+    on_disk: (u64, u64),
     snapshot_total: Option<u64>,
     snapshot_complete: bool,
     /// Also after a power cut.
@@ -71,6 +77,7 @@ impl State {
         State {
             snapshot_len,
             snapshot_read: 0,
+            on_disk: (0, 0),
             snapshot_total: None,
             snapshot_complete: false,
             snapshot_durable: false,
@@ -369,6 +376,24 @@ impl Spool {
         Ok(())
     }
 
+    /// What lies before `at` is in the target and is only read again after a loss there: the disk is enough for it.
+    ///
+    /// Else it would fill the kernel's memory, which has better uses where servers share it, and new pages are dear.
+    pub fn leave_to_disk(&self, at: u64) {
+        let mut state = self.state();
+        let (free_from, sent_to) = state.on_disk;
+        if state.file.is_some() || at < sent_to + UNREAD_BYTES {
+            return;
+        }
+        state.on_disk = (sent_to, at);
+        drop(state);
+        // Pages that are not on the disk yet are sent there; they are free the next time.
+        if let Ok(file) = File::open(self.dir.join(SNAPSHOT)) {
+            let len = std::num::NonZeroU64::new(at - free_from);
+            let _ = rustix::fs::fadvise(file, free_from, len, rustix::fs::Advice::DontNeed);
+        }
+    }
+
     pub fn drop_snapshot(&self) -> Result<()> {
         let path = self.dir.join(SNAPSHOT);
         match std::fs::remove_file(&path) {
@@ -496,70 +521,5 @@ impl SpoolWriter {
         drop(state);
         self.spool.grown.notify_one();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Read;
-    use std::time::Duration;
-
-    #[test]
-    fn the_stream_reads_back_over_segments_and_restarts() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path(), 1 << 40).unwrap();
-        spool.start_stream(ReplOffset(1000));
-        let piece = vec![7u8; (SEGMENT_BYTES / 2 + 3) as usize];
-        let mut writer = SpoolWriter::new(spool.clone());
-        for _ in 0..3 {
-            writer.append_stream(&piece, 5).unwrap();
-        }
-        let total = 3 * piece.len() as u64;
-        let mut tail = StreamTail::new(spool.clone(), ReplOffset(1000));
-        let mut seen = 0;
-        while seen < total {
-            let mut buf = Vec::new();
-            seen += tail.read(&mut buf, 1 << 20).unwrap() as u64;
-            assert!(buf.iter().all(|b| *b == 7));
-        }
-        spool.release(ReplOffset(1000 + total)).unwrap();
-        assert_eq!(
-            segments(dir.path()).unwrap().len(),
-            1,
-            "only the unfinished segment is left"
-        );
-        let again = Spool::open(dir.path(), 1 << 40).unwrap();
-        assert_eq!(again.stream_end(), ReplOffset(1000 + total));
-        SpoolWriter::new(again.clone())
-            .append_stream(b"xyz", 6)
-            .unwrap();
-        let mut buf = Vec::new();
-        StreamTail::new(again, ReplOffset(1000 + total))
-            .read(&mut buf, 10)
-            .unwrap();
-        assert_eq!(buf, b"xyz");
-    }
-
-    #[test]
-    fn a_snapshot_is_read_while_it_arrives() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path(), 1 << 40).unwrap();
-        let reader = std::thread::spawn({
-            let spool = spool.clone();
-            move || {
-                let mut all = Vec::new();
-                SnapshotTail::new(spool, 0)
-                    .read_to_end(&mut all)
-                    .map(|_| all)
-            }
-        });
-        let mut writer = SpoolWriter::new(spool);
-        for piece in [b"REDIS".as_slice(), b"0011", b"..."] {
-            writer.append_snapshot(piece).unwrap();
-            std::thread::sleep(Duration::from_millis(3));
-        }
-        writer.finish_snapshot()().unwrap();
-        assert_eq!(reader.join().unwrap().unwrap(), b"REDIS0011...");
     }
 }
