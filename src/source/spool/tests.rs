@@ -1,3 +1,5 @@
+//! What is spooled comes back, also over segments, restarts and what was left to the disk.
+
 use super::*;
 use std::io::Read;
 use std::time::Duration;
