@@ -62,6 +62,21 @@ fn ctrl_c_before_the_end_is_no_end() {
 }
 
 #[test]
+fn ctrl_c_is_heard_before_the_snapshot_begins() {
+    let Some([name]) = need(["any"]) else { return };
+    let patient = Setup::new(&name)
+        .line("repl-diskless-sync yes")
+        .line("repl-diskless-sync-delay 60");
+    let story = Story::new(Endpoint::alone(patient), Endpoint::alone(Setup::new(&name)));
+    story.fill(100);
+    let running = story.migrate();
+    std::thread::sleep(Duration::from_secs(1));
+    running.interrupt();
+    running.wait(Duration::from_secs(20)).exits(130);
+    assert_eq!(story.source.info("stats", "sync_full"), 1);
+}
+
+#[test]
 fn after_a_kill_counters_are_exact() {
     let Some([name]) = need(["any"]) else { return };
     let story = story(&name);

@@ -155,11 +155,23 @@ impl Runner {
         shard.address = place.address();
         let resume = self.resume_point(shard, &spool);
         let (driver, at, address) = (events.clone(), place.clone(), shard.address.clone());
-        let begin = move || driver.drive(psync::start(at.endpoint(), &address, resume));
-        let (conn, start) = tokio::task::spawn_blocking(begin)
+        let stop = self.stop.clone();
+        // A source answers when it begins its snapshot, for which it may wait for other replicas first.
+        let begin = move || {
+            driver.drive(async {
+                tokio::select! {
+                    () = stop.wait() => Ok(None),
+                    begun = psync::start(at.endpoint(), &address, resume) => begun.map(Some),
+                }
+            })
+        };
+        let begun = tokio::task::spawn_blocking(begin)
             .await
             .map_err(panicked)?
             .map_err(|e| e.context(format!("replicate from {}", shard.address)))?;
+        let Some((conn, start)) = begun else {
+            return Ok(Ended::Stopped);
+        };
         let replid = match &start {
             Start::Full { replid, offset } => {
                 // The counters may not have been saved before a kill; that an attempt began, has been.

@@ -192,7 +192,12 @@ impl Link {
             if let Err(e) = self.place.locate().await {
                 tracing::debug!("the source's cluster does not tell its masters: {e}");
             }
-            match start(self.place.endpoint(), &self.place.address(), from).await {
+            let address = self.place.address();
+            let answer = tokio::select! {
+                () = stop.wait() => return Ok(None),
+                answer = start(self.place.endpoint(), &address, from) => answer,
+            };
+            match answer {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(e) if e.retry() == crate::error::Retry::Later => last = e,
                 Err(e) => return Err(e),
@@ -214,7 +219,11 @@ impl Link {
     ) -> Result<()> {
         let mut conn = conn;
         let mark = if full {
-            Some(self.snapshot_head(&mut conn).await?)
+            // A source that writes a file first takes its time.
+            tokio::select! {
+                () = stop.wait() => return Ok(()),
+                head = self.snapshot_head(&mut conn) => Some(head?),
+            }
         } else {
             None
         };
