@@ -244,10 +244,9 @@ impl Pump {
         self.shard.commands_applied += self.progress.commands.load(Relaxed) - self.last_commands;
         self.last_commands = self.progress.commands.load(Relaxed);
         let written = (self.touched.as_mut()).and_then(|t| t.take(self.shard.shard));
-        let release = match (self.shard.snapshot_loaded, self.stable) {
-            (true, Mark::Stream { .. }) => Some((self.spool.clone(), self.stable)),
-            (false, _) => acknowledged.map(|mark| (self.spool.clone(), mark)),
-            _ => None,
+        let release = match self.shard.snapshot_loaded {
+            true => Some(self.stable),
+            false => acknowledged,
         };
         Ok(Checkpoint {
             shard: self.shard.clone(),
@@ -255,7 +254,7 @@ impl Pump {
             losses: std::mem::take(&mut self.losses),
             written,
             timed,
-            release,
+            release: release.map(|mark| (self.spool.clone(), mark)),
         })
     }
 

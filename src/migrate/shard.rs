@@ -156,15 +156,7 @@ impl Runner {
         let resume = self.resume_point(shard, &spool);
         let (driver, at, address) = (events.clone(), place.clone(), shard.address.clone());
         let stop = self.stop.clone();
-        // A source answers when it begins its snapshot, for which it may wait for other replicas first.
-        let begin = move || {
-            driver.drive(async {
-                tokio::select! {
-                    () = stop.wait() => Ok(None),
-                    begun = psync::start(at.endpoint(), &address, resume) => begun.map(Some),
-                }
-            })
-        };
+        let begin = move || driver.drive(psync::start(at.endpoint(), &address, resume, &stop));
         let begun = tokio::task::spawn_blocking(begin)
             .await
             .map_err(panicked)?

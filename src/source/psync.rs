@@ -31,11 +31,24 @@ const UNHEARD: u32 = 50;
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 const READ_BYTES: usize = 256 * 1024;
 
-/// Sends the replica handshake and PSYNC.
+/// Sends the replica handshake and PSYNC; `None` when a stop is asked for before the source answers.
 ///
+/// It answers when it begins its snapshot, for which it may wait for other replicas first.
 /// `from` is the history and the offset that the next byte has (bytes before it); `None` asks for a full sync.
 /// Errors: `Refused` where the provider does not allow replication, `NotReady` while the server loads or fails over.
 pub async fn start(
+    endpoint: &Endpoint,
+    address: &str,
+    from: Option<(ReplId, ReplOffset)>,
+    stop: &Shutdown,
+) -> Result<Option<(Conn, Start)>> {
+    tokio::select! {
+        () = stop.wait() => Ok(None),
+        begun = begin(endpoint, address, from) => begun.map(Some),
+    }
+}
+
+async fn begin(
     endpoint: &Endpoint,
     address: &str,
     from: Option<(ReplId, ReplOffset)>,
@@ -192,13 +205,8 @@ impl Link {
             if let Err(e) = self.place.locate().await {
                 tracing::debug!("the source's cluster does not tell its masters: {e}");
             }
-            let address = self.place.address();
-            let answer = tokio::select! {
-                () = stop.wait() => return Ok(None),
-                answer = start(self.place.endpoint(), &address, from) => answer,
-            };
-            match answer {
-                Ok(answer) => return Ok(Some(answer)),
+            match start(self.place.endpoint(), &self.place.address(), from, stop).await {
+                Ok(answer) => return Ok(answer),
                 Err(e) if e.retry() == crate::error::Retry::Later => last = e,
                 Err(e) => return Err(e),
             }
