@@ -1,20 +1,25 @@
 #!/usr/bin/env bash
-# How time and memory grow with the number of keys, and with the number of shards.
+# How time and memory grow with the number of keys (next to native replication), and with the number of shards.
 #
 #   benches/scale.sh [OPTIONS]
-#     --keys LIST        how many small strings, from one server to another (default "1000000 5000000 20000000")
+#     --keys LIST        how many small strings, from one server to another (default "1000000 1250000 5000000 20000000")
 #     --shards LIST      from a cluster of so many masters to another of as many (default "1 3 9 30")
 #     --shard-keys N     how many keys all of those shards hold together (default 2000000)
 #     --rounds N         how often each is measured; medians are told (default 3)
 #     --server NAME      a server of .servers (default: redis-7.0)
 #
-# Prints seconds, keys/s, CPU microseconds of keyferry for a key, and its peak memory. 20 million keys want 8 GiB of
-# memory for the two servers, and the snapshot's 1.6 GB on the disk of /tmp. Give an empty LIST to leave one part out.
+# Prints seconds, keys/s, CPU microseconds of keyferry for a key, its peak memory, and how long native diskless
+# replication of the same keys took in the same minutes. 20 million keys want 8 GiB of memory for the two servers, and
+# the snapshot's 1.6 GB on the disk of /tmp. Give an empty LIST to leave one part out.
+#
+# A server's table of keys doubles at each power of two, which costs it a move of every key; native replication spares
+# it that, since a snapshot says beforehand how many keys will come. So 1,000,000 keys, just short of 2^20, cost less
+# for a key than 1,250,000; compare counts that lie equally far behind a power of two (1,250,000, 5,000,000, 20,000,000).
 # Needs a release build: cargo build --release.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-key_counts="1000000 5000000 20000000" shard_counts="1 3 9 30" shard_keys=2000000 rounds=3 name=redis-7.0
+key_counts="1000000 1250000 5000000 20000000" shard_counts="1 3 9 30" shard_keys=2000000 rounds=3 name=redis-7.0
 while [ $# -gt 0 ]; do
     case $1 in
         --keys) key_counts=$2 ;; --shards) shard_counts=$2 ;; --shard-keys) shard_keys=$2 ;;
@@ -36,7 +41,9 @@ keys_of() { local what sum=0; for what in "$@"; do sum=$((sum + $(ask "$what" db
 line() { # what, how many, keys
     awk -v w="$1" -v n="$2" -v k="$3" -v s="$(awk '{ print $1 }' "$dir/all" | median)" -v c="$(awk '{ print $2 }' "$dir/all" | median)" \
         -v m="$(awk '{ print $3 }' "$dir/all" | median)" \
-        'BEGIN { printf "%-7s %9d %10d keys %8.2f s %9.0f keys/s %6.2f us/key %5d MiB\n", w, n, k, s, k / s, c * 1e6 / k, m }'
+        'BEGIN { printf "%-7s %9d %10d keys %8.2f s %9.0f keys/s %6.2f us/key %5d MiB", w, n, k, s, k / s, c * 1e6 / k, m }'
+    if [ -s "$dir/native" ]; then median <"$dir/native" | awk '{ printf "   native %8.2f s", $1 }'; fi
+    echo
 }
 measure() { # source names, target names, topology of both -> a line of seconds, CPU, memory
     local -a from=() to=()
@@ -49,10 +56,15 @@ measure() { # source names, target names, topology of both -> a line of seconds,
 }
 
 for n in $key_counts; do
-    : >"$dir/all"
-    start source
+    : >"$dir/all" >"$dir/native"
+    start source --repl-diskless-sync yes
     fill source "$n"
     for _ in $(seq "$rounds"); do
+        start target --repl-diskless-load on-empty-db
+        from=$(now)
+        replicate target source
+        echo "$(minus "$(now)" "$from")" | tee -a "$dir/native" >&2
+        stop target
         start target
         measure source target standalone
         stop target
@@ -61,7 +73,7 @@ for n in $key_counts; do
     stop source
 done
 for n in $shard_counts; do
-    : >"$dir/all"
+    : >"$dir/all" >"$dir/native"
     start_cluster source "$n"
     sources=() targets=()
     for i in $(seq 0 $((n - 1))); do sources+=("source$i"); targets+=("target$i"); done

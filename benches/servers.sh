@@ -103,6 +103,13 @@ now() { date +%s.%N; }
 minus() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a - b }'; }
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'; }
 
+# Native replication from the beginning to caught up. The target takes the snapshot off the wire if it was started with
+# --repl-diskless-load on-empty-db.
+replicate() { # target, source
+    ask "$1" replicaof 127.0.0.1 "${port_of[$2]}" >/dev/null
+    until ask "$1" info replication | grep -q master_link_status:up; do sleep 0.02; done
+}
+
 # The plan of a migration, and where its work goes.
 plan() { # source, target, topology of the source, of the target
     rm -rf "$dir/work"

@@ -53,10 +53,7 @@ one() {
     for what in "${targets[@]}"; do target_before=$(awk -v a="$target_before" -v b="$(cpu "$what")" 'BEGIN { print a + b }'); done
     from=$(now)
     case $way in
-        diskless | disk)
-            ask target replicaof 127.0.0.1 "${port_of[source]}" >/dev/null
-            until ask target info replication | grep -q "master_link_status:up"; do sleep 0.02; done
-            ;;
+        diskless | disk) replicate target source ;;
         pipe)
             TIMEFORMAT='%U %S'
             { time ask target --pipe <"$dir/commands" >/dev/null; } 2>"$dir/times"

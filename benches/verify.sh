@@ -17,8 +17,7 @@ case $topology in
     standalone)
         targets=(target)
         start target --repl-diskless-load on-empty-db
-        ask target replicaof 127.0.0.1 "${port_of[source]}" >/dev/null
-        until ask target info replication | grep -q master_link_status:up; do sleep 0.1; done
+        replicate target source
         ask target replicaof no one >/dev/null
         plan source target standalone standalone
         ;;
