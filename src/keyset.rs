@@ -57,6 +57,12 @@ impl KeySet {
         PARTS * (places / 8 * 7 / 20 * 19)
     }
 
+    /// What a set of so many keys takes.
+    pub fn bytes(keys: usize) -> usize {
+        let part = keys / PARTS / 19 * 20 / 7 * 8;
+        PARTS * PLACE * (part + 1).next_power_of_two()
+    }
+
     pub fn put(&mut self, db: DbIndex, key: &[u8]) -> Put {
         self.put_hash(self.hash(db, key))
     }
@@ -128,6 +134,8 @@ mod tests {
     #[test]
     fn it_keeps_to_its_memory() {
         assert_eq!(KeySet::room(80 << 20), 6_972_544);
+        assert_eq!(KeySet::bytes(6_972_544), 72 << 20);
+        assert_eq!(KeySet::bytes(6_972_544 / 2 - 10_000), 36 << 20);
         let bytes = 1 << 20;
         let mut set = KeySet::within(bytes);
         let mut n = 0u64;

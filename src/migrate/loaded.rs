@@ -4,14 +4,11 @@
 //! Hashes of 64 bits in a file, eight bytes a key; they are read back in parts that fit into memory.
 
 use crate::error::{Context, ErrorKind, Result};
-use std::collections::HashSet;
+use crate::keyset::KeySet;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-
-/// Hashes held at once: 64 MB.
-const PART: u64 = 4_000_000;
 
 pub struct Loaded {
     path: PathBuf,
@@ -72,16 +69,23 @@ impl Loaded {
         }
     }
 
-    /// In how many parts the hashes are to be read.
-    pub fn parts(&mut self) -> Result<u64> {
+    /// In how many parts the hashes are to be read to take no more than so many bytes, and what one of them takes.
+    pub fn parts(&mut self, room: usize) -> Result<(u64, usize)> {
         self.save()?;
         let bytes = std::fs::metadata(&self.path).map_or(0, |m| m.len());
-        Ok((bytes / 8).div_ceil(PART).max(1))
+        let most = KeySet::room(room as u64).max(1) as u64;
+        let parts = (bytes / 8).div_ceil(most).max(1);
+        Ok((parts, KeySet::bytes((bytes / 8 / parts) as usize).min(room)))
     }
 
-    /// The hashes of one part: those that leave `part` when divided by `parts`.
-    pub fn part(&mut self, part: u64, parts: u64) -> Result<HashSet<u64>> {
-        let mut hashes = HashSet::new();
+    /// Whether a hash belongs to one of so many parts; bits that the set's tables do not look at.
+    pub fn is_of(hash: u64, part: u64, parts: u64) -> bool {
+        (hash >> 32) % parts == part
+    }
+
+    /// The hashes of one part.
+    pub fn part(&mut self, part: u64, parts: u64) -> Result<KeySet> {
+        let mut hashes = KeySet::unbounded();
         let file = match File::open(&self.path) {
             Ok(file) => file,
             // Nothing was loaded.
@@ -97,8 +101,8 @@ impl Loaded {
                 Err(e) => return Err(e).context(ErrorKind::Disk, self.failed()),
             }
             let hash = u64::from_le_bytes(bytes);
-            if hash % parts == part {
-                hashes.insert(hash);
+            if Loaded::is_of(hash, part, parts) {
+                hashes.put_hash(hash);
             }
         }
     }
@@ -119,26 +123,31 @@ mod tests {
     fn an_attempt_goes_on_and_a_new_one_begins_empty() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut loaded = Loaded::open(dir.path(), false);
+        let hash = |n: u64| n << 32;
         for n in 0..100 {
-            loaded.add(n).expect("it is noted");
+            loaded.add(hash(n)).expect("it is noted");
         }
-        assert_eq!(loaded.parts().expect("parts"), 1);
+        let (parts, bytes) = loaded.parts(1 << 20).expect("parts");
+        assert!(parts == 1 && bytes < 10_000, "{bytes}");
+        assert!(loaded.parts(64 * 9).expect("parts").0 > 1);
         // A kill in the middle of a hash.
         let file = OpenOptions::new()
             .append(true)
             .open(dir.path().join("loaded"));
         file.expect("the file").write_all(b"abc").expect("a piece");
         let mut loaded = Loaded::open(dir.path(), true);
-        loaded.add(100).expect("it is noted");
+        loaded.add(hash(100)).expect("it is noted");
         loaded.save().expect("it is written");
         let odd = loaded.part(1, 2).expect("a part");
-        assert!(odd.len() == 50 && odd.contains(&99) && !odd.contains(&100));
-        assert_eq!(loaded.part(0, 1).expect("all").len(), 101);
+        assert!((0..101).all(|n| odd.has_hash(hash(n)) == (n % 2 == 1)));
+        let all = loaded.part(0, 1).expect("all");
+        assert!((0..101).all(|n| all.has_hash(hash(n))));
         let mut loaded = Loaded::open(dir.path(), false);
         loaded.add(7).expect("it is noted");
         loaded.save().expect("it is written");
-        assert_eq!(loaded.part(0, 1).expect("all"), HashSet::from([7]));
+        let has = |loaded: &mut Loaded, n| loaded.part(0, 1).expect("all").has_hash(n);
+        assert!(has(&mut loaded, 7) && !has(&mut loaded, hash(1)));
         loaded.done();
-        assert!(loaded.part(0, 1).expect("none").is_empty());
+        assert!(!has(&mut loaded, 7));
     }
 }

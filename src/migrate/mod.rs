@@ -68,6 +68,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
 /// How long source or target may be away before a run gives up (state is saved, the next run goes on).
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -325,6 +326,8 @@ async fn migrate(
         target_modules: server::modules(&job.target).await?,
         target_has_functions: target.has_functions(),
         load_estimate_ms: estimate,
+        shards: layout.masters.len().max(1),
+        for_loaded: Semaphore::new(job.limits.loaded() >> 10),
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         told: Default::default(),
         control: Default::default(),
@@ -402,7 +405,6 @@ async fn migrate(
         topology,
         target,
         dir: dir.join("spool"),
-        count: layout.masters.len(),
         used,
         progress,
         running: Default::default(),

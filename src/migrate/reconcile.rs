@@ -1,13 +1,21 @@
 //! on_existing "reconcile", and a flush of the source: what the target holds and nobody has just brought is compared.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::keyset::KeySet;
 use crate::migrate::heal::Key;
+use crate::migrate::loaded::Loaded;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::net::scan::{self, Scan};
 use crate::plan::OnExisting;
 use crate::types::{DbIndex, key_hash};
-use std::collections::HashSet;
+
+fn interrupted() -> Error {
+    Error::new(
+        ErrorKind::Interrupted,
+        "stopped while comparing the target's older keys with the source's",
+    )
+}
 
 impl Pump {
     /// Makes exact what the target holds beside the keys of the snapshot that was just loaded, or after a flush
@@ -19,18 +27,23 @@ impl Pump {
             "the target's keys that the snapshot did not bring are compared with the source's: what is gone there is removed",
         );
         self.settle_all()?;
-        let parts = match flushed {
-            true => 1,
-            false => self.loaded.parts()?,
+        let shared = self.shared.clone();
+        let (parts, bytes) = match flushed {
+            true => (1, 0),
+            false => self.loaded.parts(shared.job.limits.loaded())?,
+        };
+        // All shards may have come to this: as many compare at once as there is memory for.
+        let Some(_room) = shared.runtime.block_on(shared.room_for_loaded(bytes)) else {
+            return Err(interrupted());
         };
         for part in 0..parts {
             let brought = match flushed {
-                true => HashSet::new(),
+                true => KeySet::unbounded(),
                 false => self.loaded.part(part, parts)?,
             };
             let older = |db: DbIndex, key: &[u8]| {
                 let hash = key_hash(db, key);
-                hash % parts == part && !brought.contains(&hash)
+                Loaded::is_of(hash, part, parts) && !brought.has_hash(hash)
             };
             // A failover in the middle: once more from the beginning, as nothing is healed wrong by that.
             self.asked("listing the target's keys", |me| {
@@ -94,10 +107,7 @@ impl Pump {
             self.heal(&ours, mark)?;
         }
         if self.shared.stop.requested() {
-            return Err(Error::new(
-                ErrorKind::Interrupted,
-                "stopped while comparing the target's older keys with the source's",
-            ));
+            return Err(interrupted());
         }
         Ok(())
     }

@@ -32,7 +32,6 @@ pub struct Runner {
     pub topology: Topology,
     pub target: Server,
     pub dir: PathBuf,
-    pub shards: usize,
     pub view: Arc<ShardProgress>,
     /// Where the master is; none for a file.
     pub place: Option<Arc<Place>>,
@@ -47,7 +46,7 @@ impl Runner {
             let spool_limit = match limit {
                 Some(limit) => limit,
                 None => room(&self.dir)?,
-            } / self.shards as u64;
+            } / self.shared.shards as u64;
             let spool = Spool::open(&self.dir, spool_limit)?;
             let events = EventLoop::start()?;
             let ended = match &self.shared.job.source {
@@ -269,9 +268,9 @@ impl Runner {
         window_end: ReplOffset,
     ) -> Result<Ended> {
         let (shared, events) = (self.shared.clone(), events.clone());
-        let budget = shared.job.limits.in_flight();
+        let (limits, shards) = (&shared.job.limits, shared.shards);
         let options = PipeOptions {
-            budget: (budget / self.shards).max(1 << 20),
+            budget: (limits.in_flight() / shards).max(1 << 20),
             fixed_db: self.topology.one_slot,
             dry_run: shared.dry_run,
         };
@@ -282,7 +281,7 @@ impl Runner {
         );
         let held = Held::open(&self.dir);
         let begun = shard.snapshot_loaded || shard.snapshot_at > 0;
-        let timed = MaybeTimed::open(&self.dir, begun);
+        let timed = MaybeTimed::open(&self.dir, begun, limits.timed() / shards);
         let loaded = Loaded::open(&self.dir, begun);
         view.keys_read.store(shard.keys_read, Relaxed);
         view.keys_written.store(shard.keys_written, Relaxed);

@@ -22,8 +22,6 @@ pub struct Shards {
     pub target: Server,
     /// The spools' folder.
     pub dir: PathBuf,
-    /// How many there were at the start: they share the limits.
-    pub count: usize,
     /// Numbers below this are other workers'.
     pub used: u16,
     pub progress: Arc<Progress>,
@@ -96,7 +94,6 @@ impl Shards {
             topology: self.topology.clone(),
             target: self.target.clone(),
             dir: self.dir.join(format!("shard-{}", shard.shard)),
-            shards: self.count,
             view: view.clone(),
             place: place.clone(),
             stop: stop.clone(),

@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How long an event is not repeated.
 const REPEAT: Duration = Duration::from_secs(5);
@@ -49,6 +50,10 @@ pub struct Shared {
     pub load_estimate_ms: i64,
     /// The target's own keys (on_existing: skip).
     pub existing: Existing,
+    /// How many shards there were at the start: they share the limits.
+    pub shards: usize,
+    /// KiB that are free of [`Limits::loaded`](crate::plan::Limits::loaded).
+    pub for_loaded: Semaphore,
     /// How fast the snapshot may be loaded.
     pub throttle: Throttle,
     /// What a cutover asks for.
@@ -60,6 +65,15 @@ pub struct Shared {
 impl Shared {
     pub fn store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
         work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until so many bytes are free for a load's keys; `None` when a stop is asked for.
+    pub async fn room_for_loaded(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let kib = u32::try_from(bytes >> 10).unwrap_or(u32::MAX);
+        tokio::select! {
+            () = self.stop.wait() => None,
+            room = self.for_loaded.acquire_many(kib) => room.ok(),
+        }
     }
 
     /// Takes the limits of the moment: those that `keyferry limit` has set, else the plan's.

@@ -72,7 +72,7 @@ impl Pump {
         })?;
         let (source, target) = (Arc::new(source), Arc::new(target));
         let stop = Shutdown::default();
-        let events = Arc::new(Events::default());
+        let events = Arc::new(Events::within(job.limits.told()));
         let on = runtime.block_on(events::are_on(&source))?;
         let mut listeners = 0;
         // Where the server does not tell, listening costs nothing; but only what is known to be told is relied upon.

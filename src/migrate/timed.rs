@@ -17,20 +17,22 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Another name means other places of the bits: an older file is not taken for this one.
 const FILE: &str = "timed-2";
-/// 8 MiB: one key in a hundred is wrongly suspected with 3.5 million timed keys.
+/// At most 8 MiB: one key in a hundred is wrongly suspected with 3.5 million timed keys.
 const BLOCKS: usize = 128;
+/// At least 256 KiB, where many shards share the memory.
+const FEWEST: usize = 4;
 /// Memory is taken by the block, when the first of its bits is set.
 const BLOCK_LINES: usize = 1024;
 /// What is written when one of its bits is new: 4 KiB.
 const PAGE_LINES: usize = 64;
-const LINES: usize = BLOCKS * BLOCK_LINES;
 /// Bits of a cache line.
 const LINE: usize = 512;
 const LINE_BYTES: usize = LINE / 8;
 /// Keys that set their bits together.
 const SOON: usize = 32;
-/// Names of keys known to be gone; more are forgotten, which only costs a reading each.
-const ABSENT: usize = 500_000;
+/// Bytes of the filter for each name of a key known to be gone; more names are forgotten, which only costs a reading
+/// each. A place of the set takes 9 bytes, and up to half of them are free.
+const FOR_ABSENT: usize = 18;
 
 /// A line of the processor's cache. The pump sets bits while the saver reads others of them.
 #[repr(align(64))]
@@ -55,6 +57,7 @@ fn empty_block() -> Block {
 ///
 /// It is kept in a file, because keys outlive the process that wrote them.
 pub struct MaybeTimed {
+    /// A power of two of blocks.
     bits: Vec<Option<Block>>,
     /// False when an earlier run has left no file: then any key may.
     complete: bool,
@@ -110,32 +113,34 @@ fn blocks_of(bytes: &[u8]) -> Option<Vec<Option<Block>>> {
         let empty = bytes.iter().all(|b| *b == 0);
         (!empty).then(|| bytes.chunks_exact(LINE_BYTES).map(line).collect())
     };
-    (bytes.len() == LINES * LINE_BYTES).then(|| {
-        bytes
-            .chunks_exact(BLOCK_LINES * LINE_BYTES)
-            .map(block)
-            .collect()
-    })
+    let blocks = bytes.chunks_exact(BLOCK_LINES * LINE_BYTES);
+    let whole = blocks.remainder().is_empty() && blocks.len().is_power_of_two();
+    whole.then(|| blocks.map(block).collect())
 }
 
 impl MaybeTimed {
-    /// `begun`: an earlier run has written keys.
-    pub fn open(dir: &Path, begun: bool) -> MaybeTimed {
+    /// `begun`: an earlier run has written keys; its filter keeps the size that it had. A new one takes at most `room`
+    /// bytes, if that is not too little.
+    pub fn open(dir: &Path, begun: bool, room: usize) -> MaybeTimed {
         let path = dir.join(FILE);
+        let most = (room / (BLOCK_LINES * LINE_BYTES)).clamp(FEWEST, BLOCKS);
+        let empty = || vec![None; 1 << most.ilog2()];
         let kept = match begun {
             true => (std::fs::read(&path).ok()).and_then(|bytes| blocks_of(&bytes)),
-            false => Some(vec![None; BLOCKS]),
+            false => Some(empty()),
         };
         if !begun {
             // What an earlier migration has left is about other keys.
             let _ = std::fs::remove_file(&path);
         }
+        let complete = kept.is_some();
+        let bits = kept.unwrap_or_else(empty);
         MaybeTimed {
-            complete: kept.is_some(),
-            bits: kept.unwrap_or_else(|| vec![None; BLOCKS]),
+            complete,
+            fresh: vec![false; bits.len() * BLOCK_LINES / PAGE_LINES],
+            bits,
             path,
             file: None,
-            fresh: vec![false; LINES / PAGE_LINES],
             soon: Vec::with_capacity(SOON),
             absent: HashSet::new(),
         }
@@ -158,7 +163,7 @@ impl MaybeTimed {
                     .mode(0o600)
                     .open(&self.path)
                     .context(ErrorKind::Disk, failed)?;
-                file.set_len((LINES * LINE_BYTES) as u64)
+                file.set_len((self.lines() * LINE_BYTES) as u64)
                     .context(ErrorKind::Disk, failed)?;
                 self.file.insert(Arc::new(file))
             }
@@ -191,11 +196,16 @@ impl MaybeTimed {
         crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, key)
     }
 
+    fn lines(&self) -> usize {
+        self.bits.len() * BLOCK_LINES
+    }
+
     /// A line, and two bits in it.
-    fn places(hash: u64) -> (usize, [usize; 2]) {
+    fn places(&self, hash: u64) -> (usize, [usize; 2]) {
         let mixed = hash.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let within = |shift: u32| (mixed >> shift) as usize % LINE;
-        ((mixed >> 32) as usize % LINES, [within(14), within(23)])
+        let line = (mixed >> 32) as usize & (self.lines() - 1);
+        (line, [within(14), within(23)])
     }
 
     fn line(&self, line: usize) -> Option<&Line> {
@@ -218,7 +228,7 @@ impl MaybeTimed {
     fn add_all(&mut self) {
         let mut soon = std::mem::take(&mut self.soon);
         let seen = soon.iter().fold(0, |seen, hash| {
-            let (line, [first, _]) = MaybeTimed::places(*hash);
+            let (line, [first, _]) = self.places(*hash);
             let bit = self.line(line).and_then(|line| line.bit(first));
             seen ^ bit.map_or(0, |(word, _)| word.load(Relaxed))
         });
@@ -235,7 +245,7 @@ impl MaybeTimed {
     }
 
     fn add_hash(&mut self, hash: u64) {
-        let (line, bits) = MaybeTimed::places(hash);
+        let (line, bits) = self.places(hash);
         let Some(block) = self.bits.get_mut(line / BLOCK_LINES) else {
             return;
         };
@@ -261,7 +271,7 @@ impl MaybeTimed {
     }
 
     fn known(&self, hash: u64) -> bool {
-        let (line, bits) = MaybeTimed::places(hash);
+        let (line, bits) = self.places(hash);
         let has = |within: usize| {
             let bit = self.line(line).and_then(|line| line.bit(within));
             bit.is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
@@ -309,7 +319,7 @@ impl MaybeTimed {
         if there {
             self.absent.remove(&in_db(hash, db));
         } else if known {
-            if self.absent.len() >= ABSENT {
+            if self.absent.len() >= self.lines() * LINE_BYTES / FOR_ABSENT {
                 self.absent.clear();
             }
             self.absent.insert(in_db(hash, db));
@@ -339,23 +349,42 @@ mod tests {
     #[test]
     fn what_was_timed_is_known_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let mut timed = MaybeTimed::open(dir.path(), false);
+        let mut timed = MaybeTimed::open(dir.path(), false, 8 << 20);
         timed.add(b"a");
         timed.take_fresh().unwrap().unwrap().write().unwrap();
         timed.add_soon(b"b");
         assert!(timed.may(b"b"));
         timed.take_fresh().unwrap().unwrap().write().unwrap();
-        let again = MaybeTimed::open(dir.path(), true);
+        let again = MaybeTimed::open(dir.path(), true, 8 << 20);
         assert!(again.may(b"a") && again.may(b"b") && !again.may(b"c"));
         // A new migration knows nothing, and one without the file suspects everything.
-        assert!(!MaybeTimed::open(dir.path(), false).may(b"a"));
-        assert!(MaybeTimed::open(dir.path(), true).may(b"c"));
+        assert!(!MaybeTimed::open(dir.path(), false, 8 << 20).may(b"a"));
+        assert!(MaybeTimed::open(dir.path(), true, 8 << 20).may(b"c"));
+    }
+
+    #[test]
+    fn it_keeps_to_its_room_and_an_earlier_one_to_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes = || std::fs::metadata(dir.path().join(FILE)).unwrap().len();
+        for (room, size) in [(0, 256 << 10), (1_118_481, 1 << 20), (1 << 40, 8 << 20)] {
+            let mut timed = MaybeTimed::open(dir.path(), false, room);
+            timed.add(b"a");
+            timed.take_fresh().unwrap().unwrap().write().unwrap();
+            assert_eq!(bytes(), size);
+        }
+        let mut timed = MaybeTimed::open(dir.path(), true, 0);
+        assert!(timed.may(b"a") && !timed.may(b"b"));
+        timed.add(b"b");
+        timed.take_fresh().unwrap().unwrap().write().unwrap();
+        assert_eq!(bytes(), 8 << 20);
+        let again = MaybeTimed::open(dir.path(), true, 1 << 20);
+        assert!(again.may(b"a") && again.may(b"b") && !again.may(b"c"));
     }
 
     #[test]
     fn few_are_suspected_wrongly() {
         let dir = tempfile::tempdir().unwrap();
-        let mut timed = MaybeTimed::open(dir.path(), false);
+        let mut timed = MaybeTimed::open(dir.path(), false, 8 << 20);
         for n in 0..1_000_000 {
             timed.add(format!("key:{n}").as_bytes());
         }
@@ -366,7 +395,7 @@ mod tests {
     #[test]
     fn fields_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let mut timed = MaybeTimed::open(dir.path(), false);
+        let mut timed = MaybeTimed::open(dir.path(), false, 8 << 20);
         let db = DbIndex::ZERO;
         timed.add_field(b"h", Some(b"f"));
         assert!(timed.expects_field(db, b"h", b"f") && !timed.expected(db, b"h"));
@@ -385,7 +414,7 @@ mod tests {
     #[test]
     fn a_deleted_key_is_not_expected_until_it_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
-        let mut timed = MaybeTimed::open(dir.path(), false);
+        let mut timed = MaybeTimed::open(dir.path(), false, 8 << 20);
         let db = DbIndex::ZERO;
         assert!(!timed.expected(db, b"k"), "it has no expiry");
         timed.add(b"k");

@@ -422,6 +422,21 @@ impl Limits {
         self.memory() / 10 * 3
     }
 
+    /// Of these, what the filter of timed keys may take, and what the names may that are known to be gone.
+    pub fn timed(&self) -> usize {
+        usize::try_from(self.memory() / 8).unwrap_or(32 << 20)
+    }
+
+    /// Of these, what a load's keys may take while the target's older ones are compared.
+    pub fn loaded(&self) -> usize {
+        usize::try_from(self.memory() / 4).unwrap_or(64 << 20)
+    }
+
+    /// Of these, what the names may take that a source has told to have changed.
+    pub fn told(&self) -> usize {
+        usize::try_from(self.memory() / 4).unwrap_or(64 << 20)
+    }
+
     /// Of these, what may be on its way to the target.
     pub fn in_flight(&self) -> usize {
         usize::try_from(self.memory() / 16).unwrap_or(16 << 20)

@@ -13,16 +13,20 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Keys waiting; more are forgotten as a gap, and found by the next sweep.
-const WAITING: usize = 1_000_000;
+/// What a waiting key takes beside its name: a place in the set (of which half may be free), and the allocator's share.
+const PLACE: usize = 80;
 
 /// What has been heard and not yet been taken.
-#[derive(Default)]
-pub struct Events(Mutex<State>);
+pub struct Events {
+    state: Mutex<State>,
+    /// Bytes that waiting keys may take; more are forgotten as a gap, and found by the next sweep.
+    most: usize,
+}
 
 #[derive(Default)]
 struct State {
     keys: HashSet<(DbIndex, Vec<u8>)>,
+    bytes: usize,
     gap: bool,
     /// How many changes were told so far.
     told: u64,
@@ -31,8 +35,15 @@ struct State {
 }
 
 impl Events {
+    pub fn within(most: usize) -> Events {
+        Events {
+            state: Mutex::default(),
+            most,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes some of the keys.
@@ -41,6 +52,7 @@ impl Events {
         let some: Vec<_> = state.keys.iter().take(most).cloned().collect();
         for name in &some {
             state.keys.remove(name);
+            state.bytes -= name.1.len() + PLACE;
         }
         some
     }
@@ -58,11 +70,14 @@ impl Events {
     pub fn put(&self, keys: impl IntoIterator<Item = (DbIndex, Vec<u8>)>) {
         let mut state = self.state();
         for key in keys {
-            if state.keys.len() >= WAITING {
+            let bytes = key.1.len() + PLACE;
+            if state.bytes + bytes > self.most && !state.keys.contains(&key) {
                 state.gap = true;
                 return;
             }
-            state.keys.insert(key);
+            if state.keys.insert(key) {
+                state.bytes += bytes;
+            }
         }
     }
 
@@ -234,6 +249,19 @@ fn changed(message: &Reply) -> Option<(DbIndex, Vec<u8>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_beyond_the_room_are_a_gap() {
+        let events = Events::within(2 * (PLACE + 100));
+        let key = |n: u8| (DbIndex(0), vec![n; 100]);
+        events.put([key(1), key(2), key(1)]);
+        assert!(events.waiting() == 2 && !events.take_gap());
+        events.put([key(3), key(2)]);
+        assert!(events.waiting() == 2 && events.take_gap());
+        assert_eq!(events.take(1).len(), 1);
+        events.put([key(3)]);
+        assert!(events.waiting() == 2 && !events.take_gap());
+    }
 
     #[test]
     fn both_kinds_of_channels_name_the_key() {
