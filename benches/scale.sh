@@ -5,6 +5,7 @@
 #     --keys LIST        how many small strings, from one server to another (default "1000000 1250000 5000000 20000000")
 #     --shards LIST      from a cluster of so many masters to another of as many (default "1 3 9 30")
 #     --shard-keys N     how many keys all of those shards hold together (default 2000000)
+#     --expiry SECONDS   gives all keys one (default: none)
 #     --rounds N         how often each is measured; medians are told (default 3)
 #     --server NAME      a server of .servers (default: redis-7.0)
 #
@@ -19,11 +20,11 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-key_counts="1000000 1250000 5000000 20000000" shard_counts="1 3 9 30" shard_keys=2000000 rounds=3 name=redis-7.0
+key_counts="1000000 1250000 5000000 20000000" shard_counts="1 3 9 30" shard_keys=2000000 expiry= rounds=3 name=redis-7.0
 while [ $# -gt 0 ]; do
     case $1 in
         --keys) key_counts=$2 ;; --shards) shard_counts=$2 ;; --shard-keys) shard_keys=$2 ;;
-        --rounds) rounds=$2 ;; --server) name=$2 ;;
+        --expiry) expiry=$2 ;; --rounds) rounds=$2 ;; --server) name=$2 ;;
         *) sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
     esac
     shift 2
@@ -32,9 +33,11 @@ done
 
 # Keys of 100 bytes with (nearly all) distinct names, spread over the nodes by the slots of their names.
 fill() { # a server, keys, more options
-    local to=$1 n=$2
+    local to=$1 n=$2 value
     shift 2
-    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -t set -n "$n" -r 2000000000 -d 100 -P 64 -c 8 -q "$@" >"$dir/fill" 2>&1 ||
+    value=$(for i in 1 2 3; do echo "$i" | sha1sum | cut -c 1-40; done | tr -d '\n' | cut -c 1-100)
+    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -n "$n" -r 2000000000 -P 64 -c 90 -q "$@" \
+        set key:{tag}:__rand_int__ "$value" ${expiry:+ex "$expiry"} >"$dir/fill" 2>&1 ||
         { cat "$dir/fill" >&2; exit 3; }
 }
 keys_of() { local what sum=0; for what in "$@"; do sum=$((sum + $(ask "$what" dbsize))); done; echo "$sum"; }
