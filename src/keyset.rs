@@ -100,6 +100,11 @@ impl KeySet {
     pub fn hash(&self, db: DbIndex, key: &[u8]) -> u64 {
         self.keyed.hash_one((db.0, key))
     }
+
+    /// The same of a hash that is not keyed.
+    pub fn rehash(&self, hash: u64) -> u64 {
+        self.keyed.hash_one(hash)
+    }
 }
 
 /// Of bits that the tables themselves do not look at first.

@@ -78,12 +78,8 @@ impl Loaded {
         Ok((parts, KeySet::bytes((bytes / 8 / parts) as usize).min(room)))
     }
 
-    /// Whether a hash belongs to one of so many parts; bits that the set's tables do not look at.
-    pub fn is_of(hash: u64, part: u64, parts: u64) -> bool {
-        (hash >> 32) % parts == part
-    }
-
-    /// The hashes of one part.
+    /// The hashes of one part, those that leave `part` when divided by `parts`; rehashed, as anybody can make names with
+    /// hashes that crowd the same places of a table.
     pub fn part(&mut self, part: u64, parts: u64) -> Result<KeySet> {
         let mut hashes = KeySet::unbounded();
         let file = match File::open(&self.path) {
@@ -101,8 +97,8 @@ impl Loaded {
                 Err(e) => return Err(e).context(ErrorKind::Disk, self.failed()),
             }
             let hash = u64::from_le_bytes(bytes);
-            if Loaded::is_of(hash, part, parts) {
-                hashes.put_hash(hash);
+            if hash % parts == part {
+                hashes.put_hash(hashes.rehash(hash));
             }
         }
     }
@@ -123,9 +119,8 @@ mod tests {
     fn an_attempt_goes_on_and_a_new_one_begins_empty() {
         let dir = tempfile::tempdir().expect("a folder");
         let mut loaded = Loaded::open(dir.path(), false);
-        let hash = |n: u64| n << 32;
         for n in 0..100 {
-            loaded.add(hash(n)).expect("it is noted");
+            loaded.add(n).expect("it is noted");
         }
         let (parts, bytes) = loaded.parts(1 << 20).expect("parts");
         assert!(parts == 1 && bytes < 10_000, "{bytes}");
@@ -136,17 +131,20 @@ mod tests {
             .open(dir.path().join("loaded"));
         file.expect("the file").write_all(b"abc").expect("a piece");
         let mut loaded = Loaded::open(dir.path(), true);
-        loaded.add(hash(100)).expect("it is noted");
+        loaded.add(100).expect("it is noted");
         loaded.save().expect("it is written");
         let odd = loaded.part(1, 2).expect("a part");
-        assert!((0..101).all(|n| odd.has_hash(hash(n)) == (n % 2 == 1)));
+        assert!((0..101).all(|n| odd.has_hash(odd.rehash(n)) == (n % 2 == 1)));
         let all = loaded.part(0, 1).expect("all");
-        assert!((0..101).all(|n| all.has_hash(hash(n))));
+        assert!((0..101).all(|n| all.has_hash(all.rehash(n))));
         let mut loaded = Loaded::open(dir.path(), false);
         loaded.add(7).expect("it is noted");
         loaded.save().expect("it is written");
-        let has = |loaded: &mut Loaded, n| loaded.part(0, 1).expect("all").has_hash(n);
-        assert!(has(&mut loaded, 7) && !has(&mut loaded, hash(1)));
+        let has = |loaded: &mut Loaded, n| {
+            let all = loaded.part(0, 1).expect("all");
+            all.has_hash(all.rehash(n))
+        };
+        assert!(has(&mut loaded, 7) && !has(&mut loaded, 1));
         loaded.done();
         assert!(!has(&mut loaded, 7));
     }

@@ -3,7 +3,6 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::KeySet;
 use crate::migrate::heal::Key;
-use crate::migrate::loaded::Loaded;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::net::scan::{self, Scan};
@@ -43,7 +42,7 @@ impl Pump {
             };
             let older = |db: DbIndex, key: &[u8]| {
                 let hash = key_hash(db, key);
-                Loaded::is_of(hash, part, parts) && !brought.has_hash(hash)
+                hash % parts == part && !brought.has_hash(brought.rehash(hash))
             };
             // A failover in the middle: once more from the beginning, as nothing is healed wrong by that.
             self.asked("listing the target's keys", |me| {
