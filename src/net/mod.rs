@@ -426,6 +426,14 @@ impl Conn {
         }
     }
 
+    /// Gives the buffer of replies back if it is larger than so many bytes, and all in it has been read.
+    pub fn trim(&mut self, most: usize) {
+        if self.at == self.read.len() && self.read.capacity() > most.max(READ_CHUNK) {
+            self.read = Vec::new();
+            self.at = 0;
+        }
+    }
+
     /// Bytes received since this was asked last.
     pub fn take_received(&mut self) -> u64 {
         std::mem::take(&mut self.received)

@@ -21,6 +21,8 @@ const FOOTER: usize = 10;
 /// Bytes of values asked for at a time, by the memory that they take at the server.
 const WINDOW_BYTES: u64 = 2 << 20;
 const WINDOW_KEYS: usize = 500;
+/// Bytes of buffers that a reader's connections keep, all together.
+const KEPT_BYTES: usize = 4 << 20;
 /// A value that takes more memory than this is read in parts.
 const LARGE: u64 = 8 << 20;
 
@@ -70,11 +72,16 @@ impl Reader {
         match conn.select(db).await {
             Ok(()) => Ok(Some(conn)),
             Err(e) if e.kind() == ErrorKind::Refused => {
-                self.conns.insert(address.to_owned(), conn);
+                self.keep(address, conn);
                 Ok(None)
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn keep(&mut self, address: &str, mut conn: Conn) {
+        conn.trim(KEPT_BYTES / (self.conns.len() + 1));
+        self.conns.insert(address.to_owned(), conn);
     }
 
     /// Has `ask` queue one or two commands for each key and `answer` read their replies, on all masters at once.
@@ -123,7 +130,7 @@ impl Reader {
             });
         for (address, places, replies, mut conn) in futures::future::try_join_all(answers).await? {
             self.side.bytes.fetch_add(conn.take_received(), Relaxed);
-            self.conns.insert(address.to_owned(), conn);
+            self.keep(address, conn);
             for ((i, _), reply) in places.into_iter().zip(replies) {
                 if let Some(place) = found.get_mut(i) {
                     *place = reply;
@@ -355,7 +362,7 @@ impl Reader {
         };
         let expire = typed::read(&mut conn, &self.side, &name, kind, sink).await?;
         self.side.bytes.fetch_add(conn.take_received(), Relaxed);
-        self.conns.insert(address, conn);
+        self.keep(&address, conn);
         Ok(expire)
     }
 
@@ -376,7 +383,7 @@ impl Reader {
             Err(e) if e.kind() == ErrorKind::Moved => Found::Elsewhere,
             Err(e) => return Err(e.context(format!("read the key {}", shown(key)))),
         };
-        self.conns.insert(address, conn);
+        self.keep(&address, conn);
         Ok(found)
     }
 }
