@@ -20,7 +20,10 @@ impl Pump {
     /// Loads the snapshot from the saved mark on; `Some` when the run ends before it is loaded.
     pub(super) fn load(&mut self) -> Result<Option<Ended>> {
         'again: loop {
-            let options = Options::default();
+            let options = Options {
+                whole_value_limit: self.shared.job.limits.whole_value(self.shared.shards),
+                ..Options::default()
+            };
             let tail = SnapshotTail::new(self.spool.clone(), self.shard.snapshot_at);
             let mut snapshot = if self.shard.snapshot_at == 0 {
                 match Snapshot::open(tail, options) {

@@ -437,6 +437,11 @@ impl Limits {
         usize::try_from(self.memory() / 4).unwrap_or(64 << 20)
     }
 
+    /// What a value may take to be loaded whole by one of so many shards, which holds it twice; larger ones go in parts.
+    pub fn whole_value(&self, shards: usize) -> usize {
+        (self.in_flight() / shards).clamp(256 << 10, 8 << 20)
+    }
+
     /// Of these, what may be on its way to the target.
     pub fn in_flight(&self) -> usize {
         usize::try_from(self.memory() / 16).unwrap_or(16 << 20)

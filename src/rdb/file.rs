@@ -15,10 +15,14 @@ use crate::rdb::value::{self, ValueSink, module_name};
 use crate::types::{DbIndex, ExpireAt};
 use std::io::Read;
 
+/// A module's value that is no larger than this always comes whole.
+pub const MODULE_LIMIT: usize = 8 << 20;
+
 /// How a snapshot is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// A value whose bytes are more than this comes in pieces.
+    /// A value whose bytes are more than this comes in pieces; one of a module, which no command can put together, only
+    /// where it is more than [`MODULE_LIMIT`] as well.
     pub whole_value_limit: usize,
     /// So does a compressed string that is longer than this when it is unpacked.
     pub unpacked_limit: u64,
@@ -28,7 +32,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            whole_value_limit: 8 << 20,
+            whole_value_limit: MODULE_LIMIT,
             unpacked_limit: u64::MAX,
             ignore_checksum: false,
         }
@@ -369,7 +373,11 @@ impl<R: Read> Snapshot<R> {
             let key = encoding::string(&mut Reader::new(bytes, at + 1), "a key")?.into_owned();
             self.key = key;
         }
-        let limit = key_end.saturating_add(self.options.whole_value_limit);
+        let limit = match type_id {
+            op::MODULE_2 => self.options.whole_value_limit.max(MODULE_LIMIT),
+            _ => self.options.whole_value_limit,
+        };
+        let limit = key_end.saturating_add(limit);
         let end = if type_id == op::MODULE_PRE_GA {
             Some(old_module::end(&mut self.input, key_end, Input::ends_at)?)
         } else {

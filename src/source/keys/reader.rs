@@ -15,6 +15,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use tokio::sync::MutexGuard;
 
 /// Bytes behind a DUMP payload's body: version and checksum.
 const FOOTER: usize = 10;
@@ -37,6 +38,18 @@ pub struct Reader {
 pub struct Window<'k> {
     pub keys: Vec<&'k [u8]>,
     pub large: bool,
+    /// One that is read by DUMP, but is more than a window should be.
+    wide: bool,
+}
+
+impl Window<'_> {
+    /// Waits while another reader of a side holds a value that is more than a window should be.
+    async fn turn<'s>(&self, side: &'s Side) -> Option<MutexGuard<'s, ()>> {
+        match self.wide {
+            true => Some(side.wide.lock().await),
+            false => None,
+        }
+    }
 }
 
 /// What a key is called on a side.
@@ -280,7 +293,8 @@ impl Reader {
                 }
                 _ => {
                     let keys = vec![*key];
-                    windows.push(Window { keys, large });
+                    let wide = n > WINDOW_BYTES && !large;
+                    windows.push(Window { keys, large, wide });
                     bytes = n;
                 }
             }
@@ -291,7 +305,9 @@ impl Reader {
     /// What keys hold, in their order.
     pub async fn facts(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Found>> {
         let mut found = Vec::with_capacity(keys.len());
+        let side = self.side.clone();
         for window in self.windows(db, keys).await? {
+            let _turn = window.turn(&side).await;
             found.extend(self.window(db, &window).await?);
         }
         Ok(found)
@@ -404,7 +420,8 @@ pub async fn pairs(
     target_db: DbIndex,
     window: &Window<'_>,
 ) -> Result<Vec<(Found, Found)>> {
-    let keys = &window.keys;
+    let (keys, side) = (&window.keys, source.side.clone());
+    let _turn = window.turn(&side).await;
     let read = match source.dumps_of(window) && target.dumps_of(window) {
         true => {
             let dumps =

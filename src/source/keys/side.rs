@@ -41,6 +41,8 @@ pub struct Side {
     layout: Mutex<Arc<Layout>>,
     /// The replica that is read instead of a master (`source.read_from`).
     replicas: Mutex<HashMap<String, String>>,
+    /// Held by the one reader that holds a value that is more than a window should be.
+    pub(super) wide: tokio::sync::Mutex<()>,
     /// What was received so far.
     pub bytes: AtomicU64,
     /// False where DUMP is refused: then values are read by the commands of their types.
@@ -77,6 +79,7 @@ impl Side {
             field_expiry: server.has_field_expiry(),
             silent_entries_read: server.silent_entries_read(),
             renames,
+            wide: Default::default(),
             layout: Mutex::new(Arc::new(layout)),
             bytes: AtomicU64::new(0),
             dump: AtomicBool::new(true),
