@@ -27,6 +27,21 @@ fn refusal(text: &str) -> String {
 }
 
 #[test]
+fn shards_share_the_memory() {
+    let of = |memory: u64| Limits {
+        memory_bytes: Some(memory),
+        ..Limits::default()
+    };
+    let default = Limits::default();
+    assert_eq!(default.whole_value(1), 8 << 20);
+    assert_eq!(default.whole_value(32), 512 << 10);
+    // What 100 shards hold of whole values and filters is a quarter of what the plan allows.
+    let many = of(1 << 30);
+    assert!(100 * (2 * many.whole_value(100) + many.timed() / 100) <= 1 << 28);
+    assert_eq!(of(32 << 20).whole_value(64), 256 << 10);
+}
+
+#[test]
 fn the_plan_of_the_contract_is_read_and_validates() {
     let job = validate(&Plan::parse(FULL).unwrap()).unwrap();
     assert_eq!(job.name, "sessions-brazil");

@@ -80,3 +80,31 @@ fn a_resumed_snapshot_yields_the_rest() {
         }
     }
 }
+
+#[test]
+fn a_modules_value_comes_whole_where_others_come_in_pieces() {
+    let text = [b'x'; 200];
+    // "k" as a module's value: its id, a string, the end; "s" as a string of as many bytes.
+    let mut bytes = b"REDIS0011".to_vec();
+    bytes.extend([op::MODULE_2, 1, b'k', 0x81, 0, 0, 0, 0, 0, 0, 0, 1]);
+    bytes.extend([5, 0x40, 200]);
+    bytes.extend(text);
+    bytes.push(0);
+    bytes.extend([op::STRING, 1, b's', 0x40, 200]);
+    bytes.extend(text);
+    bytes.extend([op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let options = Options {
+        whole_value_limit: 100,
+        ..Options::default()
+    };
+    let mut snapshot = Snapshot::open(bytes.as_slice(), options).unwrap();
+    assert!(matches!(snapshot.next().unwrap(), Item::Entry(e) if e.header.key == b"k"));
+    match snapshot.next().unwrap() {
+        Item::Large(l) => {
+            assert_eq!(l.header().key, b"s");
+            l.decode(&mut Nothing).unwrap();
+        }
+        _ => panic!("not in pieces"),
+    }
+    assert!(matches!(snapshot.next().unwrap(), Item::End));
+}
