@@ -32,12 +32,12 @@ done
 . benches/servers.sh
 
 # Keys of 100 bytes with (nearly all) distinct names, spread over the nodes by the slots of their names.
-fill() { # a server, keys, more options
-    local to=$1 n=$2 value
-    shift 2
+fill() { # a server, keys, --cluster or nothing
+    local to=$1 n=$2 in=${3:-} value
     value=$(for i in 1 2 3; do echo "$i" | sha1sum | cut -c 1-40; done | tr -d '\n' | cut -c 1-100)
-    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -n "$n" -r 2000000000 -P 64 -c 90 -q "$@" \
-        set key:{tag}:__rand_int__ "$value" ${expiry:+ex "$expiry"} >"$dir/fill" 2>&1 ||
+    # In a cluster a connection keeps to one node, so there are more than nodes, and each names slots of its node by {tag}.
+    LD_LIBRARY_PATH=$libraries "$benchmark" -p "${port_of[$to]}" -n "$n" -r 2000000000 -P 64 -c 90 -q $in \
+        set "key${in:+:{tag\}}:__rand_int__" "$value" ${expiry:+ex "$expiry"} >"$dir/fill" 2>&1 ||
         { cat "$dir/fill" >&2; exit 3; }
 }
 keys_of() { local what sum=0; for what in "$@"; do sum=$((sum + $(ask "$what" dbsize))); done; echo "$sum"; }
