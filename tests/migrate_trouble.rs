@@ -7,7 +7,7 @@ use crate::support::story::{Endpoint, Story};
 use crate::support::wire::{Client, Command};
 use crate::support::{need, skip, tls::Tls, wait_until};
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MIB: u64 = 1 << 20;
 /// What a source logs when it cuts a replica that does not keep up.
@@ -263,6 +263,46 @@ fn memory_stays_bounded() {
         "peak memory {} MiB",
         peak / MIB
     );
+    story.judge();
+}
+
+/// What the target holds of old is removed, although the connection that does it is cut.
+#[test]
+fn cut_connections_leave_nothing_of_old() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(100);
+    let mut target = story.target.nodes()[0].client();
+    fill_volume(&mut target, 100_000, 10).expect("the target is filled");
+    story.plan.set("/on_existing", json!("reconcile"));
+    let running = story.migrate();
+    let size = |target: &mut Client| target.words("DBSIZE").expect("an answer").int();
+    let full = size(&mut target);
+    wait_until("some are removed", Duration::from_secs(60), || {
+        size(&mut target) < full.map(|n| n - 1_000)
+    });
+    let mut cuts = 0;
+    let began = Instant::now();
+    while size(&mut target) > Some(10_000) && cuts < 3 && began.elapsed().as_secs() < 10 {
+        // Not the one that lists the keys: with it, the listing begins again.
+        let clients = target.words("CLIENT LIST").expect("an answer").text();
+        let writes = |line: &&str| line.contains(" cmd=del ");
+        for line in clients.lines().filter(writes) {
+            let id = line
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .replace("id=", "");
+            let _ = target.words(&format!("CLIENT KILL ID {id}"));
+            cuts += 1;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(cuts > 1, "it was over too soon");
+    story.catch_up_and_stop(running);
     story.judge();
 }
 

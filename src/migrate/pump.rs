@@ -106,7 +106,9 @@ pub struct Pump {
     /// Databases of the target, as far as asked.
     pub(super) databases: BTreeMap<DbIndex, bool>,
     pub(super) sizes: crate::migrate::census::Census,
-    /// A large value is on its way in parts: trouble means to begin it again.
+    /// The snapshot is being loaded: trouble may mean to read it again from its mark.
+    pub(super) in_load: bool,
+    /// A large value of it is on its way in parts: trouble means to begin it again.
     pub(super) in_large: bool,
     pub(super) started: Instant,
     /// Where the stream stands: everything before is routed.
@@ -189,6 +191,7 @@ impl Pump {
             losses: Vec::new(),
             databases: BTreeMap::new(),
             sizes: crate::migrate::census::Census::default(),
+            in_load: false,
             in_large: false,
             started: Instant::now(),
             at,
@@ -261,7 +264,10 @@ impl Pump {
         self.meet_ownership()?;
         if !self.shard.snapshot_loaded {
             self.progress.set_phase("snapshot");
-            if let Some(ended) = self.load()? {
+            self.in_load = true;
+            let ended = self.load();
+            self.in_load = false;
+            if let Some(ended) = ended? {
                 return Ok(Some(ended));
             }
             if self.shard.reconcile {

@@ -67,7 +67,7 @@ impl Pump {
 
     fn resolve_all(&mut self) -> Result<bool> {
         let (began, mut backoff) = (Instant::now(), net::Backoff::new());
-        let loading = !self.shard.snapshot_loaded && !self.shared.scan;
+        let loading = self.in_load;
         loop {
             let mark = self.oldest().unwrap_or_else(|| {
                 if loading {
@@ -185,10 +185,10 @@ impl Pump {
     /// Sends again what may be sent again; heals the keys of everything else, and of what touches those.
     fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
         let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
-        let units = match self.shard.snapshot_loaded {
-            true => units,
+        let units = match self.in_load {
+            true => units.into_iter().flat_map(apart).collect(),
             // A command of the source's stays one.
-            false => units.into_iter().flat_map(apart).collect(),
+            false => units,
         };
         for unit in units {
             let touched = self.keys_of(&unit);
@@ -206,7 +206,7 @@ impl Pump {
                 Fate::Refused(text) => is_temporary(text),
             };
             // What has expired over there meanwhile would be missing: such a key is read, not written to.
-            let expired = self.shard.snapshot_loaded
+            let expired = !self.in_load
                 && self.source.is_some()
                 && name_of(&unit) != "RESTORE"
                 && !matches!(&unit.fate, Fate::Refused(text) if text.starts_with("ASK "))
@@ -341,17 +341,16 @@ impl Pump {
         }
         let touched = self.keys_of(unit);
         let mark = self.oldest().unwrap_or_else(|| self.now());
-        if self.shard.snapshot_loaded {
-            let keys: Vec<Key> = touched
-                .into_iter()
-                .filter(|(_, a)| *a == Access::Write)
-                .map(|(k, _)| k)
-                .collect();
-            let keys = self.placed(keys)?;
-            self.heal(&keys, mark)
-        } else {
-            self.resend(unit, &touched, mark)
+        if self.in_load {
+            return self.resend(unit, &touched, mark);
         }
+        let keys: Vec<Key> = touched
+            .into_iter()
+            .filter(|(_, a)| *a == Access::Write)
+            .map(|(k, _)| k)
+            .collect();
+        let keys = self.placed(keys)?;
+        self.heal(&keys, mark)
     }
 }
 
