@@ -4,22 +4,44 @@
 //! Whoever writes that state to the target may skip every streamed command on the key up to that offset.
 //! Invariant: the offset belongs to the very same EXEC as the state; it is never read before or after.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::server::{Server, offset_in_role, time_ms};
-use crate::net::{Conn, connect, info_field, is_elsewhere, is_on_its_way, refusal};
+use crate::net::{Answer, Conn, connect, info_field, is_elsewhere, is_on_its_way, refusal};
 use crate::plan::Endpoint;
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, ReplId, ReplOffset};
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::Seek;
+use std::path::PathBuf;
 
 /// How many keys share one EXEC on a standalone source; in a cluster each key has its own, as slots differ.
 const KEYS_PER_EXEC: usize = 32;
 
+/// What a connection keeps of its buffer.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// The answer of DUMP.
+#[derive(Debug)]
+pub enum Dump {
+    Whole(Vec<u8>),
+    /// So many bytes in a file without a name, which stands at its beginning.
+    File(File, u64),
+}
+
+/// What may be held of one read's values; the others go to files.
+#[derive(Debug, Clone)]
+pub struct Room {
+    pub bytes: usize,
+    /// Where the files are.
+    pub dir: PathBuf,
+}
+
 /// A key as it was on the source at `offset`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct KeyState {
     /// The DUMP payload; `None` when the key does not exist.
-    pub payload: Option<Vec<u8>>,
+    pub payload: Option<Dump>,
     pub expire: Option<ExpireAt>,
     pub offset: ReplOffset,
     /// The key's slot is on its way to another master: nothing is known of it here.
@@ -51,6 +73,9 @@ pub struct Fence {
     cluster: bool,
     pexpiretime: bool,
     role: bool,
+    /// MEMORY USAGE is answered.
+    memory: bool,
+    room: Room,
 }
 
 impl Fence {
@@ -62,6 +87,7 @@ impl Fence {
         endpoint: &Endpoint,
         address: &str,
         history: Option<ReplId>,
+        room: Room,
     ) -> Result<Fence> {
         let mut conn = connect(endpoint, address).await?;
         let reply = conn.call(&[b"INFO", b"everything"]).await?;
@@ -83,12 +109,41 @@ impl Fence {
             cluster: server.cluster,
             pexpiretime: server.has_pexpiretime(),
             role,
+            memory: !endpoint.learnt.refuses(&[b"MEMORY", b"USAGE"]),
+            room,
         })
+    }
+
+    /// About how much memory each of `keys` takes at the source; `None` where that is not told.
+    pub async fn sizes(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Option<u64>>> {
+        if !self.memory {
+            return Ok(vec![None; keys.len()]);
+        }
+        self.conn.select(db).await?;
+        for key in keys {
+            self.conn
+                .push(&[b"MEMORY", b"USAGE", key, b"SAMPLES", b"1"]);
+        }
+        self.conn.flush().await?;
+        let mut sizes = Vec::with_capacity(keys.len());
+        for _ in keys {
+            sizes.push(match self.conn.reply().await? {
+                Reply::Int(n) => u64::try_from(n).ok(),
+                Reply::Nil => Some(0),
+                Reply::Error(text) if is_elsewhere(&text) => Some(0),
+                // A server before 4.0, or a user who may not ask.
+                _ => {
+                    self.memory = false;
+                    None
+                }
+            });
+        }
+        Ok(sizes)
     }
 
     /// The states of `keys` in database `db`, in their order, each with the offset at which it was true.
     ///
-    /// Errors: `Connection`; `NotReady` when the server answers MOVED or is failing over; `Refused`.
+    /// Errors: `Connection`; `NotReady` when the server answers MOVED or is failing over; `Refused`; `Disk`.
     pub async fn read(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<KeyState>> {
         self.conn.select(db).await?;
         let chunks: Vec<&[&[u8]]> = keys
@@ -99,15 +154,15 @@ impl Fence {
         }
         self.conn.flush().await?;
         let mut states = Vec::with_capacity(keys.len());
-        let mut failure = None;
+        let (mut failure, mut held) = (None, 0);
         for chunk in chunks {
-            match self.collect(chunk.len()).await {
+            match self.collect(chunk.len(), &mut held).await? {
                 Ok(found) => states.extend(found),
                 // The replies of the other chunks must still be read, or the next call would get them.
-                Err(e) if e.kind() == ErrorKind::Connection => return Err(e),
                 Err(e) => failure = Some(e),
             }
         }
+        self.conn.trim(KEPT_BYTES);
         match failure {
             Some(e) => Err(e.context(format!(
                 "read keys with their replication offset from {}",
@@ -134,7 +189,8 @@ impl Fence {
         self.conn.push(&[b"EXEC"]);
     }
 
-    async fn collect(&mut self, keys: usize) -> Result<Vec<KeyState>> {
+    /// The answers to what [`Fence::push`] has sent; the inner error is one after which the connection is as it was.
+    async fn collect(&mut self, keys: usize, held: &mut usize) -> Result<Result<Vec<KeyState>>> {
         let queued = 1 + 2 * keys + usize::from(!self.pexpiretime) + 1;
         let mut refused = None;
         for _ in 0..queued {
@@ -142,57 +198,69 @@ impl Fence {
                 refused = Some(text);
             }
         }
-        let exec = self.conn.reply().await?;
-        if let Some(text) = &refused
-            && self.cluster
-            && is_on_its_way(text)
-        {
-            return Ok(vec![KeyState::elsewhere(); keys]);
-        }
-        if let Some(text) = refused {
-            return Err(refusal("DUMP in MULTI", &text));
-        }
-        let items = match &exec {
-            Reply::Array(items) => items,
-            Reply::Error(text) => return Err(refusal("EXEC", text)),
+        let items = match (self.conn.answer().await?, refused) {
+            (Answer::Other(_), Some(text)) if self.cluster && is_on_its_way(&text) => {
+                return Ok(Ok((0..keys).map(|_| KeyState::elsewhere()).collect()));
+            }
+            (Answer::Other(_), Some(text)) => return Ok(Err(refusal("DUMP in MULTI", &text))),
+            (Answer::Other(Reply::Error(text)), None) => return Ok(Err(refusal("EXEC", &text))),
+            (Answer::Items(n), None) if n == queued - 1 => n,
             _ => return Err(unforeseen()),
         };
-        let offset = self.offset(items.last().ok_or_else(unforeseen)?)?;
-        let now = if self.pexpiretime {
-            0
-        } else {
-            items
-                .get(2 * keys)
-                .and_then(time_ms)
-                .ok_or_else(unforeseen)?
-        };
-        let mut states = Vec::with_capacity(keys);
-        for pair in items
-            .get(..2 * keys)
-            .ok_or_else(unforeseen)?
-            .chunks_exact(2)
-        {
-            let [dump, expire] = pair else {
-                return Err(unforeseen());
+        let (mut read, mut failure) = (Vec::with_capacity(keys), None);
+        for _ in 0..keys {
+            let dump = match self.dump(held).await? {
+                Ok(dump) => dump,
+                Err(e) => {
+                    failure = Some(e);
+                    None
+                }
             };
-            let payload = match dump {
-                Reply::Bulk(bytes) => Some(bytes.clone()),
-                Reply::Nil => None,
-                Reply::Error(text) => return Err(refusal("DUMP", text)),
-                _ => return Err(unforeseen()),
-            };
-            let expire = match expire.int().ok_or_else(unforeseen)? {
-                n if n < 0 => None,
-                n => Some(ExpireAt(now + n)),
-            };
-            states.push(KeyState {
-                payload,
-                expire,
-                offset,
-                elsewhere: false,
-            });
+            let expire = self.conn.item().await?.int().ok_or_else(unforeseen)?;
+            read.push((dump, expire));
         }
-        Ok(states)
+        let now = match items - 2 * keys {
+            2 => time_ms(&self.conn.item().await?).ok_or_else(unforeseen)?,
+            _ => 0,
+        };
+        let last = self.conn.item().await?;
+        let offset = self.offset(&last)?;
+        if let Some(e) = failure {
+            return Ok(Err(e));
+        }
+        let state = |(payload, expire): (Option<Dump>, i64)| KeyState {
+            payload,
+            expire: (expire >= 0).then_some(ExpireAt(now + expire)),
+            offset,
+            elsewhere: false,
+        };
+        Ok(Ok(read.into_iter().map(state).collect()))
+    }
+
+    /// One answer of DUMP, held if there is room for it.
+    async fn dump(&mut self, held: &mut usize) -> Result<Result<Option<Dump>>> {
+        if let Some(len) = self.conn.bulk_len().await?
+            && held.saturating_add(len) > self.room.bytes
+        {
+            let dir = &self.room.dir;
+            let opened = tempfile::tempfile_in(dir).context(ErrorKind::Disk, || {
+                format!("keep a large value in {}", dir.display())
+            });
+            let mut file = opened?;
+            self.conn.copy_bulk(&mut file).await?;
+            file.rewind()
+                .context(ErrorKind::Disk, || "read a large value again".to_owned())?;
+            return Ok(Ok(Some(Dump::File(file, len as u64))));
+        }
+        Ok(match self.conn.item().await? {
+            Reply::Bulk(bytes) => {
+                *held += bytes.len();
+                Ok(Some(Dump::Whole(bytes)))
+            }
+            Reply::Nil => Ok(None),
+            Reply::Error(text) => Err(refusal("DUMP", &text)),
+            _ => return Err(unforeseen()),
+        })
     }
 
     fn offset(&self, reply: &Reply) -> Result<ReplOffset> {

@@ -218,6 +218,13 @@ impl Reply {
 /// Nesting a server's reply never reaches (COMMAND DOCS, the deepest, has 7).
 const MAX_DEPTH: usize = 32;
 
+/// The number behind the sigil at the start of `buf` (a count, a length), and where the bytes after it begin.
+///
+/// `None` means that more bytes are needed.
+pub fn parse_head(buf: &[u8]) -> Result<Option<(i64, usize)>> {
+    number(buf, 1)
+}
+
 /// Parses one reply at the start of `buf`; `None` means that more bytes are needed.
 pub fn parse_reply(buf: &[u8]) -> Result<Option<(Reply, usize)>> {
     reply_at(buf, 0, 0)

@@ -11,6 +11,7 @@ mod house;
 mod journeys;
 mod judge;
 mod latency;
+mod migrate_large;
 mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;

@@ -170,6 +170,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Spec {
+    /// Whether argument `i` of `count`, the name being the first, may be a key, whatever the others say.
+    pub fn may_be_key(&self, i: usize, count: usize) -> bool {
+        table::may_be_key(&self.keys, i, count)
+    }
+
     /// The keys in the order of the arguments; an error when the command's shape does not fit.
     pub fn keys(&self, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Result<()> {
         out.clear();

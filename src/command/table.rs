@@ -452,6 +452,23 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
     Some(())
 }
 
+/// Whether argument `i` of `count` may be a key, before the others are known.
+pub fn may_be_key(keys: &Keys, i: usize, count: usize) -> bool {
+    match keys {
+        Keys::None => false,
+        Keys::Runs(runs) => runs.iter().any(|(first, last, step, _)| {
+            let last = match usize::try_from(*last) {
+                Ok(last) => last,
+                Err(_) => count.saturating_sub(last.unsigned_abs() as usize),
+            };
+            (*first..=last).contains(&i) && (i - first).is_multiple_of(*step)
+        }),
+        Keys::Counted { first, .. } => i >= *first,
+        Keys::MsetEx => i >= 2 && i.is_multiple_of(2),
+        Keys::Store | Keys::Sort | Keys::GeoRadius(_) | Keys::Streams | Keys::Migrate => true,
+    }
+}
+
 /// The places of as many keys as the argument at `count` says.
 fn counted(
     cmd: &Command<'_>,

@@ -294,17 +294,39 @@ impl Pump {
         if self.shared.dry_run {
             self.sizes.add(kind, &key, 0, "rebuilt");
         }
-        let node = self.pipe.node_of(Slot::of(&key));
         self.in_large = true;
+        if !self.put_parts(db, &key, large, expire, mark, true)? {
+            self.settle_all()?;
+            self.in_large = false;
+            return Ok(true);
+        }
+        self.count_written();
+        // Its parts must not be mixed with a second try, so they are all answered before anything follows.
+        let again = self.settle_all()?;
+        self.in_large = false;
+        Ok(again)
+    }
+
+    /// Writes a value by commands while it is read; false when trouble (or, if it `may_stop`, a stop) has cut it off.
+    pub(super) fn put_parts<R: Read>(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        large: LargeEntry<'_, R>,
+        expire: Option<ExpireAt>,
+        mark: Mark,
+        may_stop: bool,
+    ) -> Result<bool> {
+        let node = self.pipe.node_of(Slot::of(key));
         let pipe = &mut self.pipe;
         let stop = &self.shared.stop;
         let mut out = Vec::new();
         let mut rebuild = Rebuild::new(
-            &key,
+            key,
             &self.format,
             &mut out,
             |bytes: &mut Vec<u8>, commands| {
-                if pipe.troubled() || stop.requested() {
+                if pipe.troubled() || (may_stop && stop.requested()) {
                     return Err(Error::new(
                         ErrorKind::Interrupted,
                         "the value is begun again",
@@ -320,19 +342,11 @@ impl Pump {
         let done = large
             .decode(&mut rebuild)
             .and_then(|()| rebuild.finish(expire));
-        if let Err(e) = done {
-            if e.kind() != ErrorKind::Interrupted {
-                return Err(e.context(format!("rebuild the key {}", shown(&key))));
-            }
-            self.settle_all()?;
-            self.in_large = false;
-            return Ok(true);
+        match done {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::Interrupted => Ok(false),
+            Err(e) => Err(e.context(format!("rebuild the key {}", shown(key)))),
         }
-        self.count_written();
-        // Its parts must not be mixed with a second try, so they are all answered before anything follows.
-        let again = self.settle_all()?;
-        self.in_large = false;
-        Ok(again)
     }
 }
 

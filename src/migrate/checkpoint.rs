@@ -113,10 +113,10 @@ impl Pump {
 
     /// The lowest mark that is not yet done; `None` when everything routed is.
     pub(super) fn oldest(&mut self) -> Option<Mark> {
-        match (self.pipe.oldest(), self.floor) {
-            (Some(a), Some(b)) => Some(a.earlier(b)),
-            (a, b) => a.or(b),
-        }
+        let unfinished = self.unfinished.iter().map(|(mark, _)| *mark);
+        (self.pipe.oldest().into_iter().chain(self.floor))
+            .chain(unfinished)
+            .reduce(Mark::earlier)
     }
 
     /// Keeps checkpoints from passing a mark; returns what kept them before, for [`Pump::floor`] to be set to when the

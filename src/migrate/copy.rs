@@ -1,8 +1,9 @@
 //! Mode "scan": keys read from the source and written to the target, by page, by told change, by wish.
 
 use crate::error::Result;
-use crate::fence::KeyState;
+use crate::fence::{Dump, KeyState};
 use crate::migrate::bulk::NAME_TAKEN;
+use crate::migrate::heal::Written;
 use crate::migrate::losses;
 use crate::migrate::rebuild::Rebuild;
 use crate::migrate::sweep::{CHUNK, MARK, Sweeper};
@@ -84,7 +85,7 @@ impl Sweeper<'_> {
             for (key, dump) in window.iter().zip(dumps) {
                 let (payload, expire) = match dump {
                     Dumped::Gone => (None, None),
-                    Dumped::Here(payload, expire) => (Some(payload), expire),
+                    Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
                     // Its slot is moving: it is read again.
                     Dumped::Elsewhere => {
                         self.events.put([(db, key.to_vec())]);
@@ -108,7 +109,7 @@ impl Sweeper<'_> {
                     continue;
                 };
                 let written = self.pump.write_state(db, &name, &state, MARK)?;
-                self.count(written);
+                self.count(written == Written::Value);
             }
             self.resolve()?;
         }

@@ -2,34 +2,54 @@
 //!
 //! Everything here reads a state from the source at a known offset and writes it behind what is already on its way.
 
-use crate::error::{Error, ErrorKind, Result, Retry};
-use crate::fence::{Fence, KeyState};
+use crate::error::{Context, Error, ErrorKind, Result, Retry};
+use crate::fence::{Dump, Fence, KeyState, Room};
 use crate::migrate::expiry::HEAL_WHOLE;
 use crate::migrate::pump::Pump;
 use crate::net;
-use crate::rdb::file::Header;
+use crate::rdb::file::{Header, Options, Snapshot};
+use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
+use crate::rdb::value;
 use crate::resp;
 use crate::source::spool::End;
 use crate::task::failpoint;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
+use crate::types::{DbIndex, ExpireAt, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-/// Keys read in one round trip to the source.
+/// Keys read in one round trip to the source, and the memory that they may take there.
 const HEAL_CHUNK: usize = 64;
+const HEAL_BYTES: u64 = 2 << 20;
+/// Keys whose sizes are asked for in one round trip.
+const SIZES_CHUNK: usize = 512;
+/// What a key counts whose size is not told.
+const UNTOLD: u64 = HEAL_BYTES / 16;
 /// Fence offsets are reserved this far ahead, so that not every heal writes to SQLite.
 pub(super) const FENCE_RESERVE: u64 = 4 << 20;
 const RELEASE_CHUNK: usize = 512;
 
 pub(super) type Key = (DbIndex, Vec<u8>);
 
+/// What has become of a state that was to be written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Written {
+    Value,
+    /// The key is not there, or is left out.
+    Nothing,
+    /// Trouble came in the middle of a large value.
+    CutOff,
+}
+
 impl Pump {
     /// Reads the true state of `keys` (in the source's databases) and writes it to the target.
     ///
     /// Afterwards every streamed command on them up to the offset of that state is skipped.
+    /// A large value that trouble has cut off is healed with that trouble: see [`Pump::unfinished`].
     pub(super) fn heal(&mut self, keys: &[Key], mark: Mark) -> Result<()> {
         if self.shared.dry_run {
             self.shard.healed_keys += keys.len() as u64;
@@ -49,28 +69,58 @@ impl Pump {
         for (db, mut list) in by_db {
             list.sort_unstable();
             list.dedup();
-            for chunk in list.chunks(HEAL_CHUNK) {
-                let states = self.states(db, chunk)?;
-                failpoint("heal-read");
-                self.reserve(states.iter().map(|s| s.offset).max())?;
-                failpoint("heal-reserved");
-                for (key, state) in chunk.iter().zip(&states) {
-                    if state.elsewhere {
-                        self.count("left_to_adoption");
-                        continue;
-                    }
-                    self.write_state(db, key, state, mark)?;
-                    self.timed.note(db, key, state.payload.is_some());
-                    self.touch(db, key);
-                    self.fenced.insert(db_key(db, key), state.offset);
-                    self.fenced_to = self.fenced_to.max(state.offset);
-                    self.shard.healed_keys += 1;
-                    self.progress.healed.store(self.shard.healed_keys, Relaxed);
+            for some in list.chunks(SIZES_CHUNK) {
+                let mut rest = some;
+                for n in self.windows(db, some)? {
+                    let (window, after) = rest.split_at(n);
+                    self.heal_window(db, window, mark)?;
+                    rest = after;
                 }
-                failpoint("heal-written");
             }
         }
         Ok(())
+    }
+
+    fn heal_window(&mut self, db: DbIndex, keys: &[&[u8]], mark: Mark) -> Result<()> {
+        let states = self.states(db, keys)?;
+        failpoint("heal-read");
+        self.reserve(states.iter().map(|s| s.offset).max())?;
+        failpoint("heal-reserved");
+        for (key, state) in keys.iter().zip(&states) {
+            if state.elsewhere {
+                self.count("left_to_adoption");
+                continue;
+            }
+            let written = self.write_state(db, key, state, mark)?;
+            self.timed.note(db, key, state.payload.is_some());
+            self.touch(db, key);
+            self.fenced_to = self.fenced_to.max(state.offset);
+            if written == Written::CutOff {
+                self.unfinished.push((mark, (db, key.to_vec())));
+                continue;
+            }
+            self.fenced.insert(db_key(db, key), state.offset);
+            self.shard.healed_keys += 1;
+            self.progress.healed.store(self.shard.healed_keys, Relaxed);
+        }
+        failpoint("heal-written");
+        Ok(())
+    }
+
+    /// How many of `keys` to read at a time: the source's answers are held by it as well.
+    fn windows(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<usize>> {
+        if let [_] = keys {
+            return Ok(vec![1]);
+        }
+        let asked: Vec<Cow<[u8]>> = keys.iter().map(|k| self.source_name(k)).collect();
+        let asked: Vec<&[u8]> = asked.iter().map(Cow::as_ref).collect();
+        let sizes = self.fenced(|fence, runtime| runtime.block_on(fence.sizes(db, &asked)))?;
+        Ok(windows_of(&sizes))
+    }
+
+    /// What a value may take to be held whole.
+    pub(super) fn whole_value(&self) -> usize {
+        self.shared.job.limits.whole_value(self.shared.shards)
     }
 
     /// Another server has become the source's master: what the one before had written last may have gone with it, so
@@ -104,7 +154,7 @@ impl Pump {
                 .filter(|(_, k)| !goes(k))
                 .map(|(i, k)| (i, k.as_ref()))
                 .unzip();
-            let mut states = vec![KeyState::elsewhere(); names.len()];
+            let mut states: Vec<_> = names.iter().map(|_| KeyState::elsewhere()).collect();
             for (i, state) in at.into_iter().zip(runtime.block_on(fence.read(db, &here))?) {
                 if let Some(place) = states.get_mut(i) {
                     *place = state;
@@ -138,29 +188,42 @@ impl Pump {
         Ok(())
     }
 
-    /// Writes a key as it was read; false when there is nothing to write.
+    /// Writes a key as it was read.
     pub(super) fn write_state(
         &mut self,
         db: DbIndex,
         key: &[u8],
         state: &KeyState,
         mark: Mark,
-    ) -> Result<bool> {
+    ) -> Result<Written> {
         let Some(target_db) = self.shared.job.databases.map(db) else {
-            return Ok(false);
+            return Ok(Written::Nothing);
         };
         if self.is_existing(target_db, key) {
-            return Ok(false);
+            return Ok(Written::Nothing);
         }
-        let Some(dump) = &state.payload else {
-            return self.remove(target_db, key, mark).map(|()| false);
+        let read;
+        let dump = match &state.payload {
+            None => return self.remove(target_db, key, mark).map(|()| Written::Nothing),
+            Some(Dump::Whole(dump)) => dump,
+            Some(Dump::File(file, len)) if *len > self.whole_value() as u64 => {
+                return self.write_from(file, *len, db, key, state.expire, mark);
+            }
+            Some(Dump::File(file, _)) => {
+                let mut bytes = Vec::new();
+                let mut file = file;
+                file.read_to_end(&mut bytes)
+                    .context(ErrorKind::Disk, || "read a value again".to_owned())?;
+                read = bytes;
+                &read
+            }
         };
         let value = payload::open(dump)
             .map_err(|e| e.context(format!("read the key {} from the source", shown(key))))?;
-        let kind = crate::rdb::value::kind(value.type_id, value.dialect)?;
+        let kind = value::kind(value.type_id, value.dialect)?;
         let filter = &self.shared.job.filter;
         if !filter.accepts_value(kind.name(), state.expire.is_some()) {
-            return self.remove(target_db, key, mark).map(|()| false);
+            return self.remove(target_db, key, mark).map(|()| Written::Nothing);
         }
         let version = u32::from(value.version);
         let fit = payload::fit(
@@ -182,7 +245,7 @@ impl Pump {
             value_at: 0,
         };
         self.note_expiries(&header, Some(value.body), value.dialect, version);
-        self.put(
+        let put = self.put(
             target_db,
             &header,
             value.body,
@@ -191,7 +254,49 @@ impl Pump {
             fit,
             state.expire,
             mark,
-        )
+        )?;
+        Ok(if put {
+            Written::Value
+        } else {
+            Written::Nothing
+        })
+    }
+
+    /// Writes a value that is too large to be held, by commands.
+    fn write_from(
+        &mut self,
+        mut file: &File,
+        len: u64,
+        db: DbIndex,
+        key: &[u8],
+        expire: Option<ExpireAt>,
+        mark: Mark,
+    ) -> Result<Written> {
+        let named = |e: Error| e.context(format!("read the key {} from the source", shown(key)));
+        let version = u32::from(payload::check(file, len).map_err(named)?);
+        file.rewind()
+            .context(ErrorKind::Disk, || "read a value again".to_owned())?;
+        let dialect = Dialect::of_version(version);
+        let mut dump = Snapshot::resume(file, 0, db, dialect, version, Options::default());
+        let large = dump.dumped().map_err(named)?;
+        let header = Header {
+            key,
+            expire,
+            ..large.header()
+        };
+        let Some(target_db) = self.shared.job.databases.map(db) else {
+            return Ok(Written::Nothing);
+        };
+        let kind = value::kind(header.type_id, dialect)?;
+        let filter = &self.shared.job.filter;
+        if !filter.accepts_value(kind.name(), expire.is_some()) {
+            return self.remove(target_db, key, mark).map(|()| Written::Nothing);
+        }
+        self.note_expiries(&header, None, dialect, version);
+        match self.put_parts(target_db, key, large, expire, mark, false)? {
+            true => Ok(Written::Value),
+            false => Ok(Written::CutOff),
+        }
     }
 
     pub(super) fn remove(&mut self, db: DbIndex, key: &[u8], mark: Mark) -> Result<()> {
@@ -215,6 +320,10 @@ impl Pump {
         };
         let runtime = self.shared.runtime.clone();
         let (began, mut backoff) = (Instant::now(), net::Backoff::new());
+        let room = Room {
+            bytes: self.whole_value(),
+            dir: self.spool.dir().to_owned(),
+        };
         loop {
             let attempt = match &mut self.fence {
                 Some(fence) => read(fence, &runtime),
@@ -222,6 +331,7 @@ impl Pump {
                     place.endpoint(),
                     &place.address(),
                     self.spool.replid(),
+                    room.clone(),
                 )) {
                     Ok(fence) => read(self.fence.insert(fence), &runtime),
                     Err(e) => Err(e),
@@ -230,6 +340,7 @@ impl Pump {
             match attempt {
                 Ok(value) => return Ok(value),
                 Err(e) if e.retry() == Retry::Never || began.elapsed() > self.shared.patience => {
+                    self.fence = None;
                     return Err(e);
                 }
                 Err(e)
@@ -315,5 +426,40 @@ impl Pump {
             tracing::debug!("{released} held expiries released");
         }
         Ok(())
+    }
+}
+
+/// Parts keys by their sizes.
+fn windows_of(sizes: &[Option<u64>]) -> Vec<usize> {
+    let mut windows: Vec<usize> = Vec::new();
+    let mut bytes = 0;
+    for size in sizes {
+        let size = size.unwrap_or(UNTOLD);
+        bytes += size;
+        match windows.last_mut() {
+            Some(n) if *n < HEAL_CHUNK && bytes <= HEAL_BYTES => *n += 1,
+            _ => {
+                windows.push(1);
+                bytes = size;
+            }
+        }
+    }
+    windows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_at_a_time_by_number_and_by_size() {
+        assert_eq!(windows_of(&[]), [] as [usize; 0]);
+        assert_eq!(windows_of(&[Some(100); 130]), [64, 64, 2]);
+        assert_eq!(windows_of(&[None; 20]), [16, 4]);
+        let mb = Some(1 << 20);
+        assert_eq!(
+            windows_of(&[mb, mb, mb, Some(1 << 30), Some(0), mb]),
+            [2, 1, 1, 2]
+        );
     }
 }

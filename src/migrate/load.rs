@@ -21,7 +21,7 @@ impl Pump {
     pub(super) fn load(&mut self) -> Result<Option<Ended>> {
         'again: loop {
             let options = Options {
-                whole_value_limit: self.shared.job.limits.whole_value(self.shared.shards),
+                whole_value_limit: self.whole_value(),
                 ..Options::default()
             };
             let tail = SnapshotTail::new(self.spool.clone(), self.shard.snapshot_at);

@@ -17,6 +17,7 @@ mod guards;
 mod heal;
 mod load;
 mod loaded;
+mod long;
 mod losses;
 mod obey;
 mod ownership;

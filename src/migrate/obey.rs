@@ -25,8 +25,8 @@ pub(super) struct Drain {
 }
 
 impl Pump {
-    /// Does what is asked; true while nothing may be routed. `buf` holds what has arrived and is not routed.
-    pub(super) fn obey(&mut self, buf: &[u8]) -> Result<bool> {
+    /// Does what is asked; true while nothing may be routed. `buf` holds what has arrived, up to `to`, and is not routed.
+    pub(super) fn obey(&mut self, buf: &[u8], to: ReplOffset) -> Result<bool> {
         match self.shared.control.order() {
             Order::Follow => {
                 self.drain = None;
@@ -59,14 +59,14 @@ impl Pump {
                 Ok(false)
             }
             Order::Fence => {
-                self.hold_still(buf);
+                self.hold_still(buf, to);
                 Ok(true)
             }
         }
     }
 
     /// Behind the fence: what has come, up to where the source stood when it was put up, is looked at.
-    fn hold_still(&mut self, buf: &[u8]) {
+    fn hold_still(&mut self, buf: &[u8], to: ReplOffset) {
         if self.has_lost() {
             self.shared.control.lost();
         }
@@ -81,7 +81,7 @@ impl Pump {
             fence: Some(goal),
             ..drain
         });
-        if self.at.plus(buf.len() as u64) >= goal || buf.len() >= MOST_LATE {
+        if to >= goal || buf.len() >= MOST_LATE {
             let late = writes_in(buf, |key| self.timed.may(key));
             self.shared.control.fenced(self.shard.shard.0, late);
         }

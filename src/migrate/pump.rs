@@ -9,7 +9,9 @@ use crate::fence::Fence;
 use crate::migrate::control::Order;
 use crate::migrate::debts::Debts;
 use crate::migrate::expiry::Held;
+use crate::migrate::heal::Key;
 use crate::migrate::loaded::Loaded;
+use crate::migrate::long::Long;
 use crate::migrate::obey::{self, Drain};
 use crate::migrate::ownership::Mine;
 use crate::migrate::progress::ShardProgress;
@@ -70,7 +72,7 @@ pub struct Pump {
     /// Up to here the stream is read, not replayed: it may have run before a crash.
     pub(super) window_end: ReplOffset,
     /// Keys written inside that window, to be healed.
-    pub(super) dirty: Vec<(DbIndex, Vec<u8>)>,
+    pub(super) dirty: Vec<Key>,
     pub(super) held: Held,
     /// Expiries are being held back.
     pub(super) holding: bool,
@@ -96,6 +98,8 @@ pub struct Pump {
     pub(super) stable: Mark,
     /// What is before this is not done, whatever the pipe says: it is being healed, or is to be sent again.
     pub(super) floor: Option<Mark>,
+    /// Large values that trouble has cut off, and where the source stood before them: healed again with that trouble.
+    pub(super) unfinished: Vec<(Mark, Key)>,
     /// Where the stream stood when expiries were released that are not yet known to survive a failover.
     pub(super) released_at: Option<ReplOffset>,
     pub(super) losses_seen: u64,
@@ -114,6 +118,7 @@ pub struct Pump {
     /// Where the stream stands: everything before is routed.
     pub(super) at: ReplOffset,
     pub(super) db: DbIndex,
+    pub(super) long: Long,
     /// Where the snapshot stands: everything before is routed.
     pub(super) loading: (u64, DbIndex),
     pub(super) last_save: Instant,
@@ -185,6 +190,7 @@ impl Pump {
             unstable: VecDeque::new(),
             stable,
             floor: None,
+            unfinished: Vec::new(),
             released_at: None,
             losses_seen: 0,
             repairs_pending: true,
@@ -196,6 +202,7 @@ impl Pump {
             started: Instant::now(),
             at,
             db,
+            long: Long::default(),
             shard,
             loading: (0, DbIndex::ZERO),
             last_save: Instant::now(),
@@ -305,10 +312,10 @@ impl Pump {
     }
 
     pub(super) fn now(&self) -> Mark {
-        Mark::Stream {
+        self.long.mark().unwrap_or(Mark::Stream {
             at: self.at,
             db: self.db,
-        }
+        })
     }
 
     /// Follows the stream until a stop; `None` after a rewind.
@@ -317,20 +324,21 @@ impl Pump {
         let mut buf: Vec<u8> = Vec::with_capacity(READ_BYTES);
         let mut args = Vec::new();
         let mut used = 0;
+        self.long = Long::default();
         loop {
             if self.pipe.troubled() {
                 self.resolve()?;
             }
             // Before anything of it is routed.
             self.meet_history()?;
-            if self.obey(&buf)? {
+            if self.obey(&buf, tail.at())? {
                 // Fenced: what comes is only counted.
                 if self.shared.stop.requested() || self.spool.ended().is_some() {
                     break;
                 }
                 if buf.len() < MOST_LATE {
                     self.await_stream(tail.at(), obey::SOON);
-                    tail.read(&mut buf, READ_BYTES)?;
+                    self.read_stream(&mut tail, &mut buf)?;
                 } else {
                     std::thread::sleep(obey::SOON);
                 }
@@ -356,7 +364,7 @@ impl Pump {
                 break;
             }
             // What has been routed must not wait for more to come.
-            if tail.read(&mut buf, READ_BYTES)? == 0 {
+            if self.read_stream(&mut tail, &mut buf)? == 0 {
                 if finished {
                     break;
                 }
@@ -367,7 +375,7 @@ impl Pump {
                     false => self.tick_every(),
                 };
                 self.await_stream(tail.at(), patience);
-                tail.read(&mut buf, READ_BYTES)?;
+                self.read_stream(&mut tail, &mut buf)?;
             }
             self.tick()?;
             self.meet_ownership()?;
@@ -379,7 +387,7 @@ impl Pump {
         }
         if self.shared.control.order() == Order::Fence {
             // Nothing more of the source: what is there is what was proven.
-            self.save(self.fenced_to <= self.at && self.window_end <= self.at)?;
+            self.save(self.is_clean())?;
             self.finish_counts()?;
             return Ok(Some(Ended::Stopped));
         }
@@ -401,9 +409,7 @@ impl Pump {
         }
         let _ = self.settle_all()?;
         let superseded = self.spool.ended() == Some(End::Superseded);
-        // Clean means: nothing beyond `applied` has touched the target.
-        let clean = self.fenced_to <= self.at && self.window_end <= self.at;
-        self.save(clean && !superseded)?;
+        self.save(self.is_clean() && !superseded)?;
         self.finish_counts()?;
         Ok(Some(if finished {
             Ended::Finished
@@ -412,6 +418,11 @@ impl Pump {
         } else {
             Ended::Stopped
         }))
+    }
+
+    /// Nothing beyond `applied` has touched the target, when all that was sent is answered.
+    fn is_clean(&self) -> bool {
+        self.fenced_to <= self.at && self.window_end <= self.at && !self.long.is_inside()
     }
 
     /// How often it looks at more than the stream.
@@ -440,18 +451,24 @@ impl Pump {
         };
         let raw = buf.get(..len).unwrap_or_default();
         let cmd = Command { raw, args };
-        if cmd.is_empty() {
-            self.at = self.at.plus(len as u64);
+        if !self.long.is_inside() && cmd.name().eq_ignore_ascii_case(b"MULTI") {
+            let taken = self.take_transaction(buf, len)?;
+            if taken.is_some() || buf.len() <= self.longest() {
+                return Ok(taken);
+            }
+            self.enter(len);
             return Ok(Some(len));
         }
-        if cmd.name().eq_ignore_ascii_case(b"MULTI") {
-            return self.take_transaction(buf, len);
+        if self.long.is_inside() && is_end(cmd.name()) {
+            self.leave(len);
+            return Ok(Some(len));
         }
-        let end = self.at.plus(len as u64);
-        failpoint("stream-command");
-        self.command(&cmd, end, self.now())
-            .map_err(|e| self.in_stream(e, self.at))?;
-        self.at = end;
+        if !cmd.is_empty() {
+            failpoint("stream-command");
+            self.command(&cmd, self.behind(len), self.now())
+                .map_err(|e| self.in_stream(e, self.at))?;
+        }
+        self.pass(len);
         Ok(Some(len))
     }
 
@@ -471,7 +488,7 @@ impl Pump {
                 .and_then(|r| rest.get(r.clone()))
                 .unwrap_or_default();
             to += len;
-            if name.eq_ignore_ascii_case(b"EXEC") || name.eq_ignore_ascii_case(b"DISCARD") {
+            if is_end(name) {
                 break;
             }
             ends.push(to);
@@ -507,4 +524,9 @@ impl Pump {
             self.shard.address
         ))
     }
+}
+
+/// Whether a command ends a transaction.
+fn is_end(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"EXEC") || name.eq_ignore_ascii_case(b"DISCARD")
 }

@@ -92,7 +92,7 @@ impl Pump {
         self.held.again();
         self.holding = true;
         self.unstable.clear();
-        let end = self.at.max(self.fenced_to).max(self.window_end);
+        let end = self.routed().max(self.fenced_to).max(self.window_end);
         self.fenced.clear();
         self.fenced_to = ReplOffset(0);
         self.count("faults.target_lost");

@@ -181,7 +181,9 @@ impl Pump {
                 let Some(cmd) = &self.renamed(cmd, spec, mark, &mut room)? else {
                     return Ok(());
                 };
-                self.note_debts(cmd, spec, mark);
+                if !self.long.is_cut() {
+                    self.note_debts(cmd, spec, mark);
+                }
                 self.write_command(cmd, spec, end, mark)
             }
         }
@@ -350,7 +352,8 @@ impl Pump {
                 .try_for_each(|(_, k)| self.lose(db, k, losses::DATABASE, &why));
         }
         let timed = self.note_timed(cmd, spec, keys);
-        if end <= self.window_end || (self.lagging && timed) {
+        // What was too long to be held cannot run.
+        if end <= self.window_end || self.long.is_cut() || (self.lagging && timed) {
             let written = self.written(cmd, keys, |_| true);
             for (db, k) in written.into_iter().chain(moved_to(cmd, other_db, keys)) {
                 if !self.is_fenced(db, &k, end) {

@@ -79,7 +79,7 @@ impl Pump {
             // Until it is sent again, nothing else knows of it.
             self.hold(mark);
             let (units, error) = self.pipe.settle();
-            if units.is_empty() && error.is_none() {
+            if units.is_empty() && error.is_none() && self.unfinished.is_empty() {
                 self.progress.set_note("");
                 return Ok(false);
             }
@@ -185,6 +185,9 @@ impl Pump {
     /// Sends again what may be sent again; heals the keys of everything else, and of what touches those.
     fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
         let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
+        for (_, key) in std::mem::take(&mut self.unfinished) {
+            healing.insert(db_key(key.0, &key.1), key);
+        }
         let units = match self.in_load {
             true => units.into_iter().flat_map(apart).collect(),
             // A command of the source's stays one.

@@ -5,6 +5,7 @@
 mod credentials;
 mod find;
 pub mod guard;
+mod items;
 mod retry;
 pub mod scan;
 pub mod server;
@@ -23,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+pub use items::Answer;
 pub use retry::{Backoff, Tries};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -384,15 +386,9 @@ impl Conn {
 
     /// Reads one reply, whatever it is.
     pub async fn reply(&mut self) -> Result<Reply> {
-        loop {
-            let unread = self.read.get(self.at..).unwrap_or_default();
-            if let Some((reply, len)) = resp::parse_reply(unread)? {
-                self.at += len;
-                self.due = self.due.saturating_sub(1);
-                return Ok(reply);
-            }
-            self.fill().await?;
-        }
+        let reply = self.item().await?;
+        self.due = self.due.saturating_sub(1);
+        Ok(reply)
     }
 
     /// Reads more bytes; refuses the end of the stream.

@@ -432,6 +432,26 @@ impl<R: Read> Snapshot<R> {
         }))
     }
 
+    /// The value of a DUMP payload, which begins at [`Snapshot::resume`]'s first byte: without a key, in pieces.
+    pub fn dumped(&mut self) -> Result<LargeEntry<'_, R>> {
+        const WHAT: &str = "a DUMP payload";
+        self.input.ensure(1, WHAT)?;
+        if self.input.peek().first() == Some(&op::KEY_META) && self.dialect == Dialect::Redis {
+            self.key_meta()?;
+            self.input.ensure(1, WHAT)?;
+        }
+        let type_id = self.input.peek().first().copied().unwrap_or_default();
+        value::layout(type_id, self.dialect)?;
+        self.input.consume(1);
+        self.unread = Some(type_id);
+        Ok(LargeEntry {
+            type_id,
+            attributes: Attributes::default(),
+            value_at: self.input.position(),
+            snapshot: self,
+        })
+    }
+
     /// An opcode byte and `N` bytes behind it.
     fn fixed<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
         self.input.ensure(1 + N, what)?;

@@ -157,6 +157,11 @@ impl Spool {
         self.dir.join(format!("stream-{:020}", start.0))
     }
 
+    /// Its folder, also for what else must not be held in memory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn snapshot_path(&self) -> PathBuf {
         self.state()
             .file

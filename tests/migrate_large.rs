@@ -1,0 +1,195 @@
+//! What is too large to be held: long commands and transactions of the stream, large values that are read again.
+
+use crate::support::cutter::Cutter;
+use crate::support::dataset::fill_volume;
+use crate::support::keyferry::Running;
+use crate::support::rng::Rng;
+use crate::support::server::Setup;
+use crate::support::story::{Endpoint, Story};
+use crate::support::wire::{Client, Command};
+use crate::support::{need, wait_until};
+use serde_json::json;
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+/// What the plan allows.
+const MEMORY: u64 = 64 * MIB;
+
+/// Two servers whose migration has little memory.
+fn narrow(name: &str) -> Story {
+    let lines = [
+        "repl-backlog-size 512mb",
+        "client-output-buffer-limit replica 0 0 0",
+    ];
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(name).lines(&lines)),
+        Endpoint::alone(Setup::new(name)),
+    );
+    story.plan.set("/limits", json!({ "memory_bytes": MEMORY }));
+    story
+}
+
+fn send(client: &mut Client, command: &Command) {
+    let answer = client.expect(command).expect("an answer");
+    assert!(!answer.is_error(), "{}", answer.text());
+}
+
+/// Ends the migration when all is applied, and looks at the memory that it took.
+#[track_caller]
+fn ends_within_bounds(story: &Story, running: Running) {
+    let mut running = running;
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(120));
+    let peak = running.peak_memory();
+    story.catch_up_and_stop(running);
+    println!("peak memory {} MiB", peak / MIB);
+    assert!(peak > 0 && peak < MEMORY, "peak memory {} MiB", peak / MIB);
+    story.judge();
+}
+
+#[test]
+fn what_is_too_long_to_be_held_is_applied() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = narrow(&name);
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let mut client = story.source.nodes()[0].client();
+    // DUMP packs what repeats.
+    let mut rng = Rng::new(9);
+    let mut large = |mb: usize| rng.bytes(mb << 20);
+    send(
+        &mut client,
+        &Command::new("SET long:1")
+            .arg(large(96))
+            .arg("PX")
+            .arg("500000"),
+    );
+    send(&mut client, &Command::new("APPEND long:1 x"));
+    let mut many = Command::new("MSET");
+    for n in 0..40 {
+        many = many.arg(format!("long:many:{n}")).arg(large(2));
+    }
+    send(&mut client, &many);
+    let items = (0..50).map(|_| large(1));
+    send(
+        &mut client,
+        &Command::new("RPUSH long:list first").args(items),
+    );
+    send(&mut client, &Command::new("RPUSH long:list last"));
+    // A transaction that is as long, in two databases, with a large value inside.
+    let script = "for n = 1, 60 do redis.call('INCRBY', 'tx:n', n) \
+         redis.call('SET', 'tx:' .. n, string.rep('x', 1000000)) end \
+         redis.call('SET', 'tx:long', string.rep('y', 20000000)) \
+         redis.call('SELECT', 3) redis.call('SET', 'other', 'database') \
+         for n = 1, 10 do redis.call('APPEND', 'tx', string.rep('z', 1000000)) end \
+         redis.call('SELECT', 0) redis.call('INCR', 'tx:n')";
+    send(&mut client, &Command::new("EVAL").arg(script).arg("0"));
+    send(&mut client, &Command::new("INCR tx:n"));
+    story
+        .plan
+        .wait_status(&mut running, "healed", Duration::from_secs(60), |s| {
+            s["healed_keys"].as_u64() >= Some(43)
+        });
+    ends_within_bounds(&story, running);
+}
+
+/// In the middle of such a transaction.
+#[test]
+fn a_crash_within_a_long_transaction_counts_nothing_twice() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = narrow(&name);
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let mut client = story.source.nodes()[0].client();
+    let script = "redis.call('SELECT', 2) \
+         for n = 1, 400 do redis.call('INCR', 'n') redis.call('INCR', 'n:' .. n) \
+         redis.call('RPUSH', 'l', string.rep('x', 100000)) end redis.call('SELECT', 0)";
+    send(&mut client, &Command::new("EVAL").arg(script).arg("0"));
+    let mut target = story.target.nodes()[0].client();
+    target.words("SELECT 2").expect("an answer");
+    wait_until("it is applied in part", Duration::from_secs(20), || {
+        target.words("EXISTS n:50").expect("an answer").int() == Some(1)
+    });
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    client.words("INCR n").expect("an answer");
+    ends_within_bounds(&story, story.migrate());
+}
+
+/// Marks that are not saved: all that was written is read again.
+#[test]
+fn large_values_are_read_again_in_bounded_memory() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = narrow(&name);
+    let mut client = story.source.nodes()[0].client();
+    fill_volume(&mut client, 24, 4_000_000).expect("the volume is written");
+    let mut running = story
+        .plan
+        .start_with("migrate --json", &[("KEYFERRY_BENCH_SAVE_MS", "600000")]);
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let keys = client.words("KEYS *").expect("an answer");
+    for key in keys.items() {
+        send(
+            &mut client,
+            &Command::new("APPEND").arg(key.bytes()).arg("x"),
+        );
+    }
+    for n in 0..120_000 {
+        client.push(
+            &Command::new("HSET large")
+                .arg(format!("field {n}"))
+                .arg(Rng::new(n).word(200)),
+        );
+        if n % 1_000 == 0 {
+            client.replies().expect("the hash is written");
+        }
+    }
+    client.replies().expect("the hash is written");
+    send(&mut client, &Command::new("EXPIRE large 1000"));
+    let mut target = story.target.nodes()[0].client();
+    wait_until("it is applied", Duration::from_secs(60), || {
+        target.words("TTL large").expect("an answer").int() > Some(0)
+    });
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    client.words("HINCRBY large n 1").expect("an answer");
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_status(&mut running, "healed", Duration::from_secs(60), |s| {
+            s["healed_keys"].as_u64() >= Some(25)
+        });
+    ends_within_bounds(&story, running);
+}
+
+/// The target's connections are cut while the parts of such a value are on their way.
+#[test]
+fn a_large_value_that_is_cut_off_is_begun_again() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = narrow(&name);
+    let line = Cutter::start(&story.target.nodes()[0].address(), 7, 15_000_000);
+    story.plan.set("/target/url", json!(line.url()));
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let mut client = story.source.nodes()[0].client();
+    for n in 0..2 {
+        let key = format!("long:{n}");
+        let value = Rng::new(n).bytes(60_000_000);
+        send(&mut client, &Command::new("SET").arg(&key).arg(value));
+        send(&mut client, &Command::new("APPEND").arg(&key).arg("x"));
+    }
+    wait_until("it is cut a few times", Duration::from_secs(60), || {
+        line.cuts() >= 3
+    });
+    line.calm();
+    ends_within_bounds(&story, running);
+}
