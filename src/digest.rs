@@ -201,6 +201,18 @@ impl ValueSink for Digester {
     fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
         self.each(|s| s.module(name, version, raw))
     }
+
+    fn vector_set(&mut self, dimensions: u64, config: u64, projection: &[u8]) -> Result<()> {
+        self.each(|s| s.vector_set(dimensions, config, projection))
+    }
+
+    fn vector(&mut self, name: &[u8], attributes: &[u8], vector: &[u8], scale: u64) -> Result<()> {
+        self.each(|s| s.vector(name, attributes, vector, scale))
+    }
+
+    fn module_part(&mut self, name: &str, version: u16, part: &[u8], last: bool) -> Result<()> {
+        self.each(|s| s.module_part(name, version, part, last))
+    }
 }
 
 /// Which hash an element's bytes go through.
@@ -418,6 +430,25 @@ impl ValueSink for State {
         self.chain(self.lane.hash(raw));
         Ok(())
     }
+
+    fn vector_set(&mut self, dimensions: u64, config: u64, projection: &[u8]) -> Result<()> {
+        self.chain(dimensions);
+        self.chain(config);
+        self.chain(self.lane.hash(projection));
+        Ok(())
+    }
+
+    fn vector(&mut self, name: &[u8], attributes: &[u8], vector: &[u8], scale: u64) -> Result<()> {
+        let name = mix(self.lane.hash(name));
+        let held = mix(self.lane.hash(vector)).rotate_left(21);
+        let beside = mix(self.lane.hash(attributes) ^ mix(scale)).rotate_left(42);
+        self.sum(name ^ held ^ beside);
+        Ok(())
+    }
+
+    fn module_part(&mut self, _: &str, _: u16, part: &[u8], last: bool) -> Result<()> {
+        self.string_part(part, last)
+    }
 }
 
 #[cfg(test)]
@@ -425,6 +456,7 @@ mod tests {
     use super::*;
     use crate::rdb::encoding::listpack::{Builder, Packed};
     use crate::rdb::encoding::put_string;
+    use crate::rdb::file::{Options, Snapshot};
     use crate::rdb::opcode;
 
     fn digest(type_id: u8, body: &[u8]) -> u64 {
@@ -507,5 +539,51 @@ mod tests {
         };
         assert_ne!(sum(&a, &b), sum(&b, &a));
         assert_eq!(sum(&a, &b), sum(&a, &b));
+    }
+
+    /// A vector set of two dimensions; of each vector its name, its value and its place in the graph.
+    fn vectors(ranged: bool, of: &[(u8, u8, u8)]) -> Vec<u8> {
+        let id = 0xbde7_2da2_bb1e_b400u64.to_be_bytes();
+        let mut body = [&[0x81], id.as_slice()].concat();
+        body.extend([2, 2, 2, of.len() as u8, 2, u8::from(ranged), 2, 0]);
+        for (name, value, place) in of {
+            body.extend([5, 1, *name, 5, 2, *value, 7, 2, 3, 2, *place, 2, 9]);
+            // The range, where there is one, and the length.
+            body.extend([2, 0x81, *place, 0, 0, 0, 0, 0, 0, *value]);
+        }
+        body.push(0);
+        body
+    }
+
+    #[test]
+    fn vector_sets_are_the_same_in_any_order_and_graph() {
+        let digest =
+            |ranged, of: &[_]| of_body(7, Dialect::Redis, 12, &vectors(ranged, of)).unwrap();
+        let one = digest(false, &[(b'a', 1, 4), (b'b', 2, 5)]);
+        assert_eq!(one, digest(false, &[(b'b', 2, 8), (b'a', 1, 9)]));
+        assert_ne!(one, digest(false, &[(b'a', 2, 4), (b'b', 1, 5)]));
+        assert_ne!(one, digest(false, &[(b'a', 1, 4)]));
+        assert_ne!(one, digest(true, &[(b'a', 1, 4), (b'b', 2, 5)]));
+        let ranged = digest(true, &[(b'a', 1, 4), (b'b', 2, 5)]);
+        assert_ne!(ranged, digest(true, &[(b'a', 1, 3), (b'b', 2, 5)]));
+        // The same in pieces.
+        let body = vectors(false, &[(b'b', 2, 8), (b'a', 1, 9)]);
+        let dump = [&[7], body.as_slice()].concat();
+        let options = Options::default();
+        let mut snapshot = Snapshot::resume(
+            dump.as_slice(),
+            0,
+            DbIndex::ZERO,
+            Dialect::Redis,
+            12,
+            options,
+        );
+        let mut digester = Digester::new(ValueKind::Module, 0, Width::Bits64);
+        snapshot.dumped().unwrap().decode(&mut digester).unwrap();
+        assert_eq!(digester.finish(), Some(one));
+        // One that is cut off.
+        for n in 9..body.len() {
+            assert!(of_body(7, Dialect::Redis, 12, &body[..n]).is_err() || n < 17);
+        }
     }
 }

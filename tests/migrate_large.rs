@@ -193,3 +193,67 @@ fn a_large_value_that_is_cut_off_is_begun_again() {
     line.calm();
     ends_within_bounds(&story, running);
 }
+
+/// Vector sets are modules' values: no command puts one together, so each is one RESTORE whatever its size.
+#[test]
+fn a_large_value_of_a_module_arrives() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let mut story = narrow(&name);
+    let mut client = story.source.nodes()[0].client();
+    let mut rng = Rng::new(5);
+    let mut add = |client: &mut Client, n: usize| {
+        let vector = rng.bytes(1_536).into_iter();
+        let vector: Vec<u8> = vector.flat_map(|b| f32::from(b).to_le_bytes()).collect();
+        let command = Command::new("VADD vectors FP32").arg(vector);
+        client.push(&command.arg(format!("e{n}")).arg("NOQUANT"));
+    };
+    (0..1_200).for_each(|n| add(&mut client, n));
+    client.replies().expect("the vectors are written");
+    client.words("EXPIRE vectors 5000").expect("an answer");
+    let mut running = story
+        .plan
+        .start_with("migrate --json", &[("KEYFERRY_BENCH_SAVE_MS", "600000")]);
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let count = |story: &Story| story.target.nodes()[0].run("VCARD vectors").int();
+    assert_eq!(count(&story), Some(1_200));
+    // Read again after a crash.
+    add(&mut client, 1_200);
+    client.replies().expect("a vector is written");
+    wait_until("it is applied", Duration::from_secs(10), || {
+        count(&story) == Some(1_201)
+    });
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let peak = running.peak_memory();
+    assert!(peak > 0 && peak < MEMORY, "peak memory {} MiB", peak / MIB);
+    // Each server links the vectors in its own way: that is no difference.
+    add(&mut client, 1_201);
+    client
+        .words("VADD small VALUES 3 1 2 3 a SETATTR {\"n\":1}")
+        .expect("an answer");
+    client
+        .words("VADD small VALUES 3 2 2 3 b")
+        .expect("an answer");
+    client.replies().expect("a vector is written");
+    story.catch_up_and_stop(running);
+    story.verify();
+    story.target.nodes()[0].run("VSETATTR small a {}");
+    story.plan.run("verify --json").exits(1);
+    // Without a stream.
+    story.target.nodes()[0].run("FLUSHALL");
+    story.plan.set("/source/mode", json!("scan"));
+    story
+        .plan
+        .run("migrate --fresh --until caught-up --json")
+        .exits(0);
+    assert_eq!(count(&story), Some(1_202));
+    story.verify();
+}

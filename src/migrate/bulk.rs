@@ -1,6 +1,7 @@
 //! A key of the snapshot (or a healed one) onto the target: SET, RESTORE, transcoded, or rebuilt by commands.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::carry::Delivery;
 use crate::migrate::expiry::HOLD_MS;
 use crate::migrate::losses;
 use crate::migrate::pump::Pump;
@@ -293,6 +294,14 @@ impl Pump {
         let expire = self.held_expiry(&h, mark);
         if self.shared.dry_run {
             self.sizes.add(kind, &key, 0, "rebuilt");
+        }
+        if !value::kind(h.type_id, dialect)?.has_commands() {
+            let value = self.spill(large)?;
+            let delivered = self.carry(db, &key, value, expire)?;
+            if delivered == Delivery::Done {
+                self.count_written();
+            }
+            return Ok(delivered == Delivery::Again);
         }
         self.in_large = true;
         if !self.put_parts(db, &key, large, expire, mark, true)? {

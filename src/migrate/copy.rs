@@ -1,6 +1,6 @@
 //! Mode "scan": keys read from the source and written to the target, by page, by told change, by wish.
 
-use crate::error::Result;
+use crate::error::{Context, ErrorKind, Result};
 use crate::fence::{Dump, KeyState};
 use crate::migrate::bulk::NAME_TAKEN;
 use crate::migrate::heal::Written;
@@ -140,6 +140,10 @@ impl Sweeper<'_> {
             return self.pump.lose_source_key(to, key, losses::NAME, NAME_TAKEN);
         };
         let runtime = self.pump.shared.runtime.clone();
+        let kind = runtime.block_on(self.source.kind(db, key))?;
+        if kind.is_some_and(|kind| !kind.has_commands()) {
+            return self.write_whole(db, key, &name);
+        }
         let node = self.pump.pipe.node_of(Slot::of(&name));
         let format = self.pump.format;
         let pipe = &mut self.pump.pipe;
@@ -164,6 +168,29 @@ impl Sweeper<'_> {
         self.count(true);
         // Its parts must not be mixed with another try.
         self.settle()
+    }
+
+    /// A large value that no command puts together.
+    fn write_whole(&mut self, db: DbIndex, key: &[u8], name: &[u8]) -> Result<()> {
+        let opened = tempfile::tempfile_in(self.pump.spool.dir());
+        let mut file = opened.context(ErrorKind::Disk, || {
+            "keep a large value in a file".to_owned()
+        })?;
+        let runtime = self.pump.shared.runtime.clone();
+        let read = runtime.block_on(self.source.dump_to(db, key, &mut file))?;
+        let (payload, expire) = match read {
+            Some((len, expire)) => (Some(Dump::File(file, len)), expire),
+            None => (None, None),
+        };
+        let state = KeyState {
+            payload,
+            expire,
+            offset: ReplOffset(0),
+            elsewhere: false,
+        };
+        let written = self.pump.write_state(db, name, &state, MARK)?;
+        self.count(written == Written::Value);
+        Ok(())
     }
 
     /// Writes keys whose change was told; returns how many.

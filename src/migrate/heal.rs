@@ -4,10 +4,12 @@
 
 use crate::error::{Context, Error, ErrorKind, Result, Retry};
 use crate::fence::{Dump, Fence, KeyState, Room};
+use crate::migrate::carry::{Carried, Delivery};
 use crate::migrate::expiry::HEAL_WHOLE;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::rdb::file::{Header, Options, Snapshot};
+use crate::rdb::large;
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
 use crate::rdb::value;
@@ -273,16 +275,16 @@ impl Pump {
         mark: Mark,
     ) -> Result<Written> {
         let named = |e: Error| e.context(format!("read the key {} from the source", shown(key)));
-        let version = u32::from(payload::check(file, len).map_err(named)?);
+        let version = u32::from(large::check(file, len).map_err(named)?);
         file.rewind()
             .context(ErrorKind::Disk, || "read a value again".to_owned())?;
         let dialect = Dialect::of_version(version);
         let mut dump = Snapshot::resume(file, 0, db, dialect, version, Options::default());
-        let large = dump.dumped().map_err(named)?;
+        let value = dump.dumped().map_err(named)?;
         let header = Header {
             key,
             expire,
-            ..large.header()
+            ..value.header()
         };
         let Some(target_db) = self.shared.job.databases.map(db) else {
             return Ok(Written::Nothing);
@@ -292,8 +294,26 @@ impl Pump {
         if !filter.accepts_value(kind.name(), expire.is_some()) {
             return self.remove(target_db, key, mark).map(|()| Written::Nothing);
         }
+        if !kind.has_commands() {
+            let (type_id, from) = (header.type_id, header.value_at);
+            let file = file
+                .try_clone()
+                .context(ErrorKind::Disk, || "read a value again".to_owned())?;
+            let carried = Carried {
+                type_id,
+                dialect,
+                file,
+                from,
+                len: (len - large::FOOTER).saturating_sub(from),
+            };
+            return Ok(match self.carry(target_db, key, carried, expire)? {
+                Delivery::Done => Written::Value,
+                Delivery::Lost => Written::Nothing,
+                Delivery::Again => Written::CutOff,
+            });
+        }
         self.note_expiries(&header, None, dialect, version);
-        match self.put_parts(target_db, key, large, expire, mark, false)? {
+        match self.put_parts(target_db, key, value, expire, mark, false)? {
             true => Ok(Written::Value),
             false => Ok(Written::CutOff),
         }

@@ -6,6 +6,7 @@
 mod adopt;
 mod begin;
 mod bulk;
+mod carry;
 mod census;
 mod checkpoint;
 pub mod control;

@@ -47,6 +47,11 @@ impl<'a> Reader<'a> {
         self.bytes.len() - self.at
     }
 
+    /// What is left, which stays there.
+    pub fn rest(&self) -> &'a [u8] {
+        self.bytes.get(self.at..).unwrap_or_default()
+    }
+
     pub fn take(&mut self, n: usize, what: &'static str) -> Result<&'a [u8]> {
         match self
             .at

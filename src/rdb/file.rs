@@ -5,7 +5,7 @@
 
 mod pieces;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
 use crate::rdb::encoding::{self, Len};
 use crate::rdb::frame::Walk;
@@ -13,16 +13,12 @@ use crate::rdb::old_module;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::{self, ValueSink, module_name};
 use crate::types::{DbIndex, ExpireAt};
-use std::io::Read;
-
-/// A module's value that is no larger than this always comes whole.
-pub const MODULE_LIMIT: usize = 8 << 20;
+use std::io::{BufWriter, Read, Write};
 
 /// How a snapshot is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// A value whose bytes are more than this comes in pieces; one of a module, which no command can put together, only
-    /// where it is more than [`MODULE_LIMIT`] as well.
+    /// A value whose bytes are more than this comes in pieces.
     pub whole_value_limit: usize,
     /// So does a compressed string that is longer than this when it is unpacked.
     pub unpacked_limit: u64,
@@ -32,7 +28,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            whole_value_limit: MODULE_LIMIT,
+            whole_value_limit: 8 << 20,
             unpacked_limit: u64::MAX,
             ignore_checksum: false,
         }
@@ -373,11 +369,7 @@ impl<R: Read> Snapshot<R> {
             let key = encoding::string(&mut Reader::new(bytes, at + 1), "a key")?.into_owned();
             self.key = key;
         }
-        let limit = match type_id {
-            op::MODULE_2 => self.options.whole_value_limit.max(MODULE_LIMIT),
-            _ => self.options.whole_value_limit,
-        };
-        let limit = key_end.saturating_add(limit);
+        let limit = key_end.saturating_add(self.options.whole_value_limit);
         let end = if type_id == op::MODULE_PRE_GA {
             Some(old_module::end(&mut self.input, key_end, Input::ends_at)?)
         } else {
@@ -555,6 +547,20 @@ impl<R: Read> LargeEntry<'_, R> {
         self.snapshot.pieces(self.type_id, sink)?;
         self.snapshot.unread = None;
         Ok(())
+    }
+
+    /// Writes the value's bytes as they are, behind the type, in bounded memory, and returns how many they are: for what
+    /// no command puts together.
+    pub fn copy(self, out: impl Write) -> Result<u64> {
+        let (mut out, mut len) = (BufWriter::new(out), 0);
+        let failed = || "copy a large value".to_owned();
+        self.snapshot.raw(self.type_id, |part| {
+            len += part.len() as u64;
+            out.write_all(part).context(ErrorKind::Disk, failed)
+        })?;
+        self.snapshot.unread = None;
+        out.flush().context(ErrorKind::Disk, failed)?;
+        Ok(len)
     }
 }
 

@@ -17,7 +17,16 @@ pub struct Walk<'b, B> {
 /// The walk went past its limit.
 pub struct TooLarge;
 
-type Step = Result<std::result::Result<(), TooLarge>>;
+/// What follows an opcode of a module's value.
+pub enum ModuleOpcode {
+    End,
+    /// So many bytes.
+    Fixed(u64),
+    /// A string.
+    Text,
+}
+
+pub type Step = Result<std::result::Result<(), TooLarge>>;
 
 /// `?` for a step that may be too large.
 macro_rules! step {
@@ -100,24 +109,7 @@ impl<'b, B: Bytes> Walk<'b, B> {
 
     #[inline]
     pub fn string(&mut self) -> Step {
-        let n = match self.length_or_encoding()? {
-            Len::Plain(n) => n,
-            Len::Encoded(0) => 1,
-            Len::Encoded(1) => 2,
-            Len::Encoded(2) => 4,
-            Len::Encoded(3) => {
-                let compressed = self.length("a compressed string")?;
-                self.length("a compressed string")?;
-                compressed
-            }
-            Len::Encoded(e) => {
-                return Err(corrupt(
-                    self.bytes.base() + self.at as u64,
-                    "a string",
-                    format_args!("the string encoding {e} is unknown"),
-                ));
-            }
-        };
+        let n = self.string_head()?;
         Ok(self.skip(n))
     }
 
@@ -183,17 +175,8 @@ impl<'b, B: Bytes> Walk<'b, B> {
                 step!(self.stream_meta(type_id));
             }
             Layout::Array => {
-                let count = self.length("an array")?;
-                if self.length("an array")? == 1 {
-                    self.length("an array")?;
-                }
-                for _ in 0..count {
-                    self.length("an array")?;
-                    match self.length("an array")? {
-                        1 | 2 if self.skip(8).is_err() => return Ok(Err(TooLarge)),
-                        1 | 2 => {}
-                        _ => step!(self.string()),
-                    }
+                for _ in 0..self.array_head()? {
+                    step!(self.array_element());
                 }
             }
             Layout::Number => {
@@ -267,34 +250,78 @@ impl<'b, B: Bytes> Walk<'b, B> {
         Ok(Ok(()))
     }
 
+    /// What stands before an array's elements (rdb.c rdbSaveObject, Redis 8.8); returns how many they are.
+    pub fn array_head(&mut self) -> Result<u64> {
+        let count = self.length("an array")?;
+        if self.length("an array")? == 1 {
+            self.length("an array")?;
+        }
+        Ok(count)
+    }
+
+    pub fn array_element(&mut self) -> Step {
+        self.length("an array")?;
+        match self.length("an array")? {
+            1 | 2 => Ok(self.skip(8)),
+            _ => self.string(),
+        }
+    }
+
     /// A module's values up to and including the end opcode (rdb.c rdbLoadCheckModuleValue).
     pub fn module_opcodes(&mut self) -> Step {
         loop {
-            let n = match self.length("a module's opcode")? {
-                0 => return Ok(Ok(())),
-                1 | 2 => {
-                    self.length("a module's number")?;
-                    0
-                }
-                3 => 4,
-                4 => 8,
-                5 => {
-                    step!(self.string());
-                    0
-                }
-                other => {
-                    let at = self.bytes.base() + self.at as u64;
-                    return Err(corrupt(
-                        at,
-                        "a module's value",
-                        format_args!("the opcode {other} is unknown"),
-                    ));
-                }
-            };
-            if self.skip(n).is_err() {
-                return Ok(Err(TooLarge));
+            match self.module_opcode()? {
+                ModuleOpcode::End => return Ok(Ok(())),
+                ModuleOpcode::Fixed(n) if self.skip(n).is_err() => return Ok(Err(TooLarge)),
+                ModuleOpcode::Fixed(_) => {}
+                ModuleOpcode::Text => step!(self.string()),
             }
         }
+    }
+
+    /// One opcode of a module's value, without what the answer says to follow.
+    pub fn module_opcode(&mut self) -> Result<ModuleOpcode> {
+        Ok(match self.length("a module's opcode")? {
+            0 => ModuleOpcode::End,
+            1 | 2 => {
+                self.length("a module's number")?;
+                ModuleOpcode::Fixed(0)
+            }
+            3 => ModuleOpcode::Fixed(4),
+            4 => ModuleOpcode::Fixed(8),
+            5 => ModuleOpcode::Text,
+            other => {
+                let at = self.bytes.base() + self.at as u64;
+                return Err(corrupt(
+                    at,
+                    "a module's value",
+                    format_args!("the opcode {other} is unknown"),
+                ));
+            }
+        })
+    }
+
+    /// The head of a string; returns how many bytes follow.
+    #[inline]
+    pub fn string_head(&mut self) -> Result<u64> {
+        Ok(match self.length_or_encoding()? {
+            Len::Plain(n) => n,
+            Len::Encoded(0) => 1,
+            Len::Encoded(1) => 2,
+            Len::Encoded(2) => 4,
+            Len::Encoded(3) => {
+                let compressed = self.length("a compressed string")?;
+                self.length("a compressed string")?;
+                compressed
+            }
+            Len::Encoded(e) => {
+                return Err(corrupt(
+                    self.bytes.base() + self.at as u64,
+                    "a string",
+                    format_args!("the string encoding {e} is unknown"),
+                ));
+            }
+        })
     }
 
     /// Makes the bytes walked over available.

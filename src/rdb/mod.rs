@@ -7,6 +7,7 @@ pub mod cursor;
 pub mod encoding;
 pub mod file;
 pub mod frame;
+pub mod large;
 pub mod old_module;
 pub mod opcode;
 pub mod payload;

@@ -3,7 +3,7 @@
 //! The version is only a gate; what decides is the type number (measured over 380 pairs of versions: docs/rdb.md).
 //! Sources: cluster.c createDumpPayload, verifyDumpPayload.
 
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::Slice;
 use crate::rdb::cursor::{Reader, corrupt};
 use crate::rdb::encoding::listpack::Listpack;
@@ -13,7 +13,6 @@ use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::stream::{self, StreamMeta};
 use crate::rdb::value::{self, ValueSink};
 use crate::types::ExpireAt;
-use std::io::Read;
 
 /// CRC-64 as Redis computes it ("123456789" gives e9c6d914c4b8d9ca).
 pub fn crc(bytes: &[u8]) -> u64 {
@@ -130,34 +129,6 @@ pub struct Payload<'a> {
     pub dialect: Dialect,
     pub version: u16,
     pub body: &'a [u8],
-}
-
-/// Reads a payload of `len` bytes through; its CRC must be right (or zero: not computed). Returns its version.
-pub fn check(mut payload: impl Read, len: u64) -> Result<u16> {
-    const WHAT: &str = "a DUMP payload";
-    let failed = || "read a large value again".to_owned();
-    let mut left = (len.checked_sub(10)).ok_or_else(|| corrupt(0, WHAT, "it is too short"))?;
-    let mut crc = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Redis);
-    let mut piece = vec![0; 64 << 10];
-    while left > 0 {
-        let n = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
-        let piece = piece.get_mut(..n).unwrap_or_default();
-        payload.read_exact(piece).context(ErrorKind::Disk, failed)?;
-        crc.update(piece);
-        left -= n as u64;
-    }
-    let mut footer = [0; 10];
-    payload
-        .read_exact(&mut footer)
-        .context(ErrorKind::Disk, failed)?;
-    let mut r = Reader::new(&footer, len - 10);
-    let version = r.u16(WHAT)?;
-    let stored = u64::from_le_bytes(r.array(WHAT)?);
-    crc.update(&version.to_le_bytes());
-    if stored != 0 && stored != crc.finalize() {
-        return Err(corrupt(len - 8, WHAT, "its checksum is wrong"));
-    }
-    Ok(version)
 }
 
 /// Opens a DUMP answer; its CRC must be right (or zero: not computed).

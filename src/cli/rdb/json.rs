@@ -388,4 +388,15 @@ impl<W: Write> ValueSink for Line<'_, W> {
         text(self.out, name.as_bytes())?;
         put(self.out, format!(",\"version\":{version}}}").as_bytes())
     }
+
+    fn vector_set(&mut self, _: u64, _: u64, _: &[u8]) -> Result<()> {
+        self.module("vectorset", 0, &[])
+    }
+
+    fn module_part(&mut self, name: &str, version: u16, _: &[u8], last: bool) -> Result<()> {
+        match last {
+            true => self.module(name, version, &[]),
+            false => Ok(()),
+        }
+    }
 }

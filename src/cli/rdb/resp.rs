@@ -3,11 +3,13 @@
 use super::{library, options, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
 use crate::migrate::rebuild::Rebuild;
-use crate::rdb::file::{Item, Snapshot};
+use crate::rdb::file::{Item, LargeEntry, Snapshot};
+use crate::rdb::large::Restore;
 use crate::rdb::payload::{self, Target};
-use crate::rdb::value::{self, ValueKind};
+use crate::rdb::value;
 use crate::resp;
-use std::io::{Read, Write};
+use crate::types::ExpireAt;
+use std::io::{Read, Seek, Write};
 
 /// Plain commands of Redis 7 and Valkey; HPEXPIREAT only where a field has an expiry.
 const DIALECT: Target = Target {
@@ -36,8 +38,8 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
             Item::Entry(e) => {
                 let h = &e.header;
                 select(&mut buf, &mut selected, db);
-                match value::kind(h.type_id, dialect)? {
-                    ValueKind::Module | ValueKind::Array | ValueKind::Gcra => {
+                match value::kind(h.type_id, dialect)?.has_commands() {
+                    false => {
                         let mut body = Vec::new();
                         let footer = u16::try_from(version).unwrap_or(u16::MAX);
                         payload::seal(&mut body, &[], h.type_id, e.value, footer);
@@ -49,7 +51,7 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                         }
                         resp::command(&mut buf, &args);
                     }
-                    _ => {
+                    true => {
                         let mut bytes = Vec::new();
                         let mut rebuild =
                             Rebuild::new(h.key, &DIALECT, &mut bytes, |part: &mut Vec<u8>, _| {
@@ -72,6 +74,11 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                 select(&mut buf, &mut selected, db);
                 let h = large.header();
                 let (key, expire) = (h.key.to_vec(), h.expire);
+                if !value::kind(h.type_id, dialect)?.has_commands() {
+                    out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
+                    restore(out, h.type_id, version, &key, expire, large)?;
+                    continue;
+                }
                 let mut bytes = Vec::new();
                 out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
                 buf.clear();
@@ -88,6 +95,29 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
         }
         out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
     }
+}
+
+/// Writes RESTORE of a value too large to be held, which stays in a file until its length is known.
+fn restore<R: Read>(
+    out: &mut impl Write,
+    type_id: u8,
+    version: u32,
+    key: &[u8],
+    expire: Option<ExpireAt>,
+    large: LargeEntry<'_, R>,
+) -> Result<()> {
+    let to_file = || "keep a large value in a temporary file".to_owned();
+    let mut file = tempfile::tempfile().context(ErrorKind::Disk, to_file)?;
+    let len = large.copy(&mut file).map_err(|e| e.context(to_file()))?;
+    file.rewind().context(ErrorKind::Disk, to_file)?;
+    let footer = u16::try_from(version).unwrap_or(u16::MAX);
+    let mut restore = Restore::new(key, expire, type_id, file, len, footer);
+    let mut buf = Vec::new();
+    while restore.piece(&mut buf)? {
+        out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
+        buf.clear();
+    }
+    Ok(())
 }
 
 fn select(out: &mut Vec<u8>, selected: &mut u32, db: u32) {

@@ -482,6 +482,15 @@ impl ValueSink for Measure {
         self.extra = 100 * meta.groups.len() as u64 + 80 * pending as u64;
         Ok(())
     }
+    fn vector(&mut self, name: &[u8], _: &[u8], vector: &[u8], _: u64) -> Result<()> {
+        self.add(name.len() + vector.len());
+        Ok(())
+    }
+    fn module_part(&mut self, _: &str, _: u16, part: &[u8], _: bool) -> Result<()> {
+        self.items = 1;
+        self.bytes += part.len() as u64;
+        Ok(())
+    }
     fn array_element(&mut self, _: u64, text: &[u8]) -> Result<()> {
         self.add(text.len());
         Ok(())

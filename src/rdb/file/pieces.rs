@@ -1,13 +1,21 @@
 //! A value too large to be held, read item by item in bounded memory.
 
 use super::Snapshot;
-use crate::error::Result;
-use crate::rdb::cursor::{Bytes, Reader, corrupt};
+use crate::error::{Error, ErrorKind, Result};
+use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
 use crate::rdb::encoding::{Len, lzf};
-use crate::rdb::frame::Walk;
+use crate::rdb::frame::{ModuleOpcode, TooLarge, Walk};
 use crate::rdb::opcode as op;
-use crate::rdb::value::{self, Layout, ValueSink};
+use crate::rdb::value::{self, Layout, ValueSink, module_name, module_version, vectorset};
 use std::io::Read;
+
+/// Bytes of a string that are shown at a time.
+const PIECE: usize = 1 << 20;
+
+/// A walk without a limit: only a length that no value has is too large for it.
+fn all(walked: Result<std::result::Result<(), TooLarge>>) -> Result<()> {
+    walked?.map_err(|TooLarge| Error::new(ErrorKind::Corrupt, "a length in a value is beyond all"))
+}
 
 impl<R: Read> Snapshot<R> {
     /// Reads the value at the cursor item by item.
@@ -63,6 +71,25 @@ impl<R: Read> Snapshot<R> {
                     value::stream::meta(type_id, &mut Reader::new(&bytes, self.input.position()))?;
                 sink.stream_meta(&meta)
             }
+            Layout::Module if type_id == op::MODULE_2 => {
+                if vectorset::is_one(&mut Walk::new(&mut self.input, 0, usize::MAX))? {
+                    return self.vector_set(sink);
+                }
+                let id = Walk::new(&mut self.input, 0, usize::MAX).length("a module's id")?;
+                let (name, version) = (module_name(id), module_version(id));
+                self.module_pieces(|part, last| sink.module_part(&name, version, part, last))
+            }
+            Layout::Array => {
+                let count =
+                    self.walked(|walk| walk.array_head(), |_, r| value::array_head(r, sink))?;
+                for _ in 0..count {
+                    self.walked(
+                        |walk| all(walk.array_element()),
+                        |_, r| value::array_element(r, sink),
+                    )?;
+                }
+                Ok(())
+            }
             _ => {
                 let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
                 let _ = walk.value(type_id, self.dialect)?;
@@ -73,6 +100,99 @@ impl<R: Read> Snapshot<R> {
                 value::decode(type_id, self.dialect, self.version, bytes, at, sink)?;
                 self.input.consume(n);
                 Ok(())
+            }
+        }
+    }
+
+    /// Shows the bytes of a value that no command puts together, as they are, in pieces.
+    pub(super) fn raw(
+        &mut self,
+        type_id: u8,
+        mut out: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        match value::layout(type_id, self.dialect)? {
+            Layout::Module if type_id == op::MODULE_2 => self.module_pieces(|part, _| out(part)),
+            Layout::Array => {
+                let head = |count, r: &mut Reader<'_>| out(r.rest()).map(|()| count);
+                for _ in 0..self.walked(|walk| walk.array_head(), head)? {
+                    self.walked(|walk| all(walk.array_element()), |_, r| out(r.rest()))?;
+                }
+                Ok(())
+            }
+            _ => {
+                let dialect = self.dialect;
+                self.walked(
+                    |walk| all(walk.value(type_id, dialect)),
+                    |_, r| out(r.rest()),
+                )
+            }
+        }
+    }
+
+    /// Shows what `walk` walks over to `take`, and consumes it.
+    fn walked<T, U>(
+        &mut self,
+        walk: impl FnOnce(&mut Walk<'_, Input<R>>) -> Result<T>,
+        take: impl FnOnce(T, &mut Reader<'_>) -> Result<U>,
+    ) -> Result<U> {
+        let mut over = Walk::new(&mut self.input, 0, usize::MAX);
+        let told = walk(&mut over)?;
+        over.there("a value")?;
+        let n = over.at;
+        let at = self.input.position();
+        let bytes = self.input.peek().get(..n).unwrap_or_default();
+        let taken = take(told, &mut Reader::new(bytes, at))?;
+        self.input.consume(n);
+        Ok(taken)
+    }
+
+    fn vector_set(&mut self, sink: &mut impl ValueSink) -> Result<()> {
+        self.walked(|walk| walk.length("a module's id"), |_, _| Ok(()))?;
+        let head = self.walked(
+            |walk| all(walk.vector_set_head()),
+            |(), r| vectorset::head(r, sink),
+        )?;
+        for _ in 0..head.vectors {
+            self.walked(
+                |walk| all(walk.vector(&head)),
+                |(), r| vectorset::node(&head, r, sink),
+            )?;
+        }
+        self.walked(
+            |walk| walk.module_opcode(),
+            |opcode, r| match opcode {
+                ModuleOpcode::End => Ok(()),
+                _ => Err(r.fail("a vector set", "more than its vectors")),
+            },
+        )
+    }
+
+    /// Shows a module's value in pieces; the last is empty.
+    fn module_pieces(&mut self, mut out: impl FnMut(&[u8], bool) -> Result<()>) -> Result<()> {
+        const WHAT: &str = "a module's value";
+        self.walked(
+            |walk| walk.length("a module's id"),
+            |_, r| out(r.rest(), false),
+        )?;
+        loop {
+            let opcode = self.walked(
+                |walk| walk.module_opcode(),
+                |opcode, r| out(r.rest(), false).map(|()| opcode),
+            )?;
+            let mut left = match opcode {
+                ModuleOpcode::End => return out(&[], true),
+                ModuleOpcode::Fixed(n) => n,
+                ModuleOpcode::Text => self.walked(
+                    |walk| walk.string_head(),
+                    |n, r| out(r.rest(), false).map(|()| n),
+                )?,
+            };
+            while left > 0 {
+                let n = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+                self.input.ensure(n, WHAT)?;
+                out(self.input.peek().get(..n).unwrap_or_default(), false)?;
+                self.input.consume(n);
+                left -= n as u64;
             }
         }
     }
@@ -118,7 +238,6 @@ impl<R: Read> Snapshot<R> {
     }
 
     fn string_pieces(&mut self, sink: &mut impl ValueSink) -> Result<()> {
-        const PIECE: usize = 1 << 20;
         let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
         let head = walk.length_or_encoding()?;
         let Len::Plain(mut left) = head else {

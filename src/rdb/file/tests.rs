@@ -81,15 +81,31 @@ fn a_resumed_snapshot_yields_the_rest() {
     }
 }
 
+/// What was told of a module's value in pieces.
+#[derive(Default)]
+struct Told {
+    bytes: Vec<u8>,
+    ended: bool,
+}
+
+impl ValueSink for Told {
+    fn module_part(&mut self, _: &str, _: u16, part: &[u8], last: bool) -> Result<()> {
+        self.bytes.extend_from_slice(part);
+        self.ended = last;
+        Ok(())
+    }
+}
+
 #[test]
-fn a_modules_value_comes_whole_where_others_come_in_pieces() {
+fn large_values_of_modules_come_as_they_are() {
     let text = [b'x'; 200];
-    // "k" as a module's value: its id, a string, the end; "s" as a string of as many bytes.
+    // "k" as a module's value: its id, a string, a number, a double, the end.
+    let mut value = vec![0x81, 0, 0, 0, 0, 0, 0, 4, 1, 5, 0x40, 200];
+    value.extend(text);
+    value.extend([2, 0x40, 77, 4, 1, 2, 3, 4, 5, 6, 7, 8, 0]);
     let mut bytes = b"REDIS0011".to_vec();
-    bytes.extend([op::MODULE_2, 1, b'k', 0x81, 0, 0, 0, 0, 0, 0, 0, 1]);
-    bytes.extend([5, 0x40, 200]);
-    bytes.extend(text);
-    bytes.push(0);
+    bytes.extend([op::MODULE_2, 1, b'k']);
+    bytes.extend(&value);
     bytes.extend([op::STRING, 1, b's', 0x40, 200]);
     bytes.extend(text);
     bytes.extend([op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -97,14 +113,25 @@ fn a_modules_value_comes_whole_where_others_come_in_pieces() {
         whole_value_limit: 100,
         ..Options::default()
     };
-    let mut snapshot = Snapshot::open(bytes.as_slice(), options).unwrap();
-    assert!(matches!(snapshot.next().unwrap(), Item::Entry(e) if e.header.key == b"k"));
-    match snapshot.next().unwrap() {
-        Item::Large(l) => {
-            assert_eq!(l.header().key, b"s");
-            l.decode(&mut Nothing).unwrap();
+    for raw in [true, false] {
+        let mut snapshot = Snapshot::open(bytes.as_slice(), options).unwrap();
+        let Item::Large(large) = snapshot.next().unwrap() else {
+            panic!("not in pieces")
+        };
+        assert_eq!(large.header().key, b"k");
+        let mut told = Told::default();
+        match raw {
+            true => assert_eq!(large.copy(&mut told.bytes).unwrap(), value.len() as u64),
+            false => large.decode(&mut told).unwrap(),
         }
-        _ => panic!("not in pieces"),
+        assert_eq!((told.bytes, told.ended), (value.clone(), !raw));
+        match snapshot.next().unwrap() {
+            Item::Large(l) => {
+                assert_eq!(l.header().key, b"s");
+                l.decode(&mut Nothing).unwrap();
+            }
+            _ => panic!("not in pieces"),
+        }
+        assert!(matches!(snapshot.next().unwrap(), Item::End));
     }
-    assert!(matches!(snapshot.next().unwrap(), Item::End));
 }

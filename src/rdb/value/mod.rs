@@ -4,12 +4,14 @@
 //! A new consumer is a new [`ValueSink`], never a second parser.
 
 pub mod stream;
+pub mod vectorset;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::rdb::cursor::Reader;
+use crate::rdb::cursor::{Reader, Slice};
 use crate::rdb::encoding::listpack::{Listpack, Packed};
 use crate::rdb::encoding::ziplist::Ziplist;
 use crate::rdb::encoding::{self, length, string};
+use crate::rdb::frame::Walk;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::types::ExpireAt;
 use stream::{StreamId, StreamMeta};
@@ -42,6 +44,11 @@ impl ValueKind {
             ValueKind::Gcra => "gcra",
             ValueKind::Module => "module",
         }
+    }
+
+    /// Whether commands put such a value together; without them it only goes by RESTORE.
+    pub fn has_commands(self) -> bool {
+        !matches!(self, ValueKind::Array | ValueKind::Gcra | ValueKind::Module)
     }
 }
 
@@ -114,6 +121,18 @@ pub trait ValueSink {
         Ok(())
     }
     fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// What a vector set's vectors have in common; they come next.
+    fn vector_set(&mut self, dimensions: u64, config: u64, projection: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// `scale` holds the vector's length, and its range where it was made smaller.
+    fn vector(&mut self, name: &[u8], attributes: &[u8], vector: &[u8], scale: u64) -> Result<()> {
+        Ok(())
+    }
+    /// A piece of a module's value too large to be held; after the last piece comes an empty one with `last`.
+    fn module_part(&mut self, name: &str, version: u16, part: &[u8], last: bool) -> Result<()> {
         Ok(())
     }
 }
@@ -317,8 +336,12 @@ pub fn decode(
         }
         Layout::Module => {
             let id = length(&mut r, "a module's id")?;
-            sink.module(&module_name(id), (id & 0x3ff) as u16, body)?;
-            return Ok(());
+            let mut ahead = Slice(body, base);
+            let known = vectorset::is_one(&mut Walk::new(&mut ahead, 0, usize::MAX));
+            if !known.unwrap_or(false) {
+                return sink.module(&module_name(id), module_version(id), body);
+            }
+            vectorset::decode(&mut r, sink)?;
         }
     }
     r.finish("a value")
@@ -388,6 +411,14 @@ pub fn packed(type_id: u8, bytes: &[u8], at: u64, sink: &mut impl ValueSink) -> 
 
 /// Redis 8.8 arrays (rdb.c rdbSaveArrayElement).
 fn array(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
+    for _ in 0..array_head(r, sink)? {
+        array_element(r, sink)?;
+    }
+    Ok(())
+}
+
+/// What stands before an array's elements; returns how many they are.
+pub fn array_head(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<u64> {
     const WHAT: &str = "an array";
     let count = length(r, WHAT)?;
     let cursor = if length(r, WHAT)? == 1 {
@@ -396,19 +427,26 @@ fn array(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
         None
     };
     sink.array_cursor(cursor)?;
-    for _ in 0..count {
-        let index = length(r, WHAT)?;
-        match length(r, WHAT)? {
-            0 | 3 => sink.array_element(index, &string(r, WHAT)?)?,
-            1 => sink.array_element(index, r.i64(WHAT)?.to_string().as_bytes())?,
-            2 => sink.array_element(
-                index,
-                f64::from_le_bytes(r.array(WHAT)?).to_string().as_bytes(),
-            )?,
-            other => return Err(r.fail(WHAT, format_args!("the element tag {other} is unknown"))),
-        }
+    Ok(count)
+}
+
+pub fn array_element(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
+    const WHAT: &str = "an array";
+    let index = length(r, WHAT)?;
+    match length(r, WHAT)? {
+        0 | 3 => sink.array_element(index, &string(r, WHAT)?),
+        1 => sink.array_element(index, r.i64(WHAT)?.to_string().as_bytes()),
+        2 => sink.array_element(
+            index,
+            f64::from_le_bytes(r.array(WHAT)?).to_string().as_bytes(),
+        ),
+        other => Err(r.fail(WHAT, format_args!("the element tag {other} is unknown"))),
     }
-    Ok(())
+}
+
+/// The version of a module type's values.
+pub fn module_version(id: u64) -> u16 {
+    (id & 0x3ff) as u16
 }
 
 /// The nine characters of a module type's name (module.c moduleTypeEncodeId).

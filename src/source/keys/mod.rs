@@ -2,6 +2,7 @@
 //!
 //! For verification on both sides, and for sources that refuse to be replicated.
 
+mod dumped;
 pub mod events;
 pub mod fact;
 pub mod functions;

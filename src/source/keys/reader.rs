@@ -1,5 +1,6 @@
 //! Reading keys of one side: their values and expiries, many at a time, of all masters at once.
 
+use super::dumped;
 use super::fact::{Found, KeyFact};
 use super::side::Side;
 use super::typed;
@@ -8,11 +9,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Server;
 use crate::net::{Conn, is_elsewhere, refusal};
 use crate::plan::Job;
-use crate::rdb::value::ValueSink;
+use crate::rdb::value::{ValueKind, ValueSink};
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, Slot, shown, unix_ms};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::MutexGuard;
@@ -380,6 +382,43 @@ impl Reader {
         self.side.bytes.fetch_add(conn.take_received(), Relaxed);
         self.keep(&address, conn);
         Ok(expire)
+    }
+
+    /// What kind of value a key has; `None` when it is gone or elsewhere.
+    pub async fn kind(&mut self, db: DbIndex, key: &[u8]) -> Result<Option<ValueKind>> {
+        let side = self.side.clone();
+        let Some(name) = side.renames.to_target(key) else {
+            return Ok(None);
+        };
+        let address = side.address_of(&name);
+        let Some(mut conn) = self.take(&address, db).await? else {
+            return Ok(None);
+        };
+        let kind = typed::kind(&mut conn, &name).await?;
+        self.keep(&address, conn);
+        Ok(kind)
+    }
+
+    /// Takes a value's payload to a file and returns its length and expiry; `None` when the key is gone.
+    pub async fn dump_to(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        file: &mut File,
+    ) -> Result<Option<(u64, Option<ExpireAt>)>> {
+        let side = self.side.clone();
+        let Some(name) = side.renames.to_target(key) else {
+            return Ok(None);
+        };
+        let address = side.address_of(&name);
+        let Some(mut conn) = self.take(&address, db).await? else {
+            return Ok(None);
+        };
+        let len = dumped::to_file(&mut conn, &name, file).await?;
+        let expire = typed::expire(&mut conn, &side, &name).await?;
+        side.bytes.fetch_add(conn.take_received(), Relaxed);
+        self.keep(&address, conn);
+        Ok(len.zip(expire))
     }
 
     /// A value read in parts, by the commands of its type.

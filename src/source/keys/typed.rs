@@ -3,6 +3,7 @@
 //! The digest is the same as that of the DUMP payload. The parts are not read at one moment: what is written meanwhile
 //! makes two readings differ, and the key is read again.
 
+use super::dumped;
 use super::fact::KeyFact;
 use super::side::Side;
 use crate::digest::{Digester, Width};
@@ -14,27 +15,35 @@ use crate::rdb::value::{ValueKind, ValueSink};
 use crate::resp::Reply;
 use crate::types::{ExpireAt, unix_ms};
 
-/// Elements asked for at a time.
-const COUNT: &[u8] = b"1000";
+/// Elements asked for at a time: as many as are about so many bytes, but no more than that.
+const MOST: u64 = 1000;
 const PART_BYTES: i64 = 1 << 20;
 
 /// The digest and expiry of a key of the selected database; `None` when it is not there.
 ///
-/// Errors: as of any command; `Unsupported` for a type without commands to read it.
+/// Errors: as of any command.
 pub async fn fact(
     conn: &mut Conn,
     side: &Side,
     key: &[u8],
     width: Width,
 ) -> Result<Option<KeyFact>> {
-    let Some(kind) = kind(conn, key).await? else {
+    let digest = match kind(conn, key).await? {
+        None => return Ok(None),
+        Some(kind) => {
+            let mut digester = Digester::new(kind, unix_ms(), width);
+            let there = match kind.has_commands() {
+                true => (read_parts(conn, side, key, kind, &mut digester).await).map(|()| true)?,
+                false => dumped::read(conn, key, &mut digester).await?,
+            };
+            there.then(|| digester.finish()).flatten()
+        }
+    };
+    let Some(digest) = digest else {
         return Ok(None);
     };
-    let mut digester = Digester::new(kind, unix_ms(), width);
-    let Some(expire) = read(conn, side, key, kind, &mut digester).await? else {
-        return Ok(None);
-    };
-    Ok(digester.finish().map(|digest| KeyFact { digest, expire }))
+    let expire = expire(conn, side, key).await?;
+    Ok(expire.map(|expire| KeyFact { digest, expire }))
 }
 
 /// The type of a key; `None` when it is not there.
@@ -49,12 +58,9 @@ pub async fn kind(conn: &mut Conn, key: &[u8]) -> Result<Option<ValueKind>> {
         "zset" => ValueKind::Zset,
         "hash" => ValueKind::Hash,
         "stream" => ValueKind::Stream,
-        other => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("a value of the type {other} can only be read by DUMP"),
-            ));
-        }
+        "array" => ValueKind::Array,
+        // What a module calls its type.
+        _ => ValueKind::Module,
     }))
 }
 
@@ -66,15 +72,60 @@ pub async fn read<S: ValueSink>(
     kind: ValueKind,
     sink: &mut S,
 ) -> Result<Option<Option<ExpireAt>>> {
-    let mut parts = Parts { conn, key, sink };
+    read_parts(conn, side, key, kind, sink).await?;
+    expire(conn, side, key).await
+}
+
+/// The same without the expiry.
+async fn read_parts<S: ValueSink>(
+    conn: &mut Conn,
+    side: &Side,
+    key: &[u8],
+    kind: ValueKind,
+    sink: &mut S,
+) -> Result<()> {
+    let count = count(conn, key, kind).await?;
+    let mut parts = Parts {
+        conn,
+        key,
+        sink,
+        count,
+    };
     match kind {
-        ValueKind::String => parts.string().await?,
-        ValueKind::List => parts.list().await?,
-        ValueKind::Set => parts.scan(b"SSCAN", false).await?,
-        ValueKind::Zset => parts.scan(b"ZSCAN", false).await?,
-        ValueKind::Hash => parts.scan(b"HSCAN", side.field_expiry).await?,
-        _ => parts.stream().await?,
+        ValueKind::String => parts.string().await,
+        ValueKind::List => parts.list().await,
+        ValueKind::Set => parts.scan(b"SSCAN", false).await,
+        ValueKind::Zset => parts.scan(b"ZSCAN", false).await,
+        ValueKind::Hash => parts.scan(b"HSCAN", side.field_expiry).await,
+        _ => parts.stream().await,
     }
+}
+
+/// How many elements to ask for at a time.
+async fn count(conn: &mut Conn, key: &[u8], kind: ValueKind) -> Result<u64> {
+    let len: &[u8] = match kind {
+        ValueKind::List => b"LLEN",
+        ValueKind::Set => b"SCARD",
+        ValueKind::Zset => b"ZCARD",
+        ValueKind::Hash => b"HLEN",
+        ValueKind::Stream => b"XLEN",
+        _ => return Ok(MOST),
+    };
+    let number = |reply: &Reply| reply.int().and_then(|n| u64::try_from(n).ok());
+    let elements = number(&conn.call(&[len, key]).await?).unwrap_or(0);
+    let memory = conn
+        .ask(&[b"MEMORY", b"USAGE", key, b"SAMPLES", b"20"])
+        .await?;
+    let each = number(&memory).unwrap_or(0) / elements.max(1);
+    Ok((PART_BYTES as u64 / each.max(1)).clamp(1, MOST))
+}
+
+/// The expiry of a key; the outer `None` when it is not there.
+pub(super) async fn expire(
+    conn: &mut Conn,
+    side: &Side,
+    key: &[u8],
+) -> Result<Option<Option<ExpireAt>>> {
     let command = Server::expiry_command(side.pexpiretime);
     let now = if side.pexpiretime { 0 } else { unix_ms() };
     Ok(match conn.call(&[command, key]).await?.int() {
@@ -88,6 +139,8 @@ struct Parts<'a, S> {
     conn: &'a mut Conn,
     key: &'a [u8],
     sink: &'a mut S,
+    /// Elements asked for at a time.
+    count: u64,
 }
 
 impl<S: ValueSink> Parts<'_, S> {
@@ -123,9 +176,9 @@ impl<S: ValueSink> Parts<'_, S> {
     }
 
     async fn list(&mut self) -> Result<()> {
-        let mut at = 0usize;
+        let mut at = 0;
         loop {
-            let (from, to) = (at.to_string(), (at + 999).to_string());
+            let (from, to) = (at.to_string(), (at + self.count - 1).to_string());
             let reply = (self.conn)
                 .call(&[b"LRANGE", self.key, from.as_bytes(), to.as_bytes()])
                 .await?;
@@ -133,18 +186,19 @@ impl<S: ValueSink> Parts<'_, S> {
             for item in items {
                 self.sink.list_item(item.bytes().unwrap_or_default())?;
             }
-            if items.len() < 1000 {
+            let n = items.len() as u64;
+            if n < self.count {
                 return Ok(());
             }
-            at += items.len();
+            at += n;
         }
     }
 
     async fn scan(&mut self, command: &[u8], field_expiry: bool) -> Result<()> {
-        let mut cursor = b"0".to_vec();
+        let (mut cursor, count) = (b"0".to_vec(), self.count.to_string());
         loop {
             let reply = (self.conn)
-                .call(&[command, self.key, &cursor, b"COUNT", COUNT])
+                .call(&[command, self.key, &cursor, b"COUNT", count.as_bytes()])
                 .await?;
             let bad = self.bad(&String::from_utf8_lossy(command));
             let (Some(next), Some(items)) = (
@@ -204,6 +258,7 @@ impl<S: ValueSink> Parts<'_, S> {
     }
 
     async fn stream(&mut self) -> Result<()> {
+        let count = self.count.to_string();
         let mut from = StreamId { ms: 0, seq: 0 };
         loop {
             let reply = (self.conn)
@@ -213,7 +268,7 @@ impl<S: ValueSink> Parts<'_, S> {
                     from.to_string().as_bytes(),
                     b"+",
                     b"COUNT",
-                    COUNT,
+                    count.as_bytes(),
                 ])
                 .await?;
             let entries = reply.array().ok_or_else(|| self.bad("XRANGE"))?;
@@ -231,7 +286,7 @@ impl<S: ValueSink> Parts<'_, S> {
                 last = Some(id);
             }
             match last {
-                Some(id) if entries.len() == 1000 => from = after(id),
+                Some(id) if entries.len() as u64 == self.count => from = after(id),
                 _ => break,
             }
         }
