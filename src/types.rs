@@ -161,8 +161,25 @@ const CRC16: [u16; 256] = {
     table
 };
 
+/// The same of a byte with another one behind it.
+const CRC16_AHEAD: [u16; 256] = {
+    let mut table = [0u16; 256];
+    let mut i = 0;
+    while i < 256 {
+        let crc = CRC16[i];
+        table[i] = (crc << 8) ^ CRC16[(crc >> 8) as usize];
+        i += 1;
+    }
+    table
+};
+
 fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0u16, |crc, &b| {
+    let (pairs, rest) = bytes.as_chunks::<2>();
+    let crc = pairs.iter().fold(0u16, |crc, pair| {
+        let [high, low] = (crc ^ u16::from_be_bytes(*pair)).to_be_bytes();
+        CRC16_AHEAD[usize::from(high)] ^ CRC16[usize::from(low)]
+    });
+    rest.iter().fold(crc, |crc, &b| {
         (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ b)]
     })
 }

@@ -186,7 +186,6 @@ impl Pump {
         mark: Mark,
     ) -> Result<bool> {
         let slot = self.pipe.slot_of(h.key);
-        let node = self.pipe.node_of(slot);
         let footer = payload::footer_version(&self.format);
         match fit {
             Fit::AsIs => {
@@ -212,6 +211,7 @@ impl Pump {
                         return Ok(true);
                     }
                 }
+                let node = self.pipe.node_of(slot);
                 let batch = self.pipe.batch(node, db, mark)?;
                 match bare.then(|| plain_string(body)).flatten() {
                     Some(text) => resp::command(&mut batch.bytes, &[b"SET", h.key, text]),
@@ -230,6 +230,7 @@ impl Pump {
                     &mut self.scratch,
                 )
                 .map_err(|e| e.context(format!("convert the key {}", shown(h.key))))?;
+                let node = self.pipe.node_of(slot);
                 let batch = self.pipe.batch(node, db, mark)?;
                 restore(
                     &mut batch.bytes,
@@ -243,6 +244,7 @@ impl Pump {
                 self.pipe.added(node, 1);
             }
             Fit::Rebuild => {
+                let node = self.pipe.node_of(slot);
                 let pipe = &mut self.pipe;
                 let mut out = Vec::new();
                 let mut rebuild = Rebuild::new(
@@ -264,6 +266,7 @@ impl Pump {
             Fit::Module => match self.lacks_module(body) {
                 Some(why) => return self.lose(db, h.key, losses::MODULE, &why).map(|()| false),
                 None => {
+                    let node = self.pipe.node_of(slot);
                     let batch = self.pipe.batch(node, db, mark)?;
                     restore(&mut batch.bytes, h, &[], h.type_id, body, footer, expire);
                     self.pipe.added(node, 1);

@@ -358,8 +358,15 @@ impl<R: Read> Snapshot<R> {
         let mut walk = Walk::new(&mut self.input, 1, usize::MAX);
         let head = walk.length_or_encoding()?;
         let text_at = walk.at;
-        walk.at = 1;
-        let _ = walk.string()?;
+        match head {
+            Len::Plain(n) => {
+                walk.at = text_at.saturating_add(usize::try_from(n).unwrap_or(usize::MAX))
+            }
+            Len::Encoded(_) => {
+                walk.at = 1;
+                let _ = walk.string()?;
+            }
+        }
         walk.there("a key")?;
         let key_end = walk.at;
         // A plain key is lent as it lies; an integer or compressed one is decoded.
@@ -376,7 +383,7 @@ impl<R: Read> Snapshot<R> {
             let mut walk = Walk::new(&mut self.input, key_end, limit);
             // What is small here may be large when it is unpacked.
             let unpacked = match type_id {
-                op::STRING => walk.plain_length()?,
+                op::STRING if self.options.unpacked_limit < u64::MAX => walk.plain_length()?,
                 _ => 0,
             };
             let fits = walk.value(type_id, self.dialect)?.is_ok()

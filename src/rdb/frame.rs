@@ -47,10 +47,27 @@ impl<'b, B: Bytes> Walk<'b, B> {
     pub fn length_or_encoding(&mut self) -> Result<Len> {
         self.bytes.ensure(self.at + 1, "a length")?;
         let first = self.bytes.peek().get(self.at).copied().unwrap_or_default();
-        if first < 0x40 {
-            self.at += 1;
-            return Ok(Len::Plain(u64::from(first)));
+        match first {
+            0..0x40 => {
+                self.at += 1;
+                return Ok(Len::Plain(u64::from(first)));
+            }
+            0x40..0x80 => {
+                self.bytes.ensure(self.at + 2, "a length")?;
+                let second = self.bytes.peek().get(self.at + 1).copied();
+                self.at += 2;
+                let low = u64::from(second.unwrap_or_default());
+                return Ok(Len::Plain(u64::from(first & 0x3f) << 8 | low));
+            }
+            0xc0.. => {
+                self.at += 1;
+                return Ok(Len::Encoded(first & 0x3f));
+            }
+            _ => self.long_length(first),
         }
+    }
+
+    fn long_length(&mut self, first: u8) -> Result<Len> {
         let position = self.bytes.base() + self.at as u64;
         let Some(size) = len_size(first) else {
             return Err(corrupt(

@@ -29,6 +29,7 @@ pub fn len_size(first: u8) -> Option<usize> {
     }
 }
 
+#[inline]
 pub fn length_or_encoding(r: &mut Reader<'_>) -> Result<Len> {
     let first = r.u8("a length")?;
     Ok(match first >> 6 {
