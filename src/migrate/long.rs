@@ -80,7 +80,7 @@ impl Pump {
         }
     }
 
-    /// Bytes that a command or a transaction may have to be held.
+    /// Bytes that a command or a transaction may have to be held; behind a fence, what is kept unrouted.
     pub(super) fn longest(&self) -> usize {
         self.whole_value().max(READ_BYTES)
     }

@@ -3,7 +3,7 @@
 use crate::command::{self, Command, Kind};
 use crate::error::Result;
 use crate::migrate::control::Order;
-use crate::migrate::pump::{MOST_LATE, Pump};
+use crate::migrate::pump::Pump;
 use crate::migrate::sweep::Sweeper;
 use crate::net::{self, server};
 use crate::resp;
@@ -81,7 +81,7 @@ impl Pump {
             fence: Some(goal),
             ..drain
         });
-        if to >= goal || buf.len() >= MOST_LATE {
+        if to >= goal || buf.len() >= self.longest() {
             let late = writes_in(buf, |key| self.timed.may(key));
             self.shared.control.fenced(self.shard.shard.0, late);
         }

@@ -38,8 +38,6 @@ pub(super) static SAVE_EVERY: LazyLock<Duration> = LazyLock::new(|| {
     let asked = std::env::var("KEYFERRY_BENCH_SAVE_MS").ok();
     Duration::from_millis(asked.and_then(|ms| ms.parse().ok()).unwrap_or(1000))
 });
-/// Bytes of the stream kept unrouted behind a fence.
-pub(super) const MOST_LATE: usize = 8 << 20;
 pub(super) const TICK: Duration = Duration::from_millis(100);
 /// While the run is to end as soon as the stream is caught up.
 const TICK_BEHIND: Duration = Duration::from_millis(10);
@@ -336,7 +334,7 @@ impl Pump {
                 if self.shared.stop.requested() || self.spool.ended().is_some() {
                     break;
                 }
-                if buf.len() < MOST_LATE {
+                if buf.len() < self.longest() {
                     self.await_stream(tail.at(), obey::SOON);
                     self.read_stream(&mut tail, &mut buf)?;
                 } else {

@@ -50,18 +50,18 @@ impl<'b, B: Bytes> Walk<'b, B> {
         match first {
             0..0x40 => {
                 self.at += 1;
-                return Ok(Len::Plain(u64::from(first)));
+                Ok(Len::Plain(u64::from(first)))
             }
             0x40..0x80 => {
                 self.bytes.ensure(self.at + 2, "a length")?;
                 let second = self.bytes.peek().get(self.at + 1).copied();
                 self.at += 2;
                 let low = u64::from(second.unwrap_or_default());
-                return Ok(Len::Plain(u64::from(first & 0x3f) << 8 | low));
+                Ok(Len::Plain(u64::from(first & 0x3f) << 8 | low))
             }
             0xc0.. => {
                 self.at += 1;
-                return Ok(Len::Encoded(first & 0x3f));
+                Ok(Len::Encoded(first & 0x3f))
             }
             _ => self.long_length(first),
         }
