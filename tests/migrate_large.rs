@@ -96,6 +96,66 @@ fn what_is_too_long_to_be_held_is_applied() {
     ends_within_bounds(&story, running);
 }
 
+/// What follows such a command may read what it has written: alone, or in a transaction.
+#[test]
+fn what_follows_a_long_command_sees_its_value() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = narrow(&name);
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let mut client = story.source.nodes()[0].client();
+    let mut rng = Rng::new(11);
+    for n in 0..12 {
+        client.push(&Command::new(&format!("SET big:{n} old")));
+        client.push(&Command::new(&format!("SET big:{n}")).arg(rng.bytes(6 << 20)));
+        if n % 3 > 0 {
+            client.push(&Command::new("MULTI"));
+            client.push(&Command::new(&format!("APPEND big:{n} x")));
+            client.push(&Command::new(&format!("RENAME big:{n} other:{n}")));
+            client.push(&Command::new(&format!("INCR count:{n}")));
+            client.push(&Command::new("EXEC"));
+        } else {
+            client.push(&Command::new(&format!("RENAME big:{n} other:{n}")));
+            client.push(&Command::new(&format!("APPEND other:{n} x")));
+        }
+        client.replies().expect("answers");
+    }
+    ends_within_bounds(&story, running);
+}
+
+/// In the middle of such a transaction; the next run may have room for all of it.
+#[test]
+fn a_crash_within_a_transaction_counts_nothing_twice_with_more_memory() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = narrow(&name);
+    // So slow that the crash comes before its end has.
+    let line = Cutter::far(&story.source.nodes()[0].address(), Duration::from_millis(5));
+    story.plan.set("/source/url", json!(line.url()));
+    let mut running = story.plan.start_with(
+        "migrate --json",
+        &[("KEYFERRY_FAILPOINT", "stream-command:150")],
+    );
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let mut client = story.source.nodes()[0].client();
+    let script = "for n = 1, 60 do redis.call('INCR', 'n') redis.call('INCR', 'n:' .. n) \
+         redis.call('RPUSH', 'l', string.rep('x', 100000)) end";
+    send(&mut client, &Command::new("EVAL").arg(script).arg("0"));
+    running.wait(Duration::from_secs(20));
+    let mut target = story.target.nodes()[0].client();
+    let there = target.words("EXISTS n:60 n:5").expect("an answer").int();
+    assert_eq!(there, Some(1), "it is not applied in part");
+    client.words("INCR n").expect("an answer");
+    story
+        .plan
+        .set("/limits", json!({ "memory_bytes": 512 * MIB }));
+    story.catch_up_and_stop(story.migrate());
+    story.judge();
+}
+
 /// In the middle of such a transaction.
 #[test]
 fn a_crash_within_a_long_transaction_counts_nothing_twice() {
@@ -256,4 +316,42 @@ fn a_large_value_of_a_module_arrives() {
         .exits(0);
     assert_eq!(count(&story), Some(1_202));
     story.verify();
+}
+
+/// A large hash goes to a target whose fields cannot expire, without their expiries: a loss that is told.
+#[test]
+fn expiries_of_fields_in_a_large_hash_are_a_listed_loss() {
+    let Some([new, old]) = need(["redis-8.0", "redis-7.0"]) else {
+        return;
+    };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&new)),
+        Endpoint::alone(Setup::new(&old)),
+    );
+    story.plan.set("/limits", json!({ "memory_bytes": MEMORY }));
+    let mut client = story.source.nodes()[0].client();
+    let mut rng = Rng::new(3);
+    for n in 0..40_000 {
+        let value = rng.word(150);
+        client.push(&Command::new("HSET large").arg(format!("f{n}")).arg(value));
+        if n % 1_000 == 0 {
+            client.replies().expect("the hash is written");
+        }
+    }
+    client.replies().expect("the hash is written");
+    client
+        .words("HPEXPIRE large 5000000 FIELDS 1 f7")
+        .expect("an answer");
+    story
+        .plan
+        .run("migrate --until caught-up --json")
+        .exits(3)
+        .says(&["large", "expiry"]);
+    story.plan.set("/on_loss", json!("list"));
+    story.plan.set("/on_existing", json!("replace"));
+    story.plan.run("migrate --fresh --until caught-up --json");
+    let len = story.target.nodes()[0].run("HLEN large").int();
+    assert_eq!(len, Some(40_000));
+    let skipped = story.plan.status()["skipped"].to_string();
+    assert!(skipped.contains("field_expiry"), "{skipped}");
 }

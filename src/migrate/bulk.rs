@@ -261,6 +261,7 @@ impl Pump {
                 );
                 value::decode(h.type_id, dialect, version, body, h.value_at, &mut rebuild)
                     .and_then(|()| rebuild.finish(expire))
+                    .map(drop)
                     .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
             }
             Fit::Module => match self.lacks_module(body) {
@@ -295,10 +296,12 @@ impl Pump {
         let h = Header { key: &key, ..h };
         self.note_expiries(&h, None, dialect, 0);
         let expire = self.held_expiry(&h, mark);
+        let by_commands = value::kind(h.type_id, dialect)?.has_commands();
         if self.shared.dry_run {
-            self.sizes.add(kind, &key, 0, "rebuilt");
+            let way = if by_commands { "rebuilt" } else { "module" };
+            self.sizes.add(kind, &key, 0, way);
         }
-        if !value::kind(h.type_id, dialect)?.has_commands() {
+        if !by_commands {
             let value = self.spill(large)?;
             let delivered = self.carry(db, &key, value, expire)?;
             if delivered == Delivery::Done {
@@ -355,7 +358,12 @@ impl Pump {
             .decode(&mut rebuild)
             .and_then(|()| rebuild.finish(expire));
         match done {
-            Ok(()) => Ok(true),
+            Ok(left_out) => {
+                if left_out {
+                    self.lose(db, key, losses::FIELD_EXPIRY, payload::NO_FIELD_EXPIRY)?;
+                }
+                Ok(true)
+            }
             Err(e) if e.kind() == ErrorKind::Interrupted => Ok(false),
             Err(e) => Err(e.context(format!("rebuild the key {}", shown(key)))),
         }

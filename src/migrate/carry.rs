@@ -13,6 +13,7 @@ use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, Slot, shown};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::time::Duration;
 
 /// Bytes of a value, behind its type, in a file.
 pub(super) struct Carried {
@@ -22,6 +23,9 @@ pub(super) struct Carried {
     pub from: u64,
     pub len: u64,
 }
+
+/// How long an error is awaited of a server that has closed the connection.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What has become of one.
 #[derive(Debug, PartialEq, Eq)]
@@ -122,12 +126,16 @@ impl Pump {
                 }
                 while restore.piece(conn.outgoing())? {
                     let sent = tokio::time::timeout(REPLY_LIMIT, conn.flush()).await;
-                    sent.unwrap_or_else(|_| {
-                        Err(Error::new(
-                            ErrorKind::Connection,
-                            format!("{address} takes nothing"),
-                        ))
-                    })?;
+                    let cut = match sent {
+                        Ok(Ok(())) => continue,
+                        Ok(Err(e)) => e,
+                        Err(_) => {
+                            Error::new(ErrorKind::Connection, format!("{address} takes nothing"))
+                        }
+                    };
+                    // It may say why before it closes.
+                    let said = tokio::time::timeout(LAST_WORDS, conn.reply()).await;
+                    return said.unwrap_or(Err(cut));
                 }
                 conn.reply().await
             })?;
@@ -140,6 +148,11 @@ impl Pump {
                         false => to.to_owned(),
                     };
                     asking = true;
+                }
+                Reply::Error(text) if text.contains("bulk length") => {
+                    return Err(net::refusal("RESTORE", &text).hint(
+                        "raise the target's proto-max-bulk-len over the size of the value, or leave the key out with filter.exclude",
+                    ));
                 }
                 Reply::Error(text) => return Err(net::refusal("RESTORE", &text)),
                 _ => return Ok(()),

@@ -116,6 +116,7 @@ impl Pump {
         let unfinished = self.unfinished.iter().map(|(mark, _)| *mark);
         (self.pipe.oldest().into_iter().chain(self.floor))
             .chain(unfinished)
+            .chain(self.dirty_from)
             .reduce(Mark::earlier)
     }
 

@@ -7,6 +7,7 @@ use crate::migrate::heal::Written;
 use crate::migrate::losses;
 use crate::migrate::rebuild::Rebuild;
 use crate::migrate::sweep::{CHUNK, MARK, Sweeper};
+use crate::rdb::payload;
 use crate::source::keys::list::{Page, Position};
 use crate::source::keys::reader::Dumped;
 use crate::types::{DbIndex, ReplOffset, Slot};
@@ -158,7 +159,12 @@ impl Sweeper<'_> {
             });
         let read = runtime.block_on(self.source.parts(db, key, &mut rebuild))?;
         match read {
-            Some(expire) => rebuild.finish(expire)?,
+            Some(expire) => {
+                if rebuild.finish(expire)? {
+                    let why = payload::NO_FIELD_EXPIRY;
+                    self.pump.lose(to, &name, losses::FIELD_EXPIRY, why)?;
+                }
+            }
             None => {
                 // Gone meanwhile, perhaps in its middle.
                 drop(rebuild);

@@ -75,7 +75,12 @@ impl Pump {
                 let mut rest = some;
                 for n in self.windows(db, some)? {
                     let (window, after) = rest.split_at(n);
-                    self.heal_window(db, window, mark)?;
+                    match self.pipe.troubled() {
+                        // Nothing would make room for them.
+                        true => (self.unfinished)
+                            .extend(window.iter().map(|key| (mark, (db, key.to_vec())))),
+                        false => self.heal_window(db, window, mark)?,
+                    }
                     rest = after;
                 }
             }
@@ -147,10 +152,9 @@ impl Pump {
         self.fenced(|fence, runtime| {
             // While slots are copied that have come to us, one may go on to the next.
             let goes = |key: &[u8]| {
-                ownership.as_ref().is_some_and(|o| match adopting {
-                    true => !o.is_coming(me, Slot::of(key)),
-                    false => o.has_left(me, Slot::of(key)),
-                })
+                let slot = Slot::of(key);
+                (ownership.as_ref())
+                    .is_some_and(|o| o.has_left(me, slot) && !(adopting && o.is_coming(me, slot)))
             };
             let (at, here): (Vec<usize>, Vec<&[u8]>) = (names.iter().enumerate())
                 .filter(|(_, k)| !goes(k))
@@ -172,11 +176,7 @@ impl Pump {
             return Ok(());
         }
         let keys = std::mem::take(&mut self.dirty);
-        // The marks before these keys' commands must not pass before the keys are written.
-        let mark = Mark::Stream {
-            at: self.shard.applied.unwrap_or(self.at),
-            db: self.shard.applied_db,
-        };
+        let mark = self.dirty_from.take().unwrap_or_else(|| self.now());
         self.heal(&keys, mark)
     }
 
@@ -264,7 +264,7 @@ impl Pump {
         })
     }
 
-    /// Writes a value that is too large to be held, by commands.
+    /// Writes a value that is too large to be held: by commands, or as it is.
     fn write_from(
         &mut self,
         mut file: &File,
@@ -294,6 +294,7 @@ impl Pump {
         if !filter.accepts_value(kind.name(), expire.is_some()) {
             return self.remove(target_db, key, mark).map(|()| Written::Nothing);
         }
+        self.note_expiries(&header, None, dialect, version);
         if !kind.has_commands() {
             let (type_id, from) = (header.type_id, header.value_at);
             let file = file
@@ -312,7 +313,6 @@ impl Pump {
                 Delivery::Again => Written::CutOff,
             });
         }
-        self.note_expiries(&header, None, dialect, version);
         match self.put_parts(target_db, key, value, expire, mark, false)? {
             true => Ok(Written::Value),
             false => Ok(Written::CutOff),
@@ -367,6 +367,7 @@ impl Pump {
                     if self.shared.stop.requested()
                         || self.spool.ended() == Some(End::Superseded) =>
                 {
+                    self.fence = None;
                     return Err(Error::new(
                         ErrorKind::Interrupted,
                         "stopped while reading keys from the source",

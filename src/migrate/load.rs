@@ -20,6 +20,7 @@ impl Pump {
     /// Loads the snapshot from the saved mark on; `Some` when the run ends before it is loaded.
     pub(super) fn load(&mut self) -> Result<Option<Ended>> {
         'again: loop {
+            self.load_again = false;
             let options = Options {
                 whole_value_limit: self.whole_value(),
                 ..Options::default()
@@ -51,7 +52,10 @@ impl Pump {
             self.loading = (self.shard.snapshot_at, self.shard.snapshot_db);
             let mut records: u32 = 0;
             loop {
-                if self.pipe.troubled() && self.resolve()? {
+                if self.pipe.troubled() {
+                    self.resolve()?;
+                }
+                if self.load_again {
                     continue 'again;
                 }
                 records = records.wrapping_add(1);
@@ -82,6 +86,9 @@ impl Pump {
                     Item::Entry(entry) => self.entry(&entry, dialect, version, mark)?,
                     Item::Large(large) => {
                         if self.large(large, mark)? {
+                            if self.shared.stop.requested() {
+                                return self.stop_loading().map(Some);
+                            }
                             continue 'again;
                         }
                     }

@@ -85,7 +85,8 @@ impl Pump {
         self.whole_value().max(READ_BYTES)
     }
 
-    /// Appends what has come of the stream; returns how many bytes were read.
+    /// Appends what has come of the stream to a buffer that begins with an incomplete command; returns how many bytes
+    /// were read.
     pub(super) fn read_stream(
         &mut self,
         tail: &mut StreamTail,
@@ -97,7 +98,7 @@ impl Pump {
         buf.drain(before..before + dropped);
         self.long.owed -= dropped;
         // Without a source to ask, a command can only be sent.
-        if self.source.is_some() && self.long.owed == 0 && buf.len() > self.longest() {
+        if self.source.is_some() && self.long.owed == 0 && before > self.longest() {
             self.abridge(buf)?;
         }
         Ok(n)
@@ -107,7 +108,7 @@ impl Pump {
     fn abridge(&mut self, buf: &mut Vec<u8>) -> Result<()> {
         let mut short = Vec::with_capacity(READ_BYTES);
         if let Some(owed) = abridge(buf, &mut short)? {
-            self.long.cut += (buf.len() - short.len() + owed) as u64;
+            self.long.cut += (buf.len() + owed - short.len()) as u64;
             self.long.owed = owed;
             *buf = short;
         }
@@ -165,7 +166,7 @@ fn abridge(buf: &[u8], out: &mut Vec<u8>) -> Result<Option<usize>> {
 fn can_be_healed(kind: Kind) -> bool {
     matches!(
         kind,
-        Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval | Kind::Publish
+        Kind::Write | Kind::Split(_) | Kind::Move | Kind::Publish
     )
 }
 
@@ -191,7 +192,7 @@ mod tests {
             if owed == 0 && resp::parse_command(&buf, &mut args).unwrap().is_none() {
                 let mut short = Vec::new();
                 if let Some(due) = abridge(&buf, &mut short).unwrap() {
-                    cut += buf.len() - short.len() + due;
+                    cut += buf.len() + due - short.len();
                     (buf, owed) = (short, due);
                 }
             }
@@ -219,6 +220,30 @@ mod tests {
         let (args, _) = fed(&encoded(&words), 50);
         assert_eq!([&args[1], &args[3], &args[5]], [&key, &b"b".to_vec(), &key]);
         assert!(args[2].is_empty() && args[4].is_empty());
+    }
+
+    #[test]
+    fn it_may_be_cut_anywhere() {
+        for len in 20..130 {
+            let value = vec![b'v'; len];
+            let raw = encoded(&[b"HSET", b"key", &value, &value, b"f", &value]);
+            for at in 1..raw.len() {
+                let mut short = Vec::new();
+                let owed = abridge(&raw[..at], &mut short).unwrap();
+                let Some(owed) = owed else { continue };
+                // As the pump counts: nothing is ever below zero.
+                let cut = at + owed - short.len();
+                short.extend_from_slice(&raw[at + owed..]);
+                let mut args = Vec::new();
+                let parsed = resp::parse_command(&short, &mut args).unwrap();
+                assert_eq!(parsed, Some(short.len()));
+                assert_eq!(short.len() + cut, raw.len());
+                assert_eq!(
+                    (args.len(), &short[args[1].clone()]),
+                    (6, b"key".as_slice())
+                );
+            }
+        }
     }
 
     #[test]

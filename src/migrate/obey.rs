@@ -83,6 +83,8 @@ impl Pump {
         });
         if to >= goal || buf.len() >= self.longest() {
             let late = writes_in(buf, |key| self.timed.may(key));
+            // So much more was not to come, whatever it is.
+            let late = late.max(u64::from(to < goal));
             self.shared.control.fenced(self.shard.shard.0, late);
         }
     }

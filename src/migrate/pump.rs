@@ -67,10 +67,14 @@ pub struct Pump {
     /// Keys whose state on the target is already that of a later offset, by [`db_key`](crate::types::db_key).
     pub(super) fenced: HashMap<Vec<u8>, ReplOffset>,
     pub(super) fenced_to: ReplOffset,
+    /// How often the target has refused what was written to such keys, for good.
+    pub(super) refusals: HashMap<Vec<u8>, u32>,
     /// Up to here the stream is read, not replayed: it may have run before a crash.
     pub(super) window_end: ReplOffset,
     /// Keys written inside that window, to be healed.
     pub(super) dirty: Vec<Key>,
+    /// Where the source stood before the first command that one of them is read for.
+    pub(super) dirty_from: Option<Mark>,
     pub(super) held: Held,
     /// Expiries are being held back.
     pub(super) holding: bool,
@@ -96,7 +100,7 @@ pub struct Pump {
     pub(super) stable: Mark,
     /// What is before this is not done, whatever the pipe says: it is being healed, or is to be sent again.
     pub(super) floor: Option<Mark>,
-    /// Large values that trouble has cut off, and where the source stood before them: healed again with that trouble.
+    /// Keys whose heal trouble has cut off, and where the source stood before them: healed again with that trouble.
     pub(super) unfinished: Vec<(Mark, Key)>,
     /// Where the stream stood when expiries were released that are not yet known to survive a failover.
     pub(super) released_at: Option<ReplOffset>,
@@ -110,6 +114,8 @@ pub struct Pump {
     pub(super) sizes: crate::migrate::census::Census,
     /// The snapshot is being loaded: trouble may mean to read it again from its mark.
     pub(super) in_load: bool,
+    /// That is to be done, wherever it was found out.
+    pub(super) load_again: bool,
     /// A large value of it is on its way in parts: trouble means to begin it again.
     pub(super) in_large: bool,
     pub(super) started: Instant,
@@ -169,8 +175,10 @@ impl Pump {
             format,
             fenced: HashMap::new(),
             fenced_to: ReplOffset(0),
+            refusals: HashMap::new(),
             window_end: ReplOffset(0),
             dirty: Vec::new(),
+            dirty_from: None,
             held,
             holding: true,
             lagging,
@@ -196,6 +204,7 @@ impl Pump {
             databases: BTreeMap::new(),
             sizes: crate::migrate::census::Census::default(),
             in_load: false,
+            load_again: false,
             in_large: false,
             started: Instant::now(),
             at,
@@ -420,7 +429,10 @@ impl Pump {
 
     /// Nothing beyond `applied` has touched the target, when all that was sent is answered.
     fn is_clean(&self) -> bool {
-        self.fenced_to <= self.at && self.window_end <= self.at && !self.long.is_inside()
+        self.fenced_to <= self.at
+            && self.window_end <= self.at
+            && self.dirty.is_empty()
+            && !self.long.is_inside()
     }
 
     /// How often it looks at more than the stream.
@@ -490,6 +502,11 @@ impl Pump {
                 break;
             }
             ends.push(to);
+        }
+        let end = self.at.plus(to as u64);
+        if self.at < self.window_end && self.window_end < end {
+            // A run before may have taken it command by command, and a part of it only.
+            self.window_end = end;
         }
         let mark = self.now();
         let whole = buf.get(..to).unwrap_or_default();

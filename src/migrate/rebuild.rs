@@ -27,6 +27,8 @@ pub struct Rebuild<'a, F> {
     expiries: Vec<(Vec<u8>, ExpireAt)>,
     begun: bool,
     entries: u64,
+    /// Expiries of fields that the target cannot hold.
+    left_out: bool,
 }
 
 impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
@@ -44,6 +46,7 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
             expiries: Vec::new(),
             begun: false,
             entries: 0,
+            left_out: false,
         };
         rebuild.push(&[b"DEL", key]);
         rebuild
@@ -109,14 +112,15 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
         self.sent()
     }
 
-    /// The last elements and the key's expiry.
-    pub fn finish(mut self, expire: Option<ExpireAt>) -> Result<()> {
+    /// The last elements and the key's expiry; true when expiries of fields were left out, as the target has none.
+    pub fn finish(mut self, expire: Option<ExpireAt>) -> Result<bool> {
         self.close()?;
         if let Some(at) = expire {
             let key = self.key;
             self.push(&[b"PEXPIREAT", key, at.to_string().as_bytes()]);
         }
-        self.hand_over()
+        self.hand_over()?;
+        Ok(self.left_out)
     }
 }
 
@@ -150,8 +154,9 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
     }
 
     fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
-        if let Some(at) = expire {
-            self.expiries.push((field.to_vec(), at));
+        match expire {
+            Some(at) if self.target.field_expiry() => self.expiries.push((field.to_vec(), at)),
+            expire => self.left_out |= expire.is_some(),
         }
         self.element(b"HSET", &[field, value])
     }

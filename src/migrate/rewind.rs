@@ -4,6 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::MASTERS;
+use crate::migrate::long::Long;
 use crate::migrate::pump::Pump;
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::time::Instant;
@@ -87,12 +88,14 @@ impl Pump {
         self.shared.control.lost();
         self.drain = None;
         self.dirty.clear();
+        self.dirty_from = None;
         self.floor = None;
         self.released_at = None;
         self.held.again();
         self.holding = true;
         self.unstable.clear();
         let end = self.routed().max(self.fenced_to).max(self.window_end);
+        self.long = Long::default();
         self.fenced.clear();
         self.fenced_to = ReplOffset(0);
         self.count("faults.target_lost");

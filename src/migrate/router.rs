@@ -51,6 +51,7 @@ impl Pump {
         let end = self.at.plus(whole.len() as u64);
         let special = end <= self.window_end
             || !self.fenced.is_empty()
+            || !self.dirty.is_empty()
             || self.holding
             || self.lagging
             || self.shared.relative_ttls
@@ -358,6 +359,7 @@ impl Pump {
             for (db, k) in written.into_iter().chain(moved_to(cmd, other_db, keys)) {
                 if !self.is_fenced(db, &k, end) {
                     self.dirty.push((db, k));
+                    self.dirty_from.get_or_insert(mark);
                 }
             }
             return if self.dirty.len() >= 512 {
@@ -376,6 +378,7 @@ impl Pump {
         if !self.fenced.is_empty() {
             if end > self.fenced_to {
                 self.fenced.clear();
+                self.refusals.clear();
             } else if keys.iter().any(|k| self.is_fenced(source_db, key(k), end)) {
                 // What is already there is left; what is not is read, as the command cannot run on a mixed state.
                 let mut rest = self.written(cmd, keys, |_| true);

@@ -11,10 +11,13 @@ use crate::net;
 use crate::resp::{self, Reply};
 use crate::target::flight::NOTHING_THERE;
 use crate::target::{Fate, Unit};
-use crate::types::{DbIndex, Mark, Slot, db_key, shown};
-use std::collections::BTreeMap;
+use crate::types::{DbIndex, Mark, Slot, db_key, shown, split_db_key};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Instant;
+
+/// So often a key is healed that the target refuses for good, while the stream does not go on.
+const MOST_REFUSALS: u32 = 8;
 
 impl Pump {
     /// Waits until everything sent is answered and all trouble resolved; true when the snapshot must be read again from its mark.
@@ -151,7 +154,7 @@ impl Pump {
                 std::thread::sleep(backoff.next());
             }
             let uncertain = units.iter().any(|u| u.fate == Fate::Uncertain);
-            if loading && (uncertain || self.in_large) {
+            if loading && (uncertain || self.in_large || units.iter().any(expired)) {
                 self.load_again_from(mark);
                 return Ok(true);
             }
@@ -165,6 +168,7 @@ impl Pump {
     }
 
     fn load_again_from(&mut self, mark: Mark) {
+        self.load_again = true;
         if let Mark::Snapshot { at, db } = mark {
             self.shard.snapshot_at = at;
             self.shard.snapshot_db = db;
@@ -185,6 +189,7 @@ impl Pump {
     /// Sends again what may be sent again; heals the keys of everything else, and of what touches those.
     fn redo(&mut self, units: Vec<Unit>, mark: Mark) -> Result<()> {
         let mut healing: BTreeMap<Vec<u8>, Key> = BTreeMap::new();
+        let (mut refused, mut last) = (BTreeSet::new(), None);
         for (_, key) in std::mem::take(&mut self.unfinished) {
             healing.insert(db_key(key.0, &key.1), key);
         }
@@ -229,12 +234,24 @@ impl Pump {
                 }
                 if text != NOTHING_THERE {
                     self.count("healed.refused");
+                    refused.extend(touched.iter().map(|((db, key), _)| db_key(*db, key)));
+                    last = Some(net::refusal(&name_of(&unit), text));
                 }
             }
             for (key, access) in touched {
                 if access == Access::Write {
                     healing.insert(db_key(key.0, &key.1), key);
                 }
+            }
+        }
+        for name in refused {
+            let times = self.refusals.entry(name.clone()).or_default();
+            *times += 1;
+            if *times > MOST_REFUSALS
+                && let Some(e) = last.take()
+            {
+                let (_, key) = split_db_key(&name);
+                return Err(e.context(format!("write the key {} to the target", shown(&key))));
             }
         }
         if !healing.is_empty() {

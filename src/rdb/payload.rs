@@ -31,7 +31,8 @@ impl Target {
         (self.version.0, self.version.1) >= (major, minor)
     }
 
-    fn field_expiry(&self) -> bool {
+    /// Whether fields of its hashes can have an expiry.
+    pub fn field_expiry(&self) -> bool {
         if self.valkey {
             self.at_least(9, 0)
         } else {
@@ -190,6 +191,10 @@ pub enum Fit {
     Impossible(&'static str),
 }
 
+/// Why a hash cannot be as it is.
+pub const NO_FIELD_EXPIRY: &str =
+    "fields of this hash have an expiry, which the target's version does not have";
+
 /// Listpacks at least this long may hold an element of a disputed size.
 const DISPUTED: u64 = 16383;
 
@@ -263,9 +268,7 @@ pub fn fit_of(
             if target.field_expiry() || !field_expiry() {
                 Fit::Transcode
             } else {
-                Fit::Impossible(
-                    "fields of this hash have an expiry, which the target's version does not have",
-                )
+                Fit::Impossible(NO_FIELD_EXPIRY)
             }
         }
         _ if value::kind(type_id, dialect).is_ok_and(|k| k != value::ValueKind::Stream) => {

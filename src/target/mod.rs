@@ -522,8 +522,8 @@ fn units_of(trouble: Trouble, units: &mut Vec<Unit>, error: &mut Option<Error>) 
 
 /// Walks a batch by commands, a transaction being one, and collects those that `fate` names.
 ///
-/// A command that ran on nothing has left a wrong value for a moment: what has read it since, or written to it, is
-/// collected as well (`tainted` are such keys).
+/// A command that ran on nothing has left a wrong value for a moment, and one that was refused may be sent again: what
+/// has read its keys since, or written to them, is collected as well (`tainted` are such keys).
 fn split_units(
     batch: &Batch,
     fate: &mut dyn FnMut(Range<u32>) -> Option<Fate>,
@@ -568,13 +568,14 @@ fn split_units(
         let nothing = Fate::Refused(NOTHING_THERE.into());
         let failed = std::mem::take(&mut unguarded).then(|| nothing.clone());
         let mut known = failed.or_else(|| fate(first..index));
-        if known.as_ref() == Some(&nothing) || !tainted.is_empty() {
+        let refused = matches!(known, Some(Fate::Refused(_)));
+        if refused || !tainted.is_empty() {
             let keys = command::keys_in(bytes);
             let reads = keys.iter().any(|(key, _)| tainted.contains(key));
             if reads && known.is_none() {
                 known = Some(nothing.clone());
             }
-            if reads || known.as_ref() == Some(&nothing) {
+            if reads || refused {
                 let written = keys.into_iter().filter(|(_, a)| *a == Access::Write);
                 tainted.extend(written.map(|(key, _)| key));
             }
