@@ -523,6 +523,10 @@ impl Pump {
                 continue;
             }
             let cmd = Command { raw, args: &args };
+            if self.pipe.troubled() {
+                // What follows may read what is being healed.
+                self.resolve()?;
+            }
             if !cmd.is_empty() {
                 // The transaction took effect as one, so it is before a fence as a whole or not at all.
                 self.command(&cmd, begin.plus(whole.len() as u64), mark)
