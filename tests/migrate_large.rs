@@ -63,24 +63,24 @@ fn what_is_too_long_to_be_held_is_applied() {
     send(
         &mut client,
         &Command::new("SET long:1")
-            .arg(large(96))
+            .arg(large(48))
             .arg("PX")
             .arg("500000"),
     );
     send(&mut client, &Command::new("APPEND long:1 x"));
     let mut many = Command::new("MSET");
     for n in 0..40 {
-        many = many.arg(format!("long:many:{n}")).arg(large(2));
+        many = many.arg(format!("long:many:{n}")).arg(large(1));
     }
     send(&mut client, &many);
-    let items = (0..50).map(|_| large(1));
+    let items = (0..30).map(|_| large(1));
     send(
         &mut client,
         &Command::new("RPUSH long:list first").args(items),
     );
     send(&mut client, &Command::new("RPUSH long:list last"));
     // A transaction that is as long, in two databases, with a large value inside.
-    let script = "for n = 1, 60 do redis.call('INCRBY', 'tx:n', n) \
+    let script = "for n = 1, 30 do redis.call('INCRBY', 'tx:n', n) \
          redis.call('SET', 'tx:' .. n, string.rep('x', 1000000)) end \
          redis.call('SET', 'tx:long', string.rep('y', 20000000)) \
          redis.call('SELECT', 3) redis.call('SET', 'other', 'database') \
@@ -107,9 +107,9 @@ fn what_follows_a_long_command_sees_its_value() {
         .wait_caught_up(&mut running, Duration::from_secs(60));
     let mut client = story.source.nodes()[0].client();
     let mut rng = Rng::new(11);
-    for n in 0..12 {
+    for n in 0..6 {
         client.push(&Command::new(&format!("SET big:{n} old")));
-        client.push(&Command::new(&format!("SET big:{n}")).arg(rng.bytes(6 << 20)));
+        client.push(&Command::new(&format!("SET big:{n}")).arg(rng.bytes(5 << 20)));
         if n % 3 > 0 {
             client.push(&Command::new("MULTI"));
             client.push(&Command::new(&format!("APPEND big:{n} x")));
@@ -187,7 +187,7 @@ fn large_values_are_read_again_in_bounded_memory() {
     let Some([name]) = need(["any"]) else { return };
     let story = narrow(&name);
     let mut client = story.source.nodes()[0].client();
-    fill_volume(&mut client, 24, 4_000_000).expect("the volume is written");
+    fill_volume(&mut client, 16, 4_000_000).expect("the volume is written");
     let mut running = story
         .plan
         .start_with("migrate --json", &[("KEYFERRY_BENCH_SAVE_MS", "600000")]);
@@ -201,7 +201,7 @@ fn large_values_are_read_again_in_bounded_memory() {
             &Command::new("APPEND").arg(key.bytes()).arg("x"),
         );
     }
-    for n in 0..120_000 {
+    for n in 0..60_000 {
         client.push(
             &Command::new("HSET large")
                 .arg(format!("field {n}"))
@@ -224,7 +224,7 @@ fn large_values_are_read_again_in_bounded_memory() {
     story
         .plan
         .wait_status(&mut running, "healed", Duration::from_secs(60), |s| {
-            s["healed_keys"].as_u64() >= Some(25)
+            s["healed_keys"].as_u64() >= Some(17)
         });
     ends_within_bounds(&story, running);
 }
@@ -234,7 +234,7 @@ fn large_values_are_read_again_in_bounded_memory() {
 fn a_large_value_that_is_cut_off_is_begun_again() {
     let Some([name]) = need(["any"]) else { return };
     let mut story = narrow(&name);
-    let line = Cutter::start(&story.target.nodes()[0].address(), 7, 15_000_000);
+    let line = Cutter::start(&story.target.nodes()[0].address(), 7, 8_000_000);
     story.plan.set("/target/url", json!(line.url()));
     let mut running = story.migrate();
     story
@@ -243,7 +243,7 @@ fn a_large_value_that_is_cut_off_is_begun_again() {
     let mut client = story.source.nodes()[0].client();
     for n in 0..2 {
         let key = format!("long:{n}");
-        let value = Rng::new(n).bytes(60_000_000);
+        let value = Rng::new(n).bytes(32_000_000);
         send(&mut client, &Command::new("SET").arg(&key).arg(value));
         send(&mut client, &Command::new("APPEND").arg(&key).arg("x"));
     }
