@@ -29,6 +29,16 @@ fn narrow(name: &str) -> Story {
     story
 }
 
+/// A migration that has caught up.
+#[track_caller]
+fn following(story: &Story) -> Running {
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    running
+}
+
 fn send(client: &mut Client, command: &Command) {
     let answer = client.expect(command).expect("an answer");
     assert!(!answer.is_error(), "{}", answer.text());
@@ -52,10 +62,7 @@ fn ends_within_bounds(story: &Story, running: Running) {
 fn what_is_too_long_to_be_held_is_applied() {
     let Some([name]) = need(["any"]) else { return };
     let story = narrow(&name);
-    let mut running = story.migrate();
-    story
-        .plan
-        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let mut running = following(&story);
     let mut client = story.source.nodes()[0].client();
     // DUMP packs what repeats.
     let mut rng = Rng::new(9);
@@ -101,10 +108,7 @@ fn what_is_too_long_to_be_held_is_applied() {
 fn what_follows_a_long_command_sees_its_value() {
     let Some([name]) = need(["any"]) else { return };
     let story = narrow(&name);
-    let mut running = story.migrate();
-    story
-        .plan
-        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let running = following(&story);
     let mut client = story.source.nodes()[0].client();
     let mut rng = Rng::new(11);
     for n in 0..6 {
@@ -161,10 +165,7 @@ fn a_crash_within_a_transaction_counts_nothing_twice_with_more_memory() {
 fn a_crash_within_a_long_transaction_counts_nothing_twice() {
     let Some([name]) = need(["any"]) else { return };
     let story = narrow(&name);
-    let mut running = story.migrate();
-    story
-        .plan
-        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let running = following(&story);
     let mut client = story.source.nodes()[0].client();
     let script = "redis.call('SELECT', 2) \
          for n = 1, 400 do redis.call('INCR', 'n') redis.call('INCR', 'n:' .. n) \
@@ -236,10 +237,7 @@ fn a_large_value_that_is_cut_off_is_begun_again() {
     let mut story = narrow(&name);
     let line = Cutter::start(&story.target.nodes()[0].address(), 7, 8_000_000);
     story.plan.set("/target/url", json!(line.url()));
-    let mut running = story.migrate();
-    story
-        .plan
-        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let running = following(&story);
     let mut client = story.source.nodes()[0].client();
     for n in 0..2 {
         let key = format!("long:{n}");
@@ -288,10 +286,7 @@ fn a_large_value_of_a_module_arrives() {
     });
     running.signal("KILL");
     running.wait(Duration::from_secs(10));
-    let mut running = story.migrate();
-    story
-        .plan
-        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let running = following(&story);
     let peak = running.peak_memory();
     assert!(peak > 0 && peak < MEMORY, "peak memory {} MiB", peak / MIB);
     // Each server links the vectors in its own way: that is no difference.

@@ -142,11 +142,7 @@ impl Pump {
             match reply {
                 // The slot is on its way to another node, and the key is not there yet.
                 Reply::Error(text) if text.starts_with("ASK ") && !asking => {
-                    let to = text.split(' ').nth(2).unwrap_or_default();
-                    address = match to.starts_with(':') {
-                        true => format!("{}{to}", endpoint.host),
-                        false => to.to_owned(),
-                    };
+                    address = net::leads_to(&text, &endpoint.host);
                     asking = true;
                 }
                 Reply::Error(text) if text.contains("bulk length") => {

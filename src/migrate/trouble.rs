@@ -327,13 +327,8 @@ impl Pump {
 
     /// A slot on its way to another node: that node takes the command after ASKING.
     fn ask(&mut self, unit: &Unit, text: &str) -> Result<()> {
-        let address = text.split(' ').nth(2).unwrap_or_default().to_owned();
-        let address = if address.starts_with(':') {
-            format!("{}{address}", self.pipe.endpoint().host)
-        } else {
-            address
-        };
         let endpoint = self.pipe.endpoint().clone();
+        let address = net::leads_to(text, &endpoint.host);
         let mut backoff = net::Backoff::new();
         for _ in 0..40 {
             let answer: Result<Option<String>> = self.shared.runtime.block_on(async {

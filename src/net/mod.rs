@@ -558,6 +558,15 @@ pub fn is_elsewhere(text: &str) -> bool {
     text.starts_with("MOVED ") || is_on_its_way(text)
 }
 
+/// Where an error reply MOVED or ASK leads; one that names no host means the one that was asked.
+pub fn leads_to(text: &str, host: &str) -> String {
+    let to = text.split(' ').nth(2).unwrap_or_default();
+    match to.starts_with(':') {
+        true => format!("{host}{to}"),
+        false => to.to_owned(),
+    }
+}
+
 /// Whether an error reply says that a key has left for another master before its slot has.
 pub fn is_on_its_way(text: &str) -> bool {
     ["ASK ", "TRYAGAIN"].iter().any(|w| text.starts_with(w))

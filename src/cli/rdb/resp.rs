@@ -5,7 +5,7 @@ use crate::error::{Context, ErrorKind, Result};
 use crate::migrate::rebuild::Rebuild;
 use crate::rdb::file::{Item, LargeEntry, Snapshot};
 use crate::rdb::large::Restore;
-use crate::rdb::payload::{self, Target};
+use crate::rdb::payload::Target;
 use crate::rdb::value;
 use crate::resp;
 use crate::types::ExpireAt;
@@ -40,16 +40,11 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                 select(&mut buf, &mut selected, db);
                 match value::kind(h.type_id, dialect)?.has_commands() {
                     false => {
-                        let mut body = Vec::new();
+                        let (body, len) = (e.value, e.value.len() as u64);
                         let footer = u16::try_from(version).unwrap_or(u16::MAX);
-                        payload::seal(&mut body, &[], h.type_id, e.value, footer);
-                        let at = h.expire.map_or("0".into(), |e| e.0.max(1).to_string());
-                        let mut args: Vec<&[u8]> = vec![b"RESTORE", h.key, at.as_bytes(), &body];
-                        args.push(b"REPLACE");
-                        if h.expire.is_some() {
-                            args.push(b"ABSTTL");
-                        }
-                        resp::command(&mut buf, &args);
+                        let mut restore =
+                            Restore::new(h.key, h.expire, h.type_id, body, len, footer);
+                        while restore.piece(&mut buf)? {}
                     }
                     true => {
                         let mut bytes = Vec::new();

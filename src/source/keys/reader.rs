@@ -360,6 +360,18 @@ impl Reader {
         })
     }
 
+    /// What a key is called here, where it is, and a connection to there with the database selected; `None` when there
+    /// is no such name or no such database.
+    async fn place(&mut self, db: DbIndex, key: &[u8]) -> Result<Option<(Vec<u8>, String, Conn)>> {
+        let Some(name) = self.side.renames.to_target(key) else {
+            return Ok(None);
+        };
+        let name = name.into_owned();
+        let address = self.side.address_of(&name);
+        let conn = self.take(&address, db).await?;
+        Ok(conn.map(|conn| (name, address, conn)))
+    }
+
     /// Reads a value in parts into `sink` and returns its expiry; the outer `None` when the key is gone or elsewhere.
     pub async fn parts(
         &mut self,
@@ -367,12 +379,7 @@ impl Reader {
         key: &[u8],
         sink: &mut impl ValueSink,
     ) -> Result<Option<Option<ExpireAt>>> {
-        let side = self.side.clone();
-        let Some(name) = side.renames.to_target(key) else {
-            return Ok(None);
-        };
-        let address = side.address_of(&name);
-        let Some(mut conn) = self.take(&address, db).await? else {
+        let Some((name, address, mut conn)) = self.place(db, key).await? else {
             return Ok(None);
         };
         let Some(kind) = typed::kind(&mut conn, &name).await? else {
@@ -386,12 +393,7 @@ impl Reader {
 
     /// What kind of value a key has; `None` when it is gone or elsewhere.
     pub async fn kind(&mut self, db: DbIndex, key: &[u8]) -> Result<Option<ValueKind>> {
-        let side = self.side.clone();
-        let Some(name) = side.renames.to_target(key) else {
-            return Ok(None);
-        };
-        let address = side.address_of(&name);
-        let Some(mut conn) = self.take(&address, db).await? else {
+        let Some((name, address, mut conn)) = self.place(db, key).await? else {
             return Ok(None);
         };
         let kind = typed::kind(&mut conn, &name).await?;
@@ -406,29 +408,19 @@ impl Reader {
         key: &[u8],
         file: &mut File,
     ) -> Result<Option<(u64, Option<ExpireAt>)>> {
-        let side = self.side.clone();
-        let Some(name) = side.renames.to_target(key) else {
-            return Ok(None);
-        };
-        let address = side.address_of(&name);
-        let Some(mut conn) = self.take(&address, db).await? else {
+        let Some((name, address, mut conn)) = self.place(db, key).await? else {
             return Ok(None);
         };
         let len = dumped::to_file(&mut conn, &name, file).await?;
-        let expire = typed::expire(&mut conn, &side, &name).await?;
-        side.bytes.fetch_add(conn.take_received(), Relaxed);
+        let expire = typed::expire(&mut conn, &self.side, &name).await?;
+        self.side.bytes.fetch_add(conn.take_received(), Relaxed);
         self.keep(&address, conn);
         Ok(len.zip(expire))
     }
 
     /// A value read in parts, by the commands of its type.
     async fn typed(&mut self, db: DbIndex, key: &[u8]) -> Result<Found> {
-        let side = self.side.clone();
-        let Some(name) = side.renames.to_target(key) else {
-            return Ok(Found::Gone);
-        };
-        let address = side.address_of(&name);
-        let Some(mut conn) = self.take(&address, db).await? else {
+        let Some((name, address, mut conn)) = self.place(db, key).await? else {
             return Ok(Found::Gone);
         };
         let fact = typed::fact(&mut conn, &self.side, &name, self.width).await;
