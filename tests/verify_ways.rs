@@ -255,7 +255,7 @@ fn lines_that_are_cut_leave_no_key_out() {
     let Some([name]) = need(["any"]) else { return };
     let (source, target) = (Server::start(&name), Server::start(&name));
     for server in [&source, &target] {
-        let fill = "for i=1,20000 do redis.call('SET','k:'..i,i) end";
+        let fill = "for i=1,80000 do redis.call('SET','k:'..i,i) end";
         let command = Command::new("EVAL").arg(fill).arg("0");
         server.client().expect(&command).expect("it is filled");
     }
@@ -263,7 +263,7 @@ fn lines_that_are_cut_leave_no_key_out() {
     let lines = [&source, &target].map(|s| Cutter::start(&s.address(), 7, 300 << 10));
     let plan = Plan::new(&lines[0].url(), &lines[1].url());
     let found = plan.run("verify --json").exits(1).json;
-    assert_eq!(found["keys_source"], 20_000, "{found}");
+    assert_eq!(found["keys_source"], 80_000, "{found}");
     assert_eq!(found["extra"][0]["key"], "of-its-own", "{found}");
     for line in lines {
         assert!(line.cuts() >= 3, "{}", line.cuts());
