@@ -35,22 +35,15 @@ impl Migration {
     /// The one that runs on the plan's state in `work_dir`, or a new one.
     pub async fn meet(plan: &Plan, work_dir: &Path, stop: &Shutdown) -> Result<Migration> {
         let dir = work_dir.join(&plan.name);
-        if let Ok(asker) = Asker::connect(&dir).await {
-            return Ok(Migration {
-                dir,
-                asker,
-                child: None,
-            });
-        }
-        let mut child = match Lock::holder(&dir) {
-            // It has not come to answering yet.
-            Some(_) => None,
-            None => Some(start(plan, work_dir, &dir).await?),
-        };
+        let mut child = None;
         let began = Instant::now();
         loop {
             if let Ok(asker) = Asker::connect(&dir).await {
                 return Ok(Migration { dir, asker, child });
+            }
+            // One that holds the lock has not come to answering yet, or comes to its end.
+            if child.is_none() && Lock::holder(&dir).is_none() {
+                child = Some(start(plan, work_dir, &dir).await?);
             }
             if let Some(child) = &mut child
                 && let Ok(Some(_)) = child.try_wait()
@@ -58,11 +51,9 @@ impl Migration {
                 return Err(ended(&dir));
             }
             if began.elapsed() > START {
-                return Err(Error::new(
-                    ErrorKind::NotReady,
-                    format!("the migration in {} does not answer", dir.display()),
-                )
-                .hint("stop `keyferry migrate`; the cutover starts it itself"));
+                return Err(
+                    silent(&dir).hint("stop `keyferry migrate`; the cutover starts it itself")
+                );
             }
             if !stop.sleep(Duration::from_millis(20)).await {
                 return Err(stopped());
@@ -73,10 +64,7 @@ impl Migration {
     pub async fn ask(&mut self, ask: Ask) -> Result<Answer> {
         match tokio::time::timeout(ANSWER, self.asker.ask(ask)).await {
             Ok(asked) => asked.map_err(|e| ended(&self.dir).cause(e)),
-            Err(_) => Err(Error::new(
-                ErrorKind::NotReady,
-                format!("the migration in {} does not answer", self.dir.display()),
-            )),
+            Err(_) => Err(silent(&self.dir)),
         }
     }
 
@@ -116,24 +104,30 @@ impl Migration {
 
 /// Ends whatever migration works on a state, whoever has started it.
 pub async fn end(dir: &Path) -> Result<()> {
-    if Lock::holder(dir).is_none() {
-        return Ok(());
-    }
-    match Asker::connect(dir).await {
-        Ok(asker) => {
+    let began = Instant::now();
+    while Lock::holder(dir).is_some() {
+        if let Ok(asker) = Asker::connect(dir).await {
             let migration = Migration {
                 dir: dir.to_owned(),
                 asker,
                 child: None,
             };
-            migration.end().await
+            return migration.end().await;
         }
-        // It may be coming to its end.
-        Err(e) => match Lock::holder(dir) {
-            Some(_) => Err(e),
-            None => Ok(()),
-        },
+        // It has not come to answering yet, or comes to its end.
+        if began.elapsed() > START {
+            return Err(silent(dir));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    Ok(())
+}
+
+fn silent(dir: &Path) -> Error {
+    Error::new(
+        ErrorKind::NotReady,
+        format!("the migration in {} does not answer", dir.display()),
+    )
 }
 
 /// Its state says why.
@@ -190,4 +184,25 @@ async fn start(plan: &Plan, work_dir: &Path, dir: &Path) -> Result<Child> {
         stdin.write_all(&text).await.map_err(failed)?;
     }
     Ok(child)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// It answers no more, but holds the lock for a moment still.
+    #[tokio::test]
+    async fn one_that_comes_to_its_end_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = Lock::acquire(dir.path()).unwrap();
+        let began = Instant::now();
+        let ends = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            drop(lock);
+            Ok(())
+        };
+        tokio::try_join!(end(dir.path()), ends).unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(100));
+    }
 }

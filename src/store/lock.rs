@@ -7,6 +7,11 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
+
+/// How often a lock that is held is tried again, and after what time.
+const LOOKS: u32 = 10;
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// Held as long as a process works on a plan's folder.
 #[derive(Debug)]
@@ -31,7 +36,16 @@ impl Lock {
             .context(ErrorKind::Disk, || {
                 format!("open the lock file {}", path.display())
             })?;
-        match file.try_lock() {
+        let mut looks = 0;
+        let locked = loop {
+            match file.try_lock() {
+                // Whoever only looks who holds it has it for a moment.
+                Err(TryLockError::WouldBlock) if looks < LOOKS => looks += 1,
+                tried => break tried,
+            }
+            std::thread::sleep(MOMENT);
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(held(&mut file, dir)),
             Err(TryLockError::Error(e)) => {
