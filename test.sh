@@ -3,7 +3,7 @@
 #
 #   ./test.sh [FILTER]           only the tests whose name contains FILTER (format and lints are checked all the same)
 #   KEYFERRY_FULL=1 ./test.sh    the large sizes: every pair of the matrix with 200,000 keys (an hour)
-#   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: the number of processors, at most 4)
+#   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: one more than processors, at most 4)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -45,7 +45,8 @@ else
 fi
 
 say "tests"
-threads=${KEYFERRY_TEST_THREADS:-$(nproc 2>/dev/null || echo 2)}
+# Tests wait half of their time, for expiries, failovers and leases.
+threads=${KEYFERRY_TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) + 1))}
 if [ "$threads" -gt 4 ] && [ -z "${KEYFERRY_TEST_THREADS:-}" ]; then threads=4; fi
 code=0
 cargo test --no-fail-fast -- --test-threads "$threads" "$@" 2>&1 | tee "$log" || code=$?
