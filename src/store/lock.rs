@@ -65,11 +65,18 @@ impl Lock {
 
     /// The process that holds the lock now, if one does.
     pub fn holder(dir: &Path) -> Option<u32> {
-        let mut file = File::open(dir.join("lock")).ok()?;
-        match file.try_lock_shared() {
-            Err(TryLockError::WouldBlock) => pid(&mut file),
-            _ => None,
+        for _ in 0..LOOKS {
+            let mut file = File::open(dir.join("lock")).ok()?;
+            let Err(TryLockError::WouldBlock) = file.try_lock_shared() else {
+                return None;
+            };
+            if let Some(pid) = pid(&mut file) {
+                return Some(pid);
+            }
+            // It has the lock, but has not said yet who it is.
+            std::thread::sleep(MOMENT);
         }
+        None
     }
 }
 
