@@ -195,7 +195,7 @@ async fn write_again(
     stop: &Shutdown,
 ) -> Result<()> {
     let store = Store::open(home)?;
-    while Lock::holder(home).is_some() && !store.repairs(1)?.is_empty() {
+    while Lock::is_held(home) && !store.repairs(1)?.is_empty() {
         if !stop.sleep(Duration::from_millis(200)).await {
             return Err(Error::new(ErrorKind::Interrupted, "the repair was stopped"));
         }

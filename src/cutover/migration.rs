@@ -42,7 +42,7 @@ impl Migration {
                 return Ok(Migration { dir, asker, child });
             }
             // One that holds the lock has not come to answering yet, or comes to its end.
-            if child.is_none() && Lock::holder(&dir).is_none() {
+            if child.is_none() && !Lock::is_held(&dir) {
                 child = Some(start(plan, work_dir, &dir).await?);
             }
             if let Some(child) = &mut child
@@ -51,9 +51,7 @@ impl Migration {
                 return Err(ended(&dir));
             }
             if began.elapsed() > START {
-                return Err(
-                    silent(&dir).hint("stop `keyferry migrate`; the cutover starts it itself")
-                );
+                return Err(silent(&dir));
             }
             if !stop.sleep(Duration::from_millis(20)).await {
                 return Err(stopped());
@@ -83,18 +81,7 @@ impl Migration {
 
     /// Ends it, whoever has started it; its state is saved.
     pub async fn end(mut self) -> Result<()> {
-        // It may have ended before it could answer.
-        let _ = tokio::time::timeout(ANSWER, self.asker.ask(Ask::Stop)).await;
-        let began = Instant::now();
-        while Lock::holder(&self.dir).is_some() {
-            if began.elapsed() > START {
-                return Err(Error::new(
-                    ErrorKind::NotReady,
-                    format!("the migration in {} does not end", self.dir.display()),
-                ));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        end(&self.dir).await?;
         if let Some(child) = &mut self.child {
             let _ = child.wait().await;
         }
@@ -105,18 +92,22 @@ impl Migration {
 /// Ends whatever migration works on a state, whoever has started it.
 pub async fn end(dir: &Path) -> Result<()> {
     let began = Instant::now();
-    while Lock::holder(dir).is_some() {
-        if let Ok(asker) = Asker::connect(dir).await {
-            let migration = Migration {
-                dir: dir.to_owned(),
-                asker,
-                child: None,
-            };
-            return migration.end().await;
-        }
-        // It has not come to answering yet, or comes to its end.
+    // Kept until it has ended: it lets nothing through while somebody is there.
+    let mut asked = None;
+    while Lock::is_held(dir) {
         if began.elapsed() > START {
-            return Err(silent(dir));
+            return Err(Error::new(
+                ErrorKind::NotReady,
+                format!("the migration in {} does not end", dir.display()),
+            )
+            .hint("stop `keyferry migrate`, then run the same command again"));
+        }
+        // One that has not come to answering yet, or comes to its end, cannot be asked.
+        if asked.is_none()
+            && let Ok(mut asker) = Asker::connect(dir).await
+        {
+            let _ = tokio::time::timeout(ANSWER, asker.ask(Ask::Stop)).await;
+            asked = Some(asker);
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -128,6 +119,7 @@ fn silent(dir: &Path) -> Error {
         ErrorKind::NotReady,
         format!("the migration in {} does not answer", dir.display()),
     )
+    .hint("stop `keyferry migrate`, then run the same command again: the cutover starts it itself")
 }
 
 /// Its state says why.

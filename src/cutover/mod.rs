@@ -332,7 +332,7 @@ async fn settled(
 ) -> Result<Stage> {
     let place = guard::place(home);
     let began = Instant::now();
-    while Lock::holder(&place).is_some() {
+    while Lock::is_held(&place) {
         if began.elapsed() > GUARD_PATIENCE + Duration::from_millis(plan.cutover.max_pause_ms) {
             return Err(Error::new(
                 ErrorKind::Locked,

@@ -82,7 +82,7 @@ fn refuse_others(claim: &Claim, own: &Path, plan_dir: &Path) -> Result<()> {
         Some(store) => !store.shards()?.is_empty(),
         None => false,
     };
-    if begun || Lock::holder(plan_dir).is_some() {
+    if begun || Lock::is_held(plan_dir) {
         return Err(Error::new(
             ErrorKind::Usage,
             format!(

@@ -182,7 +182,7 @@ fn cutover(store: &Store, job: &Job) -> Result<Option<Value>> {
         None => Value::Null,
         Some(back) => {
             let shards = back.shards()?;
-            let running = Lock::holder(&dir).is_some();
+            let running = Lock::is_held(&dir);
             // What was written since it was looked at last would be lost as well, if the new side were gone now.
             let behind = |s: &ShardState| match running {
                 true => s.lag_ms,

@@ -37,22 +37,18 @@ impl Lock {
                 format!("open the lock file {}", path.display())
             })?;
         let mut looks = 0;
-        let locked = loop {
-            match file.try_lock() {
-                // Whoever only looks who holds it has it for a moment.
-                Err(TryLockError::WouldBlock) if looks < LOOKS => looks += 1,
-                tried => break tried,
+        while let Err(e) = file.try_lock() {
+            match e {
+                // Whoever only looks whether it is held has it for a moment.
+                TryLockError::WouldBlock if looks < LOOKS => looks += 1,
+                TryLockError::WouldBlock => return Err(held(&mut file, dir)),
+                TryLockError::Error(e) => {
+                    return Err(
+                        Error::new(ErrorKind::Disk, format!("lock {}", path.display())).cause(e),
+                    );
+                }
             }
             std::thread::sleep(MOMENT);
-        };
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(held(&mut file, dir)),
-            Err(TryLockError::Error(e)) => {
-                return Err(
-                    Error::new(ErrorKind::Disk, format!("lock {}", path.display())).cause(e),
-                );
-            }
         }
         file.set_len(0)
             .and_then(|()| file.rewind())
@@ -63,21 +59,20 @@ impl Lock {
         Ok(Lock { _file: file })
     }
 
-    /// The process that holds the lock now, if one does.
-    pub fn holder(dir: &Path) -> Option<u32> {
-        for _ in 0..LOOKS {
-            let mut file = File::open(dir.join("lock")).ok()?;
-            let Err(TryLockError::WouldBlock) = file.try_lock_shared() else {
-                return None;
-            };
-            if let Some(pid) = pid(&mut file) {
-                return Some(pid);
-            }
-            // It has the lock, but has not said yet who it is.
-            std::thread::sleep(MOMENT);
-        }
-        None
+    /// Whether a process holds the lock now.
+    pub fn is_held(dir: &Path) -> bool {
+        File::open(dir.join("lock")).is_ok_and(|file| is_locked(&file))
     }
+
+    /// The process that holds the lock now, if one does and has said who it is.
+    pub fn holder(dir: &Path) -> Option<u32> {
+        let mut file = File::open(dir.join("lock")).ok()?;
+        is_locked(&file).then(|| pid(&mut file)).flatten()
+    }
+}
+
+fn is_locked(file: &File) -> bool {
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 fn pid(file: &mut File) -> Option<u32> {

@@ -54,7 +54,7 @@ pub fn find(job: &Job, options: &Options) -> Result<Vec<Migration>> {
 impl Migration {
     /// Whether its process is at work, on this machine.
     pub fn runs(&self) -> bool {
-        Lock::holder(&self.dir).is_some()
+        Lock::is_held(&self.dir)
     }
 
     /// What its target could not hold.
