@@ -394,7 +394,10 @@ fn a_source_master_fails_over() {
     }
     let report = traffic.stop();
     assert!(report.total() > 1_000, "{report:?}");
-    story.catch_up_and_stop(running);
+    let log = story.catch_up_and_stop(running).stderr;
+    if story.plan.run("verify --json").code != 0 {
+        println!("{log}");
+    }
     story.verify();
     story.judge();
 }

@@ -193,6 +193,7 @@ impl Runner {
                 if shard.snapshot_complete && !shard.snapshot_loaded {
                     spool.adopt_snapshot();
                 }
+                spool.set_behind(shard.updated_at);
                 replid.unwrap_or(known)
             }
         };

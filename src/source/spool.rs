@@ -65,6 +65,10 @@ struct State {
     file: Option<PathBuf>,
     /// Since when nothing can arrive, because the link is down.
     down_since_ms: Option<i64>,
+    /// The link has been up in this run.
+    joined: bool,
+    /// Since when the source may have written what `expected` says, as long as that is not applied.
+    behind_since_ms: Option<i64>,
     /// The disk is nearly full, whatever the limit says.
     disk_low: bool,
     /// How far the source was when the link was joined.
@@ -90,6 +94,8 @@ impl State {
             history_from: None,
             file: None,
             down_since_ms: None,
+            joined: false,
+            behind_since_ms: None,
             disk_low: false,
             expected: ReplOffset(0),
         }
@@ -189,6 +195,24 @@ impl Spool {
             true => None,
             false => state.down_since_ms.or(Some(now_ms)),
         };
+        state.joined |= up;
+        if !up {
+            state.behind_since_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// Says that an earlier run has seen the source last at that time.
+    pub fn set_behind(&self, since_ms: i64) {
+        self.state().behind_since_ms = Some(since_ms);
+    }
+
+    /// How old what was written before the link was joined may be, in ms; 0 once that is applied.
+    pub fn behind_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
+        let mut state = self.state();
+        if state.joined && state.down_since_ms.is_none() && applied >= state.expected {
+            state.behind_since_ms = None;
+        }
+        (state.behind_since_ms).map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0))
     }
 
     /// For how long the link has been down, in ms; `None` while it is up.

@@ -111,14 +111,13 @@ impl Plan {
             let stream = &status["stream"];
             // While a link is down, nobody knows what is still to come: its lag grows.
             let up = |shard: &Value| shard["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX) < 500;
-            if written.is_none() && status["updated_at"].as_i64() >= Some(later) {
+            let up = (status["shards"].as_array()).is_some_and(|s| s.iter().all(up));
+            if up && written.is_none() && status["updated_at"].as_i64() >= Some(later) {
                 written = stream["source_offset"].as_u64();
             }
             let earlier = written.is_some() && stream["applied_offset"].as_u64() >= written;
             status["snapshot"]["done"] == true
-                && status["shards"]
-                    .as_array()
-                    .is_some_and(|s| s.iter().all(up))
+                && up
                 && (stream["lag_bytes"] == 0 || applied(stream) || earlier)
         })
     }

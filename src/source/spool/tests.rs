@@ -79,3 +79,31 @@ fn a_snapshot_is_read_while_it_arrives() {
     writer.finish_snapshot()().unwrap();
     assert_eq!(reader.join().unwrap().unwrap(), b"REDIS0011...");
 }
+
+#[test]
+fn what_was_written_while_the_link_was_down_is_as_old_as_the_outage() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(dir.path(), 1 << 40).unwrap();
+    spool.start_stream(ReplOffset(100));
+    let (before, after) = (ReplOffset(100), ReplOffset(150));
+    assert_eq!(spool.behind_ms(before, 1_000), 0);
+    spool.set_link(false, 1_000);
+    assert_eq!(spool.behind_ms(before, 3_000), 2_000);
+    spool.await_offset(after);
+    spool.set_link(true, 4_000);
+    // Nothing has arrived yet, and yet it is known to be under way.
+    assert_eq!(spool.lag_ms(before, 5_000), 0);
+    assert_eq!(spool.behind_ms(before, 5_000), 4_000);
+    SpoolWriter::new(spool.clone())
+        .append_stream(&[b'.'; 50], 5_000)
+        .unwrap();
+    assert_eq!(spool.behind_ms(before, 5_500), 4_500);
+    assert_eq!(spool.behind_ms(after, 6_000), 0);
+    assert_eq!(spool.behind_ms(before, 7_000), 0, "it was applied once");
+    let next_run = Spool::open(dir.path(), 1 << 40).unwrap();
+    next_run.set_behind(8_000);
+    assert_eq!(next_run.behind_ms(after, 10_000), 2_000);
+    next_run.await_offset(after);
+    next_run.set_link(true, 10_000);
+    assert_eq!(next_run.behind_ms(after, 10_000), 0);
+}
