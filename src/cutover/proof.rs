@@ -26,7 +26,7 @@ impl Pass<'_> {
     /// Compares everything, then what was written meanwhile, until that is quickly done.
     pub(super) async fn warm_up(&self, migration: &mut Migration, scan: bool) -> Result<Ready> {
         migration.ask(Ask::Record).await?;
-        self.compare(false, false).await?;
+        self.compare(migration, false, false).await?;
         if scan {
             // The sweep after the freeze compares everything anyway.
             return Ok(Ready {
@@ -43,7 +43,7 @@ impl Pass<'_> {
             self.go_on()?;
             let written = migration.ask(Ask::Take).await?;
             if written.more {
-                self.compare(true, false).await?;
+                self.compare(migration, true, false).await?;
                 continue;
             }
             let mut names = written.names();
@@ -55,7 +55,7 @@ impl Pass<'_> {
                 match key.reason.as_str() {
                     // It is written so often that only a standing source can tell.
                     verify::UNPROVABLE => left.push((DbIndex(key.db), key.name)),
-                    _ => return Err(differs(std::slice::from_ref(&key))),
+                    _ => return Err(refusal(migration, std::slice::from_ref(&key)).await),
                 }
             }
             let enough = took < QUICK || before.is_some_and(|b: Duration| took * 10 > b * 7);
@@ -80,7 +80,12 @@ impl Pass<'_> {
     }
 
     /// `standing`: nothing is written, so what cannot be proven is a difference.
-    async fn compare(&self, incremental: bool, standing: bool) -> Result<()> {
+    async fn compare(
+        &self,
+        migration: &mut Migration,
+        incremental: bool,
+        standing: bool,
+    ) -> Result<()> {
         let options = self.verify_options(incremental);
         let found = verify::run(self.job.clone(), options, self.stop.clone()).await?;
         let all = [&found.missing, &found.extra, &found.different];
@@ -89,7 +94,7 @@ impl Pass<'_> {
             apart.extend(found.unprovable.iter().cloned());
         }
         if !apart.is_empty() {
-            return Err(differs(&apart));
+            return Err(refusal(migration, &apart).await);
         }
         if let Some(name) = found.functions_different.first() {
             return Err(Error::new(
@@ -113,7 +118,7 @@ impl Pass<'_> {
         };
         let written = migration.ask(Ask::Take).await?;
         if written.more {
-            self.compare(true, true).await?;
+            self.compare(migration, true, true).await?;
         }
         let mut names = written.names();
         names.append(&mut ready.left);
@@ -121,8 +126,16 @@ impl Pass<'_> {
         let apart = live.differing(names).await?;
         match apart.is_empty() {
             true => Ok(keys),
-            false => Err(differs(&apart)),
+            false => Err(refusal(migration, &apart).await),
         }
+    }
+}
+
+/// Why the sides are apart: of a migration that has ended, nothing else is to be expected.
+async fn refusal(migration: &mut Migration, keys: &[verify::KeyReport]) -> Error {
+    match migration.ask(Ask::State).await {
+        Err(ended) => ended,
+        Ok(_) => differs(keys),
     }
 }
 

@@ -39,8 +39,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const FILE: &str = "state.sqlite";
-/// How long a statement waits for another process's transaction.
-const BUSY: Duration = Duration::from_secs(10);
+/// How long a statement waits for another process's transaction: a busy disk may take half a minute to force it.
+const BUSY: Duration = Duration::from_secs(90);
 const EVENTS_KEPT: u32 = 10_000;
 
 /// An open state file.
