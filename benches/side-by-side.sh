@@ -118,6 +118,6 @@ for way in $ways; do
 done
 if [ -n "$json" ]; then
     awk -v set="$set" -v keys="$keys" 'BEGIN { printf "{\"set\": \"%s\", \"keys\": %d, \"measurements\": [", set, keys }
-        { printf "%s\n  {\"way\": \"%s\", \"seconds\": %s, \"mover_cpu_s\": %s, \"source_cpu_s\": %s, \"target_cpu_s\": %s, \"mover_peak_mib\": %s}", NR > 1 ? "," : "", $1, $2, $3, $4, $5, $6 }
+        { printf "%s\n  {\"way\": \"%s\", \"seconds\": %s, \"mover_cpu_s\": %s, \"source_cpu_s\": %s, \"target_cpu_s\": %s, \"mover_peak_mib\": %s}", (NR > 1 ? "," : ""), $1, $2, $3, $4, $5, $6 }
         END { print "\n]}" }' "$dir/all" >"$json.new" && mv "$json.new" "$json"
 fi
