@@ -25,7 +25,7 @@ use crate::source::spool::{End, Spool, StreamTail};
 use crate::store::{Loss, ShardState};
 use crate::target::Pipe;
 use crate::task::failpoint;
-use crate::types::{DbIndex, Mark, ReplOffset};
+use crate::types::{DbIndex, Mark, ReplOffset, unix_ms};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Receiver;
@@ -307,6 +307,9 @@ impl Pump {
         if self.touched.is_none() {
             self.touched = Some(self.touched_before()?);
         }
+        // Before anybody can take the first lag that is seen for none.
+        let behind_ms = self.spool.behind_ms(self.at, unix_ms());
+        self.progress.lag_ms.store(behind_ms, Relaxed);
         self.progress.set_phase("stream");
         self.follow()
     }
