@@ -2,7 +2,7 @@
 # How time and memory grow with the number of keys (next to native replication), and with the number of shards.
 #
 #   benches/scale.sh [OPTIONS]
-#     --keys LIST        how many small strings, from one server to another (default "1000000 1250000 5000000 20000000")
+#     --keys LIST        how many small strings, from one server to another (default "1000000 4000000 5000000 16000000 20000000")
 #     --shards LIST      from a cluster of so many masters to another of as many (default "1 3 9 30")
 #     --shard-keys N     how many keys all of those shards hold together (default 2000000)
 #     --expiry SECONDS   gives all keys one (default: none)
@@ -13,14 +13,16 @@
 # replication of the same keys took in the same minutes. 20 million keys want 8 GiB of memory for the two servers, and
 # the snapshot's 1.6 GB on the disk of /tmp. Give an empty LIST to leave one part out.
 #
-# A server's table of keys doubles at each power of two, which costs it a move of every key; native replication spares
-# it that, since a snapshot says beforehand how many keys will come. So 1,000,000 keys, just short of 2^20, cost less
-# for a key than 1,250,000; compare counts that lie equally far behind a power of two (1,250,000, 5,000,000, 20,000,000).
+# A server's table of keys doubles at each power of two, and then moves every key to the new one, a step with each
+# command: between 2^24 keys and 20 million a key costs the target more than twice what it costs before and after. Native
+# replication spares it that, since a snapshot says beforehand how many keys will come. So compare counts that lie
+# equally far from a power of two: 1,000,000, 4,000,000 and 16,000,000 just short of one,
+# 5,000,000 and 20,000,000 where the move has just ended or nearly so.
 # Needs a release build: cargo build --release.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-key_counts="1000000 1250000 5000000 20000000" shard_counts="1 3 9 30" shard_keys=2000000 expiry= rounds=3 name=redis-7.0
+key_counts="1000000 4000000 5000000 16000000 20000000" shard_counts="1 3 9 30" shard_keys=2000000 expiry= rounds=3 name=redis-7.0
 while [ $# -gt 0 ]; do
     case $1 in
         --keys) key_counts=$2 ;; --shards) shard_counts=$2 ;; --shard-keys) shard_keys=$2 ;;
