@@ -16,8 +16,8 @@
 # A server's table of keys doubles at each power of two, and then moves every key to the new one, a step with each
 # command: between 2^24 keys and 20 million a key costs the target more than twice what it costs before and after. Native
 # replication spares it that, since a snapshot says beforehand how many keys will come. So compare counts that lie
-# equally far from a power of two: 1,000,000, 4,000,000 and 16,000,000 just short of one,
-# 5,000,000 and 20,000,000 where the move has just ended or nearly so.
+# equally far from a power of two: 1,000,000, 4,000,000 and 16,000,000 just short of one, 5,000,000 and 20,000,000 where
+# the move has just ended or nearly so.
 # Needs a release build: cargo build --release.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

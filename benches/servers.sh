@@ -14,10 +14,7 @@ done
 dir=$(mktemp -d)
 declare -A pid_of=() port_of=()
 cleanup() {
-    for p in "${pid_of[@]}"; do
-        kill -9 "$p" 2>/dev/null || true
-        { wait "$p"; } 2>/dev/null || true
-    done
+    stop "${!pid_of[@]}"
     rm -rf "$dir"
 }
 trap cleanup EXIT

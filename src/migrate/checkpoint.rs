@@ -32,13 +32,13 @@ impl Pump {
         } else {
             self.shard.applied.unwrap_or(self.spool.stream_start())
         };
-        let down_ms = self.spool.down_ms(unix_ms());
-        let lag_ms = (self.spool.lag_ms(applied, unix_ms())).max(down_ms.unwrap_or(0));
+        let now = unix_ms();
+        let down_ms = self.spool.down_ms(now);
+        let lag_ms = (self.spool.lag_ms(applied, now)).max(down_ms.unwrap_or(0));
         let lag = self.spool.known_end().since(applied);
         self.progress.lag_bytes.store(lag, Relaxed);
-        // What has just arrived may be older than that: it was written while the link was down.
-        let behind_ms = self.spool.behind_ms(applied, unix_ms());
-        (self.progress.lag_ms).store(lag_ms.max(behind_ms), Relaxed);
+        let age_ms = self.spool.age_ms(applied, now);
+        self.progress.lag_ms.store(age_ms, Relaxed);
         if loaded {
             self.narrow_window();
             if let Some(ms) = down_ms {
@@ -229,10 +229,7 @@ impl Pump {
         }
         self.shard.source_offset = Some(self.shard.source_offset.map_or(end, |o| o.max(end)));
         self.shard.lag_ms = (self.shard.applied)
-            .map_or(0, |a| {
-                let now = unix_ms();
-                self.spool.lag_ms(a, now).max(self.spool.behind_ms(a, now))
-            })
+            .map_or(0, |a| self.spool.age_ms(a, unix_ms()))
             .max(down_ms.unwrap_or(0))
             // Whatever has moved may be older than the move.
             .max(self.unsettled_ms().map_or(0, |ms| ms + 1_000))

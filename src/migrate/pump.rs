@@ -308,8 +308,8 @@ impl Pump {
             self.touched = Some(self.touched_before()?);
         }
         // Before anybody can take the first lag that is seen for none.
-        let behind_ms = self.spool.behind_ms(self.at, unix_ms());
-        self.progress.lag_ms.store(behind_ms, Relaxed);
+        let age_ms = self.spool.age_ms(self.at, unix_ms());
+        self.progress.lag_ms.store(age_ms, Relaxed);
         self.progress.set_phase("stream");
         self.follow()
     }

@@ -41,6 +41,15 @@ pub enum End {
     Superseded,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LinkState {
+    /// It has not been up in this run.
+    NotYet,
+    Up,
+    /// Nothing can arrive since then (unix ms).
+    Down(i64),
+}
+
 #[derive(Debug)]
 struct State {
     snapshot_len: u64,
@@ -63,10 +72,7 @@ struct State {
     history_from: Option<ReplOffset>,
     /// A snapshot file of the user's, read where it lies.
     file: Option<PathBuf>,
-    /// Since when nothing can arrive, because the link is down.
-    down_since_ms: Option<i64>,
-    /// The link has been up in this run.
-    joined: bool,
+    link: LinkState,
     /// Since when the source may have written what `expected` says, as long as that is not applied.
     behind_since_ms: Option<i64>,
     /// The disk is nearly full, whatever the limit says.
@@ -93,8 +99,7 @@ impl State {
             replid: None,
             history_from: None,
             file: None,
-            down_since_ms: None,
-            joined: false,
+            link: LinkState::NotYet,
             behind_since_ms: None,
             disk_low: false,
             expected: ReplOffset(0),
@@ -191,11 +196,11 @@ impl Spool {
     /// Says whether the link to the source is up.
     pub fn set_link(&self, up: bool, now_ms: i64) {
         let mut state = self.state();
-        state.down_since_ms = match up {
-            true => None,
-            false => state.down_since_ms.or(Some(now_ms)),
+        state.link = match (up, state.link) {
+            (true, _) => LinkState::Up,
+            (false, down @ LinkState::Down(_)) => down,
+            (false, _) => LinkState::Down(now_ms),
         };
-        state.joined |= up;
         if !up {
             state.behind_since_ms.get_or_insert(now_ms);
         }
@@ -207,9 +212,9 @@ impl Spool {
     }
 
     /// How old what was written before the link was joined may be, in ms; 0 once that is applied.
-    pub fn behind_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
+    fn behind_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
         let mut state = self.state();
-        if state.joined && state.down_since_ms.is_none() && applied >= state.expected {
+        if state.link == LinkState::Up && applied >= state.expected {
             state.behind_since_ms = None;
         }
         (state.behind_since_ms).map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0))
@@ -217,8 +222,10 @@ impl Spool {
 
     /// For how long the link has been down, in ms; `None` while it is up.
     pub fn down_ms(&self, now_ms: i64) -> Option<u64> {
-        let since = self.state().down_since_ms?;
-        Some(u64::try_from(now_ms - since).unwrap_or(0))
+        match self.state().link {
+            LinkState::Down(since) => Some(u64::try_from(now_ms - since).unwrap_or(0)),
+            _ => None,
+        }
     }
 
     pub fn replid(&self) -> Option<ReplId> {
@@ -381,6 +388,12 @@ impl Spool {
             .arrivals
             .front()
             .map_or(0, |(_, at)| u64::try_from(now_ms - at).unwrap_or(0))
+    }
+
+    /// How old the oldest that is not applied may be, in ms: by its arrival, or, when it was written while the link was
+    /// down (as it may be still), by when that began.
+    pub fn age_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
+        (self.lag_ms(applied, now_ms)).max(self.behind_ms(applied, now_ms))
     }
 
     /// When the byte at `offset` arrived, as far as it is still known.

@@ -110,8 +110,8 @@ impl Plan {
         self.wait_status(running, "caught up", limit, |status| {
             let stream = &status["stream"];
             // While a link is down, nobody knows what is still to come: its lag grows.
-            let up = |shard: &Value| shard["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX) < 500;
-            let up = (status["shards"].as_array()).is_some_and(|s| s.iter().all(up));
+            let near = |shard: &Value| shard["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX) < 500;
+            let up = (status["shards"].as_array()).is_some_and(|s| s.iter().all(near));
             if up && written.is_none() && status["updated_at"].as_i64() >= Some(later) {
                 written = stream["source_offset"].as_u64();
             }

@@ -98,6 +98,10 @@ fn what_was_written_while_the_link_was_down_is_as_old_as_the_outage() {
         .append_stream(&[b'.'; 50], 5_000)
         .unwrap();
     assert_eq!(spool.behind_ms(before, 5_500), 4_500);
+    assert_eq!(
+        (spool.lag_ms(before, 5_500), spool.age_ms(before, 5_500)),
+        (500, 4_500)
+    );
     assert_eq!(spool.behind_ms(after, 6_000), 0);
     assert_eq!(spool.behind_ms(before, 7_000), 0, "it was applied once");
     let next_run = Spool::open(dir.path(), 1 << 40).unwrap();
