@@ -1,5 +1,6 @@
 //! The one integration binary.
 
+mod admission;
 mod check;
 mod cli;
 mod command_keys;
@@ -24,6 +25,7 @@ mod selection;
 mod support;
 mod tokens;
 mod topology;
+mod unlike;
 mod verify;
 mod verify_ways;
 mod workers;

@@ -283,7 +283,7 @@ async fn commands(
         };
         facts.commands.insert(what, allowed);
     }
-    if !cluster {
+    if !cluster || server.may_have_cluster_databases() {
         facts.select = !matches!(conn.ask(&[b"SELECT", b"1"]).await?, Reply::Error(_));
         conn.ask(&[b"SELECT", b"0"]).await?;
     }

@@ -361,8 +361,10 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
         .filter(|(_, to)| *to != DbIndex::ZERO)
         .map(|(db, _)| db.to_string())
         .collect();
-    let one = target.topology != "standalone" || !target.select;
-    if !beyond.is_empty() && one && job.on_loss == OnLoss::Fail {
+    if !beyond.is_empty()
+        && (target.topology == "proxy" || !target.select)
+        && job.on_loss == OnLoss::Fail
+    {
         add(
             findings,
             "databases",

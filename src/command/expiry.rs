@@ -3,6 +3,7 @@
 use super::{Command, Spec, lookup};
 use crate::error::{Error, ErrorKind, Result};
 use crate::resp;
+use crate::types::ExpireAt;
 
 /// Where a command holds its expiry.
 struct Place {
@@ -151,6 +152,33 @@ pub fn make_absolute(cmd: &Command<'_>, arrived_ms: i64, out: &mut Vec<u8>) -> R
         out,
     );
     Ok(true)
+}
+
+/// What RESTORE brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored<'a> {
+    /// As DUMP tells it.
+    pub payload: &'a [u8],
+    pub expire: Option<ExpireAt>,
+}
+
+/// Takes a RESTORE apart; `arrived_ms` is when it came from the source, for an expiry that is relative.
+pub fn restored<'a>(cmd: &Command<'a>, arrived_ms: i64) -> Result<Restored<'a>> {
+    let (Some(ttl), Some(payload)) = (cmd.number(2), cmd.arg(3)) else {
+        return Err(Error::new(
+            ErrorKind::Protocol,
+            format!("the stream holds a RESTORE of {} arguments", cmd.len()),
+        ));
+    };
+    let absolute = cmd.find(4, b"ABSTTL").is_some();
+    let at = match absolute {
+        true => ttl,
+        false => arrived_ms.saturating_add(ttl),
+    };
+    Ok(Restored {
+        payload,
+        expire: (ttl > 0).then_some(ExpireAt(at)),
+    })
 }
 
 /// An expiry that was held back.

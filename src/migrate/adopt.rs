@@ -1,6 +1,7 @@
 //! Slots that have come to this source shard: every key of them is copied before its stream is applied to them.
 
 use crate::error::Result;
+use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::net::scan::{self, Scan};
 use crate::net::{self, Conn};
@@ -55,7 +56,7 @@ impl Pump {
                 slots.len()
             ),
         );
-        self.heal_dirty()?;
+        self.heal_queued()?;
         self.adopting = true;
         // What the target refuses of the copy is healed as part of it.
         let copied = (self.copy_slots(&slots)).and_then(|copied| Ok(copied && !self.settle_all()?));
@@ -78,16 +79,18 @@ impl Pump {
             let mut conn = net::connect(place.endpoint(), &place.address()).await?;
             list(&mut conn, slots).await
         });
-        let mut keys: BTreeSet<Vec<u8>> = match source {
+        let mut keys: BTreeSet<Key> = match source {
             Ok(keys) => keys,
             Err(e) if e.retry() == crate::error::Retry::Later => return Ok(false),
             Err(e) => return Err(e),
         };
-        keys.extend(self.asked("listing the target's keys", |me| me.target_keys(slots))?);
-        let job = &self.shared.job;
-        let keys: Vec<(DbIndex, Vec<u8>)> = (keys.into_iter())
-            .filter(|k| job.filter.accepts(k))
-            .filter_map(|k| Some((DbIndex::ZERO, job.renames.to_target(&k)?.into_owned())))
+        let job = self.shared.job.clone();
+        for (to, key) in self.asked("listing the target's keys", |me| me.target_keys(slots))? {
+            keys.extend(job.databases.sources_of(to).map(|from| (from, key.clone())));
+        }
+        let keys: Vec<Key> = (keys.into_iter())
+            .filter(|(_, k)| job.filter.accepts(k))
+            .filter_map(|(db, k)| Some((db, job.renames.to_target(&k)?.into_owned())))
             .collect();
         for chunk in keys.chunks(CHUNK) {
             let mark = self.now();
@@ -100,7 +103,7 @@ impl Pump {
     }
 
     /// The keys of some of the source's slots that the target holds, by the source's names.
-    fn target_keys(&mut self, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+    fn target_keys(&mut self, slots: &[u16]) -> Result<BTreeSet<Key>> {
         if self.shared.dry_run {
             return Ok(BTreeSet::new());
         }
@@ -138,24 +141,38 @@ impl Pump {
     }
 }
 
+/// The databases of a node, the first always among them: clusters of Valkey 9 may have several.
+async fn databases(conn: &mut Conn) -> Result<BTreeSet<DbIndex>> {
+    let found = scan::databases(conn).await?.into_iter().map(|(db, _)| db);
+    Ok(found.chain([DbIndex::ZERO]).collect())
+}
+
 /// The keys of slots, as a cluster node lists them.
-async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Vec<u8>>> {
+async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
     let slots: Vec<Slot> = slots.iter().copied().map(Slot::numbered).collect();
     let mut keys = BTreeSet::new();
-    for some in slots.chunks(16) {
-        let listed = scan::slots_keys(conn, some, i64::MAX - 1000).await?;
-        keys.extend(listed.into_iter().flatten().flatten());
+    for db in databases(conn).await? {
+        conn.select(db).await?;
+        for some in slots.chunks(16) {
+            let listed = scan::slots_keys(conn, some, i64::MAX - 1000).await?;
+            keys.extend(listed.into_iter().flatten().flatten().map(|key| (db, key)));
+        }
     }
     Ok(keys)
 }
 
 /// The same of a server that is no cluster, or has the keys under other names.
-async fn search(conn: &mut Conn, slots: &[u16], renames: &Renames) -> Result<BTreeSet<Vec<u8>>> {
+async fn search(conn: &mut Conn, slots: &[u16], renames: &Renames) -> Result<BTreeSet<Key>> {
     let wanted: SlotSet = slots.iter().copied().map(Slot::numbered).collect();
-    let (mut keys, mut scan) = (BTreeSet::new(), Scan::new());
-    while let Some(page) = scan.next(conn, 1000).await? {
-        let named = (page.iter()).filter_map(|k| Some(renames.to_source(k)?.into_owned()));
-        keys.extend(named.filter(|k| wanted.has(Slot::of(k))));
+    let mut keys = BTreeSet::new();
+    for db in databases(conn).await? {
+        conn.select(db).await?;
+        let mut scan = Scan::new();
+        while let Some(page) = scan.next(conn, 1000).await? {
+            let named = (page.iter()).filter_map(|k| Some(renames.to_source(k)?.into_owned()));
+            let named = named.filter(|k| wanted.has(Slot::of(k)));
+            keys.extend(named.map(|key| (db, key)));
+        }
     }
     Ok(keys)
 }

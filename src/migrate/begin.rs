@@ -145,7 +145,7 @@ pub(super) fn since_then(saved: &[ShardState]) -> Vec<ShardState> {
 
 /// Databases that the target cannot hold are found before anything is written.
 pub(super) fn fits_databases(job: &Job, topology: &Topology) -> Result<()> {
-    if !topology.one_slot {
+    if !topology.one_database {
         return Ok(());
     }
     let beyond = job.databases.moved().any(|(_, to)| to != DbIndex::ZERO);
@@ -218,6 +218,7 @@ const CLOCK_TOLERANCE_MS: i64 = 250;
 
 pub(super) fn remove_spool(dir: &Path) -> Result<()> {
     let _ = std::fs::remove_file(Existing::path(dir));
+    let _ = std::fs::remove_file(Existing::taken_path(dir));
     match std::fs::remove_dir_all(dir.join("spool")) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e)
             .context(ErrorKind::Disk, || {

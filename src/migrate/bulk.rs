@@ -1,6 +1,7 @@
 //! A key of the snapshot (or a healed one) onto the target: SET, RESTORE, transcoded, or rebuilt by commands.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::admission::{Admission, Barred};
 use crate::migrate::carry::Delivery;
 use crate::migrate::expiry::HOLD_MS;
 use crate::migrate::losses;
@@ -15,6 +16,7 @@ use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::resp;
+use crate::target::Database;
 use crate::types::{DbIndex, ExpireAt, Mark, Slot, key_hash, shown, unix_ms};
 use std::borrow::Cow;
 use std::io::Read;
@@ -66,18 +68,10 @@ impl Pump {
         &mut self,
         h: &Header<'k>,
         dialect: Dialect,
-    ) -> Result<Option<(DbIndex, Cow<'k, [u8]>)>> {
+    ) -> Result<Option<(Database, Cow<'k, [u8]>)>> {
         self.shard.keys_read += 1;
         self.progress.keys_read.store(self.shard.keys_read, Relaxed);
         let job = &self.shared.job;
-        let Some(db) = job.databases.map(h.db) else {
-            self.count("skipped.database");
-            return Ok(None);
-        };
-        if !self.has_slot_of(h.key) {
-            self.count("left_to_adoption");
-            return Ok(None);
-        }
         if job.expired == Expired::Drop && h.expire.is_some_and(|e| e.0 <= unix_ms()) {
             self.count("skipped.expired");
             return Ok(None);
@@ -89,26 +83,38 @@ impl Pump {
                         value::kind(h.type_id, dialect)?.name(),
                         h.expire.is_some(),
                     ));
+            // A name that the plan leaves out may be taken by `rename` all the same: that is no loss.
             if !wanted {
                 self.count("skipped.filter");
                 return Ok(None);
             }
         }
-        let Some(name) = job.renames.to_target(h.key) else {
-            self.lose_source_key(db, h.key, losses::NAME, NAME_TAKEN)?;
+        let shared = self.shared.clone();
+        let Some(name) = shared.job.renames.to_target(h.key) else {
+            if let Some(db) = shared.job.databases.map(h.db) {
+                self.lose_source_key(db, h.key, losses::NAME, NAME_TAKEN)?;
+            }
             return Ok(None);
         };
-        if self.is_existing(db, &name) {
-            self.count("skipped.existing");
-            return Ok(None);
-        }
-        if !self.target_has(db)? {
-            self.lose(db, &name, losses::DATABASE, &no_database(h.db))?;
-            return Ok(None);
-        }
+        let db = match self.admission(h.db, &name)? {
+            Admission::Yes(db) => db,
+            Admission::Replace(db) => {
+                shared.own.replace(db.index(), &name)?;
+                db
+            }
+            Admission::No(Barred::NoDatabase(to)) => {
+                self.lose_for_want_of(h.db, to, &name)?;
+                return Ok(None);
+            }
+            Admission::No(why) => {
+                self.count(why.counter());
+                return Ok(None);
+            }
+        };
         if self.shard.reconcile {
-            self.loaded.add(key_hash(db, &name))?;
+            self.loaded.add(key_hash(db.index(), &name))?;
         }
+        let name = Cow::Owned(name.into_owned());
         Ok(Some((db, name)))
     }
 
@@ -176,7 +182,7 @@ impl Pump {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn put(
         &mut self,
-        db: DbIndex,
+        db: Database,
         h: &Header<'_>,
         body: &[u8],
         dialect: Dialect,
@@ -213,6 +219,7 @@ impl Pump {
                 }
                 let node = self.pipe.node_of(slot);
                 let batch = self.pipe.batch(node, db, mark)?;
+                batch.state(1);
                 match bare.then(|| plain_string(body)).flatten() {
                     Some(text) => resp::command(&mut batch.bytes, &[b"SET", h.key, text]),
                     None => restore(&mut batch.bytes, h, meta, h.type_id, body, footer, expire),
@@ -232,6 +239,7 @@ impl Pump {
                 .map_err(|e| e.context(format!("convert the key {}", shown(h.key))))?;
                 let node = self.pipe.node_of(slot);
                 let batch = self.pipe.batch(node, db, mark)?;
+                batch.state(1);
                 restore(
                     &mut batch.bytes,
                     h,
@@ -253,6 +261,7 @@ impl Pump {
                     &mut out,
                     |bytes: &mut Vec<u8>, commands| {
                         let batch = pipe.batch(node, db, mark)?;
+                        batch.state(commands);
                         batch.bytes.extend_from_slice(bytes);
                         bytes.clear();
                         pipe.added(node, commands);
@@ -265,21 +274,24 @@ impl Pump {
                     .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
             }
             Fit::Module => match self.lacks_module(body) {
-                Some(why) => return self.lose(db, h.key, losses::MODULE, &why).map(|()| false),
+                Some(why) => {
+                    return (self.lose(db.index(), h.key, losses::MODULE, &why)).map(|()| false);
+                }
                 None => {
                     let node = self.pipe.node_of(slot);
                     let batch = self.pipe.batch(node, db, mark)?;
+                    batch.state(1);
                     restore(&mut batch.bytes, h, &[], h.type_id, body, footer, expire);
                     self.pipe.added(node, 1);
                 }
             },
             Fit::Impossible(why) if value::kind(h.type_id, dialect)? == ValueKind::Hash => {
                 // Everything but the fields' expiries can be held.
-                self.lose(db, h.key, losses::FIELD_EXPIRY, why)?;
+                self.lose(db.index(), h.key, losses::FIELD_EXPIRY, why)?;
                 return self.put(db, h, body, dialect, version, Fit::Transcode, expire, mark);
             }
             Fit::Impossible(why) => {
-                return self.lose(db, h.key, losses::TYPE, why).map(|()| false);
+                return (self.lose(db.index(), h.key, losses::TYPE, why)).map(|()| false);
             }
         }
         Ok(true)
@@ -325,7 +337,7 @@ impl Pump {
     /// Writes a value by commands while it is read; false when trouble (or, if it `may_stop`, a stop) has cut it off.
     pub(super) fn put_parts<R: Read>(
         &mut self,
-        db: DbIndex,
+        db: Database,
         key: &[u8],
         large: LargeEntry<'_, R>,
         expire: Option<ExpireAt>,
@@ -348,6 +360,7 @@ impl Pump {
                     ));
                 }
                 let batch = pipe.batch(node, db, mark)?;
+                batch.state(commands);
                 batch.bytes.extend_from_slice(bytes);
                 bytes.clear();
                 pipe.added(node, commands);
@@ -360,7 +373,12 @@ impl Pump {
         match done {
             Ok(left_out) => {
                 if left_out {
-                    self.lose(db, key, losses::FIELD_EXPIRY, payload::NO_FIELD_EXPIRY)?;
+                    self.lose(
+                        db.index(),
+                        key,
+                        losses::FIELD_EXPIRY,
+                        payload::NO_FIELD_EXPIRY,
+                    )?;
                 }
                 Ok(true)
             }

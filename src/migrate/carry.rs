@@ -10,7 +10,8 @@ use crate::rdb::large::Restore;
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload::{self, Fit};
 use crate::resp::Reply;
-use crate::types::{DbIndex, ExpireAt, Slot, shown};
+use crate::target::Database;
+use crate::types::{ExpireAt, Slot, shown};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::time::Duration;
@@ -59,7 +60,7 @@ impl Pump {
     /// Writes such a value and waits for the answer.
     pub(super) fn carry(
         &mut self,
-        db: DbIndex,
+        db: Database,
         key: &[u8],
         mut value: Carried,
         expire: Option<ExpireAt>,
@@ -67,7 +68,7 @@ impl Pump {
         match payload::fit_of(value.type_id, value.dialect, false, &|| false, &self.format) {
             Fit::Impossible(why) => {
                 return self
-                    .lose(db, key, losses::TYPE, why)
+                    .lose(db.index(), key, losses::TYPE, why)
                     .map(|()| Delivery::Lost);
             }
             Fit::Module => {
@@ -78,7 +79,7 @@ impl Pump {
                     .context(ErrorKind::Disk, failed)?;
                 if let Some(why) = self.lacks_module(&head) {
                     return self
-                        .lose(db, key, losses::MODULE, &why)
+                        .lose(db.index(), key, losses::MODULE, &why)
                         .map(|()| Delivery::Lost);
                 }
             }
@@ -100,7 +101,7 @@ impl Pump {
 
     fn restore(
         &mut self,
-        db: DbIndex,
+        db: Database,
         key: &[u8],
         value: &mut Carried,
         expire: Option<ExpireAt>,
@@ -118,7 +119,7 @@ impl Pump {
                 Restore::new(key, expire, value.type_id, &value.file, value.len, footer);
             let reply = runtime.block_on(async {
                 let mut conn = net::connect(&endpoint, &address).await?;
-                conn.select(db).await?;
+                conn.select(db.index()).await?;
                 // In the middle of a command nobody logs in anew.
                 conn.stays_as_it_is();
                 if asking {

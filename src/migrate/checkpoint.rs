@@ -108,7 +108,7 @@ impl Pump {
     fn applied(&mut self) -> ReplOffset {
         match self.oldest() {
             Some(Mark::Stream { at, .. }) => at,
-            _ if self.dirty.is_empty() => self.at,
+            _ if self.heal_queue.is_empty() => self.at,
             _ => self.shard.applied.unwrap_or(self.at),
         }
     }
@@ -118,7 +118,7 @@ impl Pump {
         let unfinished = self.unfinished.iter().map(|(mark, _)| *mark);
         (self.pipe.oldest().into_iter().chain(self.floor))
             .chain(unfinished)
-            .chain(self.dirty_from)
+            .chain(self.heal_queue.mark())
             .reduce(Mark::earlier)
     }
 
@@ -164,6 +164,7 @@ impl Pump {
         self.shared.meet_limits()?;
         self.held.save()?;
         self.loaded.save()?;
+        self.shared.own.save()?;
         let timed = self.timed.take_fresh()?;
         let mark = match (self.oldest(), self.debts.from.map(|(mark, _)| mark)) {
             (Some(a), Some(b)) => Some(a.earlier(b)),
@@ -176,7 +177,7 @@ impl Pump {
                     self.shard.applied_db = db;
                 }
                 // Keys that wait for healing are not done.
-                _ if self.dirty.is_empty() => {
+                _ if self.heal_queue.is_empty() => {
                     self.shard.applied = Some(self.at);
                     self.shard.applied_db = self.db;
                 }

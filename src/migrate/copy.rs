@@ -2,6 +2,7 @@
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::fence::{Dump, KeyState};
+use crate::migrate::admission::Admission;
 use crate::migrate::bulk::NAME_TAKEN;
 use crate::migrate::heal::Written;
 use crate::migrate::losses;
@@ -48,24 +49,34 @@ impl Sweeper<'_> {
         self.pump.shared.store(|s| s.put_json(COPIED, &end))
     }
 
-    pub(super) fn wanted<'k>(&self, db: DbIndex, keys: &'k [Vec<u8>]) -> Vec<&'k [u8]> {
-        let shared = &self.pump.shared;
+    /// The keys of a database of the source that are to be written.
+    pub(super) fn wanted<'k>(&mut self, db: DbIndex, keys: &'k [Vec<u8>]) -> Result<Vec<&'k [u8]>> {
+        let shared = self.pump.shared.clone();
         let Some(to) = shared.job.databases.map(db) else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
-        (keys.iter().map(Vec::as_slice))
-            .filter(|k| shared.job.filter.accepts(k) && !self.is_existing(to, k))
-            .collect()
+        let wanted: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
+            .filter(|k| shared.job.filter.accepts(k) && !self.is_own(to, k))
+            .collect();
+        if self.pump.database(to)?.is_some() {
+            return Ok(wanted);
+        }
+        for key in wanted {
+            if let Some(name) = shared.job.renames.to_target(key) {
+                self.pump.lose_for_want_of(db, to, &name)?;
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// A key that the target held before us; by its name at the source.
-    pub(super) fn is_existing(&self, db: DbIndex, key: &[u8]) -> bool {
+    pub(super) fn is_own(&self, db: DbIndex, key: &[u8]) -> bool {
         let name = self.pump.shared.job.renames.to_target(key);
-        name.is_some_and(|name| self.pump.is_existing(db, &name))
+        name.is_some_and(|name| self.pump.shared.own.has(db, &name))
     }
 
     fn copy_page(&mut self, page: &Page) -> Result<()> {
-        let keys = self.wanted(page.db, &page.keys);
+        let keys = self.wanted(page.db, &page.keys)?;
         self.write(page.db, &keys)
     }
 
@@ -140,6 +151,9 @@ impl Sweeper<'_> {
         let Some(name) = job.renames.to_target(key) else {
             return self.pump.lose_source_key(to, key, losses::NAME, NAME_TAKEN);
         };
+        let Admission::Yes(to) = self.pump.admission(db, &name)? else {
+            return Ok(());
+        };
         let runtime = self.pump.shared.runtime.clone();
         let kind = runtime.block_on(self.source.kind(db, key))?;
         if kind.is_some_and(|kind| !kind.has_commands()) {
@@ -162,7 +176,8 @@ impl Sweeper<'_> {
             Some(expire) => {
                 if rebuild.finish(expire)? {
                     let why = payload::NO_FIELD_EXPIRY;
-                    self.pump.lose(to, &name, losses::FIELD_EXPIRY, why)?;
+                    self.pump
+                        .lose(to.index(), &name, losses::FIELD_EXPIRY, why)?;
                 }
             }
             None => {
@@ -208,7 +223,7 @@ impl Sweeper<'_> {
         }
         for (db, keys) in by_db {
             let written = self.again(|me| {
-                let keys = me.wanted(db, &keys);
+                let keys = me.wanted(db, &keys)?;
                 me.write(db, &keys)
             });
             if let Err(e) = written {

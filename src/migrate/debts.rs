@@ -4,6 +4,7 @@
 
 use crate::command::{Command, Spec};
 use crate::error::{ErrorKind, Result};
+use crate::migrate::admission::Admission;
 use crate::migrate::expiry::{HEAL_WHOLE, LAG_MS};
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
@@ -19,6 +20,8 @@ pub struct Debts {
     groups: BTreeSet<(DbIndex, Vec<u8>)>,
     /// Fields of hashes: some sources replicate HINCRBYFLOAT as an HSET, which takes the field's expiry away.
     fields: BTreeSet<(DbIndex, Vec<u8>, Vec<u8>)>,
+    /// The libraries of functions are to be compared.
+    pub functions: bool,
     /// Before the first command that left some, and when it came: no checkpoint passes it.
     pub from: Option<(Mark, Instant)>,
 }
@@ -65,8 +68,16 @@ impl Pump {
             return Ok(());
         };
         let before = self.hold(from);
-        let Debts { groups, fields, .. } = std::mem::take(&mut self.debts);
+        let Debts {
+            groups,
+            fields,
+            functions,
+            ..
+        } = std::mem::take(&mut self.debts);
         if !self.shared.dry_run {
+            if functions {
+                self.sync_functions()?;
+            }
             if self.format.valkey || self.format.version >= (7, 0, 0) {
                 self.set_entries_read(groups)?;
             }
@@ -78,7 +89,7 @@ impl Pump {
 
     fn set_entries_read(&mut self, streams: BTreeSet<(DbIndex, Vec<u8>)>) -> Result<()> {
         for (db, key) in streams {
-            let Some(target_db) = self.shared.job.databases.map(db) else {
+            let Admission::Yes(to) = self.admission(db, &key)? else {
                 continue;
             };
             let asked = self.source_name(&key);
@@ -93,7 +104,7 @@ impl Pump {
                 if let Some(read) = &read {
                     args.extend([b"ENTRIESREAD".as_slice(), read.as_bytes()]);
                 }
-                resp::command(&mut self.pipe.batch(node, target_db, mark)?.bytes, &args);
+                resp::command(&mut self.pipe.batch(node, to, mark)?.bytes, &args);
                 self.pipe.added(node, 1);
             }
         }
@@ -102,9 +113,7 @@ impl Pump {
 
     fn set_field_expiries(&mut self, fields: Vec<(DbIndex, Vec<u8>, Vec<u8>)>) -> Result<()> {
         for chunk in fields.chunk_by(|a, b| a.0 == b.0) {
-            let Some((db, target_db)) = (chunk.first())
-                .and_then(|(db, ..)| Some((*db, self.shared.job.databases.map(*db)?)))
-            else {
+            let Some(db) = chunk.first().map(|(db, ..)| *db) else {
                 continue;
             };
             let names: Vec<_> = (chunk.iter())
@@ -125,8 +134,11 @@ impl Pump {
             };
             for ((_, key, field), at) in chunk.iter().zip(expiries) {
                 let Some(at) = at else { continue };
+                let Admission::Yes(to) = self.admission(db, key)? else {
+                    continue;
+                };
                 let node = self.pipe.node_of(Slot::of(key));
-                let batch = self.pipe.batch(node, target_db, mark)?;
+                let batch = self.pipe.batch(node, to, mark)?;
                 // Where the field is not there, the key is read whole.
                 batch.expect.push(batch.commands);
                 let at = at.to_string();

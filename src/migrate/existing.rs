@@ -5,8 +5,8 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::net::scan::{self, Scan};
-use crate::plan::Job;
-use crate::store::Existing;
+use crate::plan::{Job, OnExisting};
+use crate::store::{Existing, NameFile, Own, ShardState};
 use crate::target::topology::Topology;
 use crate::types::{DbIndex, Slot, SlotSet, shown};
 use std::path::Path;
@@ -57,22 +57,42 @@ pub async fn refuse_of(job: &Job, topology: &Topology, claimed: &SlotSet) -> Res
     .await
 }
 
-/// on_existing "skip": the target's own keys; scanned at the first start, read from the file later.
-pub async fn find(
+/// on_existing "skip" and "replace": the target's own keys; listed at the first start, read from the file later.
+pub async fn own(
     job: &Job,
     topology: &Topology,
     dir: &Path,
     claimed: Option<&SlotSet>,
-) -> Result<Existing> {
-    if let Some(known) = Existing::load(dir) {
-        return Ok(known);
+    saved: &[ShardState],
+) -> Result<Own> {
+    if !matches!(job.on_existing, OnExisting::Skip | OnExisting::Replace) {
+        return Ok(Own::default());
     }
-    let mut found = Existing::default();
-    each(job, topology, claimed, |_, db, key| {
-        found.insert(db, key);
-        Ok(())
-    })
-    .await?;
-    found.save(dir)?;
-    Ok(found)
+    let keys = match Existing::load(dir)? {
+        Some(known) => known,
+        None if saved.iter().any(ShardState::has_written) => {
+            return Err(Error::new(
+                ErrorKind::State,
+                format!(
+                    "{}, which names the keys that the target held before this migration, is gone: they cannot be told from those that were moved",
+                    Existing::path(dir).display()
+                ),
+            ));
+        }
+        None => {
+            let mut file = NameFile::begin(&Existing::path(dir))?;
+            let mut found = Existing::default();
+            each(job, topology, claimed, |_, db, key| {
+                found.insert(db, key);
+                file.put(db, key)
+            })
+            .await?;
+            file.finish()?;
+            found
+        }
+    };
+    match job.on_existing {
+        OnExisting::Replace => Own::replaceable(keys, dir),
+        _ => Ok(Own::kept(keys)),
+    }
 }

@@ -4,6 +4,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result, Retry};
 use crate::fence::{Dump, Fence, KeyState, Room};
+use crate::migrate::admission::{Admission, Barred};
 use crate::migrate::carry::{Carried, Delivery};
 use crate::migrate::expiry::HEAL_WHOLE;
 use crate::migrate::pump::Pump;
@@ -15,6 +16,7 @@ use crate::rdb::payload;
 use crate::rdb::value;
 use crate::resp;
 use crate::source::spool::End;
+use crate::target::Database;
 use crate::task::failpoint;
 use crate::types::{DbIndex, ExpireAt, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
 use std::borrow::Cow;
@@ -170,14 +172,21 @@ impl Pump {
         })
     }
 
-    /// Heals what the window after a crash has collected.
-    pub(super) fn heal_dirty(&mut self) -> Result<()> {
-        if self.dirty.is_empty() {
+    /// Heals the keys that wait for it.
+    pub(super) fn heal_queued(&mut self) -> Result<()> {
+        if self.heal_queue.is_empty() {
             return Ok(());
         }
-        let keys = std::mem::take(&mut self.dirty);
-        let mark = self.dirty_from.take().unwrap_or_else(|| self.now());
-        self.heal(&keys, mark)
+        let (keys, mark) = self.heal_queue.take();
+        self.heal(&keys, mark.unwrap_or_else(|| self.now()))
+    }
+
+    /// The same once they have waited long enough, or are enough.
+    pub(super) fn heal_due(&mut self) -> Result<()> {
+        match self.heal_queue.is_due() {
+            true => self.heal_queued(),
+            false => Ok(()),
+        }
     }
 
     /// Makes durable how far ahead of the stream the target's keys may be, before they are.
@@ -198,18 +207,37 @@ impl Pump {
         state: &KeyState,
         mark: Mark,
     ) -> Result<Written> {
-        let Some(target_db) = self.shared.job.databases.map(db) else {
-            return Ok(Written::Nothing);
+        let to = match (self.admission(db, key)?, &state.payload) {
+            (Admission::Yes(to), _) => to,
+            (Admission::Replace(to), Some(_)) => {
+                self.shared.own.replace(to.index(), key)?;
+                to
+            }
+            (Admission::No(Barred::NoDatabase(to)), Some(_)) => {
+                self.lose_for_want_of(db, to, key)?;
+                return Ok(Written::Nothing);
+            }
+            // The source has nothing to put in the place of the target's own key.
+            (Admission::Replace(_) | Admission::No(_), _) => return Ok(Written::Nothing),
         };
-        if self.is_existing(target_db, key) {
-            return Ok(Written::Nothing);
-        }
+        self.write_admitted(to, db, key, state, mark)
+    }
+
+    /// Writes what was read of a key of the source's database `db` to the target's database `to`.
+    pub(super) fn write_admitted(
+        &mut self,
+        to: Database,
+        db: DbIndex,
+        key: &[u8],
+        state: &KeyState,
+        mark: Mark,
+    ) -> Result<Written> {
         let read;
         let dump = match &state.payload {
-            None => return self.remove(target_db, key, mark).map(|()| Written::Nothing),
+            None => return self.remove(to, key, mark).map(|()| Written::Nothing),
             Some(Dump::Whole(dump)) => dump,
             Some(Dump::File(file, len)) if *len > self.whole_value() as u64 => {
-                return self.write_from(file, *len, db, key, state.expire, mark);
+                return self.write_from(file, *len, (to, db), key, state.expire, mark);
             }
             Some(Dump::File(file, _)) => {
                 let mut bytes = Vec::new();
@@ -225,7 +253,7 @@ impl Pump {
         let kind = value::kind(value.type_id, value.dialect)?;
         let filter = &self.shared.job.filter;
         if !filter.accepts_value(kind.name(), state.expire.is_some()) {
-            return self.remove(target_db, key, mark).map(|()| Written::Nothing);
+            return self.remove(to, key, mark).map(|()| Written::Nothing);
         }
         let version = u32::from(value.version);
         let fit = payload::fit(
@@ -248,7 +276,7 @@ impl Pump {
         };
         self.note_expiries(&header, Some(value.body), value.dialect, version);
         let put = self.put(
-            target_db,
+            to,
             &header,
             value.body,
             value.dialect,
@@ -269,7 +297,7 @@ impl Pump {
         &mut self,
         mut file: &File,
         len: u64,
-        db: DbIndex,
+        (to, db): (Database, DbIndex),
         key: &[u8],
         expire: Option<ExpireAt>,
         mark: Mark,
@@ -286,13 +314,10 @@ impl Pump {
             expire,
             ..value.header()
         };
-        let Some(target_db) = self.shared.job.databases.map(db) else {
-            return Ok(Written::Nothing);
-        };
         let kind = value::kind(header.type_id, dialect)?;
         let filter = &self.shared.job.filter;
         if !filter.accepts_value(kind.name(), expire.is_some()) {
-            return self.remove(target_db, key, mark).map(|()| Written::Nothing);
+            return self.remove(to, key, mark).map(|()| Written::Nothing);
         }
         self.note_expiries(&header, None, dialect, version);
         if !kind.has_commands() {
@@ -307,21 +332,23 @@ impl Pump {
                 from,
                 len: (len - large::FOOTER).saturating_sub(from),
             };
-            return Ok(match self.carry(target_db, key, carried, expire)? {
+            return Ok(match self.carry(to, key, carried, expire)? {
                 Delivery::Done => Written::Value,
                 Delivery::Lost => Written::Nothing,
                 Delivery::Again => Written::CutOff,
             });
         }
-        match self.put_parts(target_db, key, value, expire, mark, false)? {
+        match self.put_parts(to, key, value, expire, mark, false)? {
             true => Ok(Written::Value),
             false => Ok(Written::CutOff),
         }
     }
 
-    pub(super) fn remove(&mut self, db: DbIndex, key: &[u8], mark: Mark) -> Result<()> {
+    pub(super) fn remove(&mut self, db: Database, key: &[u8], mark: Mark) -> Result<()> {
         let node = self.pipe.node_of(Slot::of(key));
-        resp::command(&mut self.pipe.batch(node, db, mark)?.bytes, &[b"DEL", key]);
+        let batch = self.pipe.batch(node, db, mark)?;
+        batch.state(1);
+        resp::command(&mut batch.bytes, &[b"DEL", key]);
         self.pipe.added(node, 1);
         Ok(())
     }
@@ -417,15 +444,15 @@ impl Pump {
                 let asked: Vec<&[u8]> = asked.iter().map(Cow::as_ref).collect();
                 let expiries =
                     self.fenced(|fence, runtime| runtime.block_on(fence.expiries(db, &asked)))?;
-                let Some(target_db) = self.shared.job.databases.map(db) else {
-                    continue;
-                };
                 let mark = self.now();
                 for (key, expiry) in names.iter().zip(expiries) {
+                    let Admission::Yes(to) = self.admission(db, key)? else {
+                        continue;
+                    };
                     released += 1;
                     self.touch(db, key);
                     let node = self.pipe.node_of(Slot::of(key));
-                    let out = &mut self.pipe.batch(node, target_db, mark)?.bytes;
+                    let out = &mut self.pipe.batch(node, to, mark)?.bytes;
                     match expiry {
                         None => resp::command(out, &[b"DEL", key]),
                         Some(None) => resp::command(out, &[b"PERSIST", key]),

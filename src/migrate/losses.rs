@@ -1,8 +1,8 @@
 //! What the target cannot hold: a stop with the key named, or a listed loss, as the plan's `on_loss` says.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::keyset::Put;
 use crate::migrate::pump::Pump;
-use crate::net;
 use crate::plan::OnLoss;
 use crate::rdb::cursor::Reader;
 use crate::rdb::encoding::length;
@@ -46,6 +46,9 @@ impl Pump {
                 "leave such keys out with filter.exclude, choose a target that can hold them, or set on_loss to \"list\" to go on without them",
             ));
         }
+        if self.lost.put(db, key) == Put::Known {
+            return Ok(());
+        }
         self.note(code, &text);
         let what = code.trim_start_matches("skipped.");
         self.losses.push(Loss {
@@ -65,34 +68,6 @@ impl Pump {
     pub(super) fn accepts(&self, name: &[u8]) -> bool {
         let job = &self.shared.job;
         (job.renames.to_source(name)).is_some_and(|key| job.filter.accepts(&key))
-    }
-
-    /// Whether the target has this database; asked once.
-    pub(super) fn target_has(&mut self, db: DbIndex) -> Result<bool> {
-        if db == DbIndex::ZERO {
-            return Ok(true);
-        }
-        if let Some(known) = self.databases.get(&db) {
-            return Ok(*known);
-        }
-        let there = if self.pipe.topology().one_slot {
-            false
-        } else {
-            let endpoint = self.pipe.endpoint().clone();
-            self.asked("asking the target for its databases", |me| {
-                let ask = async {
-                    let mut conn = net::connect(&endpoint, me.pipe.address(0)).await?;
-                    conn.select(db).await
-                };
-                match me.shared.runtime.block_on(ask) {
-                    Ok(()) => Ok(true),
-                    Err(e) if e.kind() == ErrorKind::Refused => Ok(false),
-                    Err(e) => Err(e),
-                }
-            })?
-        };
-        self.databases.insert(db, there);
-        Ok(there)
     }
 
     /// Why a module's value cannot go to the target; `None` when it can.

@@ -3,6 +3,7 @@
 //! [`run`] finds the source's masters, decides for each whether to begin or to go on, and starts a link (task) and a
 //! pump (thread) for it. Links hear the wish to stop first; pumps end with their spool.
 
+mod admission;
 mod adopt;
 mod begin;
 mod bulk;
@@ -14,6 +15,8 @@ mod copy;
 mod debts;
 mod existing;
 mod expiry;
+mod forms;
+mod functions;
 mod guards;
 mod heal;
 mod load;
@@ -24,6 +27,7 @@ mod obey;
 mod ownership;
 pub mod progress;
 mod pump;
+mod queue;
 pub mod rebuild;
 mod reconcile;
 mod reload;
@@ -333,11 +337,9 @@ async fn migrate(
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         told: Default::default(),
         control: Default::default(),
-        existing: if job.on_existing == OnExisting::Skip {
-            existing::find(job, &topology, dir, claimed.as_ref()).await?
-        } else {
-            Default::default()
-        },
+        own: existing::own(job, &topology, dir, claimed.as_ref(), &saved).await?,
+        loses_field_expiry: source.as_ref().is_some_and(Server::has_field_expiry)
+            && !target.has_field_expiry(),
     });
     shared.event(
         "info",

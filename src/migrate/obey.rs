@@ -91,7 +91,7 @@ impl Pump {
 
     /// Everything routed is answered, and no expiry is held back; false when something is still missing.
     fn finish_drain(&mut self) -> Result<bool> {
-        self.heal_dirty()?;
+        self.heal_queued()?;
         let unsettled = self.shared.ownership.as_ref();
         if self.window_end > self.at
             || self.has_lost()

@@ -6,15 +6,19 @@
 use crate::command::{self, Command};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Fence;
+use crate::keyset::KeySet;
 use crate::migrate::control::Order;
 use crate::migrate::debts::Debts;
 use crate::migrate::expiry::Held;
+use crate::migrate::forms::Forms;
 use crate::migrate::heal::Key;
 use crate::migrate::loaded::Loaded;
 use crate::migrate::long::Long;
 use crate::migrate::obey::{self, Drain};
 use crate::migrate::ownership::Mine;
 use crate::migrate::progress::ShardProgress;
+use crate::migrate::queue::HealQueue;
+use crate::migrate::reconcile::Older;
 use crate::migrate::shared::Shared;
 use crate::migrate::timed::MaybeTimed;
 use crate::migrate::touched::Touched;
@@ -42,6 +46,9 @@ pub(super) const TICK: Duration = Duration::from_millis(100);
 /// While the run is to end as soon as the stream is caught up.
 const TICK_BEHIND: Duration = Duration::from_millis(10);
 
+/// What the names of counted losses may take: beyond it, one may count twice.
+const LOST_BYTES: u64 = 1 << 20;
+
 /// Why a pump ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -67,14 +74,14 @@ pub struct Pump {
     /// Keys whose state on the target is already that of a later offset, by [`db_key`](crate::types::db_key).
     pub(super) fenced: HashMap<Vec<u8>, ReplOffset>,
     pub(super) fenced_to: ReplOffset,
-    /// How often the target has refused what was written to such keys, for good.
+    /// How often the target has refused the state of such keys, for good.
     pub(super) refusals: HashMap<Vec<u8>, u32>,
+    /// Commands that the target does not know.
+    pub(super) forms: Forms,
     /// Up to here the stream is read, not replayed: it may have run before a crash.
     pub(super) window_end: ReplOffset,
-    /// Keys written inside that window, to be healed.
-    pub(super) dirty: Vec<Key>,
-    /// Where the source stood before the first command that one of them is read for.
-    pub(super) dirty_from: Option<Mark>,
+    /// Keys whose commands are not sent: written inside that window, or in a form that the target does not know.
+    pub(super) heal_queue: HealQueue,
     pub(super) held: Held,
     /// Expiries are being held back.
     pub(super) holding: bool,
@@ -109,8 +116,8 @@ pub struct Pump {
     pub(super) repairs_pending: bool,
     /// What the target cannot hold, not yet saved.
     pub(super) losses: Vec<Loss>,
-    /// Databases of the target, as far as asked.
-    pub(super) databases: BTreeMap<DbIndex, bool>,
+    /// Keys of that list that were counted.
+    pub(super) lost: KeySet,
     pub(super) sizes: crate::migrate::census::Census,
     /// The snapshot is being loaded: trouble may mean to read it again from its mark.
     pub(super) in_load: bool,
@@ -176,9 +183,9 @@ impl Pump {
             fenced: HashMap::new(),
             fenced_to: ReplOffset(0),
             refusals: HashMap::new(),
+            forms: Forms::default(),
             window_end: ReplOffset(0),
-            dirty: Vec::new(),
-            dirty_from: None,
+            heal_queue: HealQueue::default(),
             held,
             holding: true,
             lagging,
@@ -201,7 +208,7 @@ impl Pump {
             losses_seen: 0,
             repairs_pending: true,
             losses: Vec::new(),
-            databases: BTreeMap::new(),
+            lost: KeySet::within(LOST_BYTES),
             sizes: crate::migrate::census::Census::default(),
             in_load: false,
             load_again: false,
@@ -286,8 +293,13 @@ impl Pump {
             }
             if self.shard.reconcile {
                 self.progress.set_phase("reconcile");
-                self.reconcile(false)?;
+                self.reconcile(Older::NotLoaded)?;
+                // Those that the source has deleted meanwhile are in no snapshot.
+                self.debts.functions = true;
                 self.shard.reconcile = false;
+            }
+            if self.debts.functions && self.source.is_some() {
+                self.sync_functions()?;
             }
             failpoint("load-done");
             self.touched = Some(Touched::new());
@@ -378,7 +390,7 @@ impl Pump {
                 if finished {
                     break;
                 }
-                self.heal_dirty()?;
+                self.heal_queued()?;
                 self.pipe.flush();
                 let patience = match self.shared.control.attended() {
                     true => obey::SOON,
@@ -401,7 +413,7 @@ impl Pump {
             self.finish_counts()?;
             return Ok(Some(Ended::Stopped));
         }
-        self.heal_dirty()?;
+        self.heal_queued()?;
         self.narrow_window();
         let finished = self.spool.ended() == Some(End::Finished) && !self.shared.stop.requested();
         // All that has arrived is applied: what was held back for it need not wait for the next run.
@@ -434,7 +446,7 @@ impl Pump {
     fn is_clean(&self) -> bool {
         self.fenced_to <= self.at
             && self.window_end <= self.at
-            && self.dirty.is_empty()
+            && self.heal_queue.is_empty()
             && !self.long.is_inside()
     }
 

@@ -6,7 +6,6 @@ use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::net::scan::{self, Scan};
-use crate::plan::OnExisting;
 use crate::types::{DbIndex, key_hash};
 
 fn interrupted() -> Error {
@@ -16,29 +15,45 @@ fn interrupted() -> Error {
     )
 }
 
+/// Which of the target's keys are compared with the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Older {
+    /// Those that the snapshot which was just loaded has not brought.
+    NotLoaded,
+    /// All keys of this database of the target, or of all: the source has flushed it.
+    Flushed(Option<DbIndex>),
+}
+
 impl Pump {
     /// Makes exact what the target holds beside the keys of the snapshot that was just loaded, or after a flush
-    /// (`flushed`) everything: it is older than that, so it is read from the source, where it may be gone or new.
-    pub(super) fn reconcile(&mut self, flushed: bool) -> Result<()> {
+    /// everything: it is older than that, so it is read from the source, where it may be gone or new.
+    pub(super) fn reconcile(&mut self, which: Older) -> Result<()> {
         self.shared.event(
             "info",
             "reconcile",
-            "the target's keys that the snapshot did not bring are compared with the source's: what is gone there is removed",
+            match which {
+                Older::NotLoaded => {
+                    "the target's keys that the snapshot did not bring are compared with the source's: what is gone there is removed"
+                }
+                Older::Flushed(_) => {
+                    "the target's keys are compared with the source's after its flush: what is gone there is removed"
+                }
+            },
         );
         self.settle_all()?;
         let shared = self.shared.clone();
-        let (parts, bytes) = match flushed {
-            true => (1, 0),
-            false => self.loaded.parts(shared.job.limits.loaded())?,
+        let (parts, bytes) = match which {
+            Older::Flushed(_) => (1, 0),
+            Older::NotLoaded => self.loaded.parts(shared.job.limits.loaded())?,
         };
         // All shards may have come to this: as many compare at once as there is memory for.
         let Some(_room) = shared.runtime.block_on(shared.room_for_loaded(bytes)) else {
             return Err(interrupted());
         };
         for part in 0..parts {
-            let brought = match flushed {
-                true => KeySet::unbounded(),
-                false => self.loaded.part(part, parts)?,
+            let brought = match which {
+                Older::Flushed(_) => KeySet::unbounded(),
+                Older::NotLoaded => self.loaded.part(part, parts)?,
             };
             let older = |db: DbIndex, key: &[u8]| {
                 let hash = key_hash(db, key);
@@ -46,7 +61,7 @@ impl Pump {
             };
             // A failover in the middle: once more from the beginning, as nothing is healed wrong by that.
             self.asked("listing the target's keys", |me| {
-                me.compare_older(&older, flushed)
+                me.compare_older(&older, which)
             })?;
         }
         self.settle_all()?;
@@ -57,7 +72,7 @@ impl Pump {
     fn compare_older(
         &mut self,
         older: &impl Fn(DbIndex, &[u8]) -> bool,
-        flushed: bool,
+        which: Older,
     ) -> Result<()> {
         let endpoint = self.pipe.endpoint().clone();
         let runtime = self.shared.runtime.clone();
@@ -66,11 +81,14 @@ impl Pump {
             let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
             let dbs = runtime.block_on(scan::databases(&mut conn))?;
             for (db, _) in dbs {
+                if matches!(which, Older::Flushed(Some(flushed)) if flushed != db) {
+                    continue;
+                }
                 runtime.block_on(conn.select(db))?;
                 let mut scan = Scan::new();
                 while let Some(mut page) = runtime.block_on(scan.next(&mut conn, 1000))? {
                     page.retain(|key| older(db, key));
-                    self.reread(db, &page, flushed)?;
+                    self.reread(db, &page)?;
                 }
             }
         }
@@ -78,27 +96,16 @@ impl Pump {
     }
 
     /// Heals keys of the target's `db`, as far as they are ours.
-    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>], flushed: bool) -> Result<()> {
+    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
         if self.shared.job.databases.sources_of(db).next().is_none() {
             return Ok(());
         }
         let mut ours: Vec<Key> = Vec::new();
         for key in keys {
-            if self.accepts(key) && self.owns(key) {
+            // The target's own keys are no older state of the source's.
+            if self.accepts(key) && self.owns(key) && !self.shared.own.has(db, key) {
                 ours.push((self.source_of(db, key)?, key.clone()));
             }
-        }
-        if self.shared.job.on_existing == OnExisting::Replace && !flushed {
-            // What the source does not hold may be the target's own, which is left.
-            let mut held = Vec::with_capacity(ours.len());
-            for (from, key) in ours {
-                let asked = self.source_name(&key);
-                let there = self.fenced(|fence, rt| rt.block_on(fence.exist(from, &[&asked])))?;
-                if there == [true] {
-                    held.push((from, key));
-                }
-            }
-            ours = held;
         }
         if !ours.is_empty() {
             *self.counts.entry("reconciled").or_default() += ours.len() as u64;

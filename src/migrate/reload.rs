@@ -2,6 +2,7 @@
 
 use crate::command::{self, Command};
 use crate::error::Result;
+use crate::migrate::admission::Admission;
 use crate::migrate::pump::{Pump, READ_BYTES};
 use crate::resp;
 use crate::source::spool::StreamTail;
@@ -29,7 +30,7 @@ impl Pump {
                 }
                 for key in keys.iter().filter(|k| k.access == command::Access::Write) {
                     let key = cmd.arg(key.index).unwrap_or_default();
-                    if let Some(db) = self.shared.job.databases.map(self.db) {
+                    if let Admission::Yes(db) = self.admission(self.db, key)? {
                         self.remove(db, key, mark)?;
                     }
                 }

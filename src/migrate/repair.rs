@@ -5,6 +5,7 @@
 use crate::error::Result;
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
+use crate::store::REPAIR_FUNCTIONS;
 use crate::types::DbIndex;
 use std::borrow::Cow;
 
@@ -21,6 +22,11 @@ impl Pump {
         if !self.shard.snapshot_loaded {
             return Ok(());
         }
+        if self.shared.store(|s| s.json(REPAIR_FUNCTIONS))? == Some(true.into()) {
+            self.sync_functions()?;
+            self.shared
+                .store(|s| s.put_json(REPAIR_FUNCTIONS, &false.into()))?;
+        }
         let asked = self.shared.store(|s| s.repairs(CHUNK))?;
         self.repairs_pending = !asked.is_empty();
         let mine: Vec<(DbIndex, Vec<u8>)> = (asked.into_iter())
@@ -29,7 +35,7 @@ impl Pump {
         if mine.is_empty() {
             return Ok(());
         }
-        self.heal_dirty()?;
+        self.heal_queued()?;
         let mut keys: Vec<Key> = Vec::with_capacity(mine.len());
         for (db, key) in &mine {
             if let Some(name) = self.shared.job.renames.to_target(key).map(Cow::into_owned) {

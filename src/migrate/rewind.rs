@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::MASTERS;
 use crate::migrate::long::Long;
 use crate::migrate::pump::Pump;
+use crate::migrate::queue::HealQueue;
 use crate::types::{DbIndex, Mark, ReplOffset};
 use std::time::Instant;
 
@@ -87,8 +88,7 @@ impl Pump {
         // What was drained is not any more.
         self.shared.control.lost();
         self.drain = None;
-        self.dirty.clear();
-        self.dirty_from = None;
+        self.heal_queue = HealQueue::default();
         self.floor = None;
         self.released_at = None;
         self.held.again();

@@ -2,43 +2,26 @@
 
 use crate::command::{self, Access, Command, Kind, Spec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::bulk::no_database;
+use crate::fence::{Dump, KeyState};
+use crate::migrate::admission::{Admission, Barred};
 use crate::migrate::expiry::{HEAL_WHOLE, HOLD_MS};
-use crate::migrate::losses;
+use crate::migrate::heal::Key;
 use crate::migrate::obey;
 use crate::migrate::pump::Pump;
+use crate::migrate::reconcile::Older;
 use crate::migrate::renamed::Room;
 use crate::plan::OnExisting;
 use crate::resp;
+use crate::target::Database;
 use crate::types::unix_ms;
-use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
+use crate::types::{DbIndex, ExpireAt, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
 use std::sync::atomic::Ordering::Relaxed;
 
 impl Pump {
-    /// A library of functions goes to every node.
-    pub(super) fn function(&mut self, code: &[u8], mark: Mark) -> Result<()> {
-        if !self.shared.target_has_functions {
-            self.note(
-                "skipped.function",
-                "the target has no functions: the source's function libraries are left out",
-            );
-            return Ok(());
-        }
-        let mut command = Vec::new();
-        resp::command(&mut command, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
-        self.broadcast(&command, mark)
-    }
-
-    pub(super) fn lost_function(&mut self, name: &[u8]) -> Result<()> {
-        let name = shown(name);
-        self.note("skipped.function", &format!("the function library {name} has the format of a Redis 7.0 release candidate and is left out"));
-        Ok(())
-    }
-
     pub(super) fn broadcast(&mut self, command: &[u8], mark: Mark) -> Result<()> {
         for node in 0..self.pipe.node_count() {
             self.pipe
-                .batch(node, DbIndex::ZERO, mark)?
+                .batch(node, Database::ZERO, mark)?
                 .bytes
                 .extend_from_slice(command);
             self.pipe.added(node, 1);
@@ -51,7 +34,7 @@ impl Pump {
         let end = self.at.plus(whole.len() as u64);
         let special = end <= self.window_end
             || !self.fenced.is_empty()
-            || !self.dirty.is_empty()
+            || !self.heal_queue.is_empty()
             || self.holding
             || self.lagging
             || self.shared.relative_ttls
@@ -60,27 +43,18 @@ impl Pump {
         if special {
             return Ok(false);
         }
-        let Some(db) = self.shared.job.databases.map(self.db) else {
+        let Some((slot, db)) = self.runs_as_one(whole, ends)? else {
             return Ok(false);
         };
-        let mut slot = None;
         let mut args = Vec::new();
         // Keys, or fields of them, that must be there.
         let mut guarded: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
         let mut fields = false;
         let mut keys = std::mem::take(&mut self.keys);
-        for pair in ends.windows(2) {
-            let [from, to] = pair else { continue };
-            let raw = whole.get(*from..*to).unwrap_or_default();
+        for raw in parts(whole, ends) {
             resp::parse_command(raw, &mut args)?;
             let cmd = Command { raw, args: &args };
             let spec = known(&cmd)?;
-            if !matches!(spec.kind, Kind::Write | Kind::Split(_))
-                || command::copy_db(&cmd).is_some()
-            {
-                self.keys = keys;
-                return Ok(false);
-            }
             self.note_debts(&cmd, spec, mark);
             fields |= command::expiry::expects_field(cmd.name());
             spec.keys(&cmd, &mut keys)?;
@@ -93,23 +67,10 @@ impl Pump {
             self.note_timed(&cmd, spec, &keys);
             self.note_there(&cmd, spec, &keys);
             for key in &keys {
-                let key = cmd.arg(key.index).unwrap_or_default();
-                if !self.owns(key) {
-                    self.keys = keys;
-                    return Ok(false);
-                }
-                let this = Slot::of(key);
-                if self.pipe.topology().one_slot && slot.is_some_and(|s| s != this) {
-                    self.keys = keys;
-                    self.count("transactions_split");
-                    return Ok(false);
-                }
-                slot = Some(this);
-                self.touch(self.db, key);
+                self.touch(self.db, cmd.arg(key.index).unwrap_or_default());
             }
         }
         self.keys = keys;
-        let Some(slot) = slot else { return Ok(false) };
         let node = self.pipe.node_of(slot);
         let batch = self.pipe.batch(node, db, mark)?;
         let mut guards = 0;
@@ -130,6 +91,43 @@ impl Pump {
             .writes
             .fetch_add(u64::from(commands) - 2, Relaxed);
         Ok(true)
+    }
+
+    /// Where a transaction may run as it is: all of its keys are admitted, and in one slot where that matters.
+    fn runs_as_one(&mut self, whole: &[u8], ends: &[usize]) -> Result<Option<(Slot, Database)>> {
+        let (mut found, mut args, mut keys) = (None, Vec::new(), Vec::new());
+        for raw in parts(whole, ends) {
+            resp::parse_command(raw, &mut args)?;
+            let cmd = Command { raw, args: &args };
+            let spec = known(&cmd)?;
+            if !matches!(spec.kind, Kind::Write | Kind::Split(_)) || !self.runs_as_it_is(&cmd, spec)
+            {
+                return Ok(None);
+            }
+            spec.keys(&cmd, &mut keys)?;
+            for key in &keys {
+                let key = cmd.arg(key.index).unwrap_or_default();
+                let Admission::Yes(db) = self.admission(self.db, key)? else {
+                    return Ok(None);
+                };
+                let slot = Slot::of(key);
+                if self.pipe.topology().one_slot && found.is_some_and(|(s, _)| s != slot) {
+                    self.count("transactions_split");
+                    return Ok(None);
+                }
+                found = Some((slot, db));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether the target may run a command itself, its keys being admitted; else they are healed.
+    fn runs_as_it_is(&self, cmd: &Command<'_>, spec: &'static Spec) -> bool {
+        // What the target could not hold of the one key is missing in the other as well, and has to be listed.
+        let copies_loss =
+            self.shared.loses_field_expiry && matches!(spec.name, "RENAME" | "RENAMENX" | "COPY");
+        let elsewhere = command::copy_db(cmd).is_some();
+        !elsewhere && !copies_loss && !is_restore(spec) && !self.forms.has(cmd)
     }
 
     /// One command of the stream; `end` is the offset after it.
@@ -182,42 +180,9 @@ impl Pump {
                 let Some(cmd) = &self.renamed(cmd, spec, mark, &mut room)? else {
                     return Ok(());
                 };
-                if !self.long.is_cut() {
-                    self.note_debts(cmd, spec, mark);
-                }
                 self.write_command(cmd, spec, end, mark)
             }
         }
-    }
-
-    fn stream_function(&mut self, cmd: &Command<'_>, mark: Mark) -> Result<()> {
-        if !self.shared.target_has_functions {
-            self.note(
-                "skipped.function",
-                "the target has no functions: the source's function libraries are left out",
-            );
-            return Ok(());
-        }
-        let sub = cmd.arg(1).unwrap_or_default();
-        let mut out = Vec::new();
-        if sub.eq_ignore_ascii_case(b"LOAD") {
-            // With REPLACE it may run twice.
-            let code = cmd.arg(cmd.len() - 1).unwrap_or_default();
-            resp::command(&mut out, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
-        } else if sub.eq_ignore_ascii_case(b"RESTORE") {
-            resp::command(
-                &mut out,
-                &[
-                    b"FUNCTION",
-                    b"RESTORE",
-                    cmd.arg(2).unwrap_or_default(),
-                    b"REPLACE",
-                ],
-            );
-        } else {
-            out.extend_from_slice(cmd.raw);
-        }
-        self.broadcast(&out, mark)
     }
 
     fn flush_command(
@@ -231,42 +196,48 @@ impl Pump {
             "warning",
             "flush",
             &format!(
-                "the source ran {} at offset {end}",
-                String::from_utf8_lossy(cmd.name())
+                "the source ran {} in database {} at offset {end}",
+                String::from_utf8_lossy(cmd.name()),
+                self.db
             ),
         );
         self.touch_all();
         self.timed.forget_absent();
-        self.heal_dirty()?;
+        self.heal_queued()?;
+        let job = self.shared.job.clone();
+        let flushed = match all {
+            true => None,
+            // What the plan leaves out, or the target does not have, holds nothing of ours.
+            false => match job.databases.map(self.db) {
+                Some(to) => match self.database(to)? {
+                    Some(db) => Some(db),
+                    None => return Ok(()),
+                },
+                None => return Ok(()),
+            },
+        };
         // In a cluster, a flush of one master concerns its own slots only.
         let simple = self.shared.ownership.is_none()
-            && self.shared.job.databases.is_identity()
-            && self.shared.job.filter.is_empty()
-            && self.shared.job.on_existing == OnExisting::Fail;
-        if simple {
-            let mut out = Vec::new();
-            resp::command(
-                &mut out,
-                &[if all {
-                    b"FLUSHALL".as_slice()
-                } else {
-                    b"FLUSHDB"
-                }],
-            );
-            for node in 0..self.pipe.node_count() {
-                self.pipe
-                    .batch(node, self.db, mark)?
-                    .bytes
-                    .extend_from_slice(&out);
-                self.pipe.added(node, 1);
-            }
-            // States that were read later than the flush have just been wiped: write them once more.
-            let again: Vec<_> = self.fenced.keys().map(|k| split_db_key(k)).collect();
-            self.heal(&again, mark)
-        } else {
-            // Only what is ours may go: every key of the target is compared with the source.
-            self.reconcile(true)
+            && job.databases.is_identity()
+            && job.filter.is_empty()
+            && job.on_existing == OnExisting::Fail;
+        if !simple {
+            // Only what is ours may go: the target's keys are compared with the source.
+            return self.reconcile(Older::Flushed(flushed.map(Database::index)));
         }
+        let mut out = Vec::new();
+        let name: &[u8] = if all { b"FLUSHALL" } else { b"FLUSHDB" };
+        resp::command(&mut out, &[name]);
+        for node in 0..self.pipe.node_count() {
+            let db = flushed.unwrap_or(Database::ZERO);
+            let batch = self.pipe.batch(node, db, mark)?;
+            batch.bytes.extend_from_slice(&out);
+            self.pipe.added(node, 1);
+        }
+        // States that were read later than the flush have just been wiped: write them once more.
+        let states = self.fenced.keys().map(|k| split_db_key(k));
+        let again: Vec<Key> = (states.filter(|(db, _)| all || *db == self.db)).collect();
+        self.heal(&again, mark)
     }
 
     fn write_command(
@@ -295,27 +266,6 @@ impl Pump {
         for k in keys.iter().filter(|k| k.access == Access::Write) {
             self.touch(self.db, cmd.arg(k.index).unwrap_or_default());
         }
-        if let Some(key) = keys.first().and_then(|k| cmd.arg(k.index))
-            && !self.owns(key)
-        {
-            // The slot is on its way: its new owner copies it.
-            if let Some(ownership) = &self.shared.ownership {
-                ownership.suspect(Slot::of(&self.source_name(key)));
-            }
-            self.count("left_to_adoption");
-            return Ok(());
-        }
-        let source_db = self.db;
-        let job = &self.shared.job;
-        let other_db = command::copy_db(cmd);
-        let target_db = match (job.databases.map(source_db), other_db) {
-            (None, None) => {
-                self.count("skipped.database");
-                return Ok(());
-            }
-            (db, _) => db,
-        };
-        let key = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
         if keys.is_empty() {
             return match spec.kind {
                 Kind::Eval => Err(Error::new(ErrorKind::Unsupported, format!("the source replicates {} without keys: what it writes cannot be known", spec.name))
@@ -323,65 +273,43 @@ impl Pump {
                 _ => Err(Error::new(ErrorKind::Protocol, format!("{} without a key", spec.name))),
             };
         }
-        if !job.filter.is_empty() {
-            let wanted = keys.iter().filter(|k| self.accepts(key(k))).count();
-            if wanted == 0 {
-                self.count("skipped.filter");
-                return Ok(());
-            }
-            if wanted < keys.len() || job.filter.looks_inside() {
-                let written = self.written(cmd, keys, |k| self.accepts(k));
-                return self.heal(&written, mark);
+        let key = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
+        let mut to = None;
+        for k in keys {
+            match self.admission(self.db, key(k))? {
+                Admission::Yes(db) => to = Some(db),
+                Admission::No(Barred::Slot) => {
+                    // Its new owner copies it.
+                    self.suspect(key(k));
+                    return Ok(());
+                }
+                _ => return self.heal_admitted(cmd, spec, keys, mark),
             }
         }
-        if !self.shared.existing.is_empty()
-            && let Some(db) = target_db
-            && keys.iter().any(|k| self.is_existing(db, key(k)))
-        {
-            let mut written = self.written(cmd, keys, |_| true);
-            written.retain(|(_, k)| !self.is_existing(db, k));
-            self.count("skipped.existing");
-            return self.heal(&written, mark);
-        }
-        if let Some(db) = target_db
-            && !self.target_has(db)?
-        {
-            let why = no_database(source_db);
-            return self
-                .written(cmd, keys, |_| true)
-                .iter()
-                .try_for_each(|(_, k)| self.lose(db, k, losses::DATABASE, &why));
+        let Some(target_db) = to else { return Ok(()) };
+        if self.shared.job.filter.looks_inside() {
+            return self.heal_admitted(cmd, spec, keys, mark);
         }
         let timed = self.note_timed(cmd, spec, keys);
+        let waits = !self.heal_queue.is_empty()
+            && keys.iter().any(|k| self.heal_queue.has(self.db, key(k)));
         // What was too long to be held cannot run.
-        if end <= self.window_end || self.long.is_cut() || (self.lagging && timed) {
-            let written = self.written(cmd, keys, |_| true);
-            for (db, k) in written.into_iter().chain(moved_to(cmd, other_db, keys)) {
+        let read = end <= self.window_end || self.long.is_cut() || (self.lagging && timed);
+        if read || waits || self.forms.has(cmd) {
+            for (db, k) in self.written(cmd, keys) {
                 if !self.is_fenced(db, &k, end) {
-                    self.dirty.push((db, k));
-                    self.dirty_from.get_or_insert(mark);
+                    self.heal_queue.push((db, k), mark);
                 }
             }
-            return if self.dirty.len() >= 512 {
-                self.heal_dirty()
-            } else {
-                Ok(())
-            };
+            return self.heal_due();
         }
-        self.heal_dirty()?;
-        if let Some(other) = other_db {
-            let mut both = self.written(cmd, keys, |_| true);
-            both.extend(moved_to(cmd, Some(other), keys));
-            self.count("cross_database");
-            return self.heal(&both, mark);
-        }
+        self.heal_due()?;
         if !self.fenced.is_empty() {
             if end > self.fenced_to {
                 self.fenced.clear();
-                self.refusals.clear();
-            } else if keys.iter().any(|k| self.is_fenced(source_db, key(k), end)) {
+            } else if keys.iter().any(|k| self.is_fenced(self.db, key(k), end)) {
                 // What is already there is left; what is not is read, as the command cannot run on a mixed state.
-                let mut rest = self.written(cmd, keys, |_| true);
+                let mut rest = self.written(cmd, keys);
                 rest.retain(|(db, k)| !self.is_fenced(*db, k, end));
                 return if rest.is_empty() {
                     Ok(())
@@ -390,9 +318,17 @@ impl Pump {
                 };
             }
         }
-        let Some(target_db) = target_db else {
-            return Ok(());
-        };
+        if is_restore(spec) {
+            return self.restored(cmd, target_db, mark);
+        }
+        if !self.runs_as_it_is(cmd, spec) {
+            if command::copy_db(cmd).is_some() {
+                self.count("cross_database");
+            }
+            let written = self.written(cmd, keys);
+            return self.heal(&written, mark);
+        }
+        self.note_debts(cmd, spec, mark);
         let slot = keys.first().map_or(Slot::of(b""), |k| Slot::of(key(k)));
         let together =
             !self.pipe.topology().one_slot || keys.iter().all(|k| Slot::of(key(k)) == slot);
@@ -426,31 +362,79 @@ impl Pump {
             self.note_there(cmd, spec, keys);
             return failed.map_or(Ok(()), Err);
         }
-        let written = self.written(cmd, keys, |_| true);
+        let written = self.written(cmd, keys);
         self.heal(&written, mark)
     }
 
-    fn written(
-        &self,
+    /// Some key of a command is not simply admitted, so the command cannot run: what it writes is healed as far as each
+    /// key's own admission goes, in whichever database it is.
+    fn heal_admitted(
+        &mut self,
         cmd: &Command<'_>,
+        spec: &'static Spec,
         keys: &[command::KeyArg],
-        accept: impl Fn(&[u8]) -> bool,
-    ) -> Vec<(DbIndex, Vec<u8>)> {
-        keys.iter()
-            .filter(|k| k.access == Access::Write)
-            .filter_map(|k| cmd.arg(k.index))
-            .filter(|k| accept(k))
-            .map(|k| (self.db, k.to_vec()))
-            .collect()
+        mark: Mark,
+    ) -> Result<()> {
+        let removes = matches!(spec.kind, Kind::Split(command::SplitKind::Keys));
+        let mut wanted = Vec::new();
+        let mut barred = None;
+        for (db, name) in self.written(cmd, keys) {
+            match self.admission(db, &name)? {
+                Admission::Yes(_) | Admission::Replace(_) => wanted.push((db, name)),
+                Admission::No(Barred::NoDatabase(to)) if !removes => {
+                    self.lose_for_want_of(db, to, &name)?;
+                }
+                Admission::No(Barred::NoDatabase(_)) => {}
+                Admission::No(Barred::Slot) => self.suspect(&name),
+                Admission::No(why) => {
+                    barred.get_or_insert(why);
+                }
+            }
+        }
+        if let Some(why) = barred.filter(|why| wanted.is_empty() || *why == Barred::Own) {
+            self.count(why.counter());
+        }
+        self.heal(&wanted, mark)
     }
 
-    /// A key that the target held before us, which the plan says to keep.
-    pub(super) fn is_existing(&self, target_db: DbIndex, key: &[u8]) -> bool {
-        self.shared.existing.contains(target_db, key)
+    /// What a command writes, in whichever database of the source it is.
+    fn written(&self, cmd: &Command<'_>, keys: &[command::KeyArg]) -> Vec<Key> {
+        let written = (keys.iter())
+            .filter(|k| k.access == Access::Write)
+            .filter_map(|k| cmd.arg(k.index));
+        match command::copy_db(cmd).map(DbIndex) {
+            None => written.map(|k| (self.db, k.to_vec())).collect(),
+            // COPY leaves its first key as it is, MOVE takes it away.
+            Some(other) => written
+                .flat_map(|k| [(self.db, k.to_vec()), (other, k.to_vec())])
+                .filter(|(db, _)| *db == other || cmd.name().eq_ignore_ascii_case(b"MOVE"))
+                .collect(),
+        }
     }
 
     pub(super) fn is_fenced(&self, db: DbIndex, key: &[u8], end: ReplOffset) -> bool {
         !self.fenced.is_empty() && self.fenced.get(&db_key(db, key)).is_some_and(|f| end <= *f)
+    }
+
+    /// RESTORE takes the way of every value: what the source has restored, the target may hold in another form only.
+    fn restored(&mut self, cmd: &Command<'_>, db: Database, mark: Mark) -> Result<()> {
+        let key = cmd.arg(1).unwrap_or_default().to_vec();
+        let arrived = self.spool.arrival_ms(self.at);
+        let restored = command::expiry::restored(cmd, arrived.unwrap_or_else(unix_ms))?;
+        let (mut expire, now) = (restored.expire, unix_ms());
+        if self.holding && expire.is_some_and(|e| e.0 < now + self.horizon_ms()) {
+            self.held.note(self.db, &key);
+            expire = Some(ExpireAt(now + HOLD_MS));
+        }
+        let state = KeyState {
+            payload: Some(Dump::Whole(restored.payload.to_vec())),
+            expire,
+            offset: ReplOffset(0),
+            elsewhere: false,
+        };
+        self.write_admitted(db, self.db, &key, &state, mark)?;
+        self.timed.note(self.db, &key, true);
+        Ok(())
     }
 
     /// Appends a command that keeps to one slot, its expiry made absolute and held back where need be.
@@ -460,7 +444,7 @@ impl Pump {
         spec: &'static Spec,
         keys: &[command::KeyArg],
         slot: Slot,
-        db: DbIndex,
+        db: Database,
         mark: Mark,
     ) -> Result<()> {
         let node = self.pipe.node_of(slot);
@@ -513,14 +497,14 @@ impl Pump {
     }
 }
 
-/// The key that COPY … DB or MOVE writes in another database.
-fn moved_to(
-    cmd: &Command<'_>,
-    db: Option<u32>,
-    keys: &[command::KeyArg],
-) -> Option<(DbIndex, Vec<u8>)> {
-    let last = keys.last()?;
-    Some((DbIndex(db?), cmd.arg(last.index)?.to_vec()))
+/// The commands of a transaction, without its MULTI and EXEC.
+fn parts<'a>(whole: &'a [u8], ends: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    ends.windows(2)
+        .filter_map(|pair| whole.get(*pair.first()?..*pair.get(1)?))
+}
+
+fn is_restore(spec: &Spec) -> bool {
+    matches!(spec.name, "RESTORE" | "RESTORE-ASKING")
 }
 
 fn known(cmd: &Command<'_>) -> Result<&'static Spec> {

@@ -272,7 +272,7 @@ impl Runner {
         let (limits, shards) = (&shared.job.limits, shared.shards);
         let options = PipeOptions {
             budget: (limits.in_flight() / shards).max(1 << 20),
-            fixed_db: self.topology.one_slot,
+            fixed_db: self.topology.one_database,
             dry_run: shared.dry_run,
         };
         let (topology, view, format) = (

@@ -5,7 +5,7 @@ use crate::migrate::control::Control;
 use crate::migrate::ownership::Ownership;
 use crate::migrate::saver::Saver;
 use crate::plan::Job;
-use crate::store::{Existing, Store};
+use crate::store::{Own, Store};
 use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle};
 use crate::types::unix_ms;
@@ -48,8 +48,10 @@ pub struct Shared {
     pub target_has_functions: bool,
     /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
     pub load_estimate_ms: i64,
-    /// The target's own keys (on_existing: skip).
-    pub existing: Existing,
+    /// The target's own keys (on_existing "skip" and "replace").
+    pub own: Own,
+    /// Hash fields of the source may expire, and those of the target may not.
+    pub loses_field_expiry: bool,
     /// How many shards there were at the start: they share the limits.
     pub shards: usize,
     /// KiB that are free of [`Limits::loaded`](crate::plan::Limits::loaded).

@@ -6,21 +6,17 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::Order;
-use crate::migrate::heal::Key;
 use crate::migrate::obey::SOON;
 use crate::migrate::pump::{Ended, Pump};
 use crate::net::Tries;
-use crate::resp;
 use crate::source::keys::events::{self, Events};
 use crate::source::keys::fact::Found;
-use crate::source::keys::functions;
 use crate::source::keys::list::{Listing, Page, Position};
 use crate::source::keys::reader::{Reader, pairs};
 use crate::source::keys::side::Side;
 use crate::store::SWEEPS;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, Mark, ReplOffset, unix_ms};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -232,36 +228,6 @@ impl Sweeper<'_> {
         self.pump.shared.store(|s| s.put_json(SWEEPS, &text))
     }
 
-    /// Brings the libraries of functions over; returns how many differed.
-    fn functions(&mut self) -> Result<u64> {
-        let runtime = self.pump.shared.runtime.clone();
-        if !self.pump.shared.target_has_functions || self.pump.shared.dry_run {
-            return Ok(0);
-        }
-        let (source, target) = (self.source.side.clone(), self.target.side.clone());
-        let (ours, theirs) = runtime.block_on(async {
-            tokio::try_join!(functions::of(&source), functions::of_all(&target))
-        })?;
-        let Some(ours) = ours else { return Ok(0) };
-        let mut found = 0;
-        for (name, code) in &ours {
-            if theirs.iter().any(|t| t.get(name) != Some(code)) {
-                self.pump.function(code, MARK)?;
-                found += 1;
-            }
-        }
-        let extra = theirs.iter().flat_map(|t| t.keys());
-        let extra: BTreeSet<&String> = extra.filter(|name| !ours.contains_key(*name)).collect();
-        for name in extra {
-            let mut delete = Vec::new();
-            resp::command(&mut delete, &[b"FUNCTION", b"DELETE", name.as_bytes()]);
-            self.pump.broadcast(&delete, MARK)?;
-            found += 1;
-        }
-        self.settle()?;
-        Ok(found)
-    }
-
     /// The pages of one side, from a position on.
     pub(super) fn pages(
         &self,
@@ -316,7 +282,7 @@ impl Sweeper<'_> {
             let runtime = me.pump.shared.runtime.clone();
             runtime.block_on(me.source.side.meet_replicas())
         })?;
-        let mut found = self.functions()?;
+        let mut found = self.pump.sync_functions()?;
         let (mut pages, task) = self.pages(&self.source.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
             self.go_on()?;
@@ -343,7 +309,7 @@ impl Sweeper<'_> {
             return Ok(0);
         };
         let runtime = self.pump.shared.runtime.clone();
-        let keys = self.wanted(page.db, &page.keys);
+        let keys = self.wanted(page.db, &page.keys)?;
         let mut apart: Vec<&[u8]> = Vec::new();
         for window in runtime.block_on(self.source.windows(page.db, &keys))? {
             self.pace(window.keys.len())?;
@@ -383,12 +349,15 @@ impl Sweeper<'_> {
         let runtime = self.pump.shared.runtime.clone();
         let job = self.pump.shared.job.clone();
         let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
-            .filter(|k| job.filter.accepts(k) && !self.is_existing(page.db, k))
+            .filter(|k| job.filter.accepts(k) && !self.is_own(page.db, k))
             .collect();
         self.pace(keys.len())?;
+        let Some(db) = self.pump.database(page.db)? else {
+            return Ok(0);
+        };
         let gone = runtime.block_on(self.source.lacks(&job, page.db, keys))?;
         for name in gone.iter().filter_map(|key| job.renames.to_target(key)) {
-            self.pump.remove(page.db, &name, MARK)?;
+            self.pump.remove(db, &name, MARK)?;
         }
         self.resolve()?;
         Ok(gone.len() as u64)
@@ -428,8 +397,7 @@ impl Sweeper<'_> {
     pub(super) fn resolve(&mut self) -> Result<()> {
         while self.pump.pipe.troubled() {
             self.pump.resolve()?;
-            let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
-            self.put_back(back);
+            self.put_back();
         }
         Ok(())
     }
@@ -437,13 +405,13 @@ impl Sweeper<'_> {
     /// Waits until everything sent is answered.
     pub(super) fn settle(&mut self) -> Result<()> {
         self.pump.settle_all()?;
-        let back: Vec<Key> = std::mem::take(&mut self.pump.dirty);
-        self.put_back(back);
+        self.put_back();
         Ok(())
     }
 
     /// Has keys read again that could not be written.
-    fn put_back(&self, keys: Vec<Key>) {
+    fn put_back(&mut self) {
+        let (keys, _) = self.pump.heal_queue.take();
         let named = (keys.into_iter()).map(|(db, k)| (db, self.pump.source_name(&k).into_owned()));
         self.events.put(named);
     }

@@ -3,7 +3,7 @@
 //! One way for everything: settle, look at each unit's fate, go on. In the snapshot phase, what is uncertain means to
 //! read the snapshot again from its mark, as whole values may be written twice.
 
-use crate::command::{self, Access};
+use crate::command::{self, Access, Command};
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Instant;
 
-/// So often a key is healed that the target refuses for good, while the stream does not go on.
+/// Maximum times that a key's state, which the target keeps refusing, is written again.
 const MOST_REFUSALS: u32 = 8;
 
 impl Pump {
@@ -202,16 +202,19 @@ impl Pump {
             let touched = self.keys_of(&unit);
             if self.shared.scan {
                 // It is read and written again, as it is then.
-                self.dirty.extend(touched.into_iter().map(|(key, _)| key));
+                for (key, _) in touched {
+                    self.heal_queue.push(key, mark);
+                }
                 continue;
             }
             let touches = touched
                 .iter()
                 .any(|(k, _)| healing.contains_key(&db_key(k.0, &k.1)));
+            let passes = matches!(&unit.fate, Fate::Refused(text) if passes(text));
             let again = match &unit.fate {
                 Fate::Unsent => true,
                 Fate::Uncertain => touched.is_empty(),
-                Fate::Refused(text) => is_temporary(text),
+                Fate::Refused(_) => passes,
             };
             // What has expired over there meanwhile would be missing: such a key is read, not written to.
             let expired = !self.in_load
@@ -228,14 +231,24 @@ impl Pump {
             }
             if let Fate::Refused(text) = &unit.fate {
                 if touched.is_empty() {
-                    // Functions and flushes: nothing to heal; FUNCTION DELETE of a library that is gone is no fault.
-                    self.note("refused", &format!("the target answered: {text}"));
+                    if name_of(&unit) == "FUNCTION" && self.source.is_some() {
+                        // FUNCTION DELETE of a library that is gone is no fault.
+                        self.owe_functions(mark);
+                    } else {
+                        self.note("refused", &format!("the target answered: {text}"));
+                    }
                     continue;
                 }
-                if text != NOTHING_THERE {
+                if text != NOTHING_THERE && !passes {
                     self.count("healed.refused");
-                    refused.extend(touched.iter().map(|((db, key), _)| db_key(*db, key)));
-                    last = Some(net::refusal(&name_of(&unit), text));
+                    // A command may be one that the target does not know; a key's state can be written in no other way.
+                    match unit.state {
+                        true => {
+                            refused.extend(touched.iter().map(|((db, key), _)| db_key(*db, key)));
+                            last = Some(net::refusal(&name_of(&unit), text));
+                        }
+                        false => self.learn_form(&unit, text),
+                    }
                 }
             }
             for (key, access) in touched {
@@ -261,14 +274,35 @@ impl Pump {
         Ok(())
     }
 
+    /// A command of the source's was refused: perhaps the target does not know it.
+    fn learn_form(&mut self, unit: &Unit, text: &str) {
+        let mut args = Vec::new();
+        let Ok(Some(len)) = resp::parse_command(&unit.bytes, &mut args) else {
+            return;
+        };
+        let raw = unit.bytes.get(..len).unwrap_or_default();
+        let cmd = Command { raw, args: &args };
+        if self.forms.learn(&cmd, text) {
+            self.shared.event(
+                "info",
+                "unknown_to_target",
+                &format!(
+                    "the target does not know {} in the form that the source sends: the keys of such commands are read from the source and written as they are",
+                    name_of(unit)
+                ),
+            );
+        }
+    }
+
     /// The keys of a unit, in the source's databases.
     ///
     /// Where several go to the same one it is the first of them: [`Pump::placed`] looks for the right one.
     fn keys_of(&self, unit: &Unit) -> Vec<(Key, Access)> {
         let databases = &self.shared.job.databases;
+        let to = unit.db.index();
         let db = match databases.is_identity() {
-            true => unit.db,
-            false => databases.sources_of(unit.db).next().unwrap_or(unit.db),
+            true => to,
+            false => databases.sources_of(to).next().unwrap_or(to),
         };
         (command::keys_in(&unit.bytes).into_iter())
             .map(|(key, access)| ((db, key), access))
@@ -318,6 +352,9 @@ impl Pump {
         for node in nodes {
             let batch = self.pipe.batch(node, unit.db, mark)?;
             let first = batch.commands;
+            if unit.state {
+                batch.state(unit.commands);
+            }
             batch.expect.extend(expecting.iter().map(|i| first + i));
             batch.bytes.extend_from_slice(&unit.bytes);
             self.pipe.added(node, unit.commands);
@@ -333,6 +370,7 @@ impl Pump {
         for _ in 0..40 {
             let answer: Result<Option<String>> = self.shared.runtime.block_on(async {
                 let mut conn = net::connect(&endpoint, &address).await?;
+                conn.select(unit.db.index()).await?;
                 conn.push(&[b"ASKING"]);
                 conn.outgoing().extend_from_slice(&unit.bytes);
                 conn.flush().await?;
@@ -387,22 +425,9 @@ fn nothing_there() -> Fate {
     Fate::Refused(NOTHING_THERE.into())
 }
 
-/// Errors that pass: the same command may be sent again.
-fn is_temporary(text: &str) -> bool {
-    let word = text.split(' ').next().unwrap_or_default();
-    matches!(
-        word,
-        "MOVED"
-            | "ASK"
-            | "TRYAGAIN"
-            | "CLUSTERDOWN"
-            | "LOADING"
-            | "READONLY"
-            | "MASTERDOWN"
-            | "BUSY"
-            | "NOREPLICAS"
-            | "EXECABORT"
-    )
+/// Errors that pass: the same command or transaction may be sent again.
+fn passes(text: &str) -> bool {
+    net::passes(text) || text.starts_with("EXECABORT")
 }
 
 /// An MSET of ours that the target will not run at all; when it is full, nothing else would run either.
@@ -410,7 +435,7 @@ fn refused_pairs(unit: &Unit) -> bool {
     let Fate::Refused(text) = &unit.fate else {
         return false;
     };
-    name_of(unit) == "MSET" && !text.starts_with("OOM") && !is_temporary(text)
+    name_of(unit) == "MSET" && !text.starts_with("OOM") && !passes(text)
 }
 
 /// Strings set together whose slot is on its way: its new node takes keys that are not there one by one only.
@@ -456,8 +481,8 @@ fn fatal(units: &[Unit], loading: bool) -> Option<Error> {
             return Some(net::refusal(&command, text).context("write to the target"));
         }
         // A value written whole, or a heal: there is no better way left to write it.
-        let last_resort = loading || command == "RESTORE";
-        if last_resort && !is_temporary(text) && text != NOTHING_THERE && command != "FUNCTION" {
+        let last_resort = loading || (unit.state && command == "RESTORE");
+        if last_resort && !passes(text) && text != NOTHING_THERE && command != "FUNCTION" {
             let key = key_of(unit);
             return Some(
                 net::refusal(&command, text)

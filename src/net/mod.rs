@@ -536,16 +536,33 @@ pub fn refusal(command: &str, text: &str) -> Error {
     let word = text.split(' ').next().unwrap_or_default();
     let kind = match word {
         _ if is_elsewhere(text) => ErrorKind::Moved,
+        _ if passes(text) => ErrorKind::NotReady,
         "NOAUTH" | "WRONGPASS" => ErrorKind::Auth,
         "OOM" => ErrorKind::OutOfMemory,
-        "LOADING" | "MASTERDOWN" | "BUSY" | "CLUSTERDOWN" | "READONLY" | "NOREPLICAS"
-        | "NOMASTERLINK" | "UNBLOCKED" => ErrorKind::NotReady,
         "NOPERM" => ErrorKind::Refused,
         _ if text.contains("invalid password") => ErrorKind::Auth,
         _ => ErrorKind::Refused,
     };
     let text = without_arguments(text);
     Error::new(kind, format!("the server answered {command} with: {text}"))
+}
+
+/// Whether an error reply tells of the server's state, not of what was asked: the same may be asked again later.
+pub fn passes(text: &str) -> bool {
+    let word = text.split(' ').next().unwrap_or_default();
+    is_elsewhere(text)
+        || matches!(
+            word,
+            "LOADING"
+                | "MASTERDOWN"
+                | "BUSY"
+                | "CLUSTERDOWN"
+                | "READONLY"
+                | "NOREPLICAS"
+                | "NOMASTERLINK"
+                | "UNBLOCKED"
+                | "MISCONF"
+        )
 }
 
 /// Values never appear in error lines, except in the "with args beginning with" of an unknown command.

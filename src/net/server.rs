@@ -100,6 +100,11 @@ impl Server {
         }
     }
 
+    /// Its clusters may have several databases (Valkey 9.0, `cluster-databases`).
+    pub fn may_have_cluster_databases(&self) -> bool {
+        self.product == Product::Valkey && self.at_least(9, 0)
+    }
+
     /// Hash fields may expire (Redis 7.4, Valkey 9.0).
     pub fn has_field_expiry(&self) -> bool {
         match self.product {
@@ -161,7 +166,7 @@ pub struct Master {
 /// What stands behind an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// True for the cluster API: slots, MOVED, database 0 only.
+    /// True for the cluster API: slots, MOVED.
     pub cluster: bool,
     /// In the order of their first slot.
     pub masters: Vec<Master>,

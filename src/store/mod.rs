@@ -9,18 +9,21 @@ mod cutover;
 mod existing;
 mod latency;
 mod lock;
+mod own;
 mod record;
 mod schema;
 mod verification;
 mod workers;
 
 pub use cutover::{CutoverStep, Stage, frozen};
-pub use existing::Existing;
+pub use existing::{Existing, NameFile};
 pub use latency::LatencyBlock;
 pub use lock::Lock;
+pub use own::Own;
 pub use record::{
     CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, PULSE, Phase, PhaseSpan, REFUSED,
-    Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written,
+    REPAIR_FUNCTIONS, Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress,
+    VerifyRun, Written,
 };
 pub use workers::{Claim, Worker, coverage, worker_dir, workers, workers_and};
 

@@ -141,6 +141,11 @@ pub struct ShardState {
 }
 
 impl ShardState {
+    /// Whether something of it may have reached the target.
+    pub fn has_written(&self) -> bool {
+        self.snapshot_loaded || self.snapshot_at > 0 || self.keys_written > 0
+    }
+
     /// A shard of which nothing has been carried over.
     pub fn new(shard: ShardId, address: String, slots: String) -> ShardState {
         ShardState {
@@ -295,3 +300,5 @@ pub const REFUSED: &str = "refused";
 pub const MODE: &str = "mode";
 /// The document that says what the last sweep of mode "scan" has found.
 pub const SWEEPS: &str = "scan";
+/// Set by a verification that wants the target's function libraries made the source's.
+pub const REPAIR_FUNCTIONS: &str = "repair_functions";

@@ -2,17 +2,40 @@
 
 use crate::resp;
 use crate::types::DbIndex;
+use std::ops::Range;
+
+/// A database that the target is known to have.
+///
+/// Only [`Pipe::database`](super::Pipe::database) makes one, so nothing can be written to a database that nobody has
+/// asked for: on a server that refuses the SELECT, it would run in whichever database the connection was in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Database(DbIndex);
+
+impl Database {
+    /// Every server has it, and every connection begins in it.
+    pub const ZERO: Database = Database(DbIndex::ZERO);
+
+    pub(super) fn confirmed(db: DbIndex) -> Database {
+        Database(db)
+    }
+
+    pub fn index(self) -> DbIndex {
+        self.0
+    }
+}
 
 /// Commands for one node, all in one database.
 #[derive(Debug)]
 pub struct Batch {
     pub bytes: Vec<u8>,
     pub commands: u32,
-    pub db: DbIndex,
+    pub db: Database,
     /// Rises by one with each batch to the same node.
     pub seq: u64,
     /// Commands (by index) for which the answer 0 or -2 means that the key or field they expected was not there.
     pub expect: Vec<u32>,
+    /// Commands (by index) that write a key's whole state: there is no other way to write it.
+    states: Vec<Range<u32>>,
     /// Arguments of an MSET that is not there yet, and how many pairs they are.
     pairs: (Vec<u8>, usize),
 }
@@ -25,13 +48,14 @@ const PAIRS_BYTES: usize = 16 << 10;
 pub const GUARDS: [&[u8]; 2] = [b"EXISTS", b"HEXISTS"];
 
 impl Batch {
-    pub fn new(bytes: Vec<u8>, db: DbIndex) -> Batch {
+    pub fn new(bytes: Vec<u8>, db: Database) -> Batch {
         Batch {
             bytes,
             commands: 0,
             db,
             seq: 0,
             expect: Vec::new(),
+            states: Vec::new(),
             pairs: (Vec::new(), 0),
         }
     }
@@ -43,6 +67,30 @@ impl Batch {
     /// How long it is, all told.
     pub fn len(&self) -> usize {
         self.bytes.len() + self.pairs.0.len()
+    }
+
+    /// Says that the next `commands` to be added write a key's whole state.
+    pub fn state(&mut self, commands: u32) {
+        let end = self.commands + commands;
+        match self.states.last_mut() {
+            Some(last) if last.end == self.commands => last.end = end,
+            _ => self.states.push(self.commands..end),
+        }
+    }
+
+    /// Whether a command (by index) is part of a key's whole state.
+    pub fn is_state(&self, index: u32) -> bool {
+        let after = self.states.partition_point(|range| range.start <= index);
+        let range = after.checked_sub(1).and_then(|i| self.states.get(i));
+        range.is_some_and(|range| range.contains(&index))
+    }
+
+    /// Empties it for what comes next.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.expect.clear();
+        self.states.clear();
+        self.commands = 0;
     }
 
     /// Sets a string together with others, whatever lies between them: for keys that nothing else in the batch touches.

@@ -7,8 +7,7 @@ use super::writer::{Order, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Stream};
 use crate::resp::{self, Outcome};
-use crate::target::batch::Batch;
-use crate::types::DbIndex;
+use crate::target::batch::{Batch, Database};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpStream;
@@ -42,6 +41,11 @@ impl Before {
     pub fn replies(self) -> u32 {
         u32::from(self.auth) + u32::from(self.select)
     }
+
+    /// Whether the reply that comes after `answered` others is that of the SELECT.
+    fn is_select(self, answered: u32) -> bool {
+        self.select && answered == u32::from(self.auth)
+    }
 }
 
 /// What a connection's writing and reading half share, and the pump with them.
@@ -69,7 +73,7 @@ pub struct Gate {
     /// The connection, where others than the task can write to it.
     pub out: Option<TcpStream>,
     /// The database that is selected.
-    pub db: DbIndex,
+    pub db: Database,
     /// Of the batch that was sent last.
     pub last_seq: u64,
 }
@@ -107,7 +111,7 @@ impl Flight {
                 busy: false,
                 shut: false,
                 out: None,
-                db: DbIndex::ZERO,
+                db: Database::ZERO,
                 last_seq: 0,
             }),
             moved: Notify::new(),
@@ -201,6 +205,19 @@ impl Flight {
         }
     }
 
+    /// Waits until all that was sent is answered; false when something went wrong.
+    pub async fn answered(&self) -> bool {
+        loop {
+            {
+                let waiting = self.waiting();
+                if waiting.troubled() || waiting.queue.is_empty() {
+                    return !waiting.troubled();
+                }
+            }
+            self.moved.notified().await;
+        }
+    }
+
     pub fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting
             .lock()
@@ -233,6 +250,9 @@ impl Flight {
                 ));
             };
             let own = answered.checked_sub(before.replies());
+            if let (Outcome::Error(text), true) = (&outcome, before.is_select(*answered)) {
+                return Err(not_selected(batch, &String::from_utf8_lossy(text)));
+            }
             match outcome {
                 // Who we were still holds.
                 Outcome::Error(_) if before.auth && *answered == 0 => {
@@ -285,6 +305,26 @@ impl Flight {
             self.moved.notify_one();
         }
         Ok(at)
+    }
+}
+
+/// A connection whose SELECT was refused is lost: whatever follows on it would run in another database.
+///
+/// The first SELECT of a database is answered before anything is sent behind it; so commands of `batch` are there only
+/// where the target refuses a database that it has let us have before.
+fn not_selected(batch: &Batch, text: &str) -> Error {
+    let db = batch.db.index();
+    let e = net::refusal("SELECT", text).context(format!("select database {db} of the target"));
+    match batch.commands {
+        0 => e,
+        n => Error::new(
+            ErrorKind::Refused,
+            format!(
+                "the target refuses database {db}, which it allowed before: {n} commands for it have run in the database that was selected then"
+            ),
+        )
+        .cause(e)
+        .hint("give the user back the right to run SELECT, run the same command again, then `keyferry verify --repair`, which finds and mends the keys concerned"),
     }
 }
 

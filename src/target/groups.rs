@@ -4,8 +4,8 @@
 //! after the other: what a slot has gathered since its last turn goes, so that the target has something to do always.
 
 use crate::resp;
-use crate::target::batch::PAIRS;
-use crate::types::{DbIndex, Mark, SLOTS, Slot};
+use crate::target::batch::{Database, PAIRS};
+use crate::types::{Mark, SLOTS, Slot};
 
 /// Strings of at most this many bytes: for larger ones the command around them costs nothing to speak of.
 pub const MOST: usize = 512;
@@ -36,7 +36,7 @@ pub struct Groups {
     /// Turns taken.
     turn: u16,
     /// The database of all, and where the source stood before the first of them.
-    pub from: Option<(DbIndex, Mark)>,
+    pub from: Option<(Database, Mark)>,
     /// Where it stood when this round of turns began: after it, nothing older waits.
     round: Option<Mark>,
 }

@@ -14,6 +14,7 @@ use crate::command::{self, Access};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use crate::resp;
+pub use crate::target::batch::Database;
 use crate::target::batch::{Batch, GUARDS};
 use crate::target::flight::{Failure, Flight, NOTHING_THERE};
 use crate::target::groups::Groups;
@@ -21,7 +22,7 @@ use crate::target::topology::{Pairs, Topology};
 use crate::target::writer::{Order, Shared, Trouble, Writer};
 use crate::task::event_loop::EventLoop;
 use crate::types::{DbIndex, Mark, SLOTS, Slot};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +39,9 @@ const SHORT: usize = 4 << 10;
 pub struct Unit {
     pub bytes: Vec<u8>,
     pub commands: u32,
-    pub db: DbIndex,
+    pub db: Database,
+    /// It writes a key's whole state, not a change of the source's.
+    pub state: bool,
     pub fate: Fate,
 }
 
@@ -80,6 +83,8 @@ pub struct Pipe {
     grouped_at: u64,
     shared: Arc<Shared>,
     fixed_db: bool,
+    /// Databases beside 0, as far as the target was asked for them.
+    databases: BTreeMap<DbIndex, bool>,
     dry_run: bool,
     /// Commands handed over so far.
     pub sent_commands: u64,
@@ -115,6 +120,7 @@ impl Pipe {
             grouped_at: 0,
             shared: Arc::new(shared),
             fixed_db: options.fixed_db,
+            databases: BTreeMap::new(),
             dry_run: options.dry_run,
             sent_commands: 0,
             sent_bytes: 0,
@@ -154,7 +160,7 @@ impl Pipe {
                     address: address.clone(),
                     orders,
                     flight,
-                    open: empty_batch(&self.shared, DbIndex::ZERO),
+                    open: empty_batch(&self.shared, Database::ZERO),
                     open_mark: None,
                     next_seq: 1,
                     acked,
@@ -183,10 +189,25 @@ impl Pipe {
         }
     }
 
+    /// A database of the target, once that is known to have it; the outer `None` when it has not been asked.
+    pub fn database(&self, db: DbIndex) -> Option<Option<Database>> {
+        let there = match db == DbIndex::ZERO {
+            true => true,
+            false if self.fixed_db => false,
+            false => *self.databases.get(&db)?,
+        };
+        Some(there.then(|| Database::confirmed(db)))
+    }
+
+    /// Takes in what the target has answered to a SELECT.
+    pub fn learn_database(&mut self, db: DbIndex, there: bool) {
+        self.databases.insert(db, there);
+    }
+
     /// The open batch of `node`, in database `db`, to encode commands into; then call [`Pipe::added`].
     ///
     /// `mark` is where the source stands before the commands; false from a call that must send says that trouble waits.
-    pub fn batch(&mut self, node: usize, db: DbIndex, mark: Mark) -> Result<&mut Batch> {
+    pub fn batch(&mut self, node: usize, db: Database, mark: Mark) -> Result<&mut Batch> {
         let switch = self
             .nodes
             .get(node)
@@ -224,7 +245,7 @@ impl Pipe {
     pub fn pair(
         &mut self,
         slot: Slot,
-        db: DbIndex,
+        db: Database,
         mark: Mark,
         key: &[u8],
         value: &[u8],
@@ -328,9 +349,7 @@ impl Pipe {
         let len = n.open.bytes.len();
         if self.dry_run {
             self.sent_bytes += len as u64;
-            n.open.bytes.clear();
-            n.open.expect.clear();
-            n.open.commands = 0;
+            n.open.clear();
             n.open_mark = None;
             return;
         }
@@ -468,7 +487,7 @@ impl Pipe {
     }
 }
 
-fn empty_batch(shared: &Shared, db: DbIndex) -> Batch {
+fn empty_batch(shared: &Shared, db: Database) -> Batch {
     Batch::new(shared.buffer(), db)
 }
 
@@ -585,6 +604,7 @@ fn split_units(
                 bytes: bytes.to_vec(),
                 commands: index - first,
                 db: batch.db,
+                state: batch.is_state(first),
                 fate,
             });
         }

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
-    let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
+    let mut batch = Batch::new(Vec::new(), Database::ZERO);
     let mut guards = 0;
     batch.guard(&mut guards, b"a", None);
     batch.guard(&mut guards, b"b", None);
@@ -58,7 +58,9 @@ fn commands_keep_their_database_in_trouble() {
     };
     for n in 0..6u32 {
         let db = DbIndex(n % 2);
-        let batch = pipe.batch(0, db, mark).unwrap();
+        pipe.learn_database(db, true);
+        let there = pipe.database(db).flatten().unwrap();
+        let batch = pipe.batch(0, there, mark).unwrap();
         resp::command(&mut batch.bytes, &[b"SET", b"k", db.to_string().as_bytes()]);
         pipe.added(0, 1);
     }
@@ -68,9 +70,9 @@ fn commands_keep_their_database_in_trouble() {
     for unit in units {
         let text = String::from_utf8_lossy(&unit.bytes).into_owned();
         assert!(
-            text.ends_with(&format!("\r\n{}\r\n", unit.db)),
+            text.ends_with(&format!("\r\n{}\r\n", unit.db.index())),
             "{text} in {}",
-            unit.db
+            unit.db.index()
         );
     }
 }
@@ -96,7 +98,7 @@ fn strings_are_set_together() {
         (32, vec![65]),
         (33, vec![65, 3]),
     ] {
-        let mut batch = Batch::new(Vec::new(), DbIndex::ZERO);
+        let mut batch = Batch::new(Vec::new(), Database::ZERO);
         let commands: u32 = (0..pairs)
             .map(|n| batch.pair(format!("key:{n}").as_bytes(), b"some value"))
             .sum();
@@ -123,7 +125,7 @@ fn a_transaction_is_one_unit() {
     ] {
         resp::command(&mut bytes, command);
     }
-    let mut batch = Batch::new(bytes, DbIndex::ZERO);
+    let mut batch = Batch::new(bytes, Database::ZERO);
     batch.commands = 5;
     let mut units = Vec::new();
     let failures = [Failure {
@@ -168,7 +170,7 @@ fn strings_of_one_slot_are_set_together() {
             assert_eq!(text(n + 1), "v");
         }
     };
-    groups.from = Some((DbIndex::ZERO, mark(9)));
+    groups.from = Some((Database::ZERO, mark(9)));
     // 50 of each of ten slots, and one alone.
     for n in 0..500 {
         let key = format!("{{{}}}:{n}", n % 10);
@@ -192,7 +194,7 @@ fn strings_of_one_slot_are_set_together() {
     assert!(waiting > 0 && groups.len() == 0 && wanted.is_empty());
     // Whatever comes now came after this round began.
     groups.turn(mark(70_000));
-    assert_eq!(groups.from, Some((DbIndex::ZERO, mark(100))));
+    assert_eq!(groups.from, Some((Database::ZERO, mark(100))));
     names.sort();
     let mut all = vec![("MSET".to_owned(), 37); 10];
     all.extend(vec![("MSET".to_owned(), 65); 10]);

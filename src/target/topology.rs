@@ -13,6 +13,8 @@ pub struct Topology {
     pub cluster: bool,
     /// True where one command must keep to one slot: a cluster, or a proxy in front of one.
     pub one_slot: bool,
+    /// There is no database but 0, and SELECT is never sent: a proxy, and a cluster but for one of Valkey 9 that has more.
+    pub one_database: bool,
     pub pairs: Pairs,
     pub nodes: Vec<String>,
     node_of: Vec<u16>,
@@ -48,6 +50,7 @@ impl Topology {
         Ok(Topology {
             cluster: layout.cluster,
             one_slot: layout.cluster || proxy,
+            one_database: layout.cluster || proxy,
             pairs: Pairs::None,
             nodes,
             node_of,
@@ -73,9 +76,10 @@ impl Topology {
                 cluster: true,
                 masters,
             };
-            let pairs = self.pairs;
+            let (pairs, one_database) = (self.pairs, self.one_database);
             Ok(Topology {
                 pairs,
+                one_database,
                 ..Topology::of(&layout, proxy)?
             })
         })
@@ -88,6 +92,12 @@ pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
     let (layout, server) = net::server::layout(endpoint).await?;
     let proxy = endpoint.topology == crate::plan::Topology::Proxy;
     let mut topology = Topology::of(&layout, proxy)?;
+    if topology.cluster && server.may_have_cluster_databases() {
+        let address = topology.nodes.first().cloned();
+        let mut conn = net::connect(endpoint, &address.unwrap_or(endpoint.address())).await?;
+        let reply = conn.ask(&[b"SELECT", b"1"]).await?;
+        topology.one_database = reply.text().is_none_or(|t| t != "OK");
+    }
     if takes_pairs(&topology, endpoint).await.unwrap_or(false) {
         topology.pairs = match topology.one_slot {
             true => Pairs::OfOneSlot,

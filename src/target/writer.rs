@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 use crate::net::{self, LoggedIn, Stream};
 use crate::plan::Endpoint;
 use crate::resp;
-use crate::target::batch::Batch;
+use crate::target::batch::{Batch, Database};
 use crate::target::flight::{Before, Failure, Flight, cut, read_replies};
 use crate::task::event_loop::EventLoop;
-use crate::types::DbIndex;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::io::{AsyncWriteExt, WriteHalf};
@@ -165,6 +165,8 @@ struct Live {
     write: WriteHalf<Stream>,
     login: LoggedIn,
     reader: tokio::task::JoinHandle<()>,
+    /// Databases that this connection has been let into.
+    selected: BTreeSet<Database>,
 }
 
 impl Drop for Live {
@@ -294,9 +296,24 @@ impl Writer {
             live.login.refused();
         }
         before.auth = live.login.renew(&mut ours).await;
+        let sent_before = self.flight.gate().last_seq;
         if self.flight.selects(&batch) {
-            resp::command(&mut ours, &[b"SELECT", batch.db.to_string().as_bytes()]);
+            let db = batch.db.index().to_string();
+            resp::command(&mut ours, &[b"SELECT", db.as_bytes()]);
             before.select = true;
+            if live.selected.insert(batch.db) {
+                // What follows must not be on its way before it is known where it will run.
+                let mut alone = Batch::new(Vec::new(), batch.db);
+                alone.seq = sent_before;
+                self.flight.waiting().push(Arc::new(alone), before);
+                let sent = put(&mut live.write, &std::mem::take(&mut ours), &[]).await;
+                sent.map_err(|e| cut(&self.address, e))?;
+                before = Before::default();
+                if !self.flight.answered().await {
+                    self.unsent.push(batch);
+                    return Ok(());
+                }
+            }
         }
         if batch.commands + before.replies() == 0 {
             // The password was told with another batch already.
@@ -314,7 +331,7 @@ impl Writer {
         {
             let mut gate = self.flight.gate();
             gate.out = stream.handle();
-            gate.db = DbIndex::ZERO;
+            gate.db = Database::ZERO;
         }
         let (read, write) = tokio::io::split(stream);
         let flight = self.flight.clone();
@@ -328,6 +345,7 @@ impl Writer {
             write,
             login,
             reader,
+            selected: BTreeSet::from([Database::ZERO]),
         })
     }
 

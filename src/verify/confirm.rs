@@ -51,6 +51,13 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
             return Ok(());
         }
         let read = confirm(check, source.as_mut(), &mut target, &names).await?;
+        if read
+            .iter()
+            .any(|(_, _, verdict)| *verdict != Some(Verdict::Equal))
+        {
+            // The migration may have listed some as losses meanwhile.
+            check.learn_losses()?;
+        }
         let (mut progress, mut store) = (check.progress(), check.store());
         let (mut differences, mut repairs) = (Vec::new(), Vec::new());
         for (name, (a, b, verdict)) in names.iter().zip(&read) {
@@ -58,6 +65,10 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
             let slot = Slot::of(key).number();
             let (mut ours, mut theirs) = (SlotSum::default(), SlotSum::default());
             let equal = *verdict == Some(Verdict::Equal);
+            if !equal && check.is_lost(*db, key) {
+                progress.candidates.remove(name);
+                continue;
+            }
             if let Some(a) = a.fact() {
                 ours.add(*db, key, &a.digest, a.expire);
             }
@@ -107,12 +118,14 @@ pub async fn reasons(
     names: &[Name],
 ) -> Result<Vec<Option<&'static str>>> {
     let read = confirm(check, Some(source), target, names).await?;
-    let reason = |(_, _, verdict): &Read| match verdict {
+    check.learn_losses()?;
+    let reason = |((db, key), (_, _, verdict)): (&Name, &Read)| match verdict {
         Some(Verdict::Equal) => None,
+        _ if check.is_lost(*db, key) => None,
         Some(Verdict::Different(reason)) => Some(*reason),
         None => Some(UNPROVABLE),
     };
-    Ok(read.iter().map(reason).collect())
+    Ok(names.iter().zip(&read).map(reason).collect())
 }
 
 type Read = (Found, Found, Option<Verdict>);
@@ -178,7 +191,10 @@ async fn confirm(
         };
         let (mut settled, mut moved) = (0, false);
         for (n, (i, (a, b))) in open.iter().zip(both).enumerate() {
-            let why = difference(check, &a, &b);
+            let name = list.get(n);
+            let why = difference(check, &a, &b).filter(|why| {
+                *why != "extra" || !name.is_some_and(|(db, key)| check.is_own(*db, key))
+            });
             moved |= a == Found::Elsewhere || b == Found::Elsewhere;
             let stood_still = match &after {
                 // A file stands still.

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::net::server;
 use crate::plan::Job;
 use crate::source::keys::side::Side;
-use crate::store::{Lock, MODE, Phase, SWEEPS, Store, coverage, workers_and};
+use crate::store::{Lock, MODE, Phase, REPAIR_FUNCTIONS, SWEEPS, Store, coverage, workers_and};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, ReplOffset, Slot, SlotSet, unix_ms};
 use std::collections::BTreeMap;
@@ -75,6 +75,11 @@ impl Migration {
             true => Ok(()),
             false => Store::open(&self.dir)?.ask_repairs(&mine),
         }
+    }
+
+    /// Asks it to make the target's function libraries the source's.
+    pub fn ask_functions(&self) -> Result<()> {
+        Store::open(&self.dir)?.put_json(REPAIR_FUNCTIONS, &true.into())
     }
 
     /// Notes that everything is equal; a later difference takes the word back.

@@ -24,7 +24,7 @@ use crate::source::keys::fact::Found;
 use crate::source::keys::list;
 use crate::source::keys::side::{Role, Side};
 use crate::source::private_dir;
-use crate::store::{Existing, Lock, Run, Store};
+use crate::store::{Existing, Lock, Own, Run, Store};
 use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
 pub use answer::{DbSize, KeyReport, Summary};
@@ -136,11 +136,10 @@ pub struct Check {
     slots: Option<SlotSet>,
     width: Width,
     repair: bool,
-    /// Keys that are not compared: the target's own, which on_existing "skip" has kept.
-    apart: Existing,
-    /// Nor are listed losses.
-    lost: Existing,
-    known_losses: u64,
+    /// The target's own keys: with on_existing "skip" they are not compared, with "replace" they are no extra ones.
+    own: Vec<Own>,
+    /// Listed losses are not compared.
+    lost: RwLock<Existing>,
     throttle: Throttle,
     /// Bytes that the throttle has taken.
     paced: AtomicU64,
@@ -182,9 +181,32 @@ impl Check {
         self.job.filter.accepts(key)
             && self.job.verify.exclude.accepts(key)
             && (self.slots.as_ref()).is_none_or(|s| s.has(Slot::of(key)))
-            && !self.lost.contains(db, key)
-            && (self.apart.is_empty()
-                || (self.job.renames.to_target(key)).is_none_or(|k| !self.apart.contains(db, &k)))
+            && !self.is_lost(db, key)
+            && (self.job.on_existing != OnExisting::Skip || !self.is_own(db, key))
+    }
+
+    /// Whether a key, by the source's name, is one that the target held before the migration.
+    fn is_own(&self, db: DbIndex, key: &[u8]) -> bool {
+        let has = |name: &[u8]| self.own.iter().any(|own| own.has(db, name));
+        !self.own.is_empty() && (self.job.renames.to_target(key)).is_some_and(|name| has(&name))
+    }
+
+    fn is_lost(&self, db: DbIndex, key: &[u8]) -> bool {
+        let lost = self.lost.read().unwrap_or_else(PoisonError::into_inner);
+        lost.contains(db, key)
+    }
+
+    /// Takes in the losses that the migrations have listed until now; returns how many there are.
+    fn learn_losses(&self) -> Result<u64> {
+        let (mut lost, mut count) = (Existing::default(), 0);
+        for migration in &self.migrations {
+            for (db, key, _) in &migration.losses()? {
+                lost.insert(*db, key);
+                count += 1;
+            }
+        }
+        *self.lost.write().unwrap_or_else(PoisonError::into_inner) = lost;
+        Ok(count)
     }
 
     /// How many read at the same time: each has a connection to every master of a side.
@@ -354,13 +376,16 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         });
     }
     let functions = functions::compare(&check).await?;
+    if check.repair && !functions.is_empty() {
+        (check.migrations.iter()).try_for_each(Migration::ask_functions)?;
+    }
     let cpu_now = cpu_s(&check).await;
     let seconds = started.elapsed().as_secs_f64().max(0.001);
     let percent = |before: Option<f64>, after: Option<f64>| {
         Some((100.0 * (after? - before?).max(0.0) / seconds).round() as u64)
     };
     let mut summary = conclude(&check, started, started_ms, &options)?;
-    summary.known_losses = check.known_losses;
+    summary.known_losses = check.learn_losses()?;
     summary.resumed = resumed;
     summary.cpu_percent_source = percent(cpu.0, cpu_now.0);
     summary.cpu_percent_target = percent(cpu.1, cpu_now.1);
@@ -379,17 +404,15 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
 /// Opens both sides.
 async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> Result<Check> {
     let migrations = migration::find(&job, options)?;
-    let (mut apart, mut lost) = (Existing::default(), Existing::default());
-    let mut known_losses = 0;
+    let mut own = Vec::new();
     for migration in &migrations {
-        if job.on_existing == OnExisting::Skip
-            && let Some(existing) = Existing::load(&migration.dir)
-        {
-            apart.extend(existing);
-        }
-        for (db, key, _) in &migration.losses()? {
-            lost.insert(*db, key);
-            known_losses += 1;
+        let Some(keys) = Existing::load(&migration.dir)? else {
+            continue;
+        };
+        match job.on_existing {
+            OnExisting::Skip => own.push(Own::kept(keys)),
+            OnExisting::Replace => own.push(Own::replaceable(keys, &migration.dir)?),
+            OnExisting::Fail | OnExisting::Reconcile => {}
         }
     }
     let origin = match &job.source {
@@ -399,7 +422,7 @@ async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> 
     let target = Arc::new(Side::target(&job).await?);
     let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
         && migrations.iter().any(Migration::runs);
-    Ok(Check {
+    let check = Check {
         seen: RwLock::new(KeySet::within(job.limits.key_set())),
         silent,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
@@ -407,12 +430,11 @@ async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> 
         origin,
         target,
         migrations,
-        known_losses,
         slots: options.slots.clone(),
         width: options.width,
         repair: options.repair,
-        apart,
-        lost,
+        own,
+        lost: RwLock::default(),
         stop,
         gauge: options.gauge.clone(),
         about: String::new(),
@@ -421,7 +443,9 @@ async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> 
         confirming: Default::default(),
         paced: AtomicU64::new(0),
         job,
-    })
+    };
+    check.learn_losses()?;
+    Ok(check)
 }
 
 /// Names the comparison that saved progress belongs to: the plan, its options, and the nodes on both sides.

@@ -203,7 +203,8 @@ impl Worker {
             }
             _ => Vec::new(),
         };
-        done.candidates = gone.iter().map(|k| (page.db, k.to_vec())).collect();
+        let extra = gone.iter().filter(|k| !check.is_own(page.db, k));
+        done.candidates = extra.map(|k| (page.db, k.to_vec())).collect();
         check.gauge.done.fetch_add(page.keys.len() as u64, Relaxed);
         check.pace(read).await?;
         Ok(done)

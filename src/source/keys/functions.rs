@@ -2,6 +2,7 @@
 
 use super::side::Side;
 use crate::error::Result;
+use crate::net::Conn;
 use crate::resp::Reply;
 use std::collections::BTreeMap;
 
@@ -27,7 +28,11 @@ pub async fn of_all(side: &Side) -> Result<Vec<Libraries>> {
 
 /// Name to code; `None` where FUNCTION is not known or not allowed.
 pub async fn libraries(side: &Side, address: &str) -> Result<Option<Libraries>> {
-    let mut conn = side.connect(address).await?;
+    libraries_at(&mut side.connect(address).await?).await
+}
+
+/// The same over a connection.
+pub async fn libraries_at(conn: &mut Conn) -> Result<Option<Libraries>> {
     let reply = conn.ask(&[b"FUNCTION", b"LIST", b"WITHCODE"]).await?;
     let Reply::Array(list) = reply else {
         return Ok(None);

@@ -12,7 +12,7 @@ use crate::resp::Reply;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -104,7 +104,12 @@ impl Listing {
             Some(Position::Slot(_)) => true,
             Some(Position::Scan { .. }) => false,
             // Under another name a key lies in another slot.
-            None => self.side.cluster && self.side.renames.is_empty() && self.lists_slots().await?,
+            None => {
+                self.side.cluster
+                    && self.side.renames.is_empty()
+                    && self.lists_slots().await?
+                    && !self.has_more_databases().await?
+            }
         };
         match by_slot {
             true => self.by_slot(&mut out).await,
@@ -123,6 +128,17 @@ impl Listing {
             .ask(&[b"CLUSTER", b"GETKEYSINSLOT", b"0", b"1"])
             .await?;
         Ok(matches!((count, list), (Reply::Int(_), Reply::Array(_))))
+    }
+
+    /// A cluster's own list of a slot is that of one database.
+    async fn has_more_databases(&self) -> Result<bool> {
+        let mut more = false;
+        for master in &self.side.layout().masters {
+            let mut conn = self.side.connect(&master.address).await?;
+            let found = scan::databases(&mut conn).await?;
+            more |= found.iter().any(|(db, _)| *db != DbIndex::ZERO);
+        }
+        Ok(more)
     }
 
     fn wants(&self, slot: Slot) -> bool {
@@ -286,12 +302,14 @@ impl Listing {
         let mut units = Vec::new();
         for master in &self.side.layout().masters {
             let mut conn = self.side.connect(&master.address).await?;
-            let found = match self.side.cluster {
-                true => vec![(DbIndex::ZERO, 0)],
-                false => scan::databases(&mut conn).await?,
-            };
+            let found = scan::databases(&mut conn).await?;
+            let mut found: BTreeSet<DbIndex> = found.into_iter().map(|(db, _)| db).collect();
+            if self.side.cluster {
+                // Keys may come to a master that has none now.
+                found.insert(DbIndex::ZERO);
+            }
             let wanted = |db: &DbIndex| self.dbs.is_empty() || self.dbs.contains(db);
-            let dbs = found.into_iter().map(|(db, _)| db).filter(wanted);
+            let dbs = found.into_iter().filter(wanted);
             units.extend(dbs.map(|db| (master.address.clone(), db)));
         }
         Ok(units)

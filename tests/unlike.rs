@@ -1,0 +1,265 @@
+//! Source and target of unlike versions, or a target that is not ready: what the one sends and the other refuses.
+
+use crate::support::cluster::Cluster;
+use crate::support::keyferry::{Plan, Running};
+use crate::support::server::{Server, Setup};
+use crate::support::story::Endpoint;
+use crate::support::wire::Command;
+use crate::support::{need, wait_until};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(60);
+
+#[track_caller]
+fn follow(plan: &Plan) -> Running {
+    let mut running = plan.start("migrate --json");
+    plan.wait_status(&mut running, "loaded", SOON, |s| s["phase"] == "stream");
+    running
+}
+
+/// Waits until what the source has written is applied.
+#[track_caller]
+fn catch_up(plan: &Plan, running: &mut Running, source: &Server) {
+    let written = source.info("replication", "master_repl_offset");
+    plan.wait_status(running, "caught up", SOON, |s| {
+        s["stream"]["applied_offset"].as_i64() >= Some(written)
+    });
+}
+
+#[track_caller]
+fn stop(plan: &Plan, mut running: Running, source: &Server) {
+    catch_up(plan, &mut running, source);
+    running.interrupt();
+    running.wait(SOON).exits(130);
+}
+
+fn library(name: &str, function: &str, answer: &str) -> Command {
+    let code = format!(
+        "#!lua name={name}\nredis.register_function('{function}', function() return '{answer}' end)"
+    );
+    Command::new("FUNCTION LOAD REPLACE").arg(code)
+}
+
+#[track_caller]
+fn load(server: &Server, library: &Command) {
+    server.client().expect(library).expect("it is loaded");
+}
+
+/// The names of a server's libraries, and what calling `f` answers.
+fn libraries(server: &Server) -> (Vec<String>, String) {
+    let list = server.run("FUNCTION LIST");
+    let name = |library: &crate::support::wire::Value| library.items()[1].text();
+    let mut names: Vec<String> = list.items().iter().map(name).collect();
+    names.sort();
+    let called = server.client().run(&Command::new("FCALL f 0"));
+    (names, called.expect("it answers").text())
+}
+
+#[test]
+fn restored_libraries_are_those_of_the_source() {
+    for (from, to) in [
+        ("redis-7.0", "redis-7.0"),
+        ("redis-8.0", "valkey-8.1"),
+        ("valkey-9.1", "redis-8.0"),
+    ] {
+        let Some([from, to]) = need([from, to]) else {
+            continue;
+        };
+        let (source, target) = (Server::start(&from), Endpoint::cluster(Setup::new(&to)));
+        let plan = Plan::new(&source.url(), &target.url());
+        let running = follow(&plan);
+        load(&source, &library("a", "f", "first"));
+        let first = source.run("FUNCTION DUMP");
+        source.run("FUNCTION FLUSH");
+        // Another library, with the same function.
+        load(&source, &library("b", "f", "second"));
+        let mut running = running;
+        catch_up(&plan, &mut running, &source);
+        for node in target.nodes() {
+            assert_eq!(libraries(node), (vec!["b".into()], "second".into()));
+        }
+        let restore = Command::new("FUNCTION RESTORE")
+            .arg(first.bytes())
+            .arg("FLUSH");
+        source.client().expect(&restore).expect("it is restored");
+        stop(&plan, running, &source);
+        for node in target.nodes() {
+            assert_eq!(libraries(node), (vec!["a".into()], "first".into()));
+        }
+        plan.run("verify --json").exits(0);
+    }
+}
+
+#[test]
+fn libraries_that_differ_are_repaired_and_deleted_ones_go() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let source = Setup::new(&name).line("repl-backlog-size 16kb").start();
+    let target = Server::start(&name);
+    load(&source, &library("a", "f", "first"));
+    load(&source, &library("b", "g", "second"));
+    let plan = Plan::new(&source.url(), &target.url());
+    let running = follow(&plan);
+    target.run("FUNCTION DELETE b");
+    load(&target, &library("a", "f", "changed"));
+    plan.run("verify --json --repair").exits(1);
+    wait_until("they are repaired", SOON, || {
+        libraries(&target) == (vec!["a".into(), "b".into()], "first".into())
+    });
+    plan.run("verify --json").exits(0);
+    stop(&plan, running, &source);
+    // For longer than the backlog nobody listens.
+    source.run("FUNCTION DELETE b");
+    let long = "x".repeat(1_000);
+    for n in 0..3_000 {
+        let set = Command::new("SET")
+            .key(format!("k{}", n % 50))
+            .arg(long.as_str());
+        source.client().expect(&set).expect("it is set");
+    }
+    plan.run("migrate --json --until caught-up").exits(0);
+    assert_eq!(libraries(&target).0, ["a"]);
+    plan.run("verify --json").exits(0);
+}
+
+#[test]
+fn what_a_copy_loses_is_listed_as_well() {
+    for (from, to) in [("redis-8.0", "redis-7.0"), ("valkey-9.1", "valkey-8.1")] {
+        let Some([from, to]) = need([from, to]) else {
+            continue;
+        };
+        let (source, target) = (Server::start(&from), Server::start(&to));
+        let mut plan = Plan::new(&source.url(), &target.url());
+        plan.set("/on_loss", json!("list"));
+        let mut running = follow(&plan);
+        source.run("HSET h f v g w");
+        source.run("HEXPIRE h 1000 FIELDS 1 f");
+        catch_up(&plan, &mut running, &source);
+        source.run("COPY h copied");
+        source.run("RENAME h renamed");
+        source.run("SET moved:to 1");
+        stop(&plan, running, &source);
+        assert_eq!(target.run("HGETALL copied").items().len(), 4);
+        assert_eq!(target.run("HGETALL renamed").items().len(), 4);
+        let verified = plan.run("verify --json").exits(0);
+        assert!(
+            verified.json["known_losses"].as_u64() >= Some(2),
+            "{}",
+            verified.stdout
+        );
+    }
+}
+
+#[test]
+fn a_loss_is_known_as_soon_as_it_is_a_difference() {
+    let Some([from, to]) = need(["redis-8.0", "valkey-8.1"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&from), Server::start(&to));
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/on_loss", json!("list"));
+    let running = follow(&plan);
+    for n in 0..20 {
+        source.run(&format!("VADD vectors:{n} VALUES 3 1 2 3 a"));
+        plan.run("verify --json").exits(0);
+    }
+    stop(&plan, running, &source);
+}
+
+#[test]
+fn commands_that_the_target_does_not_know_end_no_run() {
+    let cases: [(&str, &str, &[&str]); 3] = [
+        (
+            "redis-6.2",
+            "redis-6.0",
+            &[
+                "XADD s# NOMKSTREAM * f v",
+                "XADD s# MINID = 1 * f v",
+                "LPOP l# 1",
+                "ZADD z# GT 5 a",
+            ],
+        ),
+        (
+            "redis-8.0",
+            "redis-7.0",
+            &["HSETEX h# FIELDS 1 f v", "XADD s# * f v", "INCR n#"],
+        ),
+        (
+            "valkey-9.1",
+            "redis-8.0",
+            &["HSETEX h# FIELDS 1 f v", "XADD s# * f v", "SET n# 1"],
+        ),
+    ];
+    for (from, to, lines) in cases {
+        let Some([from, to]) = need([from, to]) else {
+            continue;
+        };
+        let (source, target) = (Server::start(&from), Server::start(&to));
+        let plan = Plan::new(&source.url(), &target.url());
+        for n in 0..100 {
+            source.run(&format!("XADD s{n} 1-1 f v"));
+            source.run(&format!("RPUSH l{n} 1 2 3 4 5 6 7 8 9"));
+            source.run(&format!("ZADD z{n} 1 a"));
+        }
+        let running = follow(&plan);
+        let mut client = source.client();
+        for round in 0..150u32 {
+            for n in 0..20u32 {
+                // One of them all the time.
+                let n = if n % 5 == 0 {
+                    0
+                } else {
+                    (round * 20 + n) % 100
+                };
+                for line in lines {
+                    client.push(&Command::new(&line.replace('#', &n.to_string())));
+                }
+            }
+            client.flush().expect("it is sent");
+            let refused = client
+                .replies()
+                .expect("answers")
+                .into_iter()
+                .find(|r| r.is_error());
+            assert!(refused.is_none(), "{refused:?}");
+        }
+        stop(&plan, running, &source);
+        plan.run("verify --json").exits(0);
+    }
+}
+
+#[test]
+fn a_cluster_that_is_down_for_a_while_is_waited_for() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let source = Server::start(&name);
+    let setup = Setup::new(&name).line("cluster-node-timeout 3000");
+    let target = Cluster::with(&setup, 3, 0);
+    let plan = Plan::new(&source.url(), &target.url());
+    let running = follow(&plan);
+    let stopped = &target.nodes()[1];
+    stopped.signal("STOP");
+    let began = Instant::now();
+    let mut client = source.client();
+    let mut n = 0;
+    while began.elapsed() < Duration::from_secs(7) {
+        for line in [
+            "SET k# 5 PX 600000",
+            "INCR k#",
+            "DEL k#",
+            "SET t# 1 PX 600000",
+        ] {
+            client.push(&Command::new(&line.replace('#', &n.to_string())));
+        }
+        client.flush().expect("it is sent");
+        client.replies().expect("answers");
+        n = (n + 1) % 300;
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stopped.signal("CONT");
+    stop(&plan, running, &source);
+    plan.run("verify --json").exits(0);
+}
