@@ -3,6 +3,8 @@
 #
 #   ./test.sh [FILTER]           only the tests whose name contains FILTER (format and lints are checked all the same)
 #   KEYFERRY_FULL=1 ./test.sh    the large sizes: every pair of the matrix with 200,000 keys (an hour)
+#   KEYFERRY_SEED=n              what random choices follow from, also which server a test gets that takes any
+#   KEYFERRY_ANY=redis-7.0       the server for every test that takes any
 #   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: one more than processors, at most 4)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -11,6 +13,7 @@ started=$SECONDS
 log=$(mktemp)
 KEYFERRY_SKIPPED=$(mktemp)
 export KEYFERRY_SKIPPED
+export KEYFERRY_SEED=${KEYFERRY_SEED:-$(date +%s)}
 trap 'rm -f "$log" "$KEYFERRY_SKIPPED"' EXIT
 
 # In continuous integration each build is the first and the last: nothing to be incremental for.
@@ -45,6 +48,7 @@ else
 fi
 
 say "tests"
+echo "KEYFERRY_SEED=$KEYFERRY_SEED${KEYFERRY_ANY:+ KEYFERRY_ANY=$KEYFERRY_ANY}"
 # Tests wait half of their time, for expiries, failovers and leases.
 threads=${KEYFERRY_TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) + 1))}
 if [ "$threads" -gt 4 ] && [ -z "${KEYFERRY_TEST_THREADS:-}" ]; then threads=4; fi
@@ -57,6 +61,7 @@ if [ -s "$KEYFERRY_SKIPPED" ]; then sort -u "$KEYFERRY_SKIPPED"; else echo "noth
 say "result"
 if [ "$code" -ne 0 ]; then
     sed -n 's/^test \(.*\) \.\.\. FAILED$/FAILED: \1/p' "$log"
+    echo "The same servers again: KEYFERRY_SEED=$KEYFERRY_SEED ./test.sh FILTER"
 fi
 # One line for all test programs together.
 awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"

@@ -117,7 +117,7 @@ fn cut_off_after_a_step_the_way_back_is_open() {
 /// Killed at any moment, until it is done.
 #[test]
 fn killed_at_random_moments() {
-    let mut rng = crate::support::rng::Rng::new(std::process::id().into());
+    let mut rng = crate::support::versions::seeded();
     for n in 0..if full() { 12 } else { 1 } {
         let Some(it) = Move::usual(json!({"watch_s": 1, "max_pause_ms": 5_000})) else {
             return;

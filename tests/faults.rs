@@ -9,6 +9,7 @@ use crate::support::rng::Rng;
 use crate::support::server::{Server, Setup, servers_dir};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic::{self, Options, Report, Traffic};
+use crate::support::versions::seeded;
 use crate::support::wire::Command;
 use crate::support::{need, skip, wait_until};
 use serde_json::json;
@@ -16,15 +17,6 @@ use std::time::Duration;
 
 fn full() -> bool {
     std::env::var_os("KEYFERRY_FULL").is_some()
-}
-
-fn seed() -> Rng {
-    let seed = std::env::var("KEYFERRY_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or_else(|| u64::from(std::process::id()));
-    println!("KEYFERRY_SEED={seed}");
-    Rng::new(seed)
 }
 
 pub fn pick(few: u64, many: u64) -> u64 {
@@ -72,7 +64,7 @@ fn nap(rng: &mut Rng, from: u64, to: u64) {
 #[test]
 fn killed_at_random_moments() {
     let Some([name]) = need(["any"]) else { return };
-    let mut rng = seed();
+    let mut rng = seeded();
     let mut story = Story::new(
         Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
         Endpoint::cluster(Setup::new(&name)),
@@ -109,7 +101,7 @@ fn killed_at_random_moments() {
 #[test]
 fn dies_at_every_failpoint() {
     let Some([name]) = need(["any"]) else { return };
-    let mut rng = seed();
+    let mut rng = seeded();
     let story = Story::new(
         Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
         Endpoint::cluster(Setup::new(&name)),
@@ -248,7 +240,7 @@ fn killed_while_a_complete_snapshot_is_loaded() {
 #[test]
 fn a_target_shard_fails_over() {
     let Some([name]) = need(["any"]) else { return };
-    let mut rng = seed();
+    let mut rng = seeded();
     let mut story = Story::new(
         Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
         Endpoint::replicated(Setup::new(&name)),
@@ -435,7 +427,7 @@ fn source_slots_move() {
 #[test]
 fn connections_are_cut_delayed_and_halved() {
     let Some([name]) = need(["any"]) else { return };
-    let mut rng = seed();
+    let mut rng = seeded();
     let source = Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb"));
     let target = Endpoint::alone(Setup::new(&name));
     let mean = pick(300 << 10, 1 << 20);

@@ -22,12 +22,13 @@ pub mod story;
 pub mod tell;
 pub mod tls;
 pub mod traffic;
+pub mod versions;
 pub mod wire;
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// The servers a test needs, found by name ("redis-7.0", or "any" for whatever there is).
+/// The servers a test needs, by name: "redis-7.0", "any", or "any:functions+cli" for any that has these features.
 ///
 /// `None` means that one is missing: it is printed and recorded, and the test returns.
 pub fn need<const N: usize>(names: [&str; N]) -> Option<[String; N]> {

@@ -4,73 +4,16 @@
 //! also when the whole test process is killed (`setpriv --pdeathsig`, where there is one).
 
 use super::tls::Tls;
+use super::versions::program;
+pub use super::versions::{SERVERS, find, servers_dir};
 use super::wire::Client;
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// Names in the order in which "any" takes them.
-const ANY: [&str; 10] = [
-    "path",
-    "local",
-    "valkey-8.1",
-    "redis-8.0",
-    "valkey-9.1",
-    "redis-7.0",
-    "valkey-8.0",
-    "redict-7.3",
-    "redis-6.2",
-    "redis-6.0",
-];
-
-/// Where `tests/servers.sh` puts the servers.
-pub fn servers_dir() -> PathBuf {
-    match std::env::var_os("KEYFERRY_SERVERS") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".servers"),
-    }
-}
-
-/// The versions that every snapshot and command is tried with.
-pub const SERVERS: [&str; 8] = [
-    "redis-6.0",
-    "redis-6.2",
-    "redis-7.0",
-    "redis-8.0",
-    "redict-7.3",
-    "valkey-8.0",
-    "valkey-8.1",
-    "valkey-9.1",
-];
-
-/// The name under which a wanted server is to be had here.
-pub fn find(wanted: &str) -> Option<String> {
-    let there = |name: &str| program(name).is_some();
-    if wanted != "any" {
-        return there(wanted).then(|| wanted.to_owned());
-    }
-    ANY.iter()
-        .find(|name| there(name))
-        .map(|name| (*name).to_owned())
-}
-
-fn program(name: &str) -> Option<PathBuf> {
-    let installed = servers_dir().join(name).join("redis-server");
-    if installed.is_file() {
-        return Some(installed);
-    }
-    if name != "path" {
-        return None;
-    }
-    let path = std::env::var_os("PATH")?;
-    let candidates = std::env::split_paths(&path)
-        .flat_map(|dir| ["valkey-server", "redis-server"].map(|p| dir.join(p)));
-    candidates.into_iter().find(|p| p.is_file())
-}
 
 /// How to start a server.
 #[derive(Clone, Default)]
