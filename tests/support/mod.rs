@@ -11,6 +11,7 @@ pub mod cluster;
 pub mod compare;
 pub mod cutter;
 pub mod dataset;
+pub mod far;
 pub mod form;
 pub mod keyferry;
 pub mod profile;
