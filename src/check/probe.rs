@@ -155,7 +155,14 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
         (a, b) => a.or(b),
     };
     facts.clients = facts.clients.max(number("connected_clients"));
-    facts.maxclients = fewest(facts.maxclients, number("maxclients"));
+    let mut maxclients = number("maxclients");
+    if maxclients.is_none() {
+        // Redis 6 tells it only where CONFIG is allowed.
+        let told = conn.ask(&[b"CONFIG", b"GET", b"maxclients"]).await?;
+        let value = told.array().and_then(|pair| pair.get(1)?.text());
+        maxclients = value.and_then(|n| n.parse().ok());
+    }
+    facts.maxclients = fewest(facts.maxclients, maxclients);
     facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
     let kbps = info_field(&info, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
     facts.input_bytes_per_s += kbps.map_or(0, |k| (k * 1024.0) as u64);

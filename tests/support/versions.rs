@@ -4,6 +4,7 @@
 //! The draw depends on KEYFERRY_SEED (else the clock) and the test's name, so runs spread over the versions, and all
 //! draws within a test agree. KEYFERRY_ANY=redis-7.0 gives that server to every test whose features it has.
 
+use super::clock::skewed;
 use super::rng::Rng;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -107,6 +108,12 @@ pub fn has(name: &str, feature: &str) -> bool {
     match feature {
         "cli" => file("redis-cli"),
         "tls" => what_it_is(name).tls,
+        // It can run with another clock: servers that bring an old C library of their own cannot.
+        "clock" => skewed(0).is_some_and(|clock| {
+            let mut server = Command::new(program(name).expect("it is here"));
+            let out = server.arg("--version").envs(clock).output();
+            out.is_ok_and(|o| o.status.success() && !o.stdout.is_empty())
+        }),
         _ => {
             let (_, redis, valkey) = (SINCE.iter().find(|(f, ..)| *f == feature))
                 .unwrap_or_else(|| panic!("no test knows the feature {feature:?}"));
