@@ -12,6 +12,7 @@ mod house;
 mod journeys;
 mod judge;
 mod latency;
+mod losses;
 mod migrate_large;
 mod migrate_matrix;
 mod migrate_resume;

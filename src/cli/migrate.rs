@@ -44,6 +44,14 @@ pub struct Arguments {
     /// End by itself when the target has caught up with the source
     #[arg(long, value_name = "WHEN")]
     until: Option<Until>,
+    /// Remove from the target what the source has lost
+    ///
+    /// When the source comes back without much of its data, or another server answers at its address, the migration
+    /// stops before it removes anything from the target (more than max_loss_percent of the plan, and at least 1,000
+    /// keys). With this, the run removes it. It holds for the full sync or sweep that this run begins with, not for
+    /// later ones.
+    #[arg(long)]
+    accept_loss: bool,
     /// Forget the saved state and begin anew
     #[arg(long)]
     fresh: bool,
@@ -92,6 +100,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         checked: None,
         dry_run: arguments.dry_run,
         until_caught_up: matches!(arguments.until, Some(Until::CaughtUp)),
+        accept_loss: arguments.accept_loss,
         fresh: arguments.fresh,
         work_dir: common.state_dir(&job),
         share,

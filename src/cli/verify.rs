@@ -208,6 +208,7 @@ async fn write_again(
         checked: None,
         dry_run: false,
         until_caught_up: true,
+        accept_loss: false,
         fresh: false,
         work_dir: work_dir.to_owned(),
         share,

@@ -24,7 +24,9 @@ impl Sweeper<'_> {
     pub(super) fn copy(&mut self) -> Result<()> {
         let side = self.source.side.clone();
         let saved = self.pump.shared.store(|s| s.json(COPIED))?;
-        let from = saved.and_then(|v| serde_json::from_value(v).ok());
+        let from: Option<Position> = saved.and_then(|v| serde_json::from_value(v).ok());
+        // The target has nothing of us that could be lost.
+        self.unproven &= from.is_some();
         let (mut pages, task) = self.pages(&side, from);
         let mut saved = Instant::now();
         while let Some(page) = pages.blocking_recv() {
@@ -96,6 +98,7 @@ impl Sweeper<'_> {
             let dumps = runtime.block_on(self.source.dumps(db, &window))?;
             for (key, dump) in window.iter().zip(dumps) {
                 let (payload, expire) = match dump {
+                    Dumped::Gone if self.unproven => continue,
                     Dumped::Gone => (None, None),
                     Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
                     // Its slot is moving: it is read again.
@@ -183,6 +186,9 @@ impl Sweeper<'_> {
             None => {
                 // Gone meanwhile, perhaps in its middle.
                 drop(rebuild);
+                if self.unproven {
+                    return self.settle();
+                }
                 self.pump.remove(to, &name, MARK)?;
             }
         }
@@ -201,6 +207,7 @@ impl Sweeper<'_> {
         let read = runtime.block_on(self.source.dump_to(db, key, &mut file))?;
         let (payload, expire) = match read {
             Some((len, expire)) => (Some(Dump::File(file, len)), expire),
+            None if self.unproven => return Ok(()),
             None => (None, None),
         };
         let state = KeyState {

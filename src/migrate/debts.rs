@@ -44,8 +44,7 @@ impl Pump {
             "HSET"
                 if self.shared.silent_field_expiry
                     && cmd.len() == 4
-                    && self.timed.expects_field(self.db, key, second)
-                    =>
+                    && self.timed.expects_field(self.db, key, second) =>
             {
                 if self.holding || self.debts.fields.len() >= MOST {
                     self.held.note(DbIndex(self.db.0 | HEAL_WHOLE), key);

@@ -22,6 +22,7 @@ mod heal;
 mod load;
 mod loaded;
 mod long;
+mod loss_guard;
 mod losses;
 mod obey;
 mod ownership;
@@ -84,6 +85,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub struct Options {
     pub dry_run: bool,
     pub until_caught_up: bool,
+    /// What the source has lost since an earlier run is removed from the target too.
+    pub accept_loss: bool,
     /// Forget the saved state and begin anew.
     pub fresh: bool,
     /// The plan's own folder.
@@ -318,6 +321,7 @@ async fn migrate(
         stop: stop.clone(),
         dry_run: options.dry_run,
         until_caught_up: options.until_caught_up,
+        accept_loss: options.accept_loss,
         reached: AtomicBool::new(false),
         scan,
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),

@@ -285,6 +285,7 @@ impl Pump {
         self.meet_ownership()?;
         if !self.shard.snapshot_loaded {
             self.progress.set_phase("snapshot");
+            self.count_before()?;
             self.in_load = true;
             let ended = self.load();
             self.in_load = false;
@@ -301,6 +302,7 @@ impl Pump {
             if self.debts.functions && self.source.is_some() {
                 self.sync_functions()?;
             }
+            self.loss_settled()?;
             failpoint("load-done");
             self.touched = Some(Touched::new());
             self.shard.snapshot_loaded = true;

@@ -4,11 +4,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::KeySet;
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
-use crate::net;
-use crate::net::scan::{self, Scan};
 use crate::types::{DbIndex, key_hash};
 
-fn interrupted() -> Error {
+pub(super) fn interrupted() -> Error {
     Error::new(
         ErrorKind::Interrupted,
         "stopped while comparing the target's older keys with the source's",
@@ -22,6 +20,12 @@ pub(super) enum Older {
     NotLoaded,
     /// All keys of this database of the target, or of all: the source has flushed it.
     Flushed(Option<DbIndex>),
+}
+
+/// Whether a key belongs to this part and the snapshot has not brought it.
+fn is_older(brought: &KeySet, part: u64, parts: u64, db: DbIndex, key: &[u8]) -> bool {
+    let hash = key_hash(db, key);
+    hash % parts == part && !brought.has_hash(brought.rehash(hash))
 }
 
 impl Pump {
@@ -50,15 +54,22 @@ impl Pump {
         let Some(_room) = shared.runtime.block_on(shared.room_for_loaded(bytes)) else {
             return Err(interrupted());
         };
+        if which == Older::NotLoaded && self.guards_loss()? {
+            let mut lost = 0;
+            for part in 0..parts {
+                let brought = self.loaded.part(part, parts)?;
+                lost += self.count_lost(&|db: DbIndex, key: &[u8]| {
+                    is_older(&brought, part, parts, db, key)
+                })?;
+            }
+            self.refuse_loss(lost)?;
+        }
         for part in 0..parts {
             let brought = match which {
                 Older::Flushed(_) => KeySet::unbounded(),
                 Older::NotLoaded => self.loaded.part(part, parts)?,
             };
-            let older = |db: DbIndex, key: &[u8]| {
-                let hash = key_hash(db, key);
-                hash % parts == part && !brought.has_hash(brought.rehash(hash))
-            };
+            let older = |db: DbIndex, key: &[u8]| is_older(&brought, part, parts, db, key);
             // A failover in the middle: once more from the beginning, as nothing is healed wrong by that.
             self.asked("listing the target's keys", |me| {
                 me.compare_older(&older, which)
@@ -74,46 +85,23 @@ impl Pump {
         older: &impl Fn(DbIndex, &[u8]) -> bool,
         which: Older,
     ) -> Result<()> {
-        let endpoint = self.pipe.endpoint().clone();
-        let runtime = self.shared.runtime.clone();
-        for node in 0..self.pipe.node_count() {
-            let address = self.pipe.address(node).to_owned();
-            let mut conn = runtime.block_on(net::connect(&endpoint, &address))?;
-            let dbs = runtime.block_on(scan::databases(&mut conn))?;
-            for (db, _) in dbs {
-                if matches!(which, Older::Flushed(Some(flushed)) if flushed != db) {
-                    continue;
-                }
-                runtime.block_on(conn.select(db))?;
-                let mut scan = Scan::new();
-                while let Some(mut page) = runtime.block_on(scan.next(&mut conn, 1000))? {
-                    page.retain(|key| older(db, key));
-                    self.reread(db, &page)?;
-                }
-            }
-        }
-        Ok(())
+        let only = match which {
+            Older::Flushed(db) => db,
+            Older::NotLoaded => None,
+        };
+        self.each_page_of_ours(only, older, &mut |me, db, ours| me.reread(db, ours))
     }
 
-    /// Heals keys of the target's `db`, as far as they are ours.
-    fn reread(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<()> {
-        if self.shared.job.databases.sources_of(db).next().is_none() {
-            return Ok(());
-        }
-        let mut ours: Vec<Key> = Vec::new();
+    /// Heals keys of ours of the target's `db`.
+    fn reread(&mut self, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<()> {
+        let mut ours: Vec<Key> = Vec::with_capacity(keys.len());
         for key in keys {
-            // The target's own keys are no older state of the source's.
-            if self.accepts(key) && self.owns(key) && !self.shared.own.has(db, key) {
-                ours.push((self.source_of(db, key)?, key.clone()));
-            }
+            ours.push((self.source_of(db, &key)?, key));
         }
         if !ours.is_empty() {
             *self.counts.entry("reconciled").or_default() += ours.len() as u64;
             let mark = self.now();
             self.heal(&ours, mark)?;
-        }
-        if self.shared.stop.requested() {
-            return Err(interrupted());
         }
         Ok(())
     }

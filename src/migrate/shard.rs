@@ -3,6 +3,7 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::expiry::Held;
 use crate::migrate::loaded::Loaded;
+use crate::migrate::loss_guard;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::pump::{Ended, Pump};
 use crate::migrate::shared::Shared;
@@ -41,6 +42,7 @@ pub struct Runner {
 
 impl Runner {
     pub async fn run(&self, mut shard: ShardState) -> Result<()> {
+        let mut first = true;
         loop {
             let limit = self.shared.job.limits.spool_bytes;
             let spool_limit = match limit {
@@ -56,8 +58,9 @@ impl Runner {
                     self.pump(&events, shard.clone(), spool, place, ReplOffset(0))
                         .await?
                 }
-                Source::Server { .. } => self.replica(&events, &mut shard, spool).await?,
+                Source::Server { .. } => self.replica(&events, &mut shard, spool, first).await?,
             };
+            first = false;
             if ended != Ended::Superseded || self.stop.requested() {
                 return Ok(());
             }
@@ -148,6 +151,7 @@ impl Runner {
         events: &EventLoop,
         shard: &mut ShardState,
         spool: Arc<Spool>,
+        first: bool,
     ) -> Result<Ended> {
         let place = (self.place.clone())
             .ok_or_else(|| Error::new(ErrorKind::Bug, "a source without a place"))?;
@@ -167,6 +171,9 @@ impl Runner {
             Start::Full { replid, offset } => {
                 // The counters may not have been saved before a kill; that an attempt began, has been.
                 let again = shard.snapshot_offset.is_some() || shard.reconcile;
+                if again {
+                    self.note_resync(shard)?;
+                }
                 let (address, slots) = (shard.address.clone(), shard.slots.clone());
                 *shard = ShardState::new(shard.shard, address, slots);
                 // Keys of the attempt before may be gone at the source by now.
@@ -197,6 +204,9 @@ impl Runner {
                 replid.unwrap_or(known)
             }
         };
+        if first {
+            loss_guard::accept(&self.shared, shard.shard)?;
+        }
         let window_end = if shard.clean {
             ReplOffset(0)
         } else {
@@ -239,6 +249,13 @@ impl Runner {
         let ended = pumped?;
         linked?;
         Ok(ended)
+    }
+
+    /// A full sync begins over what the target holds already: what it held, and of which source, is looked at later.
+    fn note_resync(&self, shard: &ShardState) -> Result<()> {
+        let saved = self.shared.store(|s| s.shards())?;
+        let before = saved.iter().find(|s| s.shard == shard.shard);
+        loss_guard::begin(&self.shared, before.unwrap_or(shard))
     }
 
     /// The history and offset to go on from, if the spool and the state allow it.

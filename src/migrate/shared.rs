@@ -27,6 +27,8 @@ pub struct Shared {
     pub stop: Shutdown,
     pub dry_run: bool,
     pub until_caught_up: bool,
+    /// What a new full sync or sweep at the start of this run would remove may go.
+    pub accept_loss: bool,
     /// It has: the run ends by itself, not because somebody has asked for it.
     pub reached: AtomicBool,
     /// How long the target may be away before the run gives up.

@@ -6,9 +6,11 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::Order;
+use crate::migrate::loss_guard::{self, FEW};
 use crate::migrate::obey::SOON;
 use crate::migrate::pump::{Ended, Pump};
 use crate::net::Tries;
+use crate::plan::OnExisting;
 use crate::source::keys::events::{self, Events};
 use crate::source::keys::fact::Found;
 use crate::source::keys::list::{Listing, Page, Position};
@@ -33,6 +35,9 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// How often a verification's wishes are looked for.
 const REPAIR_EVERY: Duration = Duration::from_millis(500);
 
+/// Keys of one database that only the target holds.
+type Extra = (DbIndex, Vec<Vec<u8>>);
+
 /// The pump with what it reads from.
 pub(super) struct Sweeper<'p> {
     pub(super) pump: &'p mut Pump,
@@ -50,6 +55,13 @@ pub(super) struct Sweeper<'p> {
     paced: u64,
     /// When repairs were looked for.
     repaired: Instant,
+    /// Connections were lost since the target was last compared with the source as a whole: who answers now may have
+    /// lost its data, so nothing is removed before that is counted.
+    pub(super) unproven: bool,
+    /// `--accept-loss` holds for the first sweep of a run.
+    accept_loss: bool,
+    /// What the target holds is what we have brought: with on_existing "reconcile" not before the first sweep.
+    guarded: bool,
     /// A cutover wants a sweep that began after this and finds nothing: its number, since when, whether it was done.
     pub(super) drain: Option<(u64, Instant, bool)>,
 }
@@ -92,6 +104,9 @@ impl Pump {
                 Some(true) => "changes are told by the source's keyspace notifications; sweeps find what those may miss",
             },
         );
+        let accept_loss = self.shared.accept_loss;
+        let swept = self.shared.store(|s| s.json(SWEEPS))?.is_some();
+        let guarded = job.on_existing != OnExisting::Reconcile || swept;
         let mut sweeper = Sweeper {
             source: Reader::new(source, Default::default()),
             target: Reader::new(target, Default::default()),
@@ -103,6 +118,9 @@ impl Pump {
             sweeps: 0,
             paced: 0,
             repaired: Instant::now(),
+            unproven: true,
+            accept_loss,
+            guarded,
             drain: None,
         };
         let ended = sweeper.run();
@@ -152,7 +170,7 @@ impl Sweeper<'_> {
                 continue;
             }
             let lost = self.pump.note_loss();
-            if self.events.take_gap() || lost {
+            if self.events.take_gap() || lost || self.unproven {
                 due = Instant::now();
             }
             if self.events.told() != told {
@@ -165,7 +183,7 @@ impl Sweeper<'_> {
                 let before = self.events.told();
                 let found = self.sweep()?;
                 self.sweeps += 1;
-                alike = found == 0 && self.events.told() == before;
+                alike = found == 0 && !self.unproven && self.events.told() == before;
                 self.tell(found, alike, began)?;
                 self.finish_drain(alike, began);
                 due = Instant::now()
@@ -283,6 +301,10 @@ impl Sweeper<'_> {
             runtime.block_on(me.source.side.meet_replicas())
         })?;
         let mut found = self.pump.sync_functions()?;
+        if std::mem::take(&mut self.unproven) && self.guarded {
+            // Before anything is added: later a share of the whole would say less.
+            self.find_extra()?;
+        }
         let (mut pages, task) = self.pages(&self.source.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
             self.go_on()?;
@@ -292,16 +314,57 @@ impl Sweeper<'_> {
         }
         self.end(task)?;
         self.settle()?;
+        found += self.sweep_extra()?;
+        self.settle()?;
+        (self.accept_loss, self.guarded) = (false, true);
+        Ok(found)
+    }
+
+    /// Removes what only the target holds; returns how many keys.
+    fn sweep_extra(&mut self) -> Result<u64> {
+        let mut found = 0;
+        let (many, extra) = self.find_extra()?;
+        if !many {
+            for (db, keys) in extra {
+                found += self.again(|me| me.remove_extra(db, &keys))?;
+            }
+            return Ok(found);
+        }
         let (mut pages, task) = self.pages(&self.target.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
             self.go_on()?;
-            found += self.again(|me| me.sweep_target(&page))?;
+            found += self.again(|me| me.remove_extra(page.db, &page.keys))?;
             self.write_changed()?;
             self.pump.tick_scan()?;
         }
         self.end(task)?;
-        self.settle()?;
         Ok(found)
+    }
+
+    /// Counts what only the target holds, and names it unless it is many; stops the run when it is too much to be true.
+    fn find_extra(&mut self) -> Result<(bool, Vec<Extra>)> {
+        let (mut extra, mut lost, mut of) = (Vec::new(), 0, 0);
+        let (mut pages, task) = self.pages(&self.target.side.clone(), None);
+        while let Some(page) = pages.blocking_recv() {
+            self.go_on()?;
+            let (ours, gone) = self.again(|me| me.extra(page.db, &page.keys))?;
+            lost += gone.len() as u64;
+            of += ours;
+            if lost < FEW && !gone.is_empty() {
+                extra.push((page.db, gone));
+            }
+            self.pump.tick_scan()?;
+        }
+        self.end(task)?;
+        let percent = self.pump.shared.job.max_loss_percent;
+        let guarded = self.guarded && !self.accept_loss;
+        if guarded && loss_guard::is_loss(lost, of, percent) {
+            return Err(loss_guard::refused(&format!(
+                "the source {} has lost data or is another one: of {of} keys that the target got from it, it does not hold {lost} any more",
+                self.source.side.endpoint.redacted_url(),
+            )));
+        }
+        Ok((lost >= FEW, extra))
     }
 
     fn sweep_page(&mut self, page: &Page) -> Result<u64> {
@@ -344,18 +407,30 @@ impl Sweeper<'_> {
         }
     }
 
-    /// Removes what the source does not have (any more).
-    fn sweep_target(&mut self, page: &Page) -> Result<u64> {
+    /// Of some keys of the target, how many are ours, and which of those the source does not have (any more).
+    fn extra(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<(u64, Vec<Vec<u8>>)> {
         let runtime = self.pump.shared.runtime.clone();
         let job = self.pump.shared.job.clone();
-        let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
-            .filter(|k| job.filter.accepts(k) && !self.is_own(page.db, k))
+        let keys: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
+            .filter(|k| job.filter.accepts(k) && !self.is_own(db, k))
             .collect();
         self.pace(keys.len())?;
-        let Some(db) = self.pump.database(page.db)? else {
+        let ours = keys.len() as u64;
+        let gone = runtime.block_on(self.source.lacks(&job, db, keys))?;
+        Ok((ours, gone.into_iter().map(<[u8]>::to_vec).collect()))
+    }
+
+    /// Removes those of some keys that the source does not have.
+    fn remove_extra(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<u64> {
+        let (_, gone) = self.extra(db, keys)?;
+        if self.unproven {
+            // Another may have answered than the one that was counted: the next sweep counts again.
+            return Ok(0);
+        }
+        let Some(db) = self.pump.database(db)? else {
             return Ok(0);
         };
-        let gone = runtime.block_on(self.source.lacks(&job, page.db, keys))?;
+        let job = self.pump.shared.job.clone();
         for name in gone.iter().filter_map(|key| job.renames.to_target(key)) {
             self.pump.remove(db, &name, MARK)?;
         }
@@ -386,6 +461,7 @@ impl Sweeper<'_> {
             };
             let runtime = self.pump.shared.runtime.clone();
             runtime.block_on(tries.again(e, "reading keys", &self.pump.shared.stop))?;
+            self.unproven = true;
             self.source.reset();
             self.target.reset();
             let _ = runtime.block_on(self.source.side.refresh());

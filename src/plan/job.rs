@@ -24,6 +24,8 @@ pub struct Job {
     pub renames: Renames,
     pub on_existing: OnExisting,
     pub on_loss: OnLoss,
+    /// A share of what the target got, in percent: a source that lacks more than that has lost it.
+    pub max_loss_percent: u8,
     pub expired: Expired,
     pub limits: Limits,
     pub verify: VerifyOptions,

@@ -56,6 +56,11 @@ pub struct Plan {
     /// What to do with what the target cannot hold.
     #[serde(default)]
     pub on_loss: OnLoss,
+    /// A new full sync or sweep that would remove more than this share of the keys that the target got (and at least
+    /// 1,000 of them) stops before removing; 100 never stops.
+    #[serde(default = "default_max_loss_percent")]
+    #[schemars(range(max = 100))]
+    pub max_loss_percent: u8,
     /// What to do with keys whose expiry has passed.
     #[serde(default)]
     pub expired: Expired,
@@ -185,6 +190,10 @@ pub enum OnExisting {
     Skip,
     /// Make the target equal: overwrite keys, and remove those that the source does not hold.
     Reconcile,
+}
+
+fn default_max_loss_percent() -> u8 {
+    20
 }
 
 /// What to do with what the target cannot hold: a module's value, a field's expiry, a database.

@@ -26,6 +26,7 @@ impl Plan {
             rename: Default::default(),
             on_existing: Default::default(),
             on_loss: Default::default(),
+            max_loss_percent: super::default_max_loss_percent(),
             expired: Default::default(),
             limits: Default::default(),
             verify: Default::default(),

@@ -55,6 +55,9 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         },
     };
     check_cutover_and_latency(plan)?;
+    if plan.max_loss_percent > 100 {
+        return Err(wrong("max_loss_percent is a share in percent, 0 to 100"));
+    }
     let mut also = Vec::new();
     for (name, typed) in &plan.latency.also {
         if matches!(name.as_str(), "source" | "target") {
@@ -76,6 +79,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         renames,
         on_existing: plan.on_existing,
         on_loss: plan.on_loss,
+        max_loss_percent: plan.max_loss_percent,
         expired: plan.expired,
         limits,
         verify,

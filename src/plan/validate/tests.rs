@@ -34,6 +34,10 @@ fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
         (vec![("/name", json!(""))], "name is empty"),
         (vec![("/name", json!("a/b"))], "name holds '/'"),
         (vec![("/name", json!(".."))], "name begins with a dot"),
+        (
+            vec![("/max_loss_percent", json!(101))],
+            "max_loss_percent is a share",
+        ),
         (vec![("/name", json!("x".repeat(101)))], "name is longer"),
         (vec![("/source", json!({}))], "source.url is missing"),
         (
