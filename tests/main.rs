@@ -23,6 +23,7 @@ mod rdb_samples;
 mod rdb_servers;
 mod scan;
 mod selection;
+mod silence;
 mod support;
 mod tokens;
 mod topology;

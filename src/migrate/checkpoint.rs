@@ -5,6 +5,7 @@ use crate::migrate::expiry::LAG_MS;
 use crate::migrate::heal::FENCE_RESERVE;
 use crate::migrate::pump::{Pump, SAVE_EVERY, TICK};
 use crate::migrate::saver::{self, Checkpoint};
+use crate::source::spool::Down;
 use crate::types::unix_ms;
 use crate::types::{Mark, ReplOffset};
 use std::sync::atomic::Ordering::Relaxed;
@@ -207,17 +208,25 @@ impl Pump {
             }),
         };
         self.note_stable(acknowledged)?;
-        let down_ms = self.spool.down_ms(unix_ms());
+        let down = self.spool.down(unix_ms());
+        let down_ms = down.map(|(ms, _)| ms);
         self.spool.look_at_disk();
         self.shard.note = match self.progress.view().note {
             note if note.is_empty() && self.spool.is_full() => format!(
                 "the spool is full ({} bytes are allowed) or its disk nearly is: nothing is read from the source until the target has caught up",
                 self.spool.limit()
             ),
-            note if note.is_empty() => match (down_ms, self.unsettled_ms()) {
-                (Some(ms), _) => {
+            note if note.is_empty() => match (down, self.unsettled_ms()) {
+                (Some((ms, Down::Link)), _) => {
                     format!("the link to the source has been down for {} s", ms / 1000)
                 }
+                (Some((ms, Down::Quiet)), _) => {
+                    format!("nothing has come from the source for {} s", ms / 1000)
+                }
+                (Some((ms, Down::Upstream)), _) => format!(
+                    "the source is a replica, and has not heard its own master for {} s",
+                    ms / 1000
+                ),
                 (None, Some(_)) => "slots are moving inside the source".into(),
                 (None, None) => note,
             },

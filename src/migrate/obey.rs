@@ -1,7 +1,7 @@
 //! What a pump does when a cutover asks: drain to where the source stands, then hold still.
 
 use crate::command::{self, Command, Kind};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::Order;
 use crate::migrate::pump::Pump;
 use crate::migrate::sweep::Sweeper;
@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// How soon an order is noticed while a cutover is connected.
 pub(super) const SOON: Duration = Duration::from_millis(2);
+
+/// How long the source may take to tell where it stands: whoever asks waits for it, with the writers.
+const STANDS_LIMIT: Duration = Duration::from_secs(5);
 
 /// A drain that was asked for.
 #[derive(Debug, Clone, Copy)]
@@ -114,11 +117,12 @@ impl Pump {
             return Some(self.spool.stream_end());
         };
         let runtime = self.shared.runtime.clone();
-        let asked = runtime.block_on(async {
+        let asked = runtime.block_on(tokio::time::timeout(STANDS_LIMIT, async {
             let mut conn = net::connect(place.endpoint(), &place.address()).await?;
-            server::replication_offset(&mut conn).await
-        });
-        asked
+            server::settled_offset(&mut conn).await
+        }));
+        let late = |_| Error::new(ErrorKind::Connection, "the source does not answer");
+        (asked.map_err(late).flatten())
             .inspect_err(|e| tracing::warn!("the source cannot be asked where it stands: {e}"))
             .ok()
     }

@@ -370,10 +370,9 @@ impl Conn {
     }
 
     async fn send(&mut self) -> Result<()> {
-        let sent = self.stream.write_all(&self.write).await;
+        let sent = put(&mut self.stream, &self.write).await;
         self.write.clear();
-        sent.map_err(|e| self.lost(e))?;
-        self.stream.flush().await.map_err(|e| self.lost(e))
+        sent.map_err(|e| self.lost(e))
     }
 
     fn lost(&self, e: std::io::Error) -> Error {
@@ -529,6 +528,20 @@ impl Conn {
             self.fill().await?;
         }
     }
+}
+
+/// Writes all of it; `TimedOut` when the other end takes nothing for [`REPLY_LIMIT`], however much there is to send.
+pub async fn put(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> std::io::Result<()> {
+    let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+    while !bytes.is_empty() {
+        let n = tokio::time::timeout(REPLY_LIMIT, to.write(bytes)).await;
+        match n.map_err(late)?? {
+            0 => return Err(std::io::ErrorKind::WriteZero.into()),
+            n => bytes = bytes.get(n..).unwrap_or_default(),
+        }
+    }
+    let flushed = tokio::time::timeout(REPLY_LIMIT, to.flush()).await;
+    flushed.map_err(late)?
 }
 
 /// What an error reply means for us; the server's own words are kept (they name commands and users, not data).

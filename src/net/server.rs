@@ -354,6 +354,50 @@ pub async fn replication_offset(conn: &mut Conn) -> Result<ReplOffset> {
         })
 }
 
+/// How a replica stands with its master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upstream {
+    pub up: bool,
+    /// For how many seconds it has heard nothing of it.
+    pub silent_s: Option<i64>,
+    pub offset: ReplOffset,
+}
+
+/// What INFO replication tells of a replica's master; `None` for a master.
+pub fn upstream(info: &str) -> Option<Upstream> {
+    if info_field(info, "role") != Some("slave") {
+        return None;
+    }
+    let number = |field: &str| info_field(info, field).and_then(|n| n.parse::<i64>().ok());
+    let up = info_field(info, "master_link_status") == Some("up");
+    let silent_s = match up {
+        true => number("master_last_io_seconds_ago"),
+        false => number("master_link_down_since_seconds"),
+    };
+    let offset = number("slave_repl_offset").and_then(|n| u64::try_from(n).ok());
+    Some(Upstream {
+        up,
+        silent_s: silent_s.filter(|s| *s >= 0),
+        offset: ReplOffset(offset.unwrap_or(0)),
+    })
+}
+
+/// Where a server stands that has all of its data's history until now: `NotReady` for a replica without its master.
+pub async fn settled_offset(conn: &mut Conn) -> Result<ReplOffset> {
+    let reply = conn.ask(&[b"INFO", b"replication"]).await?;
+    let info = reply.text().unwrap_or_default();
+    match upstream(&info) {
+        Some(Upstream { up: false, .. }) => Err(Error::new(
+            ErrorKind::NotReady,
+            format!(
+                "{} is a replica without a link to its master",
+                conn.address()
+            ),
+        )),
+        _ => replication_offset(conn).await,
+    }
+}
+
 /// The offset in a ROLE reply: a master's second element, a replica's fifth.
 pub fn offset_in_role(reply: &Reply) -> Option<ReplOffset> {
     let parts = reply.array()?;

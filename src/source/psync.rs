@@ -5,6 +5,7 @@
 //! Sources: replication.c (syncWithMaster, readSyncBulkPayload, syncCommand) of Redis and Valkey.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::server;
 use crate::net::{self, Conn};
 use crate::plan::Endpoint;
 use crate::resp::{self, Reply};
@@ -27,8 +28,23 @@ const ACK_EVERY: Duration = Duration::from_secs(1);
 const ACK_SOON: Duration = Duration::from_millis(20);
 /// So many of those at most, should nothing come: the source may just have nothing to send.
 const UNHEARD: u32 = 50;
-/// The source pings every 10 s; after this silence the link is taken for dead.
+/// After this silence, in a handshake, a snapshot or a stream, the link is taken for dead: a source that is at work
+/// sends a newline each second, or a ping every 10 s.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// After this silence of the stream the source is asked where it stands, over another connection. A source pings its
+/// replicas every 10 s unless somebody has set another period (`repl-ping-replica-period`, which not every provider
+/// lets us read); a replica as a source does not ping at all while its master is away. So silence alone is no proof:
+/// what it has written and we do not have, is.
+const ASK_AFTER: Duration = Duration::from_secs(11);
+/// How long the answer to that may take.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// What the source has written must begin to come within this time after it has said so.
+const GRACE: Duration = Duration::from_secs(3);
+/// How often a source that is a replica is asked for the link to its own master.
+const UPSTREAM_EVERY: Duration = Duration::from_secs(1);
+/// A replica that has heard nothing of its master for so many seconds may be behind: masters ping every 10 s, and what
+/// another period is set to cannot be asked of all of them.
+const UPSTREAM_QUIET_S: i64 = 25;
 const READ_BYTES: usize = 256 * 1024;
 
 /// Sends the replica handshake and PSYNC; `None` when a stop is asked for before the source answers.
@@ -189,7 +205,7 @@ impl Link {
 
     async fn source_offset(&self) -> Result<ReplOffset> {
         let mut conn = net::connect(self.place.endpoint(), &self.place.address()).await?;
-        net::server::replication_offset(&mut conn).await
+        server::replication_offset(&mut conn).await
     }
 
     /// Tries again until the source answers, `patience` is over (the error) or a stop is asked for (`None`).
@@ -273,9 +289,13 @@ impl Link {
         }
         let mut awaited = if full { UNHEARD } else { 0 };
         let mut next_ack = tokio::time::Instant::now();
+        let mut silence = Silence::begin();
+        let upstream = self.watch_upstream();
+        tokio::pin!(upstream);
         loop {
             if !buf.is_empty() {
                 awaited = 0;
+                silence = Silence::begin();
                 let asked = memchr::memmem::find(&buf, b"GETACK").is_some();
                 writer.append_stream(&buf, unix_ms())?;
                 buf.clear();
@@ -287,6 +307,11 @@ impl Link {
                 buf = Vec::with_capacity(READ_BYTES);
             }
             let full = self.spool.is_full();
+            if full {
+                // It is not the source that is silent.
+                silence = Silence::begin();
+                self.spool.hear(unix_ms());
+            }
             tokio::select! {
                 () = stop.wait() => return Ok(()),
                 () = tokio::time::sleep_until(next_ack) => {
@@ -297,7 +322,70 @@ impl Link {
                 }
                 () = tokio::time::sleep(Duration::from_millis(20)), if full => {}
                 n = read_some(&mut read, &mut buf, &address), if !full => n?,
+                () = &mut upstream => {}
+                // Whatever else happens meanwhile, it goes on where it was.
+                told = silence.next(self), if !full => self.judge(&mut silence, told)?,
             }
+        }
+    }
+
+    /// What a silent source has said of where it stands.
+    fn judge(&self, silence: &mut Silence, told: Told) -> Result<()> {
+        let dead = |text: String| Err(Error::new(ErrorKind::Connection, text));
+        let address = self.place.address();
+        match told {
+            Told::Stands(at, asked_ms) if at <= self.spool.stream_end() => {
+                self.spool.hear(asked_ms);
+                *silence = Silence::begin();
+                Ok(())
+            }
+            Told::Stands(at, _) if silence.missed.is_some_and(|since| since.elapsed() >= GRACE) => {
+                dead(format!(
+                    "{address} has written up to offset {at}, but nothing has come over the link for {} s",
+                    silence.since.elapsed().as_secs()
+                ))
+            }
+            Told::Stands(at, _) => {
+                silence.missed.get_or_insert(Instant::now());
+                self.spool.miss(at);
+                Ok(())
+            }
+            Told::Nothing if silence.since.elapsed() > SILENCE_LIMIT => dead(format!(
+                "{address} was silent for {} s",
+                silence.since.elapsed().as_secs()
+            )),
+            Told::Nothing => Ok(()),
+        }
+    }
+
+    /// Where a source that is a replica stands with its own master, again and again; for any other there is nothing to do.
+    async fn watch_upstream(&self) {
+        let mut conn: Option<Conn> = None;
+        loop {
+            let asked = async {
+                let mut open = match conn.take() {
+                    Some(open) => open,
+                    None => net::connect(self.place.endpoint(), &self.place.address()).await?,
+                };
+                let reply = open.call(&[b"INFO", b"replication"]).await?;
+                let upstream = server::upstream(&reply.text().unwrap_or_default());
+                conn = Some(open);
+                Ok::<_, Error>(upstream)
+            };
+            match tokio::time::timeout(ASK_LIMIT, asked).await {
+                Ok(Ok(None)) => std::future::pending().await,
+                Ok(Ok(Some(found))) => {
+                    let silent_s = match found.up {
+                        true => found.silent_s.filter(|s| *s > UPSTREAM_QUIET_S),
+                        false => Some(found.silent_s.unwrap_or(0)),
+                    };
+                    let since = silent_s.map(|s| unix_ms().saturating_sub(s.saturating_mul(1000)));
+                    self.spool.set_upstream(since, found.offset);
+                }
+                Ok(Err(e)) => tracing::debug!("the source does not tell of its master: {e}"),
+                Err(_) => tracing::debug!("the source does not tell of its master in time"),
+            }
+            tokio::time::sleep(UPSTREAM_EVERY).await;
         }
     }
 
@@ -363,6 +451,61 @@ impl Receiver<'_> {
         }
         buf.drain(..snapshot + skip);
         Ok(done)
+    }
+}
+
+/// What a source that sends nothing has said over another connection.
+enum Told {
+    /// Where it stands, and when it was asked (unix ms).
+    Stands(ReplOffset, i64),
+    Nothing,
+}
+
+type Asked<'a> = std::pin::Pin<Box<dyn Future<Output = Told> + Send + 'a>>;
+
+/// How long nothing has come, and what is done about it.
+struct Silence<'a> {
+    since: Instant,
+    /// When it was first known that something is missing.
+    missed: Option<Instant>,
+    /// When to ask (again).
+    next: tokio::time::Instant,
+    asking: Option<Asked<'a>>,
+}
+
+impl<'a> Silence<'a> {
+    fn begin() -> Silence<'a> {
+        Silence {
+            since: Instant::now(),
+            missed: None,
+            next: tokio::time::Instant::now() + ASK_AFTER,
+            asking: None,
+        }
+    }
+
+    /// Waits until it is time, and asks. Cancelled, it goes on where it was.
+    async fn next(&mut self, link: &'a Link) -> Told {
+        if self.asking.is_none() {
+            tokio::time::sleep_until(self.next).await;
+            self.next = tokio::time::Instant::now() + GRACE;
+            self.asking = Some(Box::pin(async move {
+                let asked_ms = unix_ms();
+                match tokio::time::timeout(ASK_LIMIT, link.source_offset()).await {
+                    Ok(Ok(at)) => Told::Stands(at, asked_ms),
+                    Ok(Err(e)) => {
+                        tracing::debug!("the silent source does not tell its offset: {e}");
+                        Told::Nothing
+                    }
+                    Err(_) => Told::Nothing,
+                }
+            }));
+        }
+        let told = match &mut self.asking {
+            Some(asking) => asking.await,
+            None => Told::Nothing,
+        };
+        self.asking = None;
+        told
     }
 }
 

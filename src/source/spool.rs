@@ -29,6 +29,9 @@ const SNAPSHOT: &str = "snapshot.rdb";
 /// Arrival times are kept for pieces at least this far apart, and this many of them.
 const ARRIVAL_GRAIN_MS: i64 = 5;
 const ARRIVALS: usize = 1 << 16;
+/// A source pings its replicas every 10 s (`repl-ping-replica-period`; where it does less often, the link asks it after
+/// 11 s): after a longer silence nobody knows what it has written.
+const QUIET_MS: i64 = 15_000;
 
 /// Why no more bytes will come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +51,17 @@ enum LinkState {
     Up,
     /// Nothing can arrive since then (unix ms).
     Down(i64),
+}
+
+/// Why nothing comes of what the source may have written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Down {
+    /// There is no link.
+    Link,
+    /// There is one, but nothing has come over it for longer than a source is silent.
+    Quiet,
+    /// The source is a replica without a link to its master.
+    Upstream,
 }
 
 #[derive(Debug)]
@@ -73,6 +87,10 @@ struct State {
     /// A snapshot file of the user's, read where it lies.
     file: Option<PathBuf>,
     link: LinkState,
+    /// When the source was last known to have sent all that it had written (unix ms).
+    heard_ms: i64,
+    /// The source is a replica that does not hear its own master since then.
+    upstream_down_ms: Option<i64>,
     /// Since when the source may have written what `expected` says, as long as that is not applied.
     behind_since_ms: Option<i64>,
     /// The disk is nearly full, whatever the limit says.
@@ -100,10 +118,34 @@ impl State {
             history_from: None,
             file: None,
             link: LinkState::NotYet,
+            heard_ms: 0,
+            upstream_down_ms: None,
             behind_since_ms: None,
             disk_low: false,
             expected: ReplOffset(0),
         }
+    }
+
+    /// Since when what the source has written may not have come, and why; `None` while all comes.
+    fn down(&self, now_ms: i64) -> Option<(i64, Down)> {
+        let link = match self.link {
+            LinkState::Down(since) => Some((since, Down::Link)),
+            LinkState::Up if now_ms.saturating_sub(self.heard_ms) > QUIET_MS => {
+                Some((self.heard_ms, Down::Quiet))
+            }
+            _ => None,
+        };
+        let upstream = self.upstream_down_ms.map(|since| (since, Down::Upstream));
+        link.into_iter()
+            .chain(upstream)
+            .min_by_key(|(since, _)| *since)
+    }
+
+    /// What comes now may be as old as `since_ms`, up to where the source is known to be.
+    fn note_behind(&mut self, since_ms: i64, at: ReplOffset) {
+        let since = self.behind_since_ms.map_or(since_ms, |s| s.min(since_ms));
+        self.behind_since_ms = Some(since);
+        self.expected = self.expected.max(at);
     }
 
     /// The snapshot is of no use any more, or not now.
@@ -196,13 +238,46 @@ impl Spool {
     /// Says whether the link to the source is up.
     pub fn set_link(&self, up: bool, now_ms: i64) {
         let mut state = self.state();
+        // What it has written since it fell silent has not come either.
+        let since = state.down(now_ms).map_or(now_ms, |(since, _)| since);
         state.link = match (up, state.link) {
             (true, _) => LinkState::Up,
             (false, down @ LinkState::Down(_)) => down,
-            (false, _) => LinkState::Down(now_ms),
+            (false, _) => LinkState::Down(since),
         };
-        if !up {
-            state.behind_since_ms.get_or_insert(now_ms);
+        if up {
+            state.heard_ms = now_ms;
+        } else {
+            state.upstream_down_ms = None;
+            state.behind_since_ms.get_or_insert(since);
+        }
+    }
+
+    /// All that the source had written at that time is here, although it has sent nothing.
+    pub fn hear(&self, at_ms: i64) {
+        let mut state = self.state();
+        state.heard_ms = state.heard_ms.max(at_ms);
+    }
+
+    /// The source has got to `at`, but sends nothing.
+    pub fn miss(&self, at: ReplOffset) {
+        let mut state = self.state();
+        let since = state.heard_ms;
+        state.note_behind(since, at);
+    }
+
+    /// The source is a replica that has not heard its master since then, or hears it (again) and has got to `at`.
+    pub fn set_upstream(&self, down_since_ms: Option<i64>, at: ReplOffset) {
+        let mut state = self.state();
+        match (down_since_ms, state.upstream_down_ms) {
+            (Some(since), before) => {
+                state.upstream_down_ms = Some(before.map_or(since, |b| b.min(since)));
+            }
+            (None, Some(since)) => {
+                state.upstream_down_ms = None;
+                state.note_behind(since, at);
+            }
+            (None, None) => {}
         }
     }
 
@@ -214,18 +289,23 @@ impl Spool {
     /// How old what was written before the link was joined may be, in ms; 0 once that is applied.
     fn behind_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
         let mut state = self.state();
-        if state.link == LinkState::Up && applied >= state.expected {
+        let down = state.down(now_ms).map(|(since, _)| since);
+        if state.link == LinkState::Up && down.is_none() && applied >= state.expected {
             state.behind_since_ms = None;
         }
-        (state.behind_since_ms).map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0))
+        (state.behind_since_ms.into_iter().chain(down).min())
+            .map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0))
     }
 
-    /// For how long the link has been down, in ms; `None` while it is up.
+    /// For how long nothing has come of what the source may have written, in ms; `None` while all comes.
     pub fn down_ms(&self, now_ms: i64) -> Option<u64> {
-        match self.state().link {
-            LinkState::Down(since) => Some(u64::try_from(now_ms - since).unwrap_or(0)),
-            _ => None,
-        }
+        self.down(now_ms).map(|(ms, _)| ms)
+    }
+
+    /// The same, and why.
+    pub fn down(&self, now_ms: i64) -> Option<(u64, Down)> {
+        let (since, why) = self.state().down(now_ms)?;
+        Some((u64::try_from(now_ms - since).unwrap_or(0), why))
     }
 
     pub fn replid(&self) -> Option<ReplId> {
@@ -549,6 +629,10 @@ impl SpoolWriter {
             *len += bytes.len() as u64;
         }
         let mut state = self.spool.state();
+        let heard = std::mem::replace(&mut state.heard_ms, now_ms);
+        if state.link == LinkState::Up && now_ms.saturating_sub(heard) > QUIET_MS {
+            state.note_behind(heard, end.plus(bytes.len() as u64));
+        }
         state.stream_end = end.plus(bytes.len() as u64);
         let stream_end = state.stream_end;
         match state.arrivals.back_mut() {

@@ -14,7 +14,7 @@ use crate::task::event_loop::EventLoop;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::io::WriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
 /// What a node could not do, in the order in which it was sent.
@@ -385,14 +385,8 @@ impl Writer {
 }
 
 async fn put(to: &mut WriteHalf<Stream>, first: &[u8], then: &[u8]) -> std::io::Result<()> {
-    let all = async {
-        if !first.is_empty() {
-            to.write_all(first).await?;
-        }
-        to.write_all(then).await?;
-        to.flush().await
-    };
-    tokio::time::timeout(net::REPLY_LIMIT, all)
-        .await
-        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+    if !first.is_empty() {
+        net::put(to, first).await?;
+    }
+    net::put(to, then).await
 }

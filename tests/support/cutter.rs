@@ -1,4 +1,5 @@
-//! A TCP proxy that spoils connections: cuts them, delays them, and lets only half of a piece through before a cut.
+//! A TCP proxy that spoils connections: cuts them, delays them, silences them, and lets only half of a piece through
+//! before a cut.
 //!
 //! Invariant: bytes that pass are never changed or reordered; it fails as networks fail.
 
@@ -18,6 +19,9 @@ pub struct Cutter {
 struct State {
     target: String,
     calm: AtomicBool,
+    /// Connections with a lower number pass nothing any more, and are not closed.
+    silent_before: AtomicU64,
+    connections: AtomicU64,
     ended: AtomicBool,
     seed: AtomicU64,
     cuts: AtomicU64,
@@ -56,6 +60,8 @@ impl Cutter {
         let state = Arc::new(State {
             target: target.to_owned(),
             calm: AtomicBool::new(false),
+            silent_before: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
             ended: AtomicBool::new(false),
             seed: AtomicU64::new(seed),
             cuts: AtomicU64::new(0),
@@ -71,6 +77,7 @@ impl Cutter {
                 let Ok(server) = TcpStream::connect(&shared.target) else {
                     continue;
                 };
+                let number = shared.connections.fetch_add(1, Ordering::Relaxed);
                 for (from, to, exact) in [
                     (&client, &server, Duration::ZERO),
                     (&server, &client, answers),
@@ -79,7 +86,7 @@ impl Cutter {
                     let _ = to.set_nodelay(true);
                     if let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) {
                         let shared = shared.clone();
-                        std::thread::spawn(move || pass(from, to, &shared, exact));
+                        std::thread::spawn(move || pass(from, to, &shared, number, exact));
                     }
                 }
             }
@@ -100,6 +107,18 @@ impl Cutter {
         self.state.calm.store(true, Ordering::Relaxed);
     }
 
+    /// Swallows all that comes over the connections of now, and closes none of them: as where a firewall has forgotten
+    /// them. New ones pass.
+    pub fn silence(&self) {
+        let now = self.state.connections.load(Ordering::Relaxed);
+        self.state.silent_before.store(now, Ordering::Relaxed);
+    }
+
+    /// The same with new ones.
+    pub fn silence_all(&self) {
+        self.state.silent_before.store(u64::MAX, Ordering::Relaxed);
+    }
+
     pub fn cuts(&self) -> u64 {
         self.state.cuts.load(Ordering::Relaxed)
     }
@@ -113,7 +132,7 @@ impl Drop for Cutter {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, state: &State, exact: Duration) {
+fn pass(mut from: TcpStream, mut to: TcpStream, state: &State, number: u64, exact: Duration) {
     let mut rng = Rng::new(state.seed.fetch_add(1, Ordering::Relaxed));
     let mut left = 1 + rng.below(2 * state.mean);
     let mut buf = vec![0; 16 << 10];
@@ -122,6 +141,9 @@ fn pass(mut from: TcpStream, mut to: TcpStream, state: &State, exact: Duration) 
             Ok(0) | Err(_) => break,
             Ok(n) => n,
         };
+        if number < state.silent_before.load(Ordering::Relaxed) {
+            continue;
+        }
         let calm = state.calm.load(Ordering::Relaxed);
         if !calm && n as u64 >= left {
             // Half of it arrives, then nothing more.
