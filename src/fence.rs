@@ -2,7 +2,10 @@
 //!
 //! `MULTI · DUMP · PEXPIRETIME · ROLE · EXEC` runs as one on the source, so nothing can change in between.
 //! Whoever writes that state to the target may skip every streamed command on the key up to that offset.
-//! Invariant: the offset belongs to the very same EXEC as the state; it is never read before or after.
+//! Redis 6.0 to 7.0 refuses any command inside MULTI while it is over its maxmemory, but not the same ones by themselves:
+//! there `WATCH · ROLE · DUMP · PTTL · MULTI · EXEC` proves that the key was not written in between.
+//! Invariant: between the reading of the offset and that of the state, the key was not changed. (What WATCH does not
+//! notice, a stream's acknowledgements, may be in the state already and then comes again, which changes nothing.)
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::server::{Server, offset_in_role, time_ms};
@@ -14,6 +17,9 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::io::Seek;
 use std::path::PathBuf;
+
+/// How often a key is read again that is written to while it is read.
+const AGAIN: u32 = 30;
 
 /// How many keys share one EXEC on a standalone source; in a cluster each key has its own, as slots differ.
 const KEYS_PER_EXEC: usize = 32;
@@ -73,6 +79,8 @@ pub struct Fence {
     cluster: bool,
     pexpiretime: bool,
     role: bool,
+    /// The server is, or was, over its maxmemory and refuses MULTI: keys are watched instead.
+    watches: bool,
     /// MEMORY USAGE is answered.
     memory: bool,
     room: Room,
@@ -109,6 +117,7 @@ impl Fence {
             cluster: server.cluster,
             pexpiretime: server.has_pexpiretime(),
             role,
+            watches: false,
             memory: !endpoint.learnt.refuses(&[b"MEMORY", b"USAGE"]),
             room,
         })
@@ -146,34 +155,78 @@ impl Fence {
     /// Errors: `Connection`; `NotReady` when the server answers MOVED or is failing over; `Refused`; `Disk`.
     pub async fn read(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<KeyState>> {
         self.conn.select(db).await?;
-        let chunks: Vec<&[&[u8]]> = keys
-            .chunks(if self.cluster { 1 } else { KEYS_PER_EXEC })
-            .collect();
-        for chunk in &chunks {
-            self.push(chunk);
-        }
-        self.conn.flush().await?;
-        let mut states = Vec::with_capacity(keys.len());
-        let (mut failure, mut held) = (None, 0);
-        for chunk in chunks {
-            match self.collect(chunk.len(), &mut held).await? {
-                Ok(found) => states.extend(found),
-                // The replies of the other chunks must still be read, or the next call would get them.
-                Err(e) => failure = Some(e),
+        let mut states: Vec<Option<KeyState>> = keys.iter().map(|_| None).collect();
+        let mut open: Vec<usize> = (0..keys.len()).collect();
+        let (mut held, mut attempt) = (0, 0);
+        while !open.is_empty() {
+            let alone = self.cluster || attempt > 0;
+            let chunks: Vec<&[usize]> =
+                open.chunks(if alone { 1 } else { KEYS_PER_EXEC }).collect();
+            let watches = self.watches;
+            for chunk in &chunks {
+                self.push(chunk.iter().filter_map(|i| keys.get(*i).copied()));
             }
+            self.conn.flush().await?;
+            let (mut failure, mut again) = (None, Vec::new());
+            for chunk in chunks {
+                let collected = match watches {
+                    true => self.collect_watched(chunk.len(), &mut held).await?,
+                    false => self.collect(chunk.len(), &mut held).await?,
+                };
+                match collected {
+                    Ok(Some(found)) => {
+                        for (i, state) in chunk.iter().zip(found) {
+                            if let Some(place) = states.get_mut(*i) {
+                                *place = Some(state);
+                            }
+                        }
+                    }
+                    Ok(None) => again.extend_from_slice(chunk),
+                    // The replies of the other chunks must still be read, or the next call would get them.
+                    Err(e) if e.kind() == ErrorKind::OutOfMemory && !watches => {
+                        self.watches = true;
+                        again.extend_from_slice(chunk);
+                    }
+                    Err(e) => failure = Some(e),
+                }
+            }
+            self.conn.trim(KEPT_BYTES);
+            let busy = || {
+                Error::new(
+                    ErrorKind::NotReady,
+                    "keys are written to faster than they can be read; the server is over its maxmemory, where it refuses to read them as one",
+                )
+            };
+            attempt += 1;
+            let failure = failure.or_else(|| (attempt > AGAIN).then(busy));
+            if let Some(e) = failure {
+                let e = match e.kind() {
+                    ErrorKind::OutOfMemory => e.hint(
+                        "the source is over its maxmemory: give it more memory, then run the same command again",
+                    ),
+                    _ => e,
+                };
+                return Err(e.context(format!(
+                    "read keys with their replication offset from {}",
+                    self.conn.address()
+                )));
+            }
+            open = again;
         }
-        self.conn.trim(KEPT_BYTES);
-        match failure {
-            Some(e) => Err(e.context(format!(
-                "read keys with their replication offset from {}",
-                self.conn.address()
-            ))),
-            None => Ok(states),
-        }
+        Ok(states.into_iter().flatten().collect())
     }
 
-    fn push(&mut self, keys: &[&[u8]]) {
-        self.conn.push(&[b"MULTI"]);
+    fn push<'k>(&mut self, keys: impl Iterator<Item = &'k [u8]>) {
+        let keys: Vec<&[u8]> = keys.collect();
+        if self.watches {
+            let watch: Vec<&[u8]> = ([b"WATCH".as_slice()].into_iter())
+                .chain(keys.iter().copied())
+                .collect();
+            self.conn.push(&watch);
+            self.push_offset();
+        } else {
+            self.conn.push(&[b"MULTI"]);
+        }
         for key in keys {
             self.conn.push(&[b"DUMP", key]);
             self.conn
@@ -182,15 +235,26 @@ impl Fence {
         if !self.pexpiretime {
             self.conn.push(&[b"TIME"]);
         }
-        match self.role {
-            true => self.conn.push(&[b"ROLE"]),
-            false => self.conn.push(&[b"INFO", b"replication"]),
+        match self.watches {
+            true => self.conn.push(&[b"MULTI"]),
+            false => self.push_offset(),
         }
         self.conn.push(&[b"EXEC"]);
     }
 
+    fn push_offset(&mut self) {
+        match self.role {
+            true => self.conn.push(&[b"ROLE"]),
+            false => self.conn.push(&[b"INFO", b"replication"]),
+        }
+    }
+
     /// The answers to what [`Fence::push`] has sent; the inner error is one after which the connection is as it was.
-    async fn collect(&mut self, keys: usize, held: &mut usize) -> Result<Result<Vec<KeyState>>> {
+    async fn collect(
+        &mut self,
+        keys: usize,
+        held: &mut usize,
+    ) -> Result<Result<Option<Vec<KeyState>>>> {
         let queued = 1 + 2 * keys + usize::from(!self.pexpiretime) + 1;
         let mut refused = None;
         for _ in 0..queued {
@@ -198,15 +262,15 @@ impl Fence {
                 refused = Some(text);
             }
         }
-        let items = match (self.conn.answer().await?, refused) {
+        match (self.conn.answer().await?, refused) {
             (Answer::Other(_), Some(text)) if self.cluster && is_on_its_way(&text) => {
-                return Ok(Ok((0..keys).map(|_| KeyState::elsewhere()).collect()));
+                return Ok(Ok(Some((0..keys).map(|_| KeyState::elsewhere()).collect())));
             }
             (Answer::Other(_), Some(text)) => return Ok(Err(refusal("DUMP in MULTI", &text))),
             (Answer::Other(Reply::Error(text)), None) => return Ok(Err(refusal("EXEC", &text))),
-            (Answer::Items(n), None) if n == queued - 1 => n,
+            (Answer::Items(n), None) if n == queued - 1 => {}
             _ => return Err(unforeseen()),
-        };
+        }
         let (mut read, mut failure) = (Vec::with_capacity(keys), None);
         for _ in 0..keys {
             let dump = match self.dump(held).await? {
@@ -219,22 +283,68 @@ impl Fence {
             let expire = self.conn.item().await?.int().ok_or_else(unforeseen)?;
             read.push((dump, expire));
         }
-        let now = match items - 2 * keys {
-            2 => time_ms(&self.conn.item().await?).ok_or_else(unforeseen)?,
-            _ => 0,
+        let now = match self.pexpiretime {
+            true => 0,
+            false => time_ms(&self.conn.item().await?).ok_or_else(unforeseen)?,
         };
         let last = self.conn.item().await?;
         let offset = self.offset(&last)?;
+        Ok(match failure {
+            Some(e) => Err(e),
+            None => Ok(Some(states(read, now, offset))),
+        })
+    }
+
+    /// The same where keys are watched; `None` when one of them was written to meanwhile.
+    async fn collect_watched(
+        &mut self,
+        keys: usize,
+        held: &mut usize,
+    ) -> Result<Result<Option<Vec<KeyState>>>> {
+        let (mut failure, mut away) = (None, false);
+        if let Reply::Error(text) = self.conn.reply().await? {
+            away = self.cluster && is_on_its_way(&text);
+            failure = Some(refusal("WATCH", &text));
+        }
+        let stood = self.conn.reply().await?;
+        let mut read = Vec::with_capacity(keys);
+        for _ in 0..keys {
+            let dump = self.dump(held).await?;
+            self.conn.answered();
+            let dump = dump.unwrap_or_else(|e| {
+                failure.get_or_insert(e);
+                None
+            });
+            let expire = match self.conn.reply().await? {
+                Reply::Int(n) => n,
+                Reply::Error(text) => {
+                    away |= self.cluster && is_on_its_way(&text);
+                    failure.get_or_insert(refusal("PTTL", &text));
+                    -1
+                }
+                _ => return Err(unforeseen()),
+            };
+            read.push((dump, expire));
+        }
+        let now = match self.pexpiretime {
+            true => 0,
+            false => time_ms(&self.conn.reply().await?).ok_or_else(unforeseen)?,
+        };
+        self.conn.reply().await?;
+        let done = self.conn.reply().await?;
+        if away {
+            return Ok(Ok(Some((0..keys).map(|_| KeyState::elsewhere()).collect())));
+        }
         if let Some(e) = failure {
             return Ok(Err(e));
         }
-        let state = |(payload, expire): (Option<Dump>, i64)| KeyState {
-            payload,
-            expire: (expire >= 0).then_some(ExpireAt(now + expire)),
-            offset,
-            elsewhere: false,
-        };
-        Ok(Ok(read.into_iter().map(state).collect()))
+        let offset = self.offset(&stood)?;
+        Ok(match done {
+            Reply::Error(text) => Err(refusal("EXEC", &text)),
+            // Nothing was queued: an empty answer says that nothing watched has changed.
+            Reply::Array(_) => Ok(Some(states(read, now, offset))),
+            _ => Ok(None),
+        })
     }
 
     /// One answer of DUMP, held if there is room for it.
@@ -308,7 +418,11 @@ impl Fence {
             .map(|n| match n {
                 -2 => None,
                 n if n < 0 => Some(None),
-                n => Some(Some(ExpireAt(if self.pexpiretime { n } else { now + n }))),
+                n => Some(Some(ExpireAt(if self.pexpiretime {
+                    n
+                } else {
+                    now.saturating_add(n)
+                }))),
             })
             .collect())
     }
@@ -396,6 +510,17 @@ impl Fence {
         }
         Ok(found)
     }
+}
+
+/// What was read of some keys, with `now` where only the rest of their lives is told.
+fn states(read: Vec<(Option<Dump>, i64)>, now: i64, offset: ReplOffset) -> Vec<KeyState> {
+    let state = |(payload, expire): (Option<Dump>, i64)| KeyState {
+        payload,
+        expire: (expire >= 0).then_some(ExpireAt(now.saturating_add(expire))),
+        offset,
+        elsewhere: false,
+    };
+    read.into_iter().map(state).collect()
 }
 
 fn unforeseen() -> Error {

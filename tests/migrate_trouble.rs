@@ -1,5 +1,6 @@
 //! What can go wrong at either end: each ends in the exit code and the sentence of the contract, and can be run again.
 
+use crate::support::cluster::Cluster;
 use crate::support::dataset::fill_volume;
 use crate::support::keyferry::{Outcome, Plan};
 use crate::support::server::{Server, Setup, free_port};
@@ -429,5 +430,60 @@ fn a_target_that_refuses_mset_gets_its_strings_one_by_one() {
         assert_eq!(ran, together, "{mset}");
         assert_eq!(target.run("GET number").text(), "12345");
         assert_eq!(target.run("STRLEN compressed").int(), Some(901));
+    }
+}
+
+/// A source over its maxmemory: Redis 6.0 to 7.0 then refuses what is read inside MULTI.
+#[test]
+fn a_full_source_is_read_all_the_same() {
+    let names = ["redis-6.0", "redis-6.2", "redis-7.0", "redis-8.0"];
+    let Some([any]) = need(["any"]) else { return };
+    let target = Cluster::start(&any, 3);
+    for name in names {
+        let Some([name]) = need([name]) else { continue };
+        let source = Server::start(&name);
+        target.side().everywhere("FLUSHALL").expect("an answer");
+        let plan = Plan::new(&source.url(), &target.url());
+        let mut running = plan.start("migrate --json");
+        let limit = Duration::from_secs(60);
+        plan.wait_caught_up(&mut running, limit);
+        let mut client = source.client();
+        let big = Command::new("SET big").arg("x".repeat(3_000_000));
+        client.expect(&big).expect("SET");
+        for n in 0..300 {
+            let key = Command::new("SET").key(format!("a:{n}")).arg(n.to_string());
+            client.expect(&key.arg("PX").arg("1000000")).expect("SET");
+        }
+        client.words("CONFIG SET maxmemory 2mb").expect("an answer");
+        let full = client.run(&Command::new("SET one more"));
+        assert!(full.expect("an answer").is_error(), "it is full");
+        // Each leads to other slots, so that both keys are read; and they are written to meanwhile.
+        for round in 0..4 {
+            let (from, to) = [("a", "b"), ("b", "a")][round % 2];
+            for n in 0..300 {
+                client.push(&Command::new(&format!("RENAME {from}:{n} {to}:{n}")));
+                client.push(&Command::new(&format!("PEXPIRE {to}:{n} 200000{round}")));
+            }
+            client.flush().expect("sent");
+            assert!(
+                client
+                    .replies()
+                    .expect("answers")
+                    .iter()
+                    .all(|r| !r.is_error())
+            );
+        }
+        client.words("RENAME a:7 seven").expect("an answer");
+        plan.wait_caught_up(&mut running, limit);
+        let mut side = target.side();
+        wait_until("it arrives", limit, || {
+            let get = Command::new("GET").key("seven");
+            side.run(&get).expect("an answer").text() == "7"
+        });
+        plan.wait_caught_up(&mut running, limit);
+        let verified = plan.run("verify --json").exits(0);
+        assert_eq!(verified.json["keys_target"], 301, "{}", verified.stdout);
+        running.interrupt();
+        running.wait(limit).exits(130);
     }
 }

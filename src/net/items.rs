@@ -25,6 +25,11 @@ impl Conn {
         }
     }
 
+    /// Says that what was read by [`Conn::item`] or [`Conn::copy_bulk`] was a reply of its own.
+    pub fn answered(&mut self) {
+        self.due = self.due.saturating_sub(1);
+    }
+
     /// Reads one item of an array reply, or a reply.
     pub async fn item(&mut self) -> Result<Reply> {
         loop {
