@@ -1,4 +1,4 @@
-//! Name → what it does and where its keys are, for every write command up to Redis 8.8 and Valkey 9.1.
+//! Name → what it does and where its keys are, for every write command up to Redis 8.10, Valkey 9.2 and KeyDB 6.3.
 //!
 //! Checked against the servers' own COMMAND GETKEYS in `tests/command_keys.rs`.
 
@@ -8,7 +8,7 @@ use Access::{Read, Write};
 /// Where keys stand.
 pub enum Keys {
     None,
-    /// Runs of arguments: first, last (negative counts from the end), step.
+    /// Runs of arguments: first, last (negative counts from the end), step. Only the first must have a key.
     Runs(&'static [(usize, i64, usize, Access)]),
     /// A count at the first place, keys from the second on.
     Counted {
@@ -131,8 +131,10 @@ pub static SPECS: &[Spec] = &[
     write("LREM"),
     write("LTRIM"),
     keyed("LMOVE", BOTH),
+    keyed("LMOVEM", BOTH),
     keyed("RPOPLPUSH", BOTH),
     keyed("BLMOVE", BOTH),
+    keyed("BLMOVEM", BOTH),
     keyed("BRPOPLPUSH", BOTH),
     keyed("BLPOP", ALL_BUT_LAST),
     keyed("BRPOP", ALL_BUT_LAST),
@@ -246,6 +248,17 @@ pub static SPECS: &[Spec] = &[
     write("ARSETRANGE"),
     write("ARTRIM"),
     write("GCRA"),
+    // hashes of prefixes (Valkey 9.2)
+    write("PHSET"),
+    write("PHMSET"),
+    write("PHDEL"),
+    write("PHDELPREFIX"),
+    // KeyDB: expiries of members, fields renamed, scripts that run by the clock
+    timed("EXPIREMEMBER"),
+    timed("EXPIREMEMBERAT"),
+    timed("PEXPIREMEMBERAT"),
+    write("KEYDB.HRENAME"),
+    write("KEYDB.CRON"),
     // modules
     write("JSON.SET"),
     write("JSON.DEL"),
@@ -368,12 +381,16 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
     match keys {
         Keys::None => {}
         Keys::Runs(runs) => {
-            for (first, last, step, access) in *runs {
+            for (n, (first, last, step, access)) in runs.iter().enumerate() {
                 let last = if *last < 0 {
                     cmd.len().checked_sub(last.unsigned_abs() as usize)?
                 } else {
                     *last as usize
                 };
+                if n > 0 && last + 1 == *first {
+                    // No sources: a PFMERGE of its destination alone.
+                    continue;
+                }
                 if last >= cmd.len() || *first >= cmd.len() {
                     return None;
                 }
@@ -426,25 +443,60 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
         Keys::GeoRadius(options) => {
             cmd.arg(1)?;
             push(1, Read);
-            let store = (*options..cmd.len()).rev().find(|i| {
-                cmd.arg(*i).is_some_and(|a| {
-                    a.eq_ignore_ascii_case(b"STORE") || a.eq_ignore_ascii_case(b"STOREDIST")
-                })
-            });
-            if let Some(i) = store.filter(|i| i + 1 < cmd.len()) {
-                push(i + 1, Write);
+            // The last one counts, and a key may be called "store": options are walked.
+            let (mut i, mut store) = (*options, None);
+            while let Some(word) = cmd.arg(i) {
+                i += if word.eq_ignore_ascii_case(b"STORE")
+                    || word.eq_ignore_ascii_case(b"STOREDIST")
+                {
+                    store = Some(i + 1);
+                    2
+                } else if word.eq_ignore_ascii_case(b"COUNT") {
+                    2
+                } else {
+                    1
+                };
+            }
+            if let Some(i) = store.filter(|i| *i < cmd.len()) {
+                push(i, Write);
             }
         }
         Keys::Streams => {
-            // "STREAMS" could be a group's or a consumer's name: those stand at 2 and 3.
-            let streams = cmd.find(4, b"STREAMS")?;
-            let n = (cmd.len() - streams - 1) / 2;
-            (streams + 1..streams + 1 + n).for_each(|i| push(i, Write));
+            // A group or a consumer may be called "streams", and GROUP need not come first: options are walked.
+            let mut i = 1;
+            loop {
+                let word = cmd.arg(i)?;
+                let is = |names: &[&[u8]]| names.iter().any(|n| word.eq_ignore_ascii_case(n));
+                i += if is(&[b"STREAMS"]) {
+                    break;
+                } else if is(&[b"GROUP"]) {
+                    3
+                } else if is(&[b"COUNT", b"BLOCK", b"CLAIM"]) {
+                    2
+                } else {
+                    1
+                };
+            }
+            let n = (cmd.len() - i - 1) / 2;
+            (i + 1..i + 1 + n).for_each(|i| push(i, Write));
         }
         Keys::Migrate => match cmd.arg(3)? {
             [] => {
-                let from = cmd.find(6, b"KEYS")?;
-                (from + 1..cmd.len()).for_each(|i| push(i, Write));
+                // A user or a password may be called "keys": options are walked.
+                let mut i = 6;
+                loop {
+                    let word = cmd.arg(i)?;
+                    i += if word.eq_ignore_ascii_case(b"KEYS") {
+                        break;
+                    } else if word.eq_ignore_ascii_case(b"AUTH2") {
+                        3
+                    } else if word.eq_ignore_ascii_case(b"AUTH") {
+                        2
+                    } else {
+                        1
+                    };
+                }
+                (i + 1..cmd.len()).for_each(|i| push(i, Write));
             }
             _ => push(3, Write),
         },
