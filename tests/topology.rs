@@ -1,12 +1,14 @@
 //! Sources and targets that are not where they say: Sentinel, private addresses, and a part of the slots.
 
+use crate::faults::{cli, reshard};
 use crate::support::cluster::Cluster;
 use crate::support::need;
 use crate::support::server::{Server, Setup, free_port, mortal, servers_dir};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
 use crate::support::wait_until;
-use crate::support::wire::Client;
+use crate::support::wire::{Client, Command};
+use keyferry::types::Slot;
 use serde_json::json;
 use std::process::Stdio;
 use std::time::Duration;
@@ -180,4 +182,86 @@ fn a_part_of_the_slots() {
     }
     story.plan.set("/filter", json!({ "slots": "0-16384" }));
     story.plan.run("migrate").exits(2).says(&["filter.slots"]);
+}
+
+/// A server whose SADD goes by the name of TRIMSLOTS, so that what it replicates looks like what Redis 8.4 replicates
+/// after it has handed slots to another master: `TRIMSLOTS RANGES 1 0 100` adds to a set called RANGES.
+fn trimming(name: &str) -> Setup {
+    Setup::new(name).line("rename-command SADD TRIMSLOTS")
+}
+
+#[test]
+fn trimmed_slots_of_a_cluster_keep_their_keys_at_the_target() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    if cli(&name).is_none() {
+        return crate::support::skip("needs redis-cli");
+    }
+    let story = Story::new(
+        Endpoint::Cluster(Cluster::with(&trimming(&name), 2, 0)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    let Endpoint::Cluster(cluster) = &story.source else {
+        unreachable!()
+    };
+    let mut side = story.source.side();
+    let mut set = |key: &str| {
+        let answer = side.run(&Command::new("SET").key(key).arg("1"));
+        assert!(answer.is_ok_and(|a| !a.is_error()), "{key}");
+    };
+    (0..2_000).for_each(|n| set(&format!("key:{n}")));
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    // The master that has the set of that name.
+    let from = usize::from(Slot::of(b"RANGES").number() >= 8192);
+    let first = from * 8192;
+    reshard(&name, cluster, from, 1 - from, 40);
+    let trim = |first: usize, last: usize| {
+        let node = &cluster.nodes()[from];
+        node.run(&format!("TRIMSLOTS RANGES 1 {first} {last}"));
+        node.run("DEL RANGES");
+    };
+    // The first is gone from here, the second is still ours: nothing is taken from the target on its word.
+    trim(first, first + 39);
+    let ours = (0..)
+        .map(|n| format!("stray:{n}"))
+        .find(|k| {
+            let slot = usize::from(Slot::of(k.as_bytes()).number());
+            (first + 100..first + 8_000).contains(&slot)
+        })
+        .expect("a name");
+    let slot = usize::from(Slot::of(ours.as_bytes()).number());
+    let mut target = story.target.side();
+    let stray = Command::new("SET").key(&ours).arg("not the source's");
+    assert!(target.run(&stray).is_ok_and(|a| !a.is_error()));
+    trim(slot, slot);
+    let exists = Command::new("EXISTS").key(&ours);
+    wait_until("the slot is read again", Duration::from_secs(60), || {
+        target.run(&exists).is_ok_and(|a| a.int() == Some(0))
+    });
+    story.catch_up_and_stop(running);
+    let verified = story.verify();
+    assert!(verified.json["keys_target"].as_u64() >= Some(2_000));
+    story.judge();
+}
+
+#[test]
+fn trimmed_slots_of_a_single_server_end_the_run() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let story = Story::new(
+        Endpoint::alone(trimming(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.source.nodes()[0].run("SET a 1");
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    story.source.nodes()[0].run("TRIMSLOTS RANGES 1 5 100");
+    running
+        .wait(Duration::from_secs(30))
+        .exits(3)
+        .says(&["slots 5-100", "source.topology"]);
+    assert_eq!(story.target.nodes()[0].run("GET a").text(), "1");
 }

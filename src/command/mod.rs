@@ -7,6 +7,7 @@ mod table;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::resp;
+use crate::types::{Slot, SlotSet};
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -85,6 +86,8 @@ pub enum Kind {
     FlushDb,
     FlushAll,
     SwapDb,
+    /// Redis 8.4: the keys of slots that have been moved to another master are removed here.
+    TrimSlots,
     Move,
     Script,
     Function,
@@ -192,6 +195,21 @@ impl Spec {
     }
 }
 
+/// The slots that a TRIMSLOTS names: `RANGES n first last …`; `None` when its shape does not fit.
+pub fn trimmed_slots(cmd: &Command<'_>) -> Option<SlotSet> {
+    let ranges = usize::try_from(cmd.number(2)?).ok()?;
+    let named = cmd.arg(1)?.eq_ignore_ascii_case(b"RANGES");
+    if !named || cmd.len() != ranges.checked_mul(2)?.checked_add(3)? {
+        return None;
+    }
+    let mut slots = SlotSet::none();
+    for i in (3..cmd.len()).step_by(2) {
+        let slot = |i| Slot::new(u16::try_from(cmd.number(i)?).ok()?);
+        (slot(i)?.number()..=slot(i + 1)?.number()).for_each(|n| slots.insert(Slot::numbered(n)));
+    }
+    Some(slots)
+}
+
 /// The database that MOVE, or COPY with DB, writes to.
 pub fn copy_db(cmd: &Command<'_>) -> Option<u32> {
     let name = cmd.name();
@@ -235,6 +253,35 @@ mod tests {
     }
 
     #[test]
+    fn the_slots_of_a_trim_are_named_by_ranges() {
+        let slots = |line: &str| {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let (mut raw, mut args) = (Vec::new(), Vec::new());
+            crate::resp::command(&mut raw, &words);
+            crate::resp::parse_command(&raw, &mut args).unwrap();
+            let cmd = Command {
+                raw: &raw,
+                args: &args,
+            };
+            trimmed_slots(&cmd).map(|s| s.to_string())
+        };
+        assert_eq!(
+            slots("trimslots ranges 2 0 100 7000 7000").as_deref(),
+            Some("0-100,7000")
+        );
+        for wrong in [
+            "TRIMSLOTS",
+            "TRIMSLOTS RANGES 1 0",
+            "TRIMSLOTS RANGES 2 0 1",
+            "TRIMSLOTS RANGES 1 0 16384",
+            "TRIMSLOTS RANGES -1",
+            "TRIMSLOTS SLOTS 1 0 1",
+        ] {
+            assert_eq!(slots(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn keys_are_where_the_servers_say() {
         for (line, expected) in [
             ("set k v EX 10", "w1"),
@@ -269,6 +316,7 @@ mod tests {
             ("KEYDB.HRENAME h a b", "w1"),
             ("KEYDB.CRON job SINGLE 1000 code", "w1"),
             ("GEORADIUS g 1 2 3 km STORE store", "r1 w7"),
+            ("TRIMSLOTS RANGES 1 0 100", ""),
             ("SMOVE a b m", "w1 w2"),
             ("BLPOP a b 0", "w1 w2"),
             ("MIGRATE h 1 k 0 10", "w3"),

@@ -346,6 +346,7 @@ pub static SPECS: &[Spec] = &[
     plain("FLUSHDB", Kind::FlushDb),
     plain("FLUSHALL", Kind::FlushAll),
     plain("SWAPDB", Kind::SwapDb),
+    plain("TRIMSLOTS", Kind::TrimSlots),
     plain("SCRIPT", Kind::Script),
     plain("FUNCTION", Kind::Function),
     plain("PUBLISH", Kind::Publish),

@@ -1,6 +1,7 @@
 //! Slots that have come to this source shard: every key of them is copied before its stream is applied to them.
 
-use crate::error::Result;
+use crate::command::{self, Command};
+use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::net::scan::{self, Scan};
@@ -67,6 +68,34 @@ impl Pump {
         }
         ownership.adopt(self.shard.shard, &slots);
         self.meet_ownership().map(drop)
+    }
+
+    /// A TRIMSLOTS of the stream: the source has removed the keys of slots that it has handed to another master.
+    ///
+    /// Nothing is removed at the target: there the keys are the other master's, whose pump copies them. A slot that the
+    /// last picture of the cluster still shows here is on its way, or was trimmed for a reason that we do not know:
+    /// whoever turns out to own it copies it from the source, which removes what is gone.
+    pub(super) fn trim_slots(&mut self, cmd: &Command<'_>) -> Result<()> {
+        let slots = command::trimmed_slots(cmd).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Protocol,
+                format!("TRIMSLOTS with {} arguments names no slots", cmd.len()),
+            )
+        })?;
+        let Some(ownership) = &self.shared.ownership else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the source has removed the keys of the slots {slots}, which it has handed to another master of its cluster (TRIMSLOTS), and the plan moves it as a single server"
+                ),
+            )
+            .hint("set source.topology to \"cluster\", so that the other masters are read as well, then start over with --fresh and \"on_existing\": \"reconcile\""));
+        };
+        let here = (slots.iter())
+            .filter(|slot| self.mine.has(*slot) && !ownership.has_left(self.shard.shard, *slot));
+        here.for_each(|slot| ownership.suspect(slot));
+        self.count("slots_trimmed");
+        Ok(())
     }
 
     /// False when the slots are not (or no longer) where the cluster said they were.

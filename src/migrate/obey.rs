@@ -183,6 +183,7 @@ fn writes_in(mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> u64 {
                     | Kind::Exec
                     | Kind::Discard
                     | Kind::Publish
+                    | Kind::TrimSlots
             )
         });
         let harmless = harmless || cmd.is_empty() || removes_expired(&cmd, &may_expire);

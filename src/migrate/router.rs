@@ -172,6 +172,7 @@ impl Pump {
                 "the source ran SWAPDB, which exchanges whole databases under the migration",
             )
             .hint("start over with --fresh once the databases are as they shall stay")),
+            Kind::TrimSlots => self.trim_slots(cmd),
             Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
                 self.progress.commands.fetch_add(1, Relaxed);
                 let expired = obey::removes_expired(cmd, |key| self.timed.may(key));
