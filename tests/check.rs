@@ -66,6 +66,25 @@ fn a_good_plan_passes_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn scripts_that_come_as_they_were_called_block() {
+    let Some([name]) = need(["redis-6.2"]) else {
+        return;
+    };
+    let (source, _target, mut plan) = pair(&name, &["lua-replicate-commands no"], &[]);
+    blocks(&plan, "scripts_verbatim");
+    plan.run("migrate --until caught-up")
+        .exits(1)
+        .says(&["CONFIG SET lua-replicate-commands yes"]);
+    // A scan reads keys, whatever wrote them.
+    plan.set("/source/mode", json!("scan"));
+    let report = plan.run("check --json").exits(0).json;
+    assert_eq!(ids(&report, "blocker"), [""; 0], "{report}");
+    plan.set("/source/mode", json!("replica"));
+    source.run("CONFIG SET lua-replicate-commands yes");
+    plan.run("check").exits(0);
+}
+
+#[test]
 fn each_blocker_is_named() {
     let Some([name]) = need(["any"]) else { return };
     let (source, _target, plan) = pair(&name, &[], &["maxmemory 4mb"]);

@@ -22,6 +22,7 @@ mod rdb_properties;
 mod rdb_samples;
 mod rdb_servers;
 mod scan;
+mod scripts;
 mod selection;
 mod silence;
 mod support;

@@ -55,11 +55,12 @@ pub struct Report {
 }
 
 /// Findings that keep a new migration from beginning; what the others block shows itself, key by key, and is resumed.
-pub const STOPS: [&str; 9] = [
+pub const STOPS: [&str; 10] = [
     "clocks",
     "databases_conflict",
     "eviction",
     "restore",
+    "scripts_verbatim",
     "source_clients",
     "source_commands",
     "target_clients",

@@ -1,7 +1,7 @@
 //! What one side is and what it lets us do, found out by harmless commands.
 
 use crate::error::Result;
-use crate::net::server::{self, Server};
+use crate::net::server::{self, Product, Server};
 use crate::net::{Conn, connect, info_field, is_elsewhere, scan};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
@@ -56,6 +56,8 @@ pub struct Facts {
     pub replica_buffer: Option<String>,
     /// Scripts and functions that were called since the server started.
     pub scripts: u64,
+    /// Scripts are replicated as they were called, instead of what they did.
+    pub scripts_verbatim: bool,
     /// Calls that make one key of several, or rename one.
     pub several_keys: u64,
     /// What is written to it, in bytes per second.
@@ -187,9 +189,23 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
             _ => {}
         }
     }
+    facts.scripts_verbatim |= verbatim(conn, &Server::parse(&info)).await?;
     let aof = info_field(&info, "aof_enabled") == Some("1");
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
     Ok(())
+}
+
+/// Whether a server replicates scripts as they were called: Redis 4 and older do, 5.0 to 6.2 when they are told to.
+async fn verbatim(conn: &mut Conn, server: &Server) -> Result<bool> {
+    if server.product != Product::Redis || server.at_least(7, 0) || server.version.0 == 0 {
+        return Ok(false);
+    }
+    if !server.at_least(5, 0) {
+        return Ok(true);
+    }
+    let reply = (conn.ask(&[b"CONFIG", b"GET", b"lua-replicate-commands"])).await?;
+    let told = reply.array().and_then(|p| p.get(1)?.bytes());
+    Ok(told == Some(b"no".as_slice()))
 }
 
 /// Tries what harms nobody: on a name that does not exist, or without the arguments it needs.

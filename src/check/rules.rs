@@ -267,6 +267,9 @@ pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Findin
             "keyferry reads as fast as it can; a slow disk under the spool is what to avoid",
         );
     }
+    if replica && facts.scripts_verbatim {
+        scripts(facts, findings);
+    }
     if !replica && matches!(&job.source, Source::Server { .. }) {
         let on = facts
             .notifications
@@ -290,6 +293,32 @@ pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Findin
             format!("{n} libraries of functions are moved as well"),
             "nothing to do",
         );
+    }
+}
+
+/// Scripts that come as they were called may write keys that nobody names.
+fn scripts(facts: &Facts, findings: &mut Vec<Finding>) {
+    let old = facts.server.starts_with("redis 4.")
+        || facts.server.starts_with("redis 3.")
+        || facts.server.starts_with("redis 2.");
+    match (old, facts.scripts) {
+        (false, _) => add(
+            findings,
+            "scripts_verbatim",
+            Severity::Blocker,
+            "the source replicates scripts as they were called (lua-replicate-commands no), and the first of them ends the run: which keys a script writes is not known",
+            "CONFIG SET lua-replicate-commands yes on every node of the source, until the migration is done",
+        ),
+        (true, 0) => {}
+        (true, n) => add(
+            findings,
+            "scripts_verbatim",
+            Severity::Warning,
+            format!(
+                "the source has run {n} scripts, and its version replicates them as they were called: they are run at a standalone target, and end the run where that is not exact (a cluster, filters, renames, after a crash)"
+            ),
+            "have the scripts call redis.replicate_commands() first, or set source.mode to \"scan\"",
+        ),
     }
 }
 

@@ -37,6 +37,7 @@ mod repair;
 mod rewind;
 mod router;
 mod saver;
+mod scripts;
 mod shard;
 mod shards;
 mod shared;
@@ -328,6 +329,7 @@ async fn migrate(
         relative_ttls: source
             .as_ref()
             .is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
+        scripts_can_be_effects: source.as_ref().is_some_and(|s| s.at_least(5, 0)),
         silent_entries_read: source.as_ref().is_some_and(Server::silent_entries_read),
         silent_field_expiry: source.as_ref().is_some_and(Server::silent_field_expiry)
             && target.has_field_expiry(),

@@ -174,6 +174,9 @@ impl Pump {
             .hint("start over with --fresh once the databases are as they shall stay")),
             Kind::TrimSlots => self.trim_slots(cmd),
             Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
+                if spec.kind == Kind::Eval {
+                    self.check_script(cmd, spec, end)?;
+                }
                 self.progress.commands.fetch_add(1, Relaxed);
                 let expired = obey::removes_expired(cmd, |key| self.timed.may(key));
                 self.progress.writes.fetch_add(u64::from(!expired), Relaxed);
@@ -268,11 +271,8 @@ impl Pump {
             self.touch(self.db, cmd.arg(k.index).unwrap_or_default());
         }
         if keys.is_empty() {
-            return match spec.kind {
-                Kind::Eval => Err(Error::new(ErrorKind::Unsupported, format!("the source replicates {} without keys: what it writes cannot be known", spec.name))
-                    .hint("a source of Redis 4 or older sends scripts as they are: stop writers that use keyless scripts, then start over with --fresh")),
-                _ => Err(Error::new(ErrorKind::Protocol, format!("{} without a key", spec.name))),
-            };
+            let wrong = format!("{} without a key", spec.name);
+            return Err(Error::new(ErrorKind::Protocol, wrong));
         }
         let key = |k: &command::KeyArg| cmd.arg(k.index).unwrap_or_default();
         let mut to = None;

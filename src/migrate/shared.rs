@@ -37,6 +37,8 @@ pub struct Shared {
     pub scan: bool,
     /// The source sends relative TTLs in its stream (Redis before 7.0).
     pub relative_ttls: bool,
+    /// The source replicates scripts as they were called by its configuration only (Redis 5.0 to 6.2).
+    pub scripts_can_be_effects: bool,
     /// The source does not replicate how many entries a group has read (Redis before 7.4, Valkey before 8.0).
     pub silent_entries_read: bool,
     /// An HSET of the stream may have been an HINCRBYFLOAT, after which the field keeps its expiry.

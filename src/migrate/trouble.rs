@@ -3,7 +3,7 @@
 //! One way for everything: settle, look at each unit's fate, go on. In the snapshot phase, what is uncertain means to
 //! read the snapshot again from its mark, as whole values may be written twice.
 
-use crate::command::{self, Access, Command};
+use crate::command::{self, Access, Command, Kind};
 use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
@@ -228,6 +228,16 @@ impl Pump {
                     _ => self.resend(&unit, &touched, mark)?,
                 }
                 continue;
+            }
+            let name = name_of(&unit);
+            if command::lookup(name.as_bytes()).is_some_and(|spec| spec.kind == Kind::Eval) {
+                let why = match &unit.fate {
+                    Fate::Refused(text) if text != NOTHING_THERE => text.as_str(),
+                    _ => {
+                        "keys that it needs may be missing at the target, or it may have run already"
+                    }
+                };
+                return Err(self.not_run(&name, why));
             }
             if let Fate::Refused(text) = &unit.fate {
                 if touched.is_empty() {
