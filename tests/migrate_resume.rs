@@ -1,10 +1,10 @@
 //! Stopped and started again, a migration goes on where it was: nothing lost, nothing twice, no full resync.
 
 use crate::support::cutter::Cutter;
-use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic::{self, Mix, Options};
+use crate::support::{need, wait_until};
 use serde_json::json;
 use std::time::Duration;
 
@@ -39,6 +39,30 @@ fn after_ctrl_c_it_continues_without_a_full_resync() {
     story.verify();
     story.judge();
     story.check_counters(&report);
+}
+
+/// What was stopped in order, and is then killed before it has saved anything, does not run a second time.
+#[test]
+fn a_kill_right_after_an_orderly_stop_applies_nothing_twice() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    let (source, target) = (&story.source.nodes()[0], &story.target.nodes()[0]);
+    source.run("SET counter 1");
+    story.catch_up_and_stop(story.migrate());
+    let unsaved = [("KEYFERRY_BENCH_SAVE_MS", "600000")];
+    let running = story.plan.start_with("migrate --json", &unsaved);
+    (0..100).for_each(|_| drop(source.run("INCR counter")));
+    wait_until("it is applied", Duration::from_secs(30), || {
+        target.run("GET counter").text() == "101"
+    });
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    story.catch_up_and_stop(story.migrate());
+    assert_eq!(target.run("GET counter").text(), "101");
+    story.judge();
 }
 
 /// Stopped before it has caught up, it does not say that it has.
