@@ -114,7 +114,10 @@ impl Status {
     pub fn of(store: &Store, job: &Job, pid: Option<u32>) -> Result<Status> {
         let run = store.run()?;
         let phases = store.phases()?;
-        let shards: Vec<ShardStatus> = store.shards()?.iter().map(ShardStatus::of).collect();
+        let now = pid.map(|_| unix_ms());
+        let shards: Vec<ShardStatus> = (store.shards()?.iter())
+            .map(|shard| ShardStatus::of(shard, now))
+            .collect();
         let updated_at = shards
             .iter()
             .map(|s| s.updated_at)
@@ -200,9 +203,24 @@ fn cutover(store: &Store, job: &Job) -> Result<Option<Value>> {
     })))
 }
 
+/// A process that works saves every second; from this age on its state says that it does not.
+const UNSAVED_MS: u64 = 5_000;
+
 impl ShardStatus {
-    fn of(s: &ShardState) -> ShardStatus {
+    /// `now`: the time, where a process works on it.
+    fn of(s: &ShardState, now: Option<i64>) -> ShardStatus {
         let at = |o: Option<ReplOffset>| o.map(|o| o.0);
+        let age_ms = now.and_then(|now| u64::try_from(now - s.updated_at).ok());
+        // What has happened since then is not known here, so the lag may be all that time.
+        let unsaved_ms = age_ms.filter(|age| *age > UNSAVED_MS);
+        let mut note = s.note.clone();
+        if let Some(ms) = unsaved_ms {
+            let old = format!("its process has saved nothing for {} s", ms / 1000);
+            note = match note.is_empty() {
+                true => old,
+                false => format!("{old}; before: {note}"),
+            };
+        }
         ShardStatus {
             shard: s.shard.0,
             worker: None,
@@ -225,11 +243,11 @@ impl ShardStatus {
                 applied_offset: at(s.applied),
                 stable_offset: at(s.stable),
                 lag_bytes: s.lag_bytes(),
-                lag_ms: s.lag_ms,
+                lag_ms: s.lag_ms.max(unsaved_ms.unwrap_or(0)),
                 commands_applied: s.commands_applied,
             },
             healed_keys: s.healed_keys,
-            note: s.note.clone(),
+            note,
             clean: s.clean,
             updated_at: s.updated_at,
         }
@@ -304,9 +322,18 @@ mod tests {
         store.add_count("skipped.filter", 3).unwrap();
         store.add_count("cross_slot", 3).unwrap();
         store.enter_phase(Phase::Snapshot, 1).unwrap();
-        let _lock = Lock::acquire(dir.path()).unwrap();
+        let lock = Lock::acquire(dir.path()).unwrap();
         let status = serde_json::to_value(Status::read(dir.path(), &[], &job()).unwrap()).unwrap();
         assert_eq!(status["phase"], "snapshot");
+        // The process works, and has not saved since 1970.
+        let lag = &status["stream"]["lag_ms"];
+        assert!(lag.as_i64() > Some(unix_ms() - 60_000), "{lag}");
+        let note = status["shards"][1]["note"].as_str();
+        assert!(note.is_some_and(|n| n.contains("saved nothing for")));
+        assert_eq!(status["pid"], json!(std::process::id()));
+        drop(lock);
+        let status = serde_json::to_value(Status::read(dir.path(), &[], &job()).unwrap()).unwrap();
+        assert_eq!(status["shards"][1]["note"], "");
         assert_eq!(
             status["snapshot"],
             json!({"keys_read": 20, "keys_written": 18, "bytes_read": 200, "bytes_total": 400, "done": false})
@@ -318,7 +345,7 @@ mod tests {
         assert_eq!(status["skipped"], json!({"filter": 3}));
         assert_eq!(
             (&status["updated_at"], &status["pid"]),
-            (&json!(6), &json!(std::process::id()))
+            (&json!(6), &Value::Null)
         );
         assert_eq!(status["shards"][0]["phase"], "stream");
     }
