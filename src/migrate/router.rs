@@ -175,6 +175,8 @@ impl Pump {
             Kind::TrimSlots => self.trim_slots(cmd),
             Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => {
                 if spec.kind == Kind::Eval {
+                    // It may write what waits.
+                    self.heal_queued()?;
                     self.check_script(cmd, spec, end)?;
                 }
                 self.progress.commands.fetch_add(1, Relaxed);
