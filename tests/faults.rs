@@ -472,7 +472,7 @@ fn deletions_beyond_the_backlog_arrive() {
     let gone: Vec<Vec<u8>> = all.items()[1]
         .items()
         .iter()
-        .step_by(3)
+        .step_by(5)
         .map(|k| k.bytes().to_vec())
         .collect();
     for key in &gone {

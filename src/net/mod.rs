@@ -6,6 +6,7 @@ mod credentials;
 mod find;
 pub mod guard;
 mod items;
+mod refusals;
 mod retry;
 pub mod scan;
 pub mod server;
@@ -25,6 +26,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 pub use items::Answer;
+pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal};
 pub use retry::{Backoff, Tries};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -320,7 +322,10 @@ impl Conn {
         match self.reply().await? {
             Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
                 ErrorKind::Auth,
-                format!("the server refused AUTH: {}", without_arguments(&text)),
+                format!(
+                    "the server refused AUTH: {}",
+                    refusals::without_arguments(&text)
+                ),
             )),
             _ => {
                 self.learnt.worked.store(true, Relaxed);
@@ -542,64 +547,6 @@ pub async fn put(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> std::i
     }
     let flushed = tokio::time::timeout(REPLY_LIMIT, to.flush()).await;
     flushed.map_err(late)?
-}
-
-/// What an error reply means for us; the server's own words are kept (they name commands and users, not data).
-pub fn refusal(command: &str, text: &str) -> Error {
-    let word = text.split(' ').next().unwrap_or_default();
-    let kind = match word {
-        _ if is_elsewhere(text) => ErrorKind::Moved,
-        _ if passes(text) => ErrorKind::NotReady,
-        "NOAUTH" | "WRONGPASS" => ErrorKind::Auth,
-        "OOM" => ErrorKind::OutOfMemory,
-        "NOPERM" => ErrorKind::Refused,
-        _ if text.contains("invalid password") => ErrorKind::Auth,
-        _ => ErrorKind::Refused,
-    };
-    let text = without_arguments(text);
-    Error::new(kind, format!("the server answered {command} with: {text}"))
-}
-
-/// Whether an error reply tells of the server's state, not of what was asked: the same may be asked again later.
-pub fn passes(text: &str) -> bool {
-    let word = text.split(' ').next().unwrap_or_default();
-    is_elsewhere(text)
-        || matches!(
-            word,
-            "LOADING"
-                | "MASTERDOWN"
-                | "BUSY"
-                | "CLUSTERDOWN"
-                | "READONLY"
-                | "NOREPLICAS"
-                | "NOMASTERLINK"
-                | "UNBLOCKED"
-                | "MISCONF"
-        )
-}
-
-/// Values never appear in error lines, except in the "with args beginning with" of an unknown command.
-fn without_arguments(text: &str) -> &str {
-    text.split(", with args").next().unwrap_or(text)
-}
-
-/// Whether an error reply says that a key's slot is, or is on its way to be, another master's.
-pub fn is_elsewhere(text: &str) -> bool {
-    text.starts_with("MOVED ") || is_on_its_way(text)
-}
-
-/// Where an error reply MOVED or ASK leads; one that names no host means the one that was asked.
-pub fn leads_to(text: &str, host: &str) -> String {
-    let to = text.split(' ').nth(2).unwrap_or_default();
-    match to.starts_with(':') {
-        true => format!("{host}{to}"),
-        false => to.to_owned(),
-    }
-}
-
-/// Whether an error reply says that a key has left for another master before its slot has.
-pub fn is_on_its_way(text: &str) -> bool {
-    ["ASK ", "TRYAGAIN"].iter().any(|w| text.starts_with(w))
 }
 
 /// The `key:value` lines of an INFO reply.

@@ -1,6 +1,9 @@
 //! Batches, what becomes of them in trouble, and strings that go together.
 
+use super::flight::{Failure, NOTHING_THERE};
+use super::writer::Trouble;
 use super::*;
+use crate::resp;
 
 #[test]
 fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
