@@ -226,3 +226,20 @@ fn a_wrong_clock_blocks() {
         .exits(0);
     assert_eq!(target.run("DBSIZE").int(), Some(1));
 }
+
+/// A Redis 8 without data tells a size of it near 2^64: it has become negative.
+#[test]
+fn empty_servers_are_no_giants() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    target.run("CONFIG SET maxmemory 1gb");
+    let plan = Plan::new(&source.url(), &target.url());
+    let checked = plan.run("check --json").exits(0).json;
+    for side in ["source", "target"] {
+        let used = checked[side]["used_memory"].as_u64();
+        assert!(used.is_some_and(|n| n < 1 << 30), "{checked}");
+    }
+    plan.run("migrate --until caught-up").exits(0);
+}

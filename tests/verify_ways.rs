@@ -517,3 +517,41 @@ fn encodings_do_not_matter() {
         plan.run("verify --json").exits(1);
     }
 }
+
+/// The latest expiry there is; older servers tell it as the time that is left, which has to be added up again.
+#[test]
+fn the_latest_expiry_is_one_like_others() {
+    let Some([any]) = need(["any"]) else { return };
+    for name in ["redis-6.0", "redis-7.0"] {
+        let Some([name]) = need([name]) else { continue };
+        let (source, target) = (Server::start(&name), Server::start(&any));
+        // The clock that the rest is added to goes on while the answer is on its way.
+        let far = Cutter::slow(&source.address(), Duration::from_millis(4));
+        let latest = |key: &str| source.run(&format!("PEXPIREAT {key} {}", i64::MAX));
+        source.run("SET before x");
+        source.run("RPUSH list 1 2 3");
+        source.run(&format!("HSET large f {}", "v".repeat(100_000)));
+        for key in ["before", "list", "large"] {
+            latest(key);
+        }
+        let plan = Plan::new(&far.url(), &target.url());
+        let mut running = plan.start("migrate --json");
+        plan.wait_caught_up(&mut running, Duration::from_secs(60));
+        source.run("SET after x");
+        latest("after");
+        source.run("EXPIRE list 1000");
+        latest("list");
+        plan.wait_caught_up(&mut running, Duration::from_secs(60));
+        for _ in 0..2 {
+            let verified = plan.run("verify --json").exits(0);
+            assert_eq!(verified.json["keys_target"], 4, "{}", verified.stdout);
+        }
+        // Once more what is read, not streamed.
+        running.signal("KILL");
+        running.wait(Duration::from_secs(10));
+        source.run("SETRANGE before 3 y");
+        plan.run("migrate --until caught-up").exits(0);
+        plan.run("verify").exits(0);
+        assert!(target.run("PTTL before").int() > Some(i64::MAX / 2));
+    }
+}

@@ -77,7 +77,8 @@ pub async fn conflicts(
         }
     }
     for sources in merged.values().filter(|s| s.len() > 1) {
-        let keys: u64 = sources.iter().filter_map(|db| sizes.get(&db.0)).sum();
+        let sizes = sources.iter().filter_map(|db| sizes.get(&db.0));
+        let keys = sizes.fold(0u64, |sum, n| sum.saturating_add(*n));
         if keys > MOST {
             found.unknown = true;
             continue;

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
-use crate::net::{Conn, connect, info_field, is_elsewhere, scan};
+use crate::net::{Conn, connect, count, info_field, info_number, is_elsewhere, scan};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
 use crate::resp::Reply;
@@ -119,14 +119,19 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     Ok(facts)
 }
 
+/// What servers tell adds up to more than a number holds at worst to the largest one.
+fn add(sum: &mut u64, n: u64) {
+    *sum = sum.saturating_add(n);
+}
+
 /// Adds what one master tells of itself.
 async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     let reply = conn.ask(&[b"INFO", b"everything"]).await?;
     let info = reply.text().unwrap_or_default().into_owned();
-    let number = |name: &str| info_field(&info, name).and_then(|n| n.parse::<u64>().ok());
+    let number = |name: &str| info_number(&info, name);
     for (db, keys) in scan::databases(conn).await.unwrap_or_default() {
-        *facts.databases.entry(db.0).or_default() += keys;
-        facts.keys += keys;
+        add(facts.databases.entry(db.0).or_default(), keys);
+        add(&mut facts.keys, keys);
     }
     for line in info.lines().filter(|l| l.starts_with("db")) {
         let field = |name: &str| {
@@ -134,21 +139,21 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
             let value = fields
                 .split(',')
                 .find_map(|f| f.strip_prefix(name)?.strip_prefix('='))?;
-            value.trim().parse::<u64>().ok()
+            count(value)
         };
-        facts.expires += field("expires").unwrap_or(0);
+        add(&mut facts.expires, field("expires").unwrap_or(0));
         if let Some(n) = field("subexpiry").or(field("keys_with_volatile_items")) {
-            *facts.field_expiry_keys.get_or_insert(0) += n;
+            add(facts.field_expiry_keys.get_or_insert(0), n);
         }
     }
     let dataset = number("used_memory_dataset").or(number("used_memory"));
-    facts.used_memory += dataset.unwrap_or(0);
+    add(&mut facts.used_memory, dataset.unwrap_or(0));
     if let Some(max) = number("maxmemory") {
         let sum = facts.maxmemory.get_or_insert(0);
         // Without a limit on one master there is none.
         *sum = match (*sum, max) {
             (_, 0) => 0,
-            (sum, max) => sum + max,
+            (sum, max) => sum.saturating_add(max),
         };
     }
     facts.eviction = info_field(&info, "maxmemory_policy").map(str::to_owned);
@@ -167,7 +172,10 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     facts.maxclients = fewest(facts.maxclients, maxclients);
     facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
     let kbps = info_field(&info, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
-    facts.input_bytes_per_s += kbps.map_or(0, |k| (k * 1024.0) as u64);
+    add(
+        &mut facts.input_bytes_per_s,
+        kbps.map_or(0, |k| (k * 1024.0) as u64),
+    );
     for line in info.lines() {
         // cmdstat_NAME:calls=N,…
         let Some((name, rest)) = line
@@ -178,13 +186,13 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
         };
         let calls = rest
             .strip_prefix("calls=")
-            .and_then(|r| r.split(',').next()?.parse().ok());
+            .and_then(|r| count(r.split(',').next()?));
         match name {
-            "eval" | "evalsha" | "fcall" => facts.scripts += calls.unwrap_or(0),
+            "eval" | "evalsha" | "fcall" => add(&mut facts.scripts, calls.unwrap_or(0)),
             "rename" | "renamenx" | "smove" | "lmove" | "rpoplpush" | "copy" | "sort" | "bitop"
             | "pfmerge" | "sunionstore" | "sinterstore" | "sdiffstore" | "zunionstore"
             | "zinterstore" | "zdiffstore" | "zrangestore" | "geosearchstore" => {
-                facts.several_keys += calls.unwrap_or(0);
+                add(&mut facts.several_keys, calls.unwrap_or(0));
             }
             _ => {}
         }

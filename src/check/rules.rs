@@ -85,7 +85,7 @@ pub fn certificate(
     let Some(ends) = facts.certificate_ends_ms else {
         return;
     };
-    let days = (ends - unix_ms()).div_euclid(86_400_000);
+    let days = ends.saturating_sub(unix_ms()).div_euclid(86_400_000);
     if days < CERTIFICATE_DAYS {
         let when = match days {
             ..0 => "has ended".to_owned(),
@@ -363,7 +363,7 @@ pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>
 
 pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Finding>) {
     if let Some(max) = target.maxmemory.filter(|m| *m > 0) {
-        let after = target.used_memory + source.used_memory;
+        let after = target.used_memory.saturating_add(source.used_memory);
         if after > max {
             add(
                 findings,
@@ -427,7 +427,7 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
         );
     }
     let parted = target.topology != "standalone" && source.topology == "standalone";
-    if parted && source.scripts + source.several_keys > 0 {
+    if parted && source.scripts.max(source.several_keys) > 0 {
         add(
             findings,
             "cross_slot",
@@ -455,7 +455,7 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
         );
     }
     if let (Some(a), Some(b)) = (source.clock_ahead_ms, target.clock_ahead_ms) {
-        let apart = (b - a).abs();
+        let apart = b.saturating_sub(a).saturating_abs();
         if apart > CLOCK_WARNING_MS {
             let severity = match apart > job.verify.ttl_tolerance_ms.max(CLOCK_WARNING_MS) {
                 true => Severity::Blocker,
@@ -478,5 +478,7 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
 pub fn estimate_s(job: &Job, source: &Facts) -> u64 {
     let keys = job.limits.keys_per_s.unwrap_or(u64::MAX).min(KEYS_PER_S);
     let bytes = job.limits.bytes_per_s.unwrap_or(u64::MAX).min(BYTES_PER_S);
-    (source.keys / keys.max(1)).max(source.used_memory / bytes.max(1)) + 1
+    (source.keys / keys.max(1))
+        .max(source.used_memory / bytes.max(1))
+        .saturating_add(1)
 }

@@ -74,8 +74,8 @@ fn count_commands(info: &str, commands: &mut BTreeMap<String, Calls>) {
         };
         if let Some(name) = name.strip_prefix("cmdstat_") {
             let of = commands.entry(name.to_ascii_lowercase()).or_default();
-            of.calls += part(rest, "calls").unwrap_or(0.0) as u64;
-            of.usec += part(rest, "usec").unwrap_or(0.0) as u64;
+            of.calls = (of.calls).saturating_add(part(rest, "calls").unwrap_or(0.0) as u64);
+            of.usec = (of.usec).saturating_add(part(rest, "usec").unwrap_or(0.0) as u64);
         } else if let Some(name) = name.strip_prefix("latency_percentiles_usec_") {
             let of = commands.entry(name.to_ascii_lowercase()).or_default();
             of.p99_us = match (of.p99_us, part(rest, "p99")) {

@@ -197,14 +197,14 @@ pub(super) async fn compare_clocks(job: &Job, shared: &Shared) -> Result<()> {
     let (Some(source), Some(target)) = (source, target) else {
         return Ok(());
     };
-    let ahead = target - source;
-    if ahead.abs() > CLOCK_TOLERANCE_MS {
+    let ahead = target.saturating_sub(source);
+    if ahead.saturating_abs() > CLOCK_TOLERANCE_MS {
         shared.event(
             "warning",
             "clocks",
             &format!(
                 "the target's clock is {} ms {} the source's: keys with an expiry live that much {} there",
-                ahead.abs(),
+                ahead.saturating_abs(),
                 if ahead > 0 { "ahead of" } else { "behind" },
                 if ahead > 0 { "shorter" } else { "longer" },
             ),

@@ -480,10 +480,10 @@ impl Pump {
 /// Parts keys by their sizes.
 fn windows_of(sizes: &[Option<u64>]) -> Vec<usize> {
     let mut windows: Vec<usize> = Vec::new();
-    let mut bytes = 0;
+    let mut bytes = 0u64;
     for size in sizes {
         let size = size.unwrap_or(UNTOLD);
-        bytes += size;
+        bytes = bytes.saturating_add(size);
         match windows.last_mut() {
             Some(n) if *n < HEAL_CHUNK && bytes <= HEAL_BYTES => *n += 1,
             _ => {

@@ -1,7 +1,7 @@
 //! Listing the keys of one node: its databases, SCAN page by page, and the keys of a slot.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, refusal};
+use crate::net::{Conn, count, refusal};
 use crate::resp::Reply;
 use crate::types::{DbIndex, Slot};
 
@@ -130,7 +130,7 @@ pub async fn databases(conn: &mut Conn) -> Result<Vec<(DbIndex, u64)>> {
     let text = reply.text().unwrap_or_default();
     let database = |line: &str| {
         let (db, rest) = line.strip_prefix("db")?.split_once(":keys=")?;
-        let keys = rest.split(',').next()?.parse().ok()?;
+        let keys = count(rest.split(',').next()?)?;
         Some((DbIndex(db.parse().ok()?), keys))
     };
     Ok(text.lines().filter_map(database).collect())

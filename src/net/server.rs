@@ -256,13 +256,14 @@ pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
     let before = unix_ms();
     let reply = conn.ask(&[b"TIME"]).await?;
     let after = unix_ms();
-    Ok(time_ms(&reply).map(|theirs| theirs - (before + after) / 2))
+    Ok(time_ms(&reply).map(|theirs| theirs.saturating_sub(before / 2 + after / 2)))
 }
 
 /// The answer of TIME, as Unix time in ms.
 pub fn time_ms(reply: &Reply) -> Option<i64> {
     let parts = reply.array()?;
-    Some(parts.first()?.int()? * 1000 + parts.get(1)?.int()? / 1000)
+    let ms = parts.first()?.int()?.saturating_mul(1000);
+    Some(ms.saturating_add(parts.get(1)?.int()? / 1000))
 }
 
 /// The names of the modules that a server has loaded; none where it does not tell.

@@ -51,7 +51,7 @@ pub async fn observe(endpoint: &Endpoint, window: Duration) -> Result<Mix> {
 
 /// Calls so far, as all masters count them.
 async fn calls(conns: &mut [Conn]) -> Result<BTreeMap<String, u64>> {
-    let mut sum = BTreeMap::new();
+    let mut sum: BTreeMap<String, u64> = BTreeMap::new();
     for conn in conns {
         let reply = conn.ask(&[b"INFO", b"commandstats"]).await?;
         let text = reply.text().unwrap_or_default();
@@ -59,11 +59,12 @@ async fn calls(conns: &mut [Conn]) -> Result<BTreeMap<String, u64>> {
             let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             Some((
                 name.to_ascii_lowercase(),
-                rest.split(',').next()?.parse::<u64>().ok()?,
+                net::count(rest.split(',').next()?)?,
             ))
         };
         for (name, n) in text.lines().filter_map(line) {
-            *sum.entry(name).or_default() += n;
+            let sum = sum.entry(name).or_default();
+            *sum = sum.saturating_add(n);
         }
     }
     Ok(sum)

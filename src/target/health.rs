@@ -116,7 +116,7 @@ impl Watch {
             samples.insert(address, sample);
         }
         let masters: BTreeSet<String> = samples.values().map(|s| s.run_id.clone()).collect();
-        let keys = samples.values().map(|s| s.keys).sum();
+        let keys = (samples.values()).fold(0u64, |sum, s| sum.saturating_add(s.keys));
         self.history
             .retain(|address, _| samples.contains_key(address));
         let mut view = self.health.lock();
@@ -202,9 +202,9 @@ impl Watch {
             .lines()
             .filter_map(|l| {
                 let (_, rest) = l.strip_prefix("db")?.split_once(":keys=")?;
-                rest.split(',').next()?.parse::<u64>().ok()
+                net::count(rest.split(',').next()?)
             })
-            .sum();
+            .fold(0u64, u64::saturating_add);
         Ok(Sample {
             run_id: info_field(&info, "run_id").unwrap_or_default().to_owned(),
             offset: info_field(&info, "master_repl_offset")

@@ -82,11 +82,13 @@ pub(super) async fn dbsize(check: &Check) -> Result<Vec<DbSize>> {
     let mut sizes: BTreeMap<u32, (u64, u64)> = Default::default();
     for (db, keys) in side.sizes().await? {
         if let Some(to) = check.job.databases.map(db) {
-            sizes.entry(to.0).or_default().0 += keys;
+            let sum = &mut sizes.entry(to.0).or_default().0;
+            *sum = sum.saturating_add(keys);
         }
     }
     for (db, keys) in check.target.sizes().await? {
-        sizes.entry(db.0).or_default().1 += keys;
+        let sum = &mut sizes.entry(db.0).or_default().1;
+        *sum = sum.saturating_add(keys);
     }
     let list = sizes
         .into_iter()

@@ -352,7 +352,11 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     check.progress = Mutex::new(progress);
     if let Origin::Server(side) = &check.origin {
         let slots = check.slots.as_ref();
-        let total = list::estimate(side, slots).await + list::estimate(&check.target, slots).await;
+        let (ours, theirs) = (
+            list::estimate(side, slots).await,
+            list::estimate(&check.target, slots).await,
+        );
+        let total = ours.saturating_add(theirs);
         options.gauge.total.store(total, Relaxed);
     }
     let check = Arc::new(check);

@@ -42,7 +42,7 @@ impl KeyFact {
         }
         match (self.expire, other.expire) {
             (None, None) => None,
-            (Some(x), Some(y)) if (x.0 - y.0).abs() <= tolerance_ms => None,
+            (Some(x), Some(y)) if x.0.abs_diff(y.0) <= tolerance_ms.unsigned_abs() => None,
             _ => Some("expiry"),
         }
     }

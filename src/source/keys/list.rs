@@ -359,7 +359,7 @@ pub async fn estimate(side: &Side, slots: Option<&SlotSet>) -> u64 {
     let Ok(sizes) = side.sizes().await else {
         return 0;
     };
-    let all: u64 = sizes.values().sum();
+    let all = (sizes.values()).fold(0u64, |sum, n| sum.saturating_add(*n));
     let share = slots.map_or(SLOTS, SlotSet::count) as u64;
     all.saturating_mul(share) / SLOTS as u64
 }

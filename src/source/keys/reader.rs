@@ -167,7 +167,9 @@ impl Reader {
             let expire = expire.int().filter(|n| *n >= 0);
             Ok(match dump {
                 Reply::Nil => Dumped::Gone,
-                Reply::Bulk(payload) => Dumped::Here(payload, expire.map(|n| ExpireAt(n + now))),
+                Reply::Bulk(payload) => {
+                    Dumped::Here(payload, expire.map(|n| ExpireAt(n.saturating_add(now))))
+                }
                 Reply::Error(text) if is_elsewhere(&text) => Dumped::Elsewhere,
                 Reply::Error(text) => return Err(refusal("DUMP", &text)),
                 _ => return Err(unforeseen("DUMP")),
@@ -284,7 +286,7 @@ impl Reader {
         let mut bytes = 0;
         for (key, n) in keys.iter().zip(memory) {
             let large = n > LARGE;
-            bytes += n;
+            bytes = u64::saturating_add(bytes, n);
             match windows.last_mut() {
                 Some(last)
                     if !(last.large || large)

@@ -137,7 +137,7 @@ async fn strings_of(
         Ok(match value {
             // Nothing there reads like an empty string.
             Reply::Bulk(value) if !value.is_empty() && value.len() < SHORT => {
-                Some((value, expire.map(|n| ExpireAt(n + now))))
+                Some((value, expire.map(|n| ExpireAt(n.saturating_add(now)))))
             }
             Reply::Bulk(_) | Reply::Nil => None,
             Reply::Error(text) if is_elsewhere(&text) || text.starts_with("WRONGTYPE") => None,

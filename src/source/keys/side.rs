@@ -159,7 +159,8 @@ impl Side {
         for master in &self.layout().masters {
             let mut conn = self.connect(&master.address).await?;
             for (db, keys) in scan::databases(&mut conn).await? {
-                *sizes.entry(db).or_default() += keys;
+                let sum: &mut u64 = sizes.entry(db).or_default();
+                *sum = sum.saturating_add(keys);
             }
         }
         Ok(sizes)

@@ -130,7 +130,7 @@ pub(super) async fn expire(
     let now = if side.pexpiretime { 0 } else { unix_ms() };
     Ok(match conn.call(&[command, key]).await?.int() {
         Some(-2) => None,
-        Some(n) if n >= 0 => Some(Some(ExpireAt(n + now))),
+        Some(n) if n >= 0 => Some(Some(ExpireAt(n.saturating_add(now)))),
         _ => Some(None),
     })
 }
