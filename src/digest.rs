@@ -2,9 +2,11 @@
 //!
 //! A sink of the one decoder; crc64fast over the bytes, then a non-linear mix, so that sums do not cancel out.
 //! Covered: type, value, field expiry, stream metadata, groups, consumers' names, pending entries with their times.
+//! A string that is a HyperLogLog is its registers, in whichever of its two encodings.
 //! Not covered, because servers invent or forget them: seen and active times, access frequency, idle time.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::rdb::encoding::hyperloglog;
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
 use crate::rdb::value::stream::{StreamId, StreamMeta};
@@ -17,24 +19,71 @@ use std::hash::Hasher;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeyDigest {
     pub value: u64,
-    /// The expiries of a hash's fields; the groups, consumers and pending entries of a stream; 0 without any.
+    /// The expiries of a hash's fields; the groups and pending entries of a stream; 0 without any.
     pub beside: u64,
     /// What streams have counted since Redis 7: entries added and the last id deleted; `None` for a payload that cannot
     /// hold it.
     pub later: Option<u64>,
     /// The same of how many entries each group has read, which older sources do not replicate.
     pub read: Option<u64>,
+    /// What of a stream's groups no version replicates in every case.
+    pub loose: Loose,
     /// Value and beside once more, by a hash of another family; 0 with [`Width::Bits64`].
     pub wide: u64,
     pub kind: ValueKind,
 }
 
-impl KeyDigest {
-    /// Whether streams agree in what both sides have counted; `silent` leaves out what groups have read.
-    pub fn agrees_later(&self, other: &KeyDigest, silent: bool) -> bool {
-        let agree = |a: Option<u64>, b: Option<u64>| a.zip(b).is_none_or(|(a, b)| a == b);
-        agree(self.later, other.later) && (silent || agree(self.read, other.read))
+/// What of a stream's groups replicas may lack: measured from Redis 6.0 to 8.0 and Valkey 8.0 to 9.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Loose {
+    /// When and how often pending entries were delivered: a consumer that reads its own history again raises both.
+    pub delivered: u64,
+    /// The sum of all deliveries.
+    pub deliveries: u64,
+    /// Consumers without pending entries: one that is made by reading its empty history, or by claiming nothing.
+    pub idle: u64,
+    pub idle_count: u64,
+    /// A bit or a few for each of them.
+    pub idle_bits: u64,
+}
+
+impl Loose {
+    /// Whether `replica` may hold what a replica of this has; a replica has fewer deliveries and fewer idle consumers.
+    fn covers(&self, replica: &Loose) -> bool {
+        let delivered = self.delivered == replica.delivered || self.deliveries > replica.deliveries;
+        let more = self.idle_count > replica.idle_count;
+        let idle = self.idle == replica.idle || (more && replica.idle_bits & !self.idle_bits == 0);
+        delivered && idle
     }
+}
+
+/// What may differ because a source does not replicate it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unreplicated {
+    /// Its version does not replicate how many entries a group has read, and that is not settled now.
+    pub entries_read: bool,
+    /// What is read of it is a replica's, or was one's: it may itself lack what the target got of another.
+    pub was_replica: bool,
+}
+
+impl KeyDigest {
+    /// Whether streams agree in what both sides have counted.
+    pub fn agrees_later(&self, other: &KeyDigest) -> bool {
+        agree(self.later, other.later) && agree(self.read, other.read) && self.loose == other.loose
+    }
+
+    /// Whether `target` differs in nothing but what the source, whose this is, does not replicate.
+    pub fn differs_in_unreplicated(&self, target: &KeyDigest, may: Unreplicated) -> bool {
+        let (ours, theirs) = (&self.loose, &target.loose);
+        agree(self.later, target.later)
+            && (may.entries_read || agree(self.read, target.read))
+            && (may.was_replica || ours.covers(theirs))
+    }
+}
+
+/// What one side's version lacks is no difference.
+fn agree(a: Option<u64>, b: Option<u64>) -> bool {
+    a.zip(b).is_none_or(|(a, b)| a == b)
 }
 
 /// How many bits a digest has.
@@ -65,6 +114,8 @@ impl SlotSum {
             ^ digest.beside.rotate_left(9)
             ^ digest.later.map_or(0, |l| mix(l).rotate_left(23))
             ^ digest.read.map_or(0, |r| mix(r).rotate_left(33))
+            ^ digest.loose.delivered.rotate_left(47)
+            ^ digest.loose.idle.rotate_left(53)
             ^ digest.wide.rotate_left(41);
         h = mix(h).wrapping_add(mix(value).rotate_left(17));
         self.sum = self.sum.wrapping_add(mix(h));
@@ -100,6 +151,16 @@ pub fn of_payload(dump: &[u8], now_ms: i64, width: Width) -> Result<Option<KeyDi
         &mut digester,
     )?;
     Ok(digester.finish())
+}
+
+/// The digest of a string's bytes, for two sides that hold the same ones; any other pair takes [`of_string`].
+pub fn of_bytes(bytes: &[u8], width: Width) -> Result<KeyDigest> {
+    let mut digester = Digester::new(ValueKind::String, 0, width);
+    digester.each(|s| {
+        s.chain(s.lane.hash(bytes));
+        Ok(())
+    })?;
+    (digester.finish()).ok_or_else(|| Error::new(ErrorKind::Bug, "a string has no digest"))
 }
 
 /// The digest of a string.
@@ -266,10 +327,13 @@ struct State {
     beside: u64,
     later: Option<u64>,
     read: Option<u64>,
+    loose: Loose,
     now_ms: i64,
     lane: Lane,
     /// A string that comes in parts.
     part: Option<(LaneHasher, u64)>,
+    /// Its first part, while it may be a HyperLogLog.
+    first: Vec<u8>,
 }
 
 impl State {
@@ -280,9 +344,11 @@ impl State {
             beside: 0,
             later: None,
             read: None,
+            loose: Loose::default(),
             now_ms,
             lane,
             part: None,
+            first: Vec::new(),
         }
     }
 
@@ -292,6 +358,7 @@ impl State {
             beside: self.beside,
             later: self.later,
             read: self.read,
+            loose: self.loose,
             wide,
             kind,
         }
@@ -324,15 +391,30 @@ fn id_hash(id: StreamId) -> u64 {
 
 impl ValueSink for State {
     fn string(&mut self, value: &[u8]) -> Result<()> {
-        self.chain(self.lane.hash(value));
+        match hyperloglog::registers(value) {
+            Some(registers) => self.chain(mix(self.lane.hash(&registers))),
+            None => self.chain(self.lane.hash(value)),
+        }
         Ok(())
     }
 
     fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
+        if self.part.is_none() && self.first.is_empty() && hyperloglog::may_be(part) {
+            self.first = part.to_vec();
+            return match last {
+                true => self.string_part(b"", true),
+                false => Ok(()),
+            };
+        }
+        let first = std::mem::take(&mut self.first);
+        if !first.is_empty() && last && part.is_empty() {
+            return self.string(&first);
+        }
         let lane = self.lane;
         let (hasher, len) = self.part.get_or_insert_with(|| (lane.hasher(), 0));
+        hasher.write(&first);
         hasher.write(part);
-        *len += part.len() as u64;
+        *len += (first.len() + part.len()) as u64;
         if last && let Some((hasher, len)) = self.part.take() {
             self.chain(hasher.finish(len));
         }
@@ -392,19 +474,22 @@ impl ValueSink for State {
             self.chain_beside(id_hash(group.last_id));
             read = (read.zip(group.entries_read)).map(|(acc, n)| mix(acc.rotate_left(5) ^ n));
             let lane = self.lane;
-            let mut consumers: Vec<_> = (group.consumers.iter())
-                .map(|c| lane.hash(&c.name))
-                .collect();
-            consumers.sort_unstable();
-            consumers.into_iter().for_each(|c| self.chain_beside(c));
             let owners = group.owners();
+            let of_group = lane.hash(&group.name);
+            for consumer in group.consumers.iter().filter(|c| c.pending.is_empty()) {
+                let name = mix(of_group ^ lane.hash(&consumer.name).rotate_left(21));
+                self.loose.idle = self.loose.idle.wrapping_add(name);
+                self.loose.idle_count += 1;
+                self.loose.idle_bits |= 1 << (name & 63) | 1 << (name >> 6 & 63);
+            }
             let mut pending: Vec<_> = group.pending.iter().collect();
             pending.sort_by_key(|p| p.id);
             for p in pending {
                 self.chain_beside(id_hash(p.id));
                 self.chain_beside(owners.get(&p.id).map_or(0, |name| lane.hash(name)));
-                self.chain_beside(p.delivery_ms as u64);
-                self.chain_beside(p.deliveries);
+                let delivered = mix(p.delivery_ms as u64) ^ p.deliveries.rotate_left(32);
+                self.loose.delivered = mix(self.loose.delivered.rotate_left(5) ^ delivered);
+                self.loose.deliveries = self.loose.deliveries.saturating_add(p.deliveries);
             }
         }
         self.read = read;
@@ -452,138 +537,4 @@ impl ValueSink for State {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rdb::encoding::listpack::{Builder, Packed};
-    use crate::rdb::encoding::put_string;
-    use crate::rdb::file::{Options, Snapshot};
-    use crate::rdb::opcode;
-
-    fn digest(type_id: u8, body: &[u8]) -> u64 {
-        of_body(type_id, Dialect::Redis, 11, body).unwrap().value
-    }
-
-    #[test]
-    fn encodings_do_not_matter_and_order_only_where_it_counts() {
-        let mut lp = Builder::default();
-        for e in [Packed::Int(7), Packed::Bytes(b"abc"), Packed::Bytes(b"x")] {
-            assert!(lp.push(e));
-        }
-        let mut packed = Vec::new();
-        put_string(&mut packed, &lp.finish());
-        let plain = |items: &[&[u8]]| {
-            let mut out = vec![items.len() as u8];
-            items.iter().for_each(|i| put_string(&mut out, i));
-            out
-        };
-        let set = digest(opcode::SET_LISTPACK, &packed);
-        assert_eq!(set, digest(opcode::SET, &plain(&[b"abc", b"x", b"7"])));
-        assert_eq!(
-            set,
-            digest(opcode::SET, b"\x03\xc0\x07\x03abc\x01x"),
-            "an integer-encoded member"
-        );
-        assert_ne!(set, digest(opcode::SET, &plain(&[b"abc", b"x", b"8"])));
-        let list = digest(opcode::LIST, &plain(&[b"a", b"b"]));
-        assert_ne!(list, digest(opcode::LIST, &plain(&[b"b", b"a"])));
-        assert_ne!(
-            list,
-            digest(opcode::SET, &plain(&[b"a", b"b"])),
-            "the type counts"
-        );
-    }
-
-    #[test]
-    fn a_string_in_parts_is_the_string() {
-        for width in [Width::Bits64, Width::Bits128] {
-            let digest = |parts: &[&[u8]]| {
-                let mut d = Digester::new(ValueKind::String, 0, width);
-                for part in parts {
-                    d.string_part(part, false).unwrap();
-                }
-                d.string_part(b"", true).unwrap();
-                d.finish().unwrap()
-            };
-            let mut whole = Digester::new(ValueKind::String, 0, width);
-            whole.string(b"hello world").unwrap();
-            let whole = whole.finish().unwrap();
-            assert_eq!(digest(&[b"hello", b" world"]), whole);
-            assert_ne!(digest(&[b"hello", b"\0world"]), whole);
-            assert_eq!(whole.wide != 0, width == Width::Bits128);
-        }
-    }
-
-    #[test]
-    fn an_expiry_off_by_a_millisecond_changes_the_sum() {
-        let value = of_body(0, Dialect::Redis, 11, b"\x01a").unwrap();
-        let sum = |expire| {
-            let mut s = SlotSum::default();
-            s.add(DbIndex::ZERO, b"k", &value, expire);
-            s
-        };
-        assert_ne!(sum(Some(ExpireAt(5))), sum(Some(ExpireAt(6))));
-        assert_ne!(sum(Some(ExpireAt(0))), sum(None));
-    }
-
-    #[test]
-    fn two_values_swapped_between_two_keys_change_the_sum() {
-        let (a, b) = (
-            of_body(0, Dialect::Redis, 11, b"\x01a").unwrap(),
-            of_body(0, Dialect::Redis, 11, b"\x01b").unwrap(),
-        );
-        let sum = |x: &KeyDigest, y: &KeyDigest| {
-            let mut s = SlotSum::default();
-            s.add(DbIndex::ZERO, b"k1", x, None);
-            s.add(DbIndex::ZERO, b"k2", y, None);
-            s
-        };
-        assert_ne!(sum(&a, &b), sum(&b, &a));
-        assert_eq!(sum(&a, &b), sum(&a, &b));
-    }
-
-    /// A vector set of two dimensions; of each vector its name, its value and its place in the graph.
-    fn vectors(ranged: bool, of: &[(u8, u8, u8)]) -> Vec<u8> {
-        let id = 0xbde7_2da2_bb1e_b400u64.to_be_bytes();
-        let mut body = [&[0x81], id.as_slice()].concat();
-        body.extend([2, 2, 2, of.len() as u8, 2, u8::from(ranged), 2, 0]);
-        for (name, value, place) in of {
-            body.extend([5, 1, *name, 5, 2, *value, 7, 2, 3, 2, *place, 2, 9]);
-            // The range, where there is one, and the length.
-            body.extend([2, 0x81, *place, 0, 0, 0, 0, 0, 0, *value]);
-        }
-        body.push(0);
-        body
-    }
-
-    #[test]
-    fn vector_sets_are_the_same_in_any_order_and_graph() {
-        let digest =
-            |ranged, of: &[_]| of_body(7, Dialect::Redis, 12, &vectors(ranged, of)).unwrap();
-        let one = digest(false, &[(b'a', 1, 4), (b'b', 2, 5)]);
-        assert_eq!(one, digest(false, &[(b'b', 2, 8), (b'a', 1, 9)]));
-        assert_ne!(one, digest(false, &[(b'a', 2, 4), (b'b', 1, 5)]));
-        assert_ne!(one, digest(false, &[(b'a', 1, 4)]));
-        assert_ne!(one, digest(true, &[(b'a', 1, 4), (b'b', 2, 5)]));
-        let ranged = digest(true, &[(b'a', 1, 4), (b'b', 2, 5)]);
-        assert_ne!(ranged, digest(true, &[(b'a', 1, 3), (b'b', 2, 5)]));
-        // The same in pieces.
-        let body = vectors(false, &[(b'b', 2, 8), (b'a', 1, 9)]);
-        let dump = [&[7], body.as_slice()].concat();
-        let options = Options::default();
-        let mut snapshot = Snapshot::resume(
-            dump.as_slice(),
-            0,
-            DbIndex::ZERO,
-            Dialect::Redis,
-            12,
-            options,
-        );
-        let mut digester = Digester::new(ValueKind::Module, 0, Width::Bits64);
-        snapshot.dumped().unwrap().decode(&mut digester).unwrap();
-        assert_eq!(digester.finish(), Some(one));
-        // One that is cut off.
-        for n in 9..body.len() {
-            assert!(of_body(7, Dialect::Redis, 12, &body[..n]).is_err() || n < 17);
-        }
-    }
-}
+mod tests;

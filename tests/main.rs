@@ -29,6 +29,7 @@ mod support;
 mod tokens;
 mod topology;
 mod unlike;
+mod unreplicated;
 mod verify;
 mod verify_ways;
 mod workers;

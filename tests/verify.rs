@@ -1,7 +1,8 @@
 //! Verification in parts, its repair, and what it says of functions.
 
+use crate::support::keyferry::Plan;
 use crate::support::need;
-use crate::support::server::Setup;
+use crate::support::server::{Server, Setup};
 use crate::support::side::slot;
 use crate::support::story::{Endpoint, Story};
 use crate::support::wire::Command;
@@ -276,4 +277,37 @@ fn a_fields_expiry_is_a_difference_of_its_own() {
     assert_eq!(found["different"][0]["reason"], "field expiry", "{found}");
     story.plan.run("verify --repair --json").exits(0);
     story.judge();
+}
+
+/// One side keeps the registers packed, the other plain (`hll-sparse-max-bytes`): the same HyperLogLog in other bytes.
+#[test]
+fn a_hyperloglog_is_its_registers() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name).line("hll-sparse-max-bytes 100")),
+    );
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    let (source, target) = (&story.source.nodes()[0], &story.target.nodes()[0]);
+    for n in 0..300 {
+        source.run(&format!("PFADD visitors:{} a{n} b{n}", n % 3));
+    }
+    // The count that is kept beside the registers is none of them.
+    source.run("PFCOUNT visitors:1");
+    story.catch_up_and_stop(running);
+    let len = |server: &Server| server.run("STRLEN visitors:0").int();
+    assert!(len(source) < Some(4_000) && len(target) > Some(12_000));
+    let answer = story.plan.run("verify --json").exits(0).json;
+    assert_eq!(answer["equal"], true, "{answer}");
+    // DUMP refused: the string is read in parts.
+    let mut refused = story.plan.json.clone();
+    let url = target.url().replace("redis://", "redis://reader:pw@");
+    target.run("ACL SETUSER reader on >pw ~* &* +@all -dump");
+    refused["target"]["url"] = url.into();
+    Plan::of(refused).run("verify --json").exits(0);
+    target.run("PFADD visitors:2 somebody-else");
+    let answer = story.plan.run("verify --json").exits(1).json;
+    assert_eq!(answer["different_count"], 1, "{answer}");
+    assert_eq!(answer["different"][0]["key"], "visitors:2", "{answer}");
 }

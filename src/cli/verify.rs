@@ -240,7 +240,14 @@ fn text(answer: &Value) -> String {
         grouped(n("slots")),
         duration(n("elapsed_ms"))
     );
-    for kind in ["missing", "extra", "different", "unprovable"] {
+    let kinds = [
+        "missing",
+        "extra",
+        "different",
+        "unprovable",
+        "not_replicated",
+    ];
+    for kind in kinds {
         let keys = answer[kind].as_array().map_or(&[][..], Vec::as_slice);
         let count = answer[format!("{kind}_count")]
             .as_u64()
@@ -249,7 +256,11 @@ fn text(answer: &Value) -> String {
             continue;
         }
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "  {kind}: {}", grouped(count));
+        let what = match kind {
+            "not_replicated" => "not counted as different, as no replica of the source has it",
+            kind => kind,
+        };
+        let _ = writeln!(text, "  {what}: {}", grouped(count));
         for key in keys.iter().take(LISTED) {
             let reason = key["reason"].as_str().unwrap_or("");
             let _ = writeln!(

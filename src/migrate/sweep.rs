@@ -4,6 +4,7 @@
 //! everything where there are none, is found by comparing digests of both sides, again and again.
 //! Invariant: one thread writes, each time what it has just read, so an older state never follows a newer one.
 
+use crate::digest::Unreplicated;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::Order;
 use crate::migrate::loss_guard::{self, FEW};
@@ -401,7 +402,9 @@ impl Sweeper<'_> {
             {
                 true
             }
-            (Found::Here(a), Found::Here(b)) => a.difference(b, tolerance, false).is_none(),
+            (Found::Here(a), Found::Here(b)) => a
+                .difference(b, tolerance, Unreplicated::default())
+                .is_none(),
             (Found::Gone, Found::Gone) => true,
             _ => false,
         }

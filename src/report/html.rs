@@ -302,6 +302,10 @@ fn proof(report: &Report) -> Vec<Table> {
             ("too many", "extra_count"),
             ("different", "different_count"),
             ("not provable", "unprovable_count"),
+            (
+                "not replicated by the source's version, no difference",
+                "not_replicated_count",
+            ),
             ("listed losses, not compared", "known_losses"),
         ]
         .map(|(name, key)| vec![name.to_owned(), n(key)])

@@ -222,6 +222,10 @@ fn comparison(page: &mut Page, v: &Verification) {
         ("keys only at the target", "extra_count"),
         ("keys that differ", "different_count"),
         ("keys that could not be proven", "unprovable_count"),
+        (
+            "keys with what the source's version does not replicate, no difference",
+            "not_replicated_count",
+        ),
         ("keys repaired", "repaired_count"),
     ] {
         if let Some(n) = total(key) {

@@ -3,6 +3,7 @@
 use super::progress::UNPROVABLE;
 use super::{Check, Options, Origin};
 use crate::error::Result;
+use crate::source::keys::fact::NOT_REPLICATED;
 use crate::store::SlotRow;
 use crate::task::peak_rss;
 use crate::types::{SLOTS, Slot};
@@ -41,6 +42,10 @@ pub struct Summary {
     pub different_count: u64,
     pub unprovable: Vec<KeyReport>,
     pub unprovable_count: u64,
+    /// Keys that differ in nothing but what the source's version does not replicate, so no replica of it gets: no
+    /// difference.
+    pub not_replicated: Vec<KeyReport>,
+    pub not_replicated_count: u64,
     pub repaired_count: u64,
     /// Keys that are not compared, because the migration has listed them as losses.
     pub known_losses: u64,
@@ -132,7 +137,7 @@ pub(super) fn conclude(
             .map(|(_, n)| n)
             .sum()
     };
-    let other = |r: &str| r != "missing" && r != "extra" && r != UNPROVABLE;
+    let other = |r: &str| !["missing", "extra", UNPROVABLE, NOT_REPLICATED].contains(&r);
     let list = |wanted: &dyn Fn(&str) -> bool| -> Result<Vec<KeyReport>> {
         let mut listed = Vec::new();
         for reason in counts.keys().filter(|r| wanted(r)) {
@@ -152,7 +157,7 @@ pub(super) fn conclude(
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     let read: u64 = rows.iter().map(|r| r.source_keys + r.target_keys).sum();
     Ok(Summary {
-        equal: counts.is_empty(),
+        equal: counts.keys().all(|r| r == NOT_REPLICATED),
         slots: SLOTS,
         slots_compared: rows.len(),
         slots_different: rows.iter().filter(|r| r.state == "different").count(),
@@ -166,6 +171,8 @@ pub(super) fn conclude(
         different_count: count(&other),
         unprovable: list(&|r| r == UNPROVABLE)?,
         unprovable_count: count(&|r| r == UNPROVABLE),
+        not_replicated: list(&|r| r == NOT_REPLICATED)?,
+        not_replicated_count: count(&|r| r == NOT_REPLICATED),
         repaired_count: 0,
         known_losses: 0,
         functions_different: Vec::new(),

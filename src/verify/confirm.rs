@@ -10,7 +10,7 @@ use super::{Check, walk};
 use crate::digest::SlotSum;
 use crate::error::{Error, Result};
 use crate::net::Tries;
-use crate::source::keys::fact::Found;
+use crate::source::keys::fact::{Found, NOT_REPLICATED};
 use crate::source::keys::reader::Reader;
 use crate::store::Difference;
 use crate::types::Slot;
@@ -64,18 +64,20 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
             let (db, key) = name;
             let slot = Slot::of(key).number();
             let (mut ours, mut theirs) = (SlotSum::default(), SlotSum::default());
+            let apart = Some(Verdict::Different(NOT_REPLICATED));
             let equal = *verdict == Some(Verdict::Equal);
             if !equal && check.is_lost(*db, key) {
                 progress.candidates.remove(name);
                 continue;
             }
+            let alike = equal || *verdict == apart;
             if let Some(a) = a.fact() {
                 ours.add(*db, key, &a.digest, a.expire);
             }
             if let Some(b) = b.fact() {
-                // Within the tolerance an expiry counts as the source's.
-                let expire = a.fact().filter(|_| equal).map_or(b.expire, |a| a.expire);
-                theirs.add(*db, key, &b.digest, expire);
+                // Within the tolerance an expiry counts as the source's, and so does what it does not replicate.
+                let counted = a.fact().filter(|_| alike).unwrap_or(b);
+                theirs.add(*db, key, &counted.digest, counted.expire);
             }
             progress.add(slot, ours, theirs);
             progress.candidates.remove(name);
@@ -87,7 +89,9 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
                 Some(Verdict::Different(reason)) => reason,
                 None => UNPROVABLE,
             };
-            if reason != UNPROVABLE {
+            if apart.as_ref() == verdict.as_ref() {
+                progress.at.compared += 1;
+            } else if reason != UNPROVABLE {
                 repairs.push(name.clone());
             }
             if !progress.differs(slot, reason) {
@@ -203,6 +207,8 @@ async fn confirm(
             };
             let verdict = match why {
                 None if a != Found::Elsewhere && b != Found::Elsewhere => Some(Verdict::Equal),
+                // All else is the same: that is no difference to be proven.
+                Some(NOT_REPLICATED) => Some(Verdict::Different(NOT_REPLICATED)),
                 Some(reason) if stood_still => {
                     let again = proven.insert(*i, (a.clone(), b.clone()));
                     (again == Some((a.clone(), b.clone()))).then_some(Verdict::Different(reason))
@@ -235,7 +241,7 @@ fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
     match (a, b) {
         (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
         (Found::Here(x), Found::Here(y)) if wanted(a) => {
-            x.difference(y, check.job.verify.ttl_tolerance_ms, check.silent)
+            x.difference(y, check.job.verify.ttl_tolerance_ms, check.unreplicated())
         }
         _ if wanted(a) => Some("missing"),
         _ if wanted(b) => Some("extra"),

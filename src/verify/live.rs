@@ -4,7 +4,7 @@ use super::progress::Name;
 use super::{Check, KeyReport, Options, assemble, confirm, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Job;
-use crate::source::keys::fact::Found;
+use crate::source::keys::fact::{Found, NOT_REPLICATED};
 use crate::source::keys::reader::Reader;
 use crate::store::Store;
 use crate::task::Shutdown;
@@ -101,7 +101,9 @@ impl Live {
                 reason: reason?.to_owned(),
             })
         };
-        Ok(unequal.iter().zip(found?).filter_map(report).collect())
+        let found = found?;
+        let reasons = (found.into_iter()).map(|r| r.filter(|r| *r != NOT_REPLICATED));
+        Ok(unequal.iter().zip(reasons).filter_map(report).collect())
     }
 }
 

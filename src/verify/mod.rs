@@ -15,7 +15,7 @@ mod migration;
 mod progress;
 mod walk;
 
-use crate::digest::Width;
+use crate::digest::{Unreplicated, Width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::KeySet;
 use crate::net::guard;
@@ -150,8 +150,6 @@ pub struct Check {
     about: String,
     store: Mutex<Store>,
     progress: Mutex<Progress>,
-    /// The source does not replicate what groups have read: while a migration runs, that lags.
-    silent: bool,
     /// Held by the one worker that confirms before the end.
     confirming: tokio::sync::Mutex<()>,
 }
@@ -207,6 +205,12 @@ impl Check {
         }
         *self.lost.write().unwrap_or_else(PoisonError::into_inner) = lost;
         Ok(count)
+    }
+
+    /// What of a key may differ because the source does not replicate it.
+    fn unreplicated(&self) -> Unreplicated {
+        let settling = self.migrations.iter().any(Migration::runs);
+        (self.origin.server()).map_or_else(Unreplicated::default, |s| s.unreplicated(settling))
     }
 
     /// How many read at the same time: each has a connection to every master of a side.
@@ -424,11 +428,8 @@ async fn assemble(job: Job, options: &Options, store: Store, stop: Shutdown) -> 
         Source::Rdb { path } => Origin::File(Snap::open(path)?),
     };
     let target = Arc::new(Side::target(&job).await?);
-    let silent = (origin.server()).is_some_and(|s| s.silent_entries_read)
-        && migrations.iter().any(Migration::runs);
     let check = Check {
         seen: RwLock::new(KeySet::within(job.limits.key_set())),
-        silent,
         throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
         patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
         origin,

@@ -4,6 +4,7 @@
 
 use crate::digest::SlotSum;
 use crate::error::Result;
+use crate::source::keys::fact::NOT_REPLICATED;
 use crate::source::keys::list::Position;
 use crate::store::{Store, VerifyProgress};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, db_key, split_db_key};
@@ -205,11 +206,12 @@ impl Progress {
 
     /// Counts a difference; false when as many of its reason are listed as are kept.
     pub fn differs(&mut self, slot: u16, reason: &str) -> bool {
-        let slots = match reason {
-            UNPROVABLE => &mut self.unprovable,
-            _ => &mut self.different,
-        };
-        slots.insert(Slot::numbered(slot));
+        match reason {
+            UNPROVABLE => self.unprovable.insert(Slot::numbered(slot)),
+            // Listed, but no difference.
+            NOT_REPLICATED => {}
+            _ => self.different.insert(Slot::numbered(slot)),
+        }
         let count = self.at.counts.entry(reason.to_owned()).or_default();
         *count += 1;
         *count <= DIFFERENCES_KEPT

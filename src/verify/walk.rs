@@ -2,7 +2,7 @@
 
 use super::progress::{Done, Name, Pass};
 use super::{Check, Origin, confirm};
-use crate::digest::SlotSum;
+use crate::digest::{SlotSum, Unreplicated};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::Put;
 use crate::net::Tries;
@@ -351,7 +351,7 @@ impl Check {
 
     /// Whether two facts are the same, the plan's tolerance granted.
     pub fn agree(&self, a: &KeyFact, b: &KeyFact) -> bool {
-        a.difference(b, self.job.verify.ttl_tolerance_ms, self.silent)
+        a.difference(b, self.job.verify.ttl_tolerance_ms, Unreplicated::default())
             .is_none()
     }
 }

@@ -1,5 +1,6 @@
 //! Lengths, strings and the packed encodings that values are made of.
 
+pub mod hyperloglog;
 pub mod listpack;
 pub mod lzf;
 pub mod ziplist;

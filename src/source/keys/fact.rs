@@ -1,6 +1,6 @@
 //! What is compared of a key, and why two differ.
 
-use crate::digest::KeyDigest;
+use crate::digest::{KeyDigest, Unreplicated};
 use crate::rdb::value::ValueKind;
 use crate::types::ExpireAt;
 
@@ -11,40 +11,47 @@ pub struct KeyFact {
     pub expire: Option<ExpireAt>,
 }
 
+/// Why keys differ that differ in nothing but what the source does not replicate.
+pub const NOT_REPLICATED: &str = "not replicated by the source's version";
+
 impl KeyFact {
-    /// Why two keys differ; `None` when they do not.
+    /// Why a key of the target differs from this one of the source; `None` when it does not.
     ///
-    /// An expiry may be `tolerance_ms` off. `silent`: the source does not replicate what groups have read, so while a
-    /// migration runs that may lag.
+    /// An expiry may be `tolerance_ms` off; what `may` differ is told as [`NOT_REPLICATED`].
     pub fn difference(
         &self,
-        other: &KeyFact,
+        target: &KeyFact,
         tolerance_ms: i64,
-        silent: bool,
+        may: Unreplicated,
     ) -> Option<&'static str> {
-        let (a, b) = (&self.digest, &other.digest);
+        let (a, b) = (&self.digest, &target.digest);
         if a.kind != b.kind {
             return Some("type");
         }
         if a.value != b.value {
             return Some("value");
         }
-        let beside = a.beside == b.beside && a.agrees_later(b, silent);
-        if beside && a.wide != b.wide {
+        let beside = match a.kind {
+            ValueKind::Hash => "field expiry",
+            ValueKind::Stream => "group state",
+            _ => "value",
+        };
+        if a.beside != b.beside {
+            return Some(beside);
+        }
+        if a.wide != b.wide {
             return Some("value");
         }
-        if !beside {
-            return Some(match a.kind {
-                ValueKind::Hash => "field expiry",
-                ValueKind::Stream => "group state",
-                _ => "value",
-            });
+        let later = a.agrees_later(b);
+        if !later && !a.differs_in_unreplicated(b, may) {
+            return Some(beside);
         }
-        match (self.expire, other.expire) {
-            (None, None) => None,
-            (Some(x), Some(y)) if x.0.abs_diff(y.0) <= tolerance_ms.unsigned_abs() => None,
-            _ => Some("expiry"),
+        match (self.expire, target.expire) {
+            (None, None) => {}
+            (Some(x), Some(y)) if x.0.abs_diff(y.0) <= tolerance_ms.unsigned_abs() => {}
+            _ => return Some("expiry"),
         }
+        (!later).then_some(NOT_REPLICATED)
     }
 }
 

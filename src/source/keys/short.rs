@@ -111,10 +111,13 @@ async fn read(
 }
 
 fn both((a, a_expire): Short, (b, b_expire): Short, width: Width) -> Result<(Found, Found)> {
-    let first = digest::of_string(&a, width)?;
-    let second = match a == b {
-        true => first,
-        false => digest::of_string(&b, width)?,
+    let (first, second) = match a == b {
+        true => {
+            let digest = digest::of_bytes(&a, width)?;
+            (digest, digest)
+        }
+        // Of a HyperLogLog that may be the same in other bytes.
+        false => (digest::of_string(&a, width)?, digest::of_string(&b, width)?),
     };
     let fact = |digest, expire| Found::Here(KeyFact { digest, expire });
     Ok((fact(first, a_expire), fact(second, b_expire)))

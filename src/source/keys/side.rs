@@ -1,13 +1,14 @@
 //! One side of a comparison: where its keys are, and what they hold.
 
 use super::replicas;
+use crate::digest::Unreplicated;
 use crate::error::Result;
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn, info_field, scan};
 use crate::plan::{Databases, Endpoint, Job, Renames};
 use crate::types::{DbIndex, Slot};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Which side: it decides how databases and filters apply.
@@ -35,7 +36,10 @@ pub struct Side {
     pub cluster: bool,
     pub pexpiretime: bool,
     pub field_expiry: bool,
-    pub silent_entries_read: bool,
+    /// Its version does not replicate how many entries a group has read.
+    silent_entries_read: bool,
+    /// A master has been a replica, or a replica is read: see [`Unreplicated::was_replica`].
+    was_replica: AtomicBool,
     /// What the source's keys are called here.
     pub renames: Renames,
     layout: Mutex<Arc<Layout>>,
@@ -78,6 +82,7 @@ impl Side {
             pexpiretime: server.has_pexpiretime(),
             field_expiry: server.has_field_expiry(),
             silent_entries_read: server.silent_entries_read(),
+            was_replica: AtomicBool::new(false),
             renames,
             wide: Default::default(),
             layout: Mutex::new(Arc::new(layout)),
@@ -88,7 +93,39 @@ impl Side {
             replicas: Mutex::default(),
         };
         side.meet_replicas().await?;
+        side.meet_histories().await?;
         Ok(side)
+    }
+
+    /// What of a key may differ at the target because this side does not replicate it; `settling`: a migration runs,
+    /// which asks for what its stream does not tell a moment later.
+    ///
+    /// Where the master that a group was read at still is the master and is read itself, how much the group has read is
+    /// known exactly and was brought over: then a difference of it is a real one.
+    pub fn unreplicated(&self, settling: bool) -> Unreplicated {
+        let was_replica = self.was_replica.load(Relaxed);
+        Unreplicated {
+            entries_read: self.silent_entries_read && (settling || was_replica),
+            was_replica,
+        }
+    }
+
+    /// Asks the source's masters whether they have been another's replica: then they have a second history.
+    async fn meet_histories(&self) -> Result<()> {
+        if self.role == Role::Target {
+            return Ok(());
+        }
+        let mut was_replica = self.endpoint.from_replicas;
+        for master in &self.layout().masters {
+            let mut conn = net::connect(&self.endpoint, &master.address).await?;
+            let reply = conn.ask(&[b"INFO", b"replication"]).await?;
+            let info = reply.text().unwrap_or_default();
+            let second = info_field(&info, "master_replid2");
+            // What does not tell may have been anything.
+            was_replica |= second.is_none_or(|id| id.bytes().any(|b| b != b'0'));
+        }
+        self.was_replica.fetch_or(was_replica, Relaxed);
+        Ok(())
     }
 
     pub fn layout(&self) -> Arc<Layout> {
@@ -101,7 +138,8 @@ impl Side {
     /// Asks anew who serves which slot; any master that answers will do.
     pub async fn refresh(&self) -> Result<()> {
         if !self.cluster {
-            return self.meet_replicas().await;
+            self.meet_replicas().await?;
+            return self.meet_histories().await;
         }
         let nodes = self.layout().nodes(self.endpoint.address());
         let masters = server::masters_of(&self.endpoint, nodes, Ok).await?;
@@ -110,7 +148,8 @@ impl Side {
             masters,
         };
         *self.layout.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(layout);
-        self.meet_replicas().await
+        self.meet_replicas().await?;
+        self.meet_histories().await
     }
 
     /// Finds the replicas that are read, and waits until they have what their masters have written until now.
