@@ -116,7 +116,7 @@ fn names_that_are_taken_are_told_before_the_start() {
         "RENAME new:4 old:4",
         "RENAME old:1 new:7",
         "SUNIONSTORE old:u old:none new:none",
-        "COPY other old:6",
+        "BITOP NOT old:6 other",
     ] {
         assert!(!source.run(line).is_error(), "{line}");
     }

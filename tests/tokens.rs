@@ -5,6 +5,7 @@ use crate::support::need;
 use crate::support::server::{Server, Setup};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
+use crate::support::versions::all_rights;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,7 +59,7 @@ impl Rotation {
                 std::fs::rename(&next, &file).expect("the token is there");
             }
         };
-        tell("on >token-1 ~* &* +@all".into());
+        tell(format!("on >token-1 {}", all_rights(nodes[0].name())));
         write(1);
         let (ended, counted) = (stop.clone(), rounds.clone());
         let thread = std::thread::spawn(move || {

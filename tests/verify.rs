@@ -161,7 +161,7 @@ const PLANTED: &[(&str, &str, &str)] = &[
     ("p:type", "SET p:type now-a-string", "type"),
     ("p:byte", "SETRANGE p:byte 3 X", "value"),
     ("p:list", "LSET p:list 0 b", "value"),
-    ("p:order", "LMOVE p:order p:order LEFT RIGHT", "value"),
+    ("p:order", "RPOPLPUSH p:order p:order", "value"),
     ("p:set", "SREM p:set two", "value"),
     ("p:score", "ZADD p:score 1.0000000000000002 m", "value"),
     ("p:soon", "PEXPIRE p:soon 100000", "expiry"),
@@ -174,7 +174,7 @@ const PLANTED: &[(&str, &str, &str)] = &[
     ("p:group", "XGROUP SETID p:group g 1-1", "group state"),
     (
         "p:consumer",
-        "XGROUP CREATECONSUMER p:consumer g nobody",
+        "XREADGROUP GROUP g nobody STREAMS p:consumer 0",
         "group state",
     ),
 ];

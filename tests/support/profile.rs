@@ -9,6 +9,7 @@ use super::proxy::{Proxy, Rules};
 use super::server::{Server, Setup};
 use super::story::Endpoint;
 use super::tls::Tls;
+use super::versions::all_rights;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
@@ -204,11 +205,8 @@ impl Profile {
                 .map(|c| format!("-{}", c.to_ascii_lowercase()))
                 .collect(),
         };
-        let user = format!("user ferry on >{secret} ~* &* +@all {}", denied.join(" "));
-        let user = match self.server {
-            "redis-6.0" => user.replace(" &*", ""),
-            _ => user,
-        };
+        let (rights, denied) = (all_rights(&server), denied.join(" "));
+        let user = format!("user ferry on >{secret} {rights} {denied}");
         let setup = Setup::new(&server).lines(self.lines).line(&user).tls(&tls);
         let end = match self.shape {
             Shape::Alone => Endpoint::alone(setup),

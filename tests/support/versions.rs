@@ -28,7 +28,8 @@ pub const SERVERS: [&str; 9] = [
 const OTHERS: [&str; 2] = ["path", "local"];
 
 /// Features that came with a version: the first of Redis and of Valkey. Redict is Redis 7.2.
-const SINCE: [(&str, [u32; 2], [u32; 2]); 6] = [
+const SINCE: [(&str, [u32; 2], [u32; 2]); 7] = [
+    ("acl-channels", [6, 2], [7, 2]),
     ("client-pause-write", [6, 2], [7, 2]),
     ("functions", [7, 0], [7, 2]),
     // Permissions on keys to read or to write only, and several sets of them for a user.
@@ -123,6 +124,14 @@ pub fn has(name: &str, feature: &str) -> bool {
     }
 }
 
+/// What gives a user every right: the first servers with users knew none on channels.
+pub fn all_rights(name: &str) -> &'static str {
+    match has(name, "acl-channels") {
+        true => "~* &* +@all",
+        false => "~* +@all",
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Kind {
     valkey: bool,
@@ -213,6 +222,7 @@ fn a_feature_is_known_by_trying() {
         let mut client = server.client();
         for (feature, words) in [
             ("functions", "FUNCTION LIST"),
+            ("acl-channels", "ACL SETUSER one &*"),
             ("acl-selectors", "ACL SETUSER one %R~a"),
             ("client-pause-write", "CLIENT PAUSE 1 WRITE"),
             ("field-expiry", "HPEXPIRETIME none FIELDS 1 f"),
