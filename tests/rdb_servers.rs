@@ -5,6 +5,7 @@ use crate::support::compare::{Rules, compare};
 use crate::support::keyferry::{Plan, program};
 use crate::support::server::{self, Server, Setup};
 use crate::support::side::Side;
+use crate::support::versions;
 use crate::support::wire::Command;
 use crate::support::{borders, skip, tell};
 use serde_json::{Value, json};
@@ -274,12 +275,14 @@ fn gzip_and_standard_input() {
     );
     plan.run("migrate --json").exits(0);
     let keys = target.run("DBSIZE").int().unwrap_or(0);
-    assert_eq!(
-        keys as usize,
-        lines(&expected)
-            .values()
-            .filter(|l| l.get("key").is_some())
-            .count()
+    let named = (lines(&expected).values())
+        .filter(|l| l.get("key").is_some())
+        .count();
+    // All fields of one hash have expired long ago: where fields do, it goes sooner or later.
+    let gone = usize::from(versions::has(&name, "field-expiry"));
+    assert!(
+        (named - gone..=named).contains(&(keys as usize)),
+        "{keys} of {named}"
     );
 }
 

@@ -174,7 +174,8 @@ fn by_expiry(mode: &str, wanted: &str) {
             let ttl = has_expiry(&mut source, &key);
             let right = match wanted {
                 "with" => ttl != Some(-1),
-                _ => ttl == Some(-1),
+                // The last field of a hash may have expired since the look at the names.
+                _ => ttl == Some(-1) || ttl == Some(-2),
             };
             assert!(right, "{} has {ttl:?}", key.escape_ascii());
         }
