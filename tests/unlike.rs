@@ -171,16 +171,7 @@ fn a_loss_is_known_as_soon_as_it_is_a_difference() {
 #[test]
 fn commands_that_the_target_does_not_know_end_no_run() {
     let cases: [(&str, &str, &[&str]); 3] = [
-        (
-            "redis-6.2",
-            "redis-6.0",
-            &[
-                "XADD s# NOMKSTREAM * f v",
-                "XADD s# MINID = 1 * f v",
-                "LPOP l# 1",
-                "ZADD z# GT 5 a",
-            ],
-        ),
+        ("redis-6.2", "redis-6.0", &["XADD s# NOMKSTREAM * f v"]),
         (
             "redis-8.0",
             "redis-7.0",
@@ -198,36 +189,27 @@ fn commands_that_the_target_does_not_know_end_no_run() {
         };
         let (source, target) = (Server::start(&from), Server::start(&to));
         let plan = Plan::new(&source.url(), &target.url());
-        for n in 0..100 {
+        for n in 0..200 {
             source.run(&format!("XADD s{n} 1-1 f v"));
-            source.run(&format!("RPUSH l{n} 1 2 3 4 5 6 7 8 9"));
-            source.run(&format!("ZADD z{n} 1 a"));
         }
         let running = follow(&plan);
         let mut client = source.client();
-        let (began, mut round) = (Instant::now(), 0u32);
+        let (began, mut sent) = (Instant::now(), 0u32);
         // Without a rest, in which what has been refused would be forgotten.
-        while began.elapsed() < Duration::from_secs(6) {
-            round += 1;
-            for n in 0..20u32 {
-                // One of them all the time.
-                let n = if n % 5 == 0 {
-                    0
-                } else {
-                    (round * 20 + n) % 100
-                };
+        while began.elapsed() < Duration::from_secs(8) {
+            for _ in 0..30 {
+                sent += 1;
+                // One of them comes again soon.
+                let n = if sent % 40 == 0 { 0 } else { sent % 200 };
                 for line in lines {
                     client.push(&Command::new(&line.replace('#', &n.to_string())));
                 }
             }
             client.flush().expect("it is sent");
-            let refused = client
-                .replies()
-                .expect("answers")
-                .into_iter()
-                .find(|r| r.is_error());
+            let mut answers = client.replies().expect("answers").into_iter();
+            let refused = answers.find(|r| r.is_error());
             assert!(refused.is_none(), "{refused:?}");
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(10));
         }
         stop(&plan, running, &source);
         plan.run("verify --json").exits(0);
@@ -240,30 +222,24 @@ fn a_cluster_that_is_down_for_a_while_is_waited_for() {
         return;
     };
     let source = Server::start(&name);
-    let setup = Setup::new(&name).line("cluster-node-timeout 3000");
-    let target = Cluster::with(&setup, 3, 0);
+    let target = Cluster::with(&Setup::new(&name), 3, 0);
     let plan = Plan::new(&source.url(), &target.url());
     let running = follow(&plan);
-    let stopped = &target.nodes()[1];
-    stopped.signal("STOP");
+    // A slot without a master is enough.
+    for node in target.nodes() {
+        node.run("CLUSTER DELSLOTS 0");
+    }
     let began = Instant::now();
     let mut client = source.client();
-    let mut n = 0;
     while began.elapsed() < Duration::from_secs(7) {
-        for line in [
-            "SET k# 5 PX 600000",
-            "INCR k#",
-            "DEL k#",
-            "SET t# 1 PX 600000",
-        ] {
-            client.push(&Command::new(&line.replace('#', &n.to_string())));
+        for line in ["SET k 5 PX 600000", "INCR k", "DEL k", "SET l 1 PX 600000"] {
+            client.push(&Command::new(line));
         }
         client.flush().expect("it is sent");
         client.replies().expect("answers");
-        n = (n + 1) % 6;
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     }
-    stopped.signal("CONT");
+    target.nodes()[0].run("CLUSTER ADDSLOTS 0");
     stop(&plan, running, &source);
     plan.run("verify --json").exits(0);
 }
