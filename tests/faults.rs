@@ -210,9 +210,22 @@ fn keys_of_a_first_attempt_are_not_written_to() {
 #[test]
 fn killed_while_a_complete_snapshot_is_loaded() {
     let Some([name]) = need(["any"]) else { return };
+    killed_in_the_load(&name, &name);
+}
+
+/// Such a source sends expiries that count from when the command ran.
+#[test]
+fn killed_in_the_load_from_redis_6() {
+    let Some([name, target]) = need(["redis-6.2", "any"]) else {
+        return;
+    };
+    killed_in_the_load(&name, &target);
+}
+
+fn killed_in_the_load(source: &str, target: &str) {
     let mut story = Story::new(
-        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 256mb")),
-        Endpoint::cluster(Setup::new(&name)),
+        Endpoint::alone(Setup::new(source).line("repl-backlog-size 256mb")),
+        Endpoint::cluster(Setup::new(target)),
     );
     story.fill(20_000);
     story.plan.set("/limits", json!({ "keys_per_s": 2500 }));

@@ -2,8 +2,10 @@
 
 use crate::faults::pick;
 use crate::support::cutter::Cutter;
-use crate::support::server::Setup;
+use crate::support::keyferry::Plan;
+use crate::support::server::{Server, Setup};
 use crate::support::story::{Endpoint, Story};
+use crate::support::wire::Command;
 use crate::support::{need, wait_until};
 use serde_json::json;
 use std::time::Duration;
@@ -270,4 +272,39 @@ fn renew(address: &str, keys: u64, stop: &std::sync::atomic::AtomicBool) {
         }
         std::thread::sleep(Duration::from_secs(2).saturating_sub(round.elapsed()));
     }
+}
+
+/// Redis 6 sends expiries that count from when the command ran; what is written while a snapshot comes waits for its end.
+#[test]
+fn what_was_written_while_the_snapshot_came_expires_in_time() {
+    let Some([name, target]) = need(["redis-6.2", "any"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&target));
+    let mut client = source.client();
+    for n in 0..400 {
+        let set = Command::new("SET").key(format!("key:{n}")).arg("value");
+        client.expect(&set).expect("SET");
+    }
+    // A snapshot of four seconds.
+    client
+        .words("CONFIG SET rdb-key-save-delay 10000")
+        .expect("an answer");
+    let plan = Plan::new(&source.url(), &target.url());
+    let mut running = plan.start("migrate --json");
+    let limit = Duration::from_secs(60);
+    wait_until("the snapshot comes", limit, || {
+        source.info("replication", "connected_slaves") == 1
+    });
+    for n in 0..50 {
+        let words = match n % 2 {
+            0 => format!("SET written:{n} x EX 1000"),
+            _ => format!("EXPIRE key:{n} 1000"),
+        };
+        client.words(&words).expect("an answer");
+    }
+    plan.wait_caught_up(&mut running, limit);
+    plan.run("verify --json").exits(0);
+    running.interrupt();
+    running.wait(limit).exits(130);
 }

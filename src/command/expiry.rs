@@ -137,6 +137,11 @@ fn rewrite(cmd: &Command<'_>, place: &Place, ms: i64, out: &mut Vec<u8>) {
     resp::command(out, &args);
 }
 
+/// Whether the command sets an expiry that counts from when it ran.
+pub fn is_relative(cmd: &Command<'_>) -> bool {
+    place(cmd).is_some_and(|place| place.relative)
+}
+
 /// Appends the command with an absolute expiry if it has a relative one; false when there is nothing to do.
 ///
 /// `arrived_ms` is when the command came from the source.

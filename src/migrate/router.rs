@@ -297,7 +297,10 @@ impl Pump {
         let waits = !self.heal_queue.is_empty()
             && keys.iter().any(|k| self.heal_queue.has(self.db, key(k)));
         // What was too long to be held cannot run.
-        let read = end <= self.window_end || self.long.is_cut() || (self.lagging && timed);
+        let read = end <= self.window_end
+            || self.long.is_cut()
+            || self.is_timeless(cmd, spec)
+            || (self.lagging && timed);
         if read || waits || self.forms.has(cmd) {
             for (db, k) in self.written(cmd, keys) {
                 if !self.is_fenced(db, &k, end) {
@@ -419,10 +422,19 @@ impl Pump {
         !self.fenced.is_empty() && self.fenced.get(&db_key(db, key)).is_some_and(|f| end <= *f)
     }
 
+    /// Whether a command sets an expiry that counts from a moment which nobody knows.
+    fn is_timeless(&self, cmd: &Command<'_>, spec: &'static Spec) -> bool {
+        self.shared.relative_ttls
+            && spec.carries_expiry
+            && self.source.is_some()
+            && command::expiry::is_relative(cmd)
+            && self.spool.written_ms(self.at).is_none()
+    }
+
     /// RESTORE takes the way of every value: what the source has restored, the target may hold in another form only.
     fn restored(&mut self, cmd: &Command<'_>, db: Database, mark: Mark) -> Result<()> {
         let key = cmd.arg(1).unwrap_or_default().to_vec();
-        let arrived = self.spool.arrival_ms(self.at);
+        let arrived = self.spool.written_ms(self.at);
         let restored = command::expiry::restored(cmd, arrived.unwrap_or_else(unix_ms))?;
         let (mut expire, now) = (restored.expire, unix_ms());
         if self.holding && expire.is_some_and(|e| e.0 < now + self.horizon_ms()) {
@@ -457,7 +469,8 @@ impl Pump {
             let now = unix_ms();
             let mut args = Vec::new();
             if self.shared.relative_ttls {
-                let arrived = self.spool.arrival_ms(self.at).unwrap_or(now);
+                // Where nobody knows it, the key was read instead.
+                let arrived = self.spool.written_ms(self.at).unwrap_or(now);
                 if command::expiry::make_absolute(cmd, arrived, &mut absolute)? {
                     raw = &absolute;
                 }

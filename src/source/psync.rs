@@ -154,7 +154,10 @@ impl Link {
             if !full {
                 match self.source_offset().await {
                     Ok(at) => self.spool.await_offset(at),
-                    Err(e) => tracing::debug!("the source does not tell its offset: {e}"),
+                    Err(e) => {
+                        tracing::debug!("the source does not tell its offset: {e}");
+                        self.spool.note_late(None, unix_ms());
+                    }
                 }
             }
             self.spool.set_link(true, unix_ms());
@@ -286,10 +289,13 @@ impl Link {
                 }
             });
             failpoint("snapshot-complete");
+            // What was written while it came waits at the source.
+            self.note_late().await;
         }
         let mut awaited = if full { UNHEARD } else { 0 };
         let mut next_ack = tokio::time::Instant::now();
         let mut silence = Silence::begin();
+        let mut was_full = false;
         let upstream = self.watch_upstream();
         tokio::pin!(upstream);
         loop {
@@ -307,6 +313,10 @@ impl Link {
                 buf = Vec::with_capacity(READ_BYTES);
             }
             let full = self.spool.is_full();
+            if was_full && !full {
+                self.note_late().await;
+            }
+            was_full = full;
             if full {
                 // It is not the source that is silent.
                 silence = Silence::begin();
@@ -327,6 +337,13 @@ impl Link {
                 told = silence.next(self), if !full => self.judge(&mut silence, told)?,
             }
         }
+    }
+
+    /// What the source has written until now has waited to be read.
+    async fn note_late(&self) {
+        let at = tokio::time::timeout(ASK_LIMIT, self.source_offset()).await;
+        self.spool
+            .note_late(at.ok().and_then(Result::ok), unix_ms());
     }
 
     /// What a silent source has said of where it stands.

@@ -4,18 +4,22 @@
 //! A shard's folder holds `snapshot.rdb` and the stream as segments named by the offset of their first byte.
 //! Invariant: bytes are in the file before they are announced, so whatever was sent to the target can be read again.
 
+mod arrivals;
+mod link;
 mod tail;
 #[cfg(test)]
 mod tests;
-mod writer;
 
+pub use link::Down;
 pub use tail::{SnapshotTail, StreamTail};
-pub use writer::SpoolWriter;
 
 use crate::error::{Context, ErrorKind, Result};
-use crate::types::{ReplId, ReplOffset};
-use std::collections::VecDeque;
-use std::fs::File;
+use crate::types::{ReplId, ReplOffset, unix_ms};
+use arrivals::Arrivals;
+use link::{LATE_MS, LinkState, QUIET_MS};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -26,12 +30,6 @@ const DISK_RESERVE: u64 = 128 << 20;
 /// At least this much of a snapshot is left to the disk at once.
 const UNREAD_BYTES: u64 = 8 << 20;
 const SNAPSHOT: &str = "snapshot.rdb";
-/// Arrival times are kept for pieces at least this far apart, and this many of them.
-const ARRIVAL_GRAIN_MS: i64 = 5;
-const ARRIVALS: usize = 1 << 16;
-/// A source pings its replicas every 10 s (`repl-ping-replica-period`; where it does less often, the link asks it after
-/// 11 s): after a longer silence nobody knows what it has written.
-const QUIET_MS: i64 = 15_000;
 
 /// Why no more bytes will come.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,26 +40,6 @@ pub enum End {
     Finished,
     /// The source has started a new full sync: the snapshot and stream spooled here do not go on.
     Superseded,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LinkState {
-    /// It has not been up in this run.
-    NotYet,
-    Up,
-    /// Nothing can arrive since then (unix ms).
-    Down(i64),
-}
-
-/// Why nothing comes of what the source may have written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Down {
-    /// There is no link.
-    Link,
-    /// There is one, but nothing has come over it for longer than a source is silent.
-    Quiet,
-    /// The source is a replica without a link to its master.
-    Upstream,
 }
 
 #[derive(Debug)]
@@ -79,7 +57,10 @@ struct State {
     stream_end: ReplOffset,
     released: ReplOffset,
     end: Option<End>,
-    arrivals: VecDeque<(ReplOffset, i64)>,
+    arrivals: Arrivals,
+    /// What comes up to there, or up to then, was written while nothing could come: nobody knows when.
+    late_to: ReplOffset,
+    late_until_ms: i64,
     /// The history that the spooled bytes belong to.
     replid: Option<ReplId>,
     /// Where the source went on under another replication id, the first time that nobody has dealt with.
@@ -101,7 +82,7 @@ struct State {
 
 impl State {
     /// With a snapshot of this length and a stream from `start` to `end` on disk.
-    fn new(snapshot_len: u64, start: ReplOffset, end: ReplOffset) -> State {
+    fn new(snapshot_len: u64, start: ReplOffset, end: ReplOffset, arrivals: Arrivals) -> State {
         State {
             snapshot_len,
             snapshot_read: 0,
@@ -113,7 +94,9 @@ impl State {
             stream_end: end,
             released: start,
             end: None,
-            arrivals: VecDeque::new(),
+            arrivals,
+            late_to: ReplOffset(0),
+            late_until_ms: 0,
             replid: None,
             history_from: None,
             file: None,
@@ -124,28 +107,6 @@ impl State {
             disk_low: false,
             expected: ReplOffset(0),
         }
-    }
-
-    /// Since when what the source has written may not have come, and why; `None` while all comes.
-    fn down(&self, now_ms: i64) -> Option<(i64, Down)> {
-        let link = match self.link {
-            LinkState::Down(since) => Some((since, Down::Link)),
-            LinkState::Up if now_ms.saturating_sub(self.heard_ms) > QUIET_MS => {
-                Some((self.heard_ms, Down::Quiet))
-            }
-            _ => None,
-        };
-        let upstream = self.upstream_down_ms.map(|since| (since, Down::Upstream));
-        link.into_iter()
-            .chain(upstream)
-            .min_by_key(|(since, _)| *since)
-    }
-
-    /// What comes now may be as old as `since_ms`, up to where the source is known to be.
-    fn note_behind(&mut self, since_ms: i64, at: ReplOffset) {
-        let since = self.behind_since_ms.map_or(since_ms, |s| s.min(since_ms));
-        self.behind_since_ms = Some(since);
-        self.expected = self.expected.max(at);
     }
 
     /// The snapshot is of no use any more, or not now.
@@ -174,10 +135,11 @@ impl Spool {
         let end = segments
             .last()
             .map_or(ReplOffset(0), |(at, len)| at.plus(*len));
+        let arrivals = Arrivals::open(dir, start, end, unix_ms());
         Ok(Arc::new(Spool {
             dir: dir.to_owned(),
             limit,
-            state: Mutex::new(State::new(snapshot_len, start, end)),
+            state: Mutex::new(State::new(snapshot_len, start, end, arrivals)),
             changed: Condvar::new(),
             grown: Notify::new(),
         }))
@@ -202,7 +164,10 @@ impl Spool {
                 _ => {}
             }
         }
-        *self.state() = State::new(0, ReplOffset(0), ReplOffset(0));
+        let none = ReplOffset(0);
+        let mut arrivals = Arrivals::open(&self.dir, none, none, unix_ms());
+        arrivals.begin(none);
+        *self.state() = State::new(0, none, none, arrivals);
         Ok(())
     }
 
@@ -233,79 +198,6 @@ impl Spool {
         state.snapshot_complete = true;
         state.snapshot_durable = true;
         Ok(())
-    }
-
-    /// Says whether the link to the source is up.
-    pub fn set_link(&self, up: bool, now_ms: i64) {
-        let mut state = self.state();
-        // What it has written since it fell silent has not come either.
-        let since = state.down(now_ms).map_or(now_ms, |(since, _)| since);
-        state.link = match (up, state.link) {
-            (true, _) => LinkState::Up,
-            (false, down @ LinkState::Down(_)) => down,
-            (false, _) => LinkState::Down(since),
-        };
-        if up {
-            state.heard_ms = now_ms;
-        } else {
-            state.upstream_down_ms = None;
-            state.behind_since_ms.get_or_insert(since);
-        }
-    }
-
-    /// All that the source had written at that time is here, although it has sent nothing.
-    pub fn hear(&self, at_ms: i64) {
-        let mut state = self.state();
-        state.heard_ms = state.heard_ms.max(at_ms);
-    }
-
-    /// The source has got to `at`, but sends nothing.
-    pub fn miss(&self, at: ReplOffset) {
-        let mut state = self.state();
-        let since = state.heard_ms;
-        state.note_behind(since, at);
-    }
-
-    /// The source is a replica that has not heard its master since then, or hears it (again) and has got to `at`.
-    pub fn set_upstream(&self, down_since_ms: Option<i64>, at: ReplOffset) {
-        let mut state = self.state();
-        match (down_since_ms, state.upstream_down_ms) {
-            (Some(since), before) => {
-                state.upstream_down_ms = Some(before.map_or(since, |b| b.min(since)));
-            }
-            (None, Some(since)) => {
-                state.upstream_down_ms = None;
-                state.note_behind(since, at);
-            }
-            (None, None) => {}
-        }
-    }
-
-    /// Says that an earlier run has seen the source last at that time.
-    pub fn set_behind(&self, since_ms: i64) {
-        self.state().behind_since_ms = Some(since_ms);
-    }
-
-    /// How old what was written before the link was joined may be, in ms; 0 once that is applied.
-    fn behind_ms(&self, applied: ReplOffset, now_ms: i64) -> u64 {
-        let mut state = self.state();
-        let down = state.down(now_ms).map(|(since, _)| since);
-        if state.link == LinkState::Up && down.is_none() && applied >= state.expected {
-            state.behind_since_ms = None;
-        }
-        (state.behind_since_ms.into_iter().chain(down).min())
-            .map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0))
-    }
-
-    /// For how long nothing has come of what the source may have written, in ms; `None` while all comes.
-    pub fn down_ms(&self, now_ms: i64) -> Option<u64> {
-        self.down(now_ms).map(|(ms, _)| ms)
-    }
-
-    /// The same, and why.
-    pub fn down(&self, now_ms: i64) -> Option<(u64, Down)> {
-        let (since, why) = self.state().down(now_ms)?;
-        Some((u64::try_from(now_ms - since).unwrap_or(0), why))
     }
 
     pub fn replid(&self) -> Option<ReplId> {
@@ -349,6 +241,7 @@ impl Spool {
         state.stream_start = at;
         state.stream_end = at;
         state.released = at;
+        state.arrivals.begin(at);
     }
 
     pub fn set_snapshot_total(&self, total: Option<u64>) {
@@ -369,22 +262,6 @@ impl Spool {
             state.snapshot_total,
             state.snapshot_complete,
         )
-    }
-
-    /// The source has got to `at`: until that has arrived, there is a lag although nothing waits here.
-    pub fn await_offset(&self, at: ReplOffset) {
-        self.state().expected = at;
-    }
-
-    /// What was written before this has been under way since before the link was joined.
-    pub fn expected(&self) -> ReplOffset {
-        self.state().expected
-    }
-
-    /// The end of what is known to exist, arrived or not.
-    pub fn known_end(&self) -> ReplOffset {
-        let state = self.state();
-        state.stream_end.max(state.expected)
     }
 
     pub fn stream_end(&self) -> ReplOffset {
@@ -457,17 +334,7 @@ impl Spool {
         if applied >= state.stream_end {
             return 0;
         }
-        while state
-            .arrivals
-            .front()
-            .is_some_and(|(end, _)| *end <= applied)
-        {
-            state.arrivals.pop_front();
-        }
-        state
-            .arrivals
-            .front()
-            .map_or(0, |(_, at)| u64::try_from(now_ms - at).unwrap_or(0))
+        (state.arrivals.oldest(applied)).map_or(0, |at| u64::try_from(now_ms - at).unwrap_or(0))
     }
 
     /// How old the oldest that is not applied may be, in ms: by its arrival, or, when it was written while the link was
@@ -476,11 +343,9 @@ impl Spool {
         (self.lag_ms(applied, now_ms)).max(self.behind_ms(applied, now_ms))
     }
 
-    /// When the byte at `offset` arrived, as far as it is still known.
-    pub fn arrival_ms(&self, offset: ReplOffset) -> Option<i64> {
-        let state = self.state();
-        let i = state.arrivals.partition_point(|(end, _)| *end <= offset);
-        state.arrivals.get(i).map(|(_, at)| *at)
+    /// When the byte at `offset` was written, as far as that is known.
+    pub fn written_ms(&self, offset: ReplOffset) -> Option<i64> {
+        self.state().arrivals.written_ms(offset)
     }
 
     /// Removes what the target has: the snapshot once loaded, segments that lie wholly before `applied`.
@@ -547,4 +412,100 @@ fn segments(dir: &Path) -> Result<Vec<(ReplOffset, u64)>> {
     }
     found.sort_unstable();
     Ok(found)
+}
+
+fn create(path: &Path, truncate: bool) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(truncate)
+        .append(!truncate)
+        .mode(0o600)
+        .open(path)
+        .context(ErrorKind::Disk, || format!("open {}", path.display()))
+}
+
+fn write(file: &mut File, bytes: &[u8], path: &Path) -> Result<()> {
+    file.write_all(bytes).context(ErrorKind::Disk, || {
+        format!("write to the spool {}", path.display())
+    })
+}
+
+/// Appends to a spool; there is one, in the source link.
+pub struct SpoolWriter {
+    spool: Arc<Spool>,
+    file: Option<(File, PathBuf, u64)>,
+}
+
+impl SpoolWriter {
+    pub fn new(spool: Arc<Spool>) -> SpoolWriter {
+        SpoolWriter { spool, file: None }
+    }
+
+    pub fn append_snapshot(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.file.is_none() {
+            let path = self.spool.snapshot_path();
+            self.file = Some((create(&path, true)?, path, 0));
+        }
+        if let Some((file, path, _)) = &mut self.file {
+            write(file, bytes, path)?;
+        }
+        self.spool.state().snapshot_len += bytes.len() as u64;
+        self.spool.changed.notify_all();
+        Ok(())
+    }
+
+    /// The snapshot is whole; what is returned forces it to disk, which takes a while and keeps nobody waiting.
+    #[must_use = "a later run relies on it only when it is on disk"]
+    pub fn finish_snapshot(&mut self) -> impl FnOnce() -> Result<()> + Send + use<> {
+        let file = self.file.take();
+        self.spool.state().snapshot_complete = true;
+        self.spool.changed.notify_all();
+        let spool = self.spool.clone();
+        move || {
+            if let Some((file, path, _)) = file {
+                file.sync_data().context(ErrorKind::Disk, || {
+                    format!("force {} to disk", path.display())
+                })?;
+            }
+            spool.state().snapshot_durable = true;
+            Ok(())
+        }
+    }
+
+    pub fn append_stream(&mut self, bytes: &[u8], now_ms: i64) -> Result<()> {
+        let end = self.spool.stream_end();
+        if self
+            .file
+            .as_ref()
+            .is_none_or(|(_, _, len)| *len >= self.spool.segment_bytes())
+        {
+            // A segment is only ever started at the exact end of the one before.
+            let last = segments(&self.spool.dir)?
+                .last()
+                .copied()
+                .filter(|(at, len)| at.plus(*len) == end && *len < self.spool.segment_bytes());
+            let (start, len) = last.unwrap_or((end, 0));
+            let path = self.spool.segment(start);
+            self.file = Some((create(&path, false)?, path, len));
+        }
+        if let Some((file, path, len)) = &mut self.file {
+            write(file, bytes, path)?;
+            *len += bytes.len() as u64;
+        }
+        let mut state = self.spool.state();
+        let heard = std::mem::replace(&mut state.heard_ms, now_ms);
+        if state.link == LinkState::Up && now_ms.saturating_sub(heard) > QUIET_MS {
+            state.note_behind(heard, end.plus(bytes.len() as u64));
+            state.late_until_ms = now_ms.saturating_add(LATE_MS);
+        }
+        state.stream_end = end.plus(bytes.len() as u64);
+        let late =
+            end < state.late_to || now_ms < state.late_until_ms || state.upstream_down_ms.is_some();
+        let stream_end = state.stream_end;
+        state.arrivals.add(stream_end, now_ms, late);
+        drop(state);
+        self.spool.grown.notify_one();
+        Ok(())
+    }
 }
