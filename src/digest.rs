@@ -197,13 +197,13 @@ impl Digester {
         }
     }
 
-    /// `None` for a hash of which nothing is left.
+    /// `None` for a collection without elements, and a hash of which nothing is left: such a key does not exist.
     pub fn finish(self) -> Option<KeyDigest> {
         let wide = self.second.map_or(0, |s| {
             let other = s.finish(self.kind, 0);
             mix(other.value ^ other.beside.rotate_left(19))
         });
-        let left = self.kind != ValueKind::Hash || self.first.count > 0;
+        let left = !self.kind.is_collection() || self.first.count > 0;
         left.then(|| self.first.finish(self.kind, wide))
     }
 

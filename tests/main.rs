@@ -6,6 +6,7 @@ mod cli;
 mod command_keys;
 mod cutover;
 mod cutover_killed;
+mod empty;
 mod faults;
 mod faults_expiry;
 mod house;

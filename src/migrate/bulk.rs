@@ -31,6 +31,10 @@ impl Pump {
         version: u32,
         mark: Mark,
     ) -> Result<()> {
+        if payload::is_empty(entry.header.type_id, dialect, version, entry.value) {
+            self.note_empty(entry.header.key);
+            return Ok(());
+        }
         let Some((db, name)) = self.admit(&entry.header, dialect)? else {
             return Ok(());
         };
@@ -60,6 +64,17 @@ impl Pump {
             self.count_written();
         }
         Ok(())
+    }
+
+    /// A collection without elements is a key that does not exist, whatever the source says of it.
+    pub(super) fn note_empty(&mut self, key: &[u8]) {
+        self.note(
+            "skipped.empty",
+            &format!(
+                "the source holds {} as a collection without elements (Valkey 9.1 makes such of a COPY of a hash whose fields have expired): no server takes it, and it counts as a key that is not there",
+                shown(key)
+            ),
+        );
     }
 
     /// Counts a key read and says which database of the target it goes to under which name; `None` when the plan

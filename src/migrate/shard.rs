@@ -8,6 +8,7 @@ use crate::migrate::progress::ShardProgress;
 use crate::migrate::pump::{Ended, Pump};
 use crate::migrate::shared::Shared;
 use crate::migrate::timed::MaybeTimed;
+use crate::net::Backoff;
 use crate::net::server::Server;
 use crate::plan::{OnExisting, RdbPath, Source};
 use crate::source::handshake::Start;
@@ -43,6 +44,7 @@ pub struct Runner {
 impl Runner {
     pub async fn run(&self, mut shard: ShardState) -> Result<()> {
         let mut first = true;
+        let (mut cuts, mut backoff) = (0, Backoff::new());
         loop {
             let limit = self.shared.job.limits.spool_bytes;
             let spool_limit = match limit {
@@ -51,6 +53,7 @@ impl Runner {
             } / self.shared.shards as u64;
             let spool = Spool::open(&self.dir, spool_limit)?;
             let events = EventLoop::start()?;
+            let arriving = spool.clone();
             let ended = match &self.shared.job.source {
                 Source::Rdb { path } => self.file(&events, &mut shard, spool, path).await?,
                 Source::Server { .. } if self.shared.scan => {
@@ -64,20 +67,28 @@ impl Runner {
             if ended != Ended::Superseded || self.stop.requested() {
                 return Ok(());
             }
-            // The next round asks for a full sync, over what the target already holds.
-            self.shared.event(
-                "warning",
-                "full_resync",
-                &format!(
-                    "{} no longer holds our offset: a new full sync begins",
-                    shard.address
-                ),
-            );
             shard = (self.shared.store(|s| s.shards())?.into_iter())
                 .find(|s| s.shard == shard.shard)
                 .unwrap_or(shard);
+            // The next round asks for a full sync, over what the target already holds.
+            let cut = !shard.snapshot_loaded && !arriving.snapshot().2;
+            cuts += u32::from(cut);
+            shard.note = cut_while_arriving(cuts);
+            let why = match cut {
+                true if shard.note.is_empty() => {
+                    "cut the link while its snapshot was arriving".to_owned()
+                }
+                true => format!("still does not send its snapshot: {}", shard.note),
+                false => "no longer holds our offset".to_owned(),
+            };
+            let begins = format!("{} {why}: a new full sync begins", shard.address);
+            self.shared.event("warning", "full_resync", &begins);
             shard.replid = None;
             shard.applied = None;
+            if cut {
+                // Each attempt costs the source a snapshot.
+                self.stop.sleep(backoff.next()).await;
+            }
         }
     }
 
@@ -175,7 +186,9 @@ impl Runner {
                     self.note_resync(shard)?;
                 }
                 let (address, slots) = (shard.address.clone(), shard.slots.clone());
+                let note = std::mem::take(&mut shard.note);
                 *shard = ShardState::new(shard.shard, address, slots);
+                shard.note = note;
                 // Keys of the attempt before may be gone at the source by now.
                 shard.reconcile = again || self.shared.job.on_existing == OnExisting::Reconcile;
                 shard.replid = Some(*replid);
@@ -320,6 +333,16 @@ impl Runner {
         work.await
             .map_err(|e| Error::new(ErrorKind::Bug, "the pump panicked").cause(e))?
     }
+}
+
+/// What to do about a source that has cut the link so often before its snapshot was complete; nothing the first time.
+fn cut_while_arriving(cuts: u32) -> String {
+    if cuts < 2 {
+        return String::new();
+    }
+    format!(
+        "the source has cut the link {cuts} times while its snapshot was arriving; its log says why: a replica buffer that is too small (client-output-buffer-limit), no memory for the fork (BGSAVE), or a key that it cannot save, as a hash without fields of Valkey 9.1 (HLEN 0): delete that key there"
+    )
 }
 
 fn panicked(e: tokio::task::JoinError) -> Error {

@@ -11,7 +11,7 @@ use crate::rdb::encoding::{Len, length, length_or_encoding, put_length, put_stri
 use crate::rdb::frame::Walk;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::stream::{self, StreamMeta};
-use crate::rdb::value::{self, ValueSink};
+use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::ExpireAt;
 
 /// CRC-64 as Redis computes it ("123456789" gives e9c6d914c4b8d9ca).
@@ -215,6 +215,41 @@ impl Traits {
             field_expiry: timed && has_field_expiry(type_id, dialect, version, body),
         }
     }
+}
+
+/// More bytes than this hold an element.
+const MAY_BE_EMPTY: usize = 64;
+
+/// Whether a collection has no elements: a key that does not exist, which servers refuse in RESTORE and leave out of a
+/// snapshot that they load. Valkey 9.1 makes such hashes, by a COPY of one whose fields have all expired.
+pub fn is_empty(type_id: u8, dialect: Dialect, version: u32, body: &[u8]) -> bool {
+    #[derive(Default)]
+    struct Any(bool);
+    impl ValueSink for Any {
+        fn list_item(&mut self, _: &[u8]) -> Result<()> {
+            self.0 = true;
+            Ok(())
+        }
+        fn set_member(&mut self, _: &[u8]) -> Result<()> {
+            self.0 = true;
+            Ok(())
+        }
+        fn zset_member(&mut self, _: &[u8], _: f64) -> Result<()> {
+            self.0 = true;
+            Ok(())
+        }
+        fn hash_field(&mut self, _: &[u8], _: &[u8], _: Option<ExpireAt>) -> Result<()> {
+            self.0 = true;
+            Ok(())
+        }
+    }
+    if body.len() > MAY_BE_EMPTY
+        || !value::kind(type_id, dialect).is_ok_and(ValueKind::is_collection)
+    {
+        return false;
+    }
+    let mut any = Any::default();
+    value::decode(type_id, dialect, version, body, 0, &mut any).is_ok() && !any.0
 }
 
 /// Whether hashes of this type can have fields with an expiry.

@@ -46,6 +46,14 @@ impl ValueKind {
         }
     }
 
+    /// Whether a key of it is gone with its last element.
+    pub fn is_collection(self) -> bool {
+        matches!(
+            self,
+            ValueKind::List | ValueKind::Set | ValueKind::Zset | ValueKind::Hash
+        )
+    }
+
     /// Whether commands put such a value together; without them it only goes by RESTORE.
     pub fn has_commands(self) -> bool {
         !matches!(self, ValueKind::Array | ValueKind::Gcra | ValueKind::Module)
