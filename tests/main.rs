@@ -26,6 +26,7 @@ mod scan;
 mod scripts;
 mod selection;
 mod silence;
+mod stream_fuzz;
 mod support;
 mod tokens;
 mod topology;

@@ -48,6 +48,10 @@ impl Cluster {
         &self.nodes[self.masters..]
     }
 
+    pub fn nodes_mut(&mut self) -> &mut [Server] {
+        &mut self.nodes
+    }
+
     pub fn node_mut(&mut self, n: usize) -> &mut Server {
         &mut self.nodes[n]
     }

@@ -5,9 +5,10 @@
 
 use super::side::Side;
 use super::wire::{Command, Shown, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 const BATCH: usize = 1_000;
@@ -24,6 +25,36 @@ pub struct Rules {
     pub expiry_tolerance_ms: i64,
     /// Pairs of databases; empty means the same number on both sides, or 0 where a side is a cluster.
     pub databases: Vec<(u32, u32)>,
+    /// Which of the source's keys are to be at the target, by name and type; absent means all.
+    pub chosen: Option<Choice>,
+    /// Prefixes that keys change on their way, the source's and the target's; the first that fits counts.
+    pub renamed: Vec<(&'static str, &'static str)>,
+    /// Names at the target that are not looked at: its own keys.
+    pub own: BTreeSet<Vec<u8>>,
+    /// How often what differs is looked at again.
+    pub rounds: usize,
+}
+
+pub type Choice = Arc<dyn Fn(&[u8], &str) -> bool>;
+
+impl Rules {
+    fn at_target(&self, key: &[u8]) -> Vec<u8> {
+        exchanged(key, self.renamed.iter().map(|(a, b)| (*a, *b)))
+    }
+
+    fn at_source(&self, key: &[u8]) -> Vec<u8> {
+        exchanged(key, self.renamed.iter().map(|(a, b)| (*b, *a)))
+    }
+
+    fn is_own(&self, key: &[u8]) -> bool {
+        !self.own.is_empty() && self.own.contains(&self.at_target(key))
+    }
+}
+
+fn exchanged<'p>(key: &[u8], pairs: impl Iterator<Item = (&'p str, &'p str)>) -> Vec<u8> {
+    let found =
+        (pairs.into_iter()).find_map(|(old, new)| Some((key.strip_prefix(old.as_bytes())?, new)));
+    found.map_or(key.to_vec(), |(rest, new)| [new.as_bytes(), rest].concat())
 }
 
 impl Default for Rules {
@@ -31,6 +62,10 @@ impl Default for Rules {
         Rules {
             expiry_tolerance_ms: 5,
             databases: Vec::new(),
+            chosen: None,
+            renamed: Vec::new(),
+            own: BTreeSet::new(),
+            rounds: ROUNDS,
         }
     }
 }
@@ -122,21 +157,17 @@ pub fn compare(a: &mut Side, b: &mut Side, rules: &Rules) -> io::Result<Comparis
         keys = 0;
         walk(b, |_, batch| {
             keys += batch.len() as u64;
-            let replies = a.all(
-                &batch
-                    .iter()
-                    .map(|k| Command::new("EXISTS").key(k))
-                    .collect::<Vec<_>>(),
-            )?;
-            for (key, reply) in batch.iter().zip(replies) {
-                if reply.int() != Some(1) {
+            let batch: Vec<Vec<u8>> = batch.iter().map(|k| rules.at_source(k)).collect();
+            let types: Vec<Command> = batch.iter().map(|k| Command::new("TYPE").key(k)).collect();
+            for (key, reply) in batch.iter().zip(a.all(&types)?) {
+                if !rules.is_own(key) && !there(rules, key, &reply.text()) {
                     suspects.insert(key.clone(), Finding::Extra);
                 }
             }
             Ok(())
         })?;
         found.keys_b += keys;
-        for _ in 0..ROUNDS {
+        for _ in 0..rules.rounds {
             if suspects.is_empty() || suspects.len() > 20_000 {
                 break;
             }
@@ -151,13 +182,22 @@ pub fn compare(a: &mut Side, b: &mut Side, rules: &Rules) -> io::Result<Comparis
             match finding {
                 Finding::Missing => found.missing.add(key, format!("(database {db_a})")),
                 Finding::Extra => found.extra.add(key, format!("(database {db_b})")),
-                Finding::Different(reason) => found.different.add(key, reason),
+                Finding::Different(reason) => {
+                    found
+                        .different
+                        .add(key, format!("(database {db_a}) {reason}"));
+                }
             }
         }
     }
     select(a, 0)?;
     select(b, 0)?;
     Ok(found)
+}
+
+/// Whether a key of the source that is of type `kind` has its twin at the target.
+fn there(rules: &Rules, key: &[u8], kind: &str) -> bool {
+    kind != "none" && rules.chosen.as_ref().is_none_or(|c| c(key, kind))
 }
 
 enum Finding {
@@ -214,10 +254,20 @@ fn examine(
     } else {
         rules.expiry_tolerance_ms.max(500)
     };
-    let (heads_a, heads_b) = (heads(a, batch)?, heads(b, batch)?);
+    let (heads_a, heads_b) = (
+        heads(a, batch, <[u8]>::to_vec)?,
+        heads(b, batch, |k| rules.at_target(k))?,
+    );
     let mut same = Vec::new();
     for ((key, head_a), head_b) in batch.iter().zip(&heads_a).zip(&heads_b) {
-        let finding = match (head_a.kind.as_str(), head_b.kind.as_str()) {
+        if rules.is_own(key) {
+            continue;
+        }
+        let kind_a = match there(rules, key, &head_a.kind) {
+            true => head_a.kind.as_str(),
+            false => "none",
+        };
+        let finding = match (kind_a, head_b.kind.as_str()) {
             ("none", "none") => continue,
             ("hash", "none") if nothing_lives(a, key)? => continue,
             (_, "none") => Finding::Missing,
@@ -236,9 +286,13 @@ fn examine(
         };
         suspects.insert(key.clone(), finding);
     }
-    let reads: Vec<Command> = same.iter().map(|(key, kind)| read(key, kind)).collect();
-    let (values_a, values_b) = (a.all(&reads)?, b.all(&reads)?);
-    let (mut hashes, mut fields) = (Vec::new(), Vec::new());
+    let (mut reads_a, mut reads_b) = (Vec::new(), Vec::new());
+    for (key, kind) in &same {
+        reads_a.push(read(key, kind));
+        reads_b.push(read(&rules.at_target(key), kind));
+    }
+    let (values_a, values_b) = (a.all(&reads_a)?, b.all(&reads_b)?);
+    let (mut hashes, mut fields_a, mut fields_b) = (Vec::new(), Vec::new(), Vec::new());
     let both = a.knows("hpexpiretime") && b.knows("hpexpiretime");
     for (((key, kind), value_a), value_b) in same.iter().zip(values_a).zip(values_b) {
         let (plain_a, plain_b) = (
@@ -254,17 +308,16 @@ fn examine(
                 .iter()
                 .map(|pair| pair.items()[0].bytes())
                 .collect();
-            fields.push(
-                Command::new("HPEXPIRETIME")
-                    .key(key)
-                    .arg("FIELDS")
-                    .arg(names.len())
-                    .args(names),
-            );
+            let times = |key: &[u8]| {
+                let command = Command::new("HPEXPIRETIME").key(key).arg("FIELDS");
+                command.arg(names.len()).args(names.iter().copied())
+            };
+            fields_a.push(times(key));
+            fields_b.push(times(&rules.at_target(key)));
             hashes.push(*key);
         }
     }
-    let (times_a, times_b) = (a.all(&fields)?, b.all(&fields)?);
+    let (times_a, times_b) = (a.all(&fields_a)?, b.all(&fields_b)?);
     for ((key, times_a), times_b) in hashes.iter().zip(times_a).zip(times_b) {
         let close = |x: &Value, y: &Value| match (x, y) {
             (Value::Int(x), Value::Int(y)) => (x - y).abs() <= rules.expiry_tolerance_ms,
@@ -291,7 +344,11 @@ struct Head {
     expires: i64,
 }
 
-fn heads(side: &mut Side, batch: &[Vec<u8>]) -> io::Result<Vec<Head>> {
+fn heads(
+    side: &mut Side,
+    batch: &[Vec<u8>],
+    name: impl Fn(&[u8]) -> Vec<u8>,
+) -> io::Result<Vec<Head>> {
     let absolute = side.knows("pexpiretime");
     let expiry = if absolute { "PEXPIRETIME" } else { "PTTL" };
     let time = side.nodes()[0].words("TIME")?;
@@ -301,7 +358,13 @@ fn heads(side: &mut Side, batch: &[Vec<u8>]) -> io::Result<Vec<Head>> {
     };
     let commands: Vec<Command> = batch
         .iter()
-        .flat_map(|key| [Command::new("TYPE").key(key), Command::new(expiry).key(key)])
+        .map(|key| name(key))
+        .flat_map(|key| {
+            [
+                Command::new("TYPE").key(&key),
+                Command::new(expiry).key(&key),
+            ]
+        })
         .collect();
     let replies = side.all(&commands)?;
     Ok(replies

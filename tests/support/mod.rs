@@ -13,6 +13,7 @@ pub mod cutter;
 pub mod dataset;
 pub mod far;
 pub mod form;
+pub mod fuzz;
 pub mod keyferry;
 pub mod profile;
 pub mod proxy;

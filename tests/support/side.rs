@@ -37,6 +37,15 @@ pub struct Side {
 
 impl Side {
     pub fn open(url: &str, cluster: bool) -> io::Result<Side> {
+        Side::with(url, cluster, 0)
+    }
+
+    /// A cluster as its replicas show it: the first of each master.
+    pub fn of_replicas(url: &str) -> io::Result<Side> {
+        Side::with(url, true, 1)
+    }
+
+    fn with(url: &str, cluster: bool, which: usize) -> io::Result<Side> {
         let mut first = Client::open(url)?;
         let commands = known_commands(&mut first)?;
         if !cluster {
@@ -48,10 +57,13 @@ impl Side {
         }
         let (mut addresses, mut nodes, mut owner) = (Vec::new(), Vec::new(), vec![u16::MAX; 16384]);
         for range in first.words("CLUSTER SLOTS")?.items() {
-            let [from, to, master, ..] = range.items() else {
+            let [from, to, nodes_of @ ..] = range.items() else {
                 continue;
             };
-            let address = format!("{}:{}", master.items()[0].text(), master.items()[1].text());
+            let Some(Value::Array(node)) = nodes_of.get(which) else {
+                continue;
+            };
+            let address = format!("{}:{}", node[0].text(), node[1].text());
             let index = match addresses.iter().position(|a| *a == address) {
                 Some(index) => index,
                 None => {
@@ -60,6 +72,9 @@ impl Side {
                         db: 0,
                         ..Address::parse(url)?
                     })?;
+                    if which > 0 {
+                        client.words("READONLY")?;
+                    }
                     nodes.push(client);
                     addresses.push(address);
                     nodes.len() - 1
@@ -88,6 +103,10 @@ impl Side {
     /// Whether the servers know a command.
     pub fn knows(&self, command: &str) -> bool {
         self.commands.contains(&command.to_ascii_lowercase())
+    }
+
+    pub fn commands(&self) -> impl Iterator<Item = &String> {
+        self.commands.iter()
     }
 
     pub fn nodes(&mut self) -> &mut [Client] {

@@ -7,7 +7,7 @@ use super::keyferry::{Outcome, Plan, Running};
 use super::server::{Server, Setup};
 use super::side::Side;
 use super::traffic::{self, Options, Report, Traffic, wrong_counters};
-use super::wire::Command;
+use super::wire::{Client, Command};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,19 @@ impl Endpoint {
         match self {
             Endpoint::Alone(server) => std::slice::from_ref(server),
             Endpoint::Cluster(cluster) => cluster.nodes(),
+        }
+    }
+
+    /// Starts again what has crashed.
+    pub fn revive(&mut self) {
+        let nodes = match self {
+            Endpoint::Alone(server) => std::slice::from_mut(&mut **server),
+            Endpoint::Cluster(cluster) => cluster.nodes_mut(),
+        };
+        for node in nodes {
+            if Client::connect(&node.address()).is_err() {
+                node.restart();
+            }
         }
     }
 

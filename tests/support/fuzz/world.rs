@@ -1,0 +1,570 @@
+//! The servers, lines and migration of a run; performs steps, brings all to rest, and compares.
+
+use super::asked::Asked;
+use super::form;
+use super::maker::{Able, Event, LIBRARY, Step, names};
+use super::sender::{Row, Sender, Waiters};
+use super::{Difference, moves};
+use crate::support::cluster::Cluster;
+use crate::support::compare::{Comparison, Rules, compare};
+use crate::support::far::{Far, Line};
+use crate::support::keyferry::{Plan, Running};
+use crate::support::rng::Rng;
+use crate::support::server::{Server, Setup};
+use crate::support::side::{Side, slot};
+use crate::support::story::Endpoint;
+use crate::support::wire::{Command, Value};
+use crate::support::{wait_until, wire::Shown};
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+pub struct World {
+    asked: Asked,
+    able: Able,
+    source: Endpoint,
+    /// A replica of the source, where that is one server; a cluster has its own.
+    native: Option<Server>,
+    target: Endpoint,
+    lines: [Line; 2],
+    _proxies: Vec<Far>,
+    plan: Plan,
+    rules: Rules,
+    running: Option<Running>,
+    later: Vec<(Instant, Later)>,
+    moving: Option<JoinHandle<()>>,
+    sender: Sender,
+    waiters: Waiters,
+    excused: u64,
+    events: u64,
+}
+
+/// What an event leaves to be done some time later.
+#[derive(PartialEq)]
+enum Later {
+    Start,
+    Continue,
+    Speak(usize),
+}
+
+fn endpoint(name: &str, replicas: usize) -> Endpoint {
+    match name.strip_suffix("-cluster") {
+        Some(name) => Endpoint::Cluster(Cluster::with(&Setup::new(name), 3, replicas)),
+        None => Endpoint::alone(Setup::new(name)),
+    }
+}
+
+/// Proxies before every node, and the url and map of addresses for the plan.
+fn behind(end: &Endpoint, line: &Line) -> (Vec<Far>, String, serde_json::Value) {
+    let (proxies, map) = match end {
+        Endpoint::Alone(server) => (
+            vec![Far::with(&server.address(), line.clone())],
+            serde_json::json!({}),
+        ),
+        Endpoint::Cluster(cluster) => Far::before(cluster, line),
+    };
+    let url = proxies[0].url();
+    (proxies, url, map)
+}
+
+impl World {
+    pub fn start(asked: &Asked) -> World {
+        let source = endpoint(&asked.source, 1);
+        let target = endpoint(&asked.target, 0);
+        let native = match &source {
+            Endpoint::Alone(server) => Some(Setup::new(server.name()).replica_of(server).start()),
+            Endpoint::Cluster(_) => None,
+        };
+        let (from, to) = (source.side(), target.side());
+        let databases: Vec<u32> = match (source.is_cluster(), target.is_cluster()) {
+            (false, false) => vec![0, 1, 2],
+            // Database 1 is left out by the plan.
+            (false, true) => vec![0, 1],
+            _ => vec![0],
+        };
+        let able = Able {
+            commands: names_of(&from)
+                .filter(|c| c != "vadd" || to.knows(c))
+                .collect(),
+            cluster: source.is_cluster(),
+            without: asked.without.split(',').map(str::to_owned).collect(),
+            fields: from.knows("hpexpire") && to.knows("hpexpire"),
+            functions: from.knows("function") && to.knows("function"),
+            databases: databases.clone(),
+        };
+        let lines = [Line::default(), Line::default()];
+        let (mut proxies, from_url, from_map) = behind(&source, &lines[0]);
+        let (more, to_url, to_map) = behind(&target, &lines[1]);
+        proxies.extend(more);
+        let mut plan = Plan::new(&from_url, &to_url);
+        plan.set("/source/address_map", from_map);
+        plan.set("/target/address_map", to_map);
+        let mut compared: Vec<(u32, u32)> = databases.iter().map(|db| (*db, *db)).collect();
+        if target.is_cluster() && !source.is_cluster() {
+            plan.set("/databases", serde_json::json!({ "include": [0] }));
+            compared = vec![(0, 0)];
+        }
+        let rules = form::set(&mut plan, &asked.plan, &compared);
+        let sender = Sender::open(&source.url(), source.is_cluster()).expect("the source answers");
+        let waiters = Waiters::start(&source.url(), source.is_cluster());
+        let mut world = World {
+            asked: asked.clone(),
+            able,
+            source,
+            native,
+            target,
+            lines,
+            _proxies: proxies,
+            plan,
+            rules,
+            running: None,
+            later: Vec::new(),
+            moving: None,
+            sender,
+            waiters,
+            excused: 0,
+            events: 0,
+        };
+        world.prepare();
+        world
+    }
+
+    /// What is there before anything is written.
+    fn prepare(&mut self) {
+        if self.able.functions {
+            let load = Command::new("FUNCTION LOAD REPLACE").arg(LIBRARY);
+            for node in self.sender.side().nodes() {
+                node.expect(&load).expect("a library");
+            }
+        }
+        if form::has_own(&self.asked.plan) {
+            let mut side = self.target.side();
+            for (_, db) in &self.rules.databases {
+                if !side.is_cluster() {
+                    side.everywhere(&format!("SELECT {db}"))
+                        .expect("a database");
+                }
+                for name in form::own() {
+                    let set = Command::new("SET").key(&name).arg(own_value(&name));
+                    side.run(&set).expect("a key of its own");
+                }
+            }
+        }
+    }
+
+    pub fn able(&self) -> &Able {
+        &self.able
+    }
+
+    /// Slots that can move, where the source is a cluster.
+    pub fn slots(&self) -> Vec<u16> {
+        match self.able.cluster {
+            true => names().iter().map(|n| slot(n.as_bytes())).collect(),
+            false => Vec::new(),
+        }
+    }
+
+    /// Payloads of some of the source's keys.
+    pub fn dumps(&mut self, rng: &mut Rng) -> Vec<Vec<u8>> {
+        let names = names();
+        let mut found = Vec::new();
+        for _ in 0..30 {
+            let db = self.able.databases[rng.below(self.able.databases.len() as u64) as usize];
+            let key = &names[rng.below(names.len() as u64) as usize];
+            if key.contains('p') {
+                continue;
+            }
+            let dump = Command::new("DUMP").key(key);
+            let there = self
+                .sender
+                .select(db)
+                .and_then(|()| self.sender.side().run(&dump));
+            if let Ok(Value::Bulk(payload)) = there {
+                found.push(payload);
+            }
+        }
+        found
+    }
+
+    /// The migration starts, or goes on.
+    pub fn begin(&mut self) {
+        self.later.retain(|(_, later)| *later != Later::Start);
+        self.running = Some(self.plan.start("migrate --json"));
+    }
+
+    /// Performs steps in their order; what stands between two events is pipelined.
+    pub fn perform(&mut self, steps: &[Step]) -> Result<(), Difference> {
+        let mut rows = Vec::new();
+        for step in steps {
+            match step {
+                Step::Run { db, key, commands } => {
+                    rows.push(Row {
+                        db: *db,
+                        key,
+                        commands,
+                    });
+                    if self.asked.slow {
+                        let sent = self.send(&mut rows);
+                        sent.map_err(|d| going_wrong(format!("{step}: {d}")))?;
+                    }
+                    continue;
+                }
+                Step::Wait { db, key, command } => {
+                    // Beyond some they would only stand in line.
+                    if self.waiters.under_way() < 4 {
+                        self.send(&mut rows)?;
+                        self.waiters.wait(*db, key, command);
+                    }
+                }
+                Step::Pause(ms) => {
+                    self.send(&mut rows)?;
+                    std::thread::sleep(Duration::from_millis(*ms));
+                }
+                Step::Event(event) => {
+                    self.send(&mut rows)?;
+                    match event {
+                        Event::Rest => self.settle()?,
+                        event => self.happen(*event),
+                    }
+                }
+            }
+            self.tick()?;
+        }
+        self.send(&mut rows)?;
+        self.tick()
+    }
+
+    fn send(&mut self, rows: &mut Vec<Row<'_>>) -> Result<(), Difference> {
+        let sent = self.sender.send(rows);
+        rows.clear();
+        sent.map_err(|error| {
+            let logs: Vec<String> = self.source.nodes().iter().map(Server::log).collect();
+            let crash = logs.iter().find_map(|l| l.split_once("BUG REPORT START"));
+            let crash: String = crash.map_or(String::new(), |(_, text)| {
+                text.chars().take(3_000).collect()
+            });
+            going_wrong(format!("the source does not answer: {error} {crash}"))
+        })
+    }
+
+    fn happen(&mut self, event: Event) {
+        self.events += 1;
+        let after = |ms| Instant::now() + Duration::from_millis(ms);
+        match event {
+            Event::Begin if self.running.is_none() => self.begin(),
+            Event::Begin | Event::Rest => {}
+            Event::Kill(ms) => {
+                self.running = None;
+                self.later.push((after(ms), Later::Start));
+            }
+            Event::Stop => {
+                if let Some(running) = self.running.take() {
+                    running.interrupt();
+                    let _ = catch_unwind(AssertUnwindSafe(|| running.wait(LIMIT)));
+                }
+                self.later.push((after(1), Later::Start));
+            }
+            Event::Freeze(ms) => {
+                if let Some(running) = &self.running {
+                    running.signal("STOP");
+                    self.later.push((after(ms), Later::Continue));
+                }
+            }
+            Event::SourceSilent(ms) => self.silence(0, after(ms)),
+            Event::TargetSilent(ms) => self.silence(1, after(ms)),
+            Event::SourceCut => self.lines[0].cut(),
+            Event::TargetCut => self.lines[1].cut(),
+            Event::Delay(ms) => {
+                for line in &self.lines {
+                    line.delay(Duration::from_millis(ms));
+                }
+            }
+            Event::MoveSlot(slot) => {
+                self.end_move();
+                let urls: Vec<String> = self.source.nodes().iter().map(Server::url).collect();
+                self.moving = Some(std::thread::spawn(move || moves::move_slot(&urls, slot)));
+            }
+        }
+    }
+
+    fn silence(&mut self, line: usize, until: Instant) {
+        self.lines[line].silence(true);
+        self.later.push((until, Later::Speak(line)));
+    }
+
+    fn end_move(&mut self) {
+        if let Some(moving) = self.moving.take() {
+            moving.join().expect("the slot moves");
+        }
+    }
+
+    /// Does what is due, and looks whether the migration still runs.
+    fn tick(&mut self) -> Result<(), Difference> {
+        let now = Instant::now();
+        self.do_later(|due| due <= now);
+        let Some(running) = &mut self.running else {
+            return Ok(());
+        };
+        match running.ended() {
+            None => Ok(()),
+            Some(code) => Err(self.ended(&code.to_string())),
+        }
+    }
+
+    fn ended(&self, code: &str) -> Difference {
+        let said = self.running.as_ref().map(Running::stderr_now);
+        going_wrong(format!(
+            "keyferry ended by itself ({code}): {}",
+            said.unwrap_or_default()
+        ))
+    }
+
+    fn do_later(&mut self, due: impl Fn(Instant) -> bool) {
+        let (now, later) = std::mem::take(&mut self.later)
+            .into_iter()
+            .partition(|(at, _)| due(*at));
+        self.later = later;
+        for (_, what) in now {
+            match what {
+                Later::Start => self.begin(),
+                Later::Continue => {
+                    if let Some(running) = &self.running {
+                        running.signal("CONT");
+                    }
+                }
+                Later::Speak(line) => self.lines[line].silence(false),
+            }
+        }
+    }
+
+    /// Lets everything come to its end, and compares.
+    pub fn rest(&mut self) -> Result<(), Difference> {
+        self.settle()?;
+        if self.asked.spoil {
+            let mut target = self.target.side();
+            target
+                .run(&Command::new("SET").key("{a}s0").arg("spoilt"))
+                .expect("a key");
+        }
+        let found = self.differences(4)?;
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(difference(&found)),
+        }
+    }
+
+    /// Waits until nobody writes, and all that was written is applied.
+    fn settle(&mut self) -> Result<(), Difference> {
+        wait_until("the waiting clients end", LIMIT, || {
+            self.waiters.under_way() == 0
+        });
+        self.end_move();
+        self.do_later(|_| true);
+        for line in &self.lines {
+            line.delay(Duration::ZERO);
+        }
+        if self.running.is_none() {
+            self.begin();
+        }
+        let running = self.running.as_mut().expect("it runs");
+        let plan = &self.plan;
+        let caught_up = catch_unwind(AssertUnwindSafe(|| {
+            plan.wait_caught_up(running, LIMIT);
+        }));
+        caught_up.map_err(|panic| {
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            going_wrong(format!("it does not catch up: {text}"))
+        })
+    }
+
+    /// Keys that differ from the source at the target and not at its own replicas, with what differs.
+    fn differences(&mut self, rounds: usize) -> Result<Vec<(Vec<u8>, String)>, Difference> {
+        let broken = |e: std::io::Error| going_wrong(format!("the comparison broke: {e}"));
+        let rules = Rules {
+            rounds,
+            ..self.rules.clone()
+        };
+        let mut source = self.source.side();
+        let mut target = self.target.side();
+        let found = compare(&mut source, &mut target, &rules).map_err(broken)?;
+        let mut all = listed(&found);
+        if form::has_own(&self.asked.plan) {
+            all.retain(|(key, text)| !(text.starts_with("extra") && self.is_own_still(key)));
+            if !self.rules.own.is_empty() {
+                all.extend(self.own_lost());
+            }
+        }
+        if all.is_empty() {
+            return Ok(all);
+        }
+        let mut native = match &self.native {
+            Some(native) => Side::open(&native.url(), false).map_err(broken)?,
+            None => Side::of_replicas(&self.source.url()).map_err(broken)?,
+        };
+        let rules = Rules {
+            databases: self.able.databases.iter().map(|db| (*db, *db)).collect(),
+            rounds: 2,
+            ..Rules::default()
+        };
+        let theirs = compare(&mut source, &mut native, &rules).map_err(broken)?;
+        let theirs: BTreeSet<Vec<u8>> = listed(&theirs).into_iter().map(|(key, _)| key).collect();
+        let before = all.len();
+        all.retain(|(key, _)| !theirs.contains(key));
+        self.excused += (before - all.len()) as u64;
+        Ok(all)
+    }
+
+    /// Whether the target's key is what it held before the migration.
+    fn is_own_still(&self, key: &[u8]) -> bool {
+        let name = String::from_utf8_lossy(key).into_owned();
+        form::own().contains(&name) && self.each_own(&name).iter().any(|v| *v == own_value(&name))
+    }
+
+    fn own_lost(&self) -> Vec<(Vec<u8>, String)> {
+        let lost = form::own()
+            .into_iter()
+            .filter(|name| self.each_own(name).iter().any(|v| *v != own_value(name)));
+        lost.map(|n| {
+            (
+                n.into_bytes(),
+                "the target's own key was touched".to_owned(),
+            )
+        })
+        .collect()
+    }
+
+    /// The values under one name in every database of the target.
+    fn each_own(&self, name: &str) -> Vec<String> {
+        let mut side = self.target.side();
+        let mut values = Vec::new();
+        for (_, db) in &self.rules.databases {
+            if !side.is_cluster() {
+                side.everywhere(&format!("SELECT {db}"))
+                    .expect("a database");
+            }
+            let value = side.run(&Command::new("GET").key(name)).expect("an answer");
+            values.push(value.text());
+        }
+        values
+    }
+
+    /// Everything anew on the same servers: no keys, no saved state.
+    pub fn anew(&mut self) {
+        self.running = None;
+        self.end_move();
+        self.do_later(|_| true);
+        self.running = None;
+        for line in &self.lines {
+            line.delay(Duration::ZERO);
+        }
+        for end in [&mut self.source, &mut self.target] {
+            end.revive();
+            for node in end.side().nodes() {
+                node.words("FLUSHALL").expect("it is emptied");
+            }
+        }
+        let (url, cluster) = (self.source.url(), self.source.is_cluster());
+        self.sender = Sender::open(&url, cluster).expect("the source answers");
+        let _ = std::fs::remove_dir_all(self.plan.work_dir());
+        self.prepare();
+    }
+
+    /// Performs a list on empty servers; what differs then. A migration that still runs is taken as it is, if `warm`:
+    /// that saves its start, but nothing is in its snapshot then.
+    pub fn perform_all(&mut self, steps: &[Step], warm: bool) -> Option<Difference> {
+        let runs = self.running.as_mut().is_some_and(|r| r.ended().is_none());
+        let begins = steps.iter().any(|s| matches!(s, Step::Event(Event::Begin)));
+        let emptied = match warm && runs {
+            true => {
+                for node in self.source.side().nodes() {
+                    node.words("FLUSHALL").expect("it is emptied");
+                }
+                self.settle()
+            }
+            false => {
+                self.anew();
+                match warm || !begins {
+                    true => self.settle(),
+                    false => Ok(()),
+                }
+            }
+        };
+        if let Err(difference) = emptied {
+            println!("it could not be begun again: {difference}");
+            return None;
+        }
+        let done = steps
+            .chunks(200)
+            .try_for_each(|chunk| self.perform(chunk))
+            .and_then(|()| self.settle());
+        if let Err(difference) = done {
+            return Some(difference);
+        }
+        match self.differences(2) {
+            Ok(found) if found.is_empty() => None,
+            Ok(found) => Some(difference(&found)),
+            Err(difference) => Some(difference),
+        }
+    }
+
+    /// What was sent and what happened, in one line.
+    pub fn account(&self) -> String {
+        let counted = &self.sender.counted;
+        let (errors, all) =
+            (counted.values()).fold((0, 0), |(e, a), (errors, of)| (e + errors, a + of));
+        if std::env::var_os("KEYFERRY_FUZZ_COUNTS").is_some() {
+            println!("{counted:#?}");
+        }
+        format!(
+            "{all} commands ({errors} refused), {} events, {} excused",
+            self.events, self.excused
+        )
+    }
+}
+
+fn names_of(side: &Side) -> impl Iterator<Item = String> {
+    side.commands().cloned().collect::<Vec<_>>().into_iter()
+}
+
+fn own_value(name: &str) -> String {
+    format!("own:{name}")
+}
+
+/// What went wrong, with the names in quotation marks as the keys.
+fn going_wrong(text: String) -> Difference {
+    let quoted = text
+        .split('"')
+        .filter(|t| t.starts_with('{') && t.len() == 5);
+    Difference {
+        keys: quoted.map(|t| t.as_bytes().to_vec()).collect(),
+        text,
+    }
+}
+
+fn listed(found: &Comparison) -> Vec<(Vec<u8>, String)> {
+    let kinds = [
+        ("missing", &found.missing),
+        ("extra", &found.extra),
+        ("different", &found.different),
+    ];
+    let of_kind = |(kind, findings): (&'static str, &'_ crate::support::compare::Findings)| {
+        let found = findings.kept.iter();
+        found
+            .map(|(key, text)| (key.clone(), format!("{kind} {text}")))
+            .collect::<Vec<_>>()
+    };
+    kinds.into_iter().flat_map(of_kind).collect()
+}
+
+fn difference(found: &[(Vec<u8>, String)]) -> Difference {
+    let lines: Vec<String> = (found.iter().take(10))
+        .map(|(key, text)| format!("{} {text}", Shown(key)))
+        .collect();
+    Difference {
+        keys: found.iter().map(|(key, _)| key.clone()).collect(),
+        text: format!("{} keys differ: {}", found.len(), lines.join("; ")),
+    }
+}
