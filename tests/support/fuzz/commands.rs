@@ -61,7 +61,7 @@ pub const FORMS: &[&str] = &[
     "SORT {l} BY nosort GET # STORE {d}",
     "SORT {e} ALPHA [ASC|DESC] [LIMIT {o} {n}] STORE {d}",
     "SORT {z} ALPHA [DESC] STORE {d}",
-    "alone: SORT {l} ALPHA BY {pat} [GET #] [GET {pat}] STORE {d}",
+    "alone: SORT {l} BY {pat} [GET #] [GET {pat}] STORE {d}",
     "RESTORE {d} {ttl} {dump} [REPLACE]",
     "RESTORE {d} {ttl} {dump} REPLACE [IDLETIME {n}|FREQ {n}]",
     "RESTORE {d} {mat} {dump} REPLACE ABSTTL",

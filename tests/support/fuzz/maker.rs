@@ -89,7 +89,7 @@ impl fmt::Display for Step {
 pub struct Able {
     pub commands: std::collections::HashSet<String>,
     pub cluster: bool,
-    /// Words that no form may hold.
+    /// Words that no form may hold; EVAL leaves out scripts and functions.
     pub without: Vec<String>,
     /// Both sides have expiries of fields.
     pub fields: bool,
@@ -130,6 +130,7 @@ pub struct Maker {
     /// Payloads of the source's own keys, for RESTORE.
     pub dumps: Vec<Vec<u8>>,
     db: u32,
+    scripts: bool,
     tag: &'static str,
 }
 
@@ -160,6 +161,7 @@ impl Maker {
         Maker {
             rng: Rng::new(seed),
             db: able.databases[0],
+            scripts: !able.without.iter().any(|w| w == "EVAL"),
             able,
             forms,
             waiting,
@@ -191,7 +193,7 @@ impl Maker {
             9 => vec![vec![b"FLUSHDB".to_vec()]],
             10 if self.rng.chance(30) => vec![vec![b"FLUSHALL".to_vec()]],
             11..=60 => self.transaction(),
-            61..=110 => vec![self.script()],
+            61..=110 if self.scripts => vec![self.script()],
             _ => vec![self.filled(false)],
         };
         Step::Run { db, key, commands }
@@ -206,7 +208,7 @@ impl Maker {
         }
         all.push(words("MULTI"));
         for _ in 0..1 + self.rng.below(5) {
-            let (script, waits) = (self.rng.chance(8), self.rng.chance(5));
+            let (script, waits) = (self.scripts && self.rng.chance(8), self.rng.chance(5));
             all.push(match script {
                 true => self.script(),
                 false => self.filled(waits),

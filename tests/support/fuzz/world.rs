@@ -85,12 +85,17 @@ impl World {
             (false, true) => vec![0, 1],
             _ => vec![0],
         };
+        let mut without: Vec<String> = asked.without.split(',').map(str::to_owned).collect();
+        if asked.source.starts_with("redis-6.2") {
+            // Scripts make the build of this wheel crash.
+            without.push("EVAL".to_owned());
+        }
         let able = Able {
             commands: names_of(&from)
                 .filter(|c| c != "vadd" || to.knows(c))
                 .collect(),
             cluster: source.is_cluster(),
-            without: asked.without.split(',').map(str::to_owned).collect(),
+            without,
             fields: from.knows("hpexpire") && to.knows("hpexpire"),
             functions: from.knows("function") && to.knows("function"),
             databases: databases.clone(),
@@ -369,10 +374,23 @@ impl World {
         if self.running.is_none() {
             self.begin();
         }
+        // A status may be older than the last write: only the servers know how far it has to come.
+        let masters = self.sender.side().nodes().iter_mut();
+        let written: u64 = masters
+            .filter_map(|n| {
+                n.info("replication", "master_repl_offset")
+                    .ok()?
+                    .parse::<u64>()
+                    .ok()
+            })
+            .sum();
         let running = self.running.as_mut().expect("it runs");
         let plan = &self.plan;
         let caught_up = catch_unwind(AssertUnwindSafe(|| {
-            plan.wait_caught_up(running, LIMIT);
+            plan.wait_status(running, "caught up", LIMIT, |status| {
+                let applied = status["stream"]["applied_offset"].as_u64();
+                status["snapshot"]["done"] == true && applied >= Some(written)
+            });
         }));
         caught_up.map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
