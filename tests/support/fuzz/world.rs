@@ -20,6 +20,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// A catching up that is worth a line.
+const SLOW: Duration = Duration::from_secs(8);
 const LIMIT: Duration = Duration::from_secs(90);
 
 pub struct World {
@@ -386,12 +388,16 @@ impl World {
             .sum();
         let running = self.running.as_mut().expect("it runs");
         let plan = &self.plan;
+        let began = Instant::now();
         let caught_up = catch_unwind(AssertUnwindSafe(|| {
             plan.wait_status(running, "caught up", LIMIT, |status| {
                 let applied = status["stream"]["applied_offset"].as_u64();
                 status["snapshot"]["done"] == true && applied >= Some(written)
             });
         }));
+        if began.elapsed() > SLOW {
+            println!("it took {:?} to catch up with {written}", began.elapsed());
+        }
         caught_up.map_err(|panic| {
             let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
             going_wrong(format!("it does not catch up: {text}"))
