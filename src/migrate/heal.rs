@@ -258,7 +258,7 @@ impl Pump {
         let version = u32::from(value.version);
         if payload::is_empty(value.type_id, value.dialect, version, value.body) {
             self.note_empty(key);
-            return self.remove(target_db, key, mark).map(|()| Written::Nothing);
+            return self.remove(to, key, mark).map(|()| Written::Nothing);
         }
         let fit = payload::fit(
             value.type_id,
