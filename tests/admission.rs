@@ -473,3 +473,43 @@ fn a_restored_value_takes_the_way_of_every_value() {
         it.equal();
     }
 }
+
+#[test]
+fn commands_of_a_file_replace_the_targets_own_key_whole() {
+    let Some([name]) = need(["redis-6.2"]) else {
+        return;
+    };
+    let source = Setup::new(&name)
+        .lines(&["appendonly yes", "aof-use-rdb-preamble yes"])
+        .start();
+    let target = Server::start(&name);
+    run(
+        &target,
+        0,
+        &["SET own target", "RPUSH l t", "SET only-here target"],
+    );
+    run(
+        &source,
+        0,
+        &["APPEND own X", "RPUSH l 1", "SET soon 1 PX 40000"],
+    );
+    run(&source, 9, &["FLUSHDB"]);
+    run(&source, 0, &["APPEND own Y", "SET after 1"]);
+    run(&source, 3, &["SET a 1", "FLUSHDB", "SET b 1"]);
+    run(&target, 3, &["SET three target"]);
+    let plan = Plan::of(json!({
+        "name": "file", "on_existing": "replace",
+        "source": { "mode": "rdb", "path": source.dir().join("appendonly.aof") },
+        "target": { "url": target.url() },
+    }));
+    plan.run("migrate --json").exits(0);
+    assert_eq!(run(&target, 0, &["GET own"]).text(), "XY");
+    assert_eq!(run(&target, 0, &["LRANGE l 0 -1"]).items().len(), 1);
+    assert_eq!(run(&target, 0, &["GET only-here"]).text(), "target");
+    assert!(run(&target, 0, &["PTTL soon"]).int() <= Some(40_000));
+    let mut keys: Vec<String> = (run(&target, 3, &["KEYS *"]).items().iter())
+        .map(Value::text)
+        .collect();
+    keys.sort();
+    assert_eq!(keys, ["b", "three"]);
+}

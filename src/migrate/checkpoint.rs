@@ -67,7 +67,7 @@ impl Pump {
                     self.lagging = true;
                     self.lag_until = self.spool.stream_end();
                 }
-                self.holding |= lag_ms > 2 * LAG_MS;
+                self.holding |= self.source.is_some() && lag_ms > 2 * LAG_MS;
             }
         }
         if self.last_save.elapsed() >= *SAVE_EVERY && self.is_saved()? {

@@ -156,7 +156,8 @@ impl Pump {
         loaded: Loaded,
     ) -> Pump {
         let (at, db) = (shard.applied.unwrap_or(ReplOffset(0)), shard.applied_db);
-        let lagging = shard.snapshot_loaded && source.is_some();
+        let source_asked = source.is_some();
+        let lagging = shard.snapshot_loaded && source_asked;
         let snapshot_there = spool.snapshot().0 > 0;
         let stable = match (shard.stable, shard.applied) {
             (Some(at), _) if at >= spool.stream_start() => Mark::Stream {
@@ -187,7 +188,8 @@ impl Pump {
             window_end: ReplOffset(0),
             heal_queue: HealQueue::default(),
             held,
-            holding: true,
+            // What is held back is released by asking the source, and a file cannot be asked.
+            holding: source_asked,
             lagging,
             lag_until: ReplOffset(0),
             timed,

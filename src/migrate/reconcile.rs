@@ -94,6 +94,14 @@ impl Pump {
 
     /// Heals keys of ours of the target's `db`.
     fn reread(&mut self, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<()> {
+        if self.source.is_none() {
+            // A file that says FLUSHALL: at this point of it there is nothing.
+            let Some(to) = self.database(db)? else {
+                return Ok(());
+            };
+            let mark = self.now();
+            return keys.iter().try_for_each(|key| self.remove(to, key, mark));
+        }
         let mut ours: Vec<Key> = Vec::with_capacity(keys.len());
         for key in keys {
             ours.push((self.source_of(db, &key)?, key));

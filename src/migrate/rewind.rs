@@ -92,7 +92,7 @@ impl Pump {
         self.floor = None;
         self.released_at = None;
         self.held.again();
-        self.holding = true;
+        self.holding = self.source.is_some();
         self.unstable.clear();
         let end = self.routed().max(self.fenced_to).max(self.window_end);
         self.long = Long::default();

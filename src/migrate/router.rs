@@ -281,6 +281,12 @@ impl Pump {
         for k in keys {
             match self.admission(self.db, key(k))? {
                 Admission::Yes(db) => to = Some(db),
+                Admission::Replace(db) if self.source.is_none() && k.access == Access::Write => {
+                    // A file cannot be asked, but in it the key was not there before this command.
+                    self.shared.own.replace(db.index(), key(k))?;
+                    self.remove(db, key(k), mark)?;
+                    to = Some(db);
+                }
                 Admission::No(Barred::Slot) => {
                     // Its new owner copies it.
                     self.suspect(key(k));

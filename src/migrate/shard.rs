@@ -317,7 +317,9 @@ impl Runner {
             self.target.payload_target(),
         );
         let held = Held::open(&self.dir);
-        let begun = shard.snapshot_loaded || shard.snapshot_at > 0;
+        // A file that is commands alone has nothing to load, and may be at its very beginning all the same.
+        let loaded = shard.snapshot_loaded && shard.applied.is_some();
+        let begun = loaded || shard.snapshot_at > 0;
         let timed = MaybeTimed::open(&self.dir, begun, limits.timed() / shards);
         let loaded = Loaded::open(&self.dir, begun);
         view.keys_read.store(shard.keys_read, Relaxed);
