@@ -84,6 +84,8 @@ fn a_source_that_cannot_write_its_snapshot_is_told_what_to_do() {
     };
     let limit = Duration::from_secs(60);
     story.plan.wait_status(&mut running, "told", limit, told);
+    let said = story.plan.run("status").exits(0).stdout;
+    assert!(said.contains("HLEN 0"), "{said}");
     ours.run("DEL copy hash");
     story.wait_loaded(&mut running);
     story.catch_up_and_stop(running);

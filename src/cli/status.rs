@@ -141,6 +141,13 @@ fn text(s: &Status) -> String {
                 );
             }
         }
+        for shard in s.shards.iter().filter(|shard| !shard.note.is_empty()) {
+            let note = match s.shards.len() {
+                1 => shard.note.clone(),
+                _ => format!("{}: {}", shard.address, shard.note),
+            };
+            line("note", note);
+        }
         if s.healed_keys > 0 {
             line("healed", format!("{} keys", grouped(s.healed_keys)));
         }

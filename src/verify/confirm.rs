@@ -7,7 +7,7 @@
 use super::migration::{self, Migration};
 use super::progress::{Name, UNPROVABLE};
 use super::{Check, walk};
-use crate::digest::SlotSum;
+use crate::digest::{SlotSum, Unreplicated};
 use crate::error::{Error, Result};
 use crate::net::Tries;
 use crate::source::keys::fact::{Found, NOT_REPLICATED};
@@ -193,10 +193,10 @@ async fn confirm(
                 continue;
             }
         };
-        let (mut settled, mut moved) = (0, false);
+        let (mut settled, mut moved, may) = (0, false, check.unreplicated());
         for (n, (i, (a, b))) in open.iter().zip(both).enumerate() {
             let name = list.get(n);
-            let why = difference(check, &a, &b).filter(|why| {
+            let why = difference(check, &a, &b, may).filter(|why| {
                 *why != "extra" || !name.is_some_and(|(db, key)| check.is_own(*db, key))
             });
             moved |= a == Found::Elsewhere || b == Found::Elsewhere;
@@ -236,12 +236,12 @@ async fn confirm(
 }
 
 /// Why two findings differ; `None` when they do not.
-fn difference(check: &Check, a: &Found, b: &Found) -> Option<&'static str> {
+fn difference(check: &Check, a: &Found, b: &Found, may: Unreplicated) -> Option<&'static str> {
     let wanted = |f: &Found| f.fact().is_some_and(|f| walk::accepted(check, f));
     match (a, b) {
         (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
         (Found::Here(x), Found::Here(y)) if wanted(a) => {
-            x.difference(y, check.job.verify.ttl_tolerance_ms, check.unreplicated())
+            x.difference(y, check.job.verify.ttl_tolerance_ms, may)
         }
         _ if wanted(a) => Some("missing"),
         _ if wanted(b) => Some("extra"),
