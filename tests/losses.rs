@@ -22,13 +22,20 @@ fn size(server: &Server) -> i64 {
     server.run("DBSIZE").int().unwrap_or(0)
 }
 
+/// Starts it again without its data: what a snapshot for a replica has left on its disk goes as well.
+fn emptied(server: &mut Server) {
+    server.kill();
+    let _ = std::fs::remove_file(server.dir().join("dump.rdb"));
+    server.restart();
+}
+
 /// Migrates, follows, loses the source's data under the migration, and returns how it ended.
 fn loses(plan: &Plan, source: &mut Server, target: &Server) -> Outcome {
     let mut running = plan.start("migrate --json");
     let status = |s: &serde_json::Value| s["snapshot"]["done"] == true;
     plan.wait_status(&mut running, "loaded", LIMIT, status);
     wait_until("all is there", LIMIT, || size(target) == 5_000);
-    source.restart();
+    emptied(source);
     running.wait(LIMIT)
 }
 
@@ -47,7 +54,7 @@ fn an_emptied_source_does_not_empty_the_target() {
     // It is not forgotten, neither with the snapshot that is there nor with another new one.
     let again = || plan.run("migrate --json --until caught-up");
     again().exits(3).says(&["does not hold 5000"]);
-    source.restart();
+    emptied(&mut source);
     again().exits(3).says(&["does not hold 5000"]);
     // What is there again need not go.
     fill(&mut source.client(), "key", 0..3_900);
@@ -74,7 +81,7 @@ fn a_loss_may_be_accepted_once() {
     });
     plan.wait_caught_up(&mut running, LIMIT);
     // A second loss is another one.
-    source.restart();
+    emptied(&mut source);
     (running.wait(LIMIT).exits(3)).says(&["does not hold 5000"]);
     assert_eq!(size(&target), 5_000);
 }
@@ -89,7 +96,7 @@ fn what_the_source_removes_is_no_loss() {
     plan.set("/max_loss_percent", json!(100));
     let mut running = plan.start("migrate --json");
     wait_until("all is there", LIMIT, || size(&target) == 5_000);
-    source.restart();
+    emptied(&mut source);
     wait_until("100 percent may go", LIMIT, || size(&target) == 0);
     plan.wait_caught_up(&mut running, LIMIT);
     fill(&mut source.client(), "key", 0..5_000);
@@ -123,7 +130,7 @@ fn one_emptied_master_of_a_cluster_is_noticed() {
     story.wait_loaded(&mut running);
     story.plan.wait_caught_up(&mut running, LIMIT);
     match &mut story.source {
-        Endpoint::Cluster(cluster) => cluster.node_mut(1).restart(),
+        Endpoint::Cluster(cluster) => emptied(cluster.node_mut(1)),
         Endpoint::Alone(_) => unreachable!(),
     }
     (running.wait(LIMIT).exits(3)).says(&["lost data", "--accept-loss"]);
@@ -147,7 +154,7 @@ fn a_scan_of_an_emptied_source_removes_nothing() {
             s["snapshot"]["done"] == true
         });
         fill(&mut source.client(), "key", 0..5_000);
-        source.restart();
+        emptied(&mut source);
         (running.wait(LIMIT).exits(3)).says(&["5000 keys", "does not hold 5000"]);
         assert_eq!(size(&target), 5_000);
         fill(&mut source.client(), "other", 0..50_000);

@@ -2,9 +2,8 @@
 
 use crate::support::cutter::Cutter;
 use crate::support::keyferry::Plan;
-use crate::support::need;
 use crate::support::server::{Server, Setup};
-use crate::support::wait_until;
+use crate::support::{need, skip, wait_until};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -108,4 +107,28 @@ fn whoever_asks_a_silent_source_ends() {
     verify.wait(LIMIT).exits(3).says(&["no answer within"]);
     assert!([1, 3].contains(&cutover.wait(LIMIT).code));
     drop(running);
+}
+
+/// A target that takes and answers nothing any more: what was on its way is written again over new connections.
+#[test]
+fn a_silent_target_is_left_after_a_minute() {
+    if std::env::var_os("KEYFERRY_FULL").is_none() {
+        return skip("takes more than a minute: KEYFERRY_FULL=1 runs it");
+    }
+    let Some([name]) = need(["any"]) else { return };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    let cutter = Cutter::far(&target.address(), Duration::ZERO);
+    let plan = Plan::new(&source.url(), &cutter.url());
+    let mut running = plan.start("migrate --json");
+    source.run("SET before x");
+    plan.wait_caught_up(&mut running, LIMIT);
+    cutter.silence();
+    source.run("SET after x");
+    plan.wait_status(&mut running, "behind", LIMIT, |s| lag(s) > 5_000);
+    wait_until("it arrives", Duration::from_secs(75), || {
+        target.run("EXISTS after").int() == Some(1)
+    });
+    plan.wait_caught_up(&mut running, LIMIT);
+    running.interrupt();
+    running.wait(LIMIT).exits(130);
 }

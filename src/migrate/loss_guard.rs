@@ -29,6 +29,8 @@ struct Pending {
     replid: Option<String>,
     /// Keys of ours at the target before the new snapshot was loaded; `None` until they are counted.
     keys: Option<u64>,
+    /// The load before was complete: what the attempts since have added does not count.
+    complete: bool,
     accepted: bool,
 }
 
@@ -52,9 +54,18 @@ fn save(shared: &Shared, shard: ShardId, pending: Option<&Pending>) -> Result<()
 /// Notes that a full sync begins over what an earlier one has brought; `before` is the shard as it was.
 ///
 /// Only the first after a complete one counts: until its removals are done, the target holds what that one brought.
+/// Where none was complete yet, each attempt has added to what the target got.
 pub(super) fn begin(shared: &Shared, before: &ShardState) -> Result<()> {
-    if shared.dry_run || pending(shared, before.shard)?.is_some() {
+    if shared.dry_run {
         return Ok(());
+    }
+    if let Some(pending) = pending(shared, before.shard)? {
+        let counted = pending.complete.then_some(pending.keys).flatten();
+        let again = Pending {
+            keys: counted,
+            ..pending
+        };
+        return save(shared, before.shard, Some(&again));
     }
     // The plan wants what the target held before our first load to go.
     if shared.job.on_existing == OnExisting::Reconcile && !before.snapshot_loaded {
@@ -62,6 +73,7 @@ pub(super) fn begin(shared: &Shared, before: &ShardState) -> Result<()> {
     }
     let begun = Pending {
         replid: before.replid.map(|id| id.to_string()),
+        complete: before.snapshot_loaded,
         ..Pending::default()
     };
     save(shared, before.shard, Some(&begun))

@@ -13,6 +13,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::Notify;
 
@@ -337,6 +338,9 @@ pub fn cut(address: &str, e: std::io::Error) -> Error {
     .cause(e)
 }
 
+/// How often it is looked whether anything waits: what is sent late into a silence does not wait for the next limit.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 /// Takes replies until the connection is lost.
 pub async fn read_replies(
     mut read: ReadHalf<Stream>,
@@ -346,6 +350,8 @@ pub async fn read_replies(
 ) -> Result<()> {
     let mut buf = unread;
     buf.reserve(64 * 1024);
+    // For how long something has waited for an answer without any coming.
+    let mut silent = Duration::ZERO;
     loop {
         let used = flight.take_replies(&buf)?;
         buf.drain(..used);
@@ -353,11 +359,21 @@ pub async fn read_replies(
             buf.reserve(64 * 1024);
         }
         let waiting = !flight.waiting().queue.is_empty();
-        let bytes = match tokio::time::timeout(net::REPLY_LIMIT, read.read_buf(&mut buf)).await {
+        let bytes = match tokio::time::timeout(LOOK_EVERY, read.read_buf(&mut buf)).await {
             Ok(bytes) => bytes,
-            Err(_) if waiting => Err(std::io::ErrorKind::TimedOut.into()),
-            Err(_) => continue,
+            Err(_) => {
+                silent = if waiting {
+                    silent + LOOK_EVERY
+                } else {
+                    Duration::ZERO
+                };
+                match silent >= net::REPLY_LIMIT {
+                    true => Err(std::io::ErrorKind::TimedOut.into()),
+                    false => continue,
+                }
+            }
         };
+        silent = Duration::ZERO;
         match bytes {
             Ok(0) => {
                 return Err(Error::new(
