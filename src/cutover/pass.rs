@@ -64,6 +64,8 @@ impl Pass<'_> {
 
     /// Everything up to the switch. An error means that the writers go on where they were.
     pub async fn run(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
+        // A cutover that was cut off in its switch has left it holding still, and where the clients are is known by now.
+        migration.ask(Ask::Follow).await?;
         let mut guard = Handle::start(&self.setup()?, self.plan.cutover.max_pause_ms).await?;
         let result = self.guarded(journal, migration, &mut guard).await;
         let Err(e) = result else {

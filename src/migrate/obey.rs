@@ -25,6 +25,9 @@ pub(super) struct Drain {
     done: bool,
     /// Where the source stood when the fence was put up.
     fence: Option<ReplOffset>,
+    /// How much of what has come behind the fence was looked at, and how many commands in it write.
+    looked: usize,
+    late: u64,
 }
 
 impl Pump {
@@ -45,6 +48,8 @@ impl Pump {
                         goal,
                         done: false,
                         fence: None,
+                        looked: 0,
+                        late: 0,
                     });
                 }
                 if let Some(drain) = &mut self.drain
@@ -80,14 +85,19 @@ impl Pump {
         let Some(goal) = drain.fence.or_else(|| self.source_stands_at()) else {
             return;
         };
-        self.drain = Some(Drain {
+        // Nothing is taken out of the buffer meanwhile.
+        let new = buf.get(drain.looked..).unwrap_or_default();
+        let (writes, len) = writes_in(new, |key| self.timed.may(key));
+        let drain = Drain {
             fence: Some(goal),
+            looked: drain.looked + len,
+            late: drain.late + writes,
             ..drain
-        });
+        };
+        self.drain = Some(drain);
         if to >= goal || buf.len() >= self.longest() {
-            let late = writes_in(buf, |key| self.timed.may(key));
             // So much more was not to come, whatever it is.
-            let late = late.max(u64::from(to < goal));
+            let late = drain.late.max(u64::from(to < goal));
             self.shared.control.fenced(self.shard.shard.0, late);
         }
     }
@@ -163,9 +173,9 @@ impl Sweeper<'_> {
     }
 }
 
-/// How many commands that write lie in a piece of the stream.
-fn writes_in(mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> u64 {
-    let (mut writes, mut args) = (0, Vec::new());
+/// How many commands that write lie in a piece of the stream, and how long its whole commands are.
+fn writes_in(mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> (u64, usize) {
+    let (mut writes, mut args, all) = (0, Vec::new(), stream.len());
     while let Ok(Some(len)) = resp::parse_command(stream, &mut args) {
         let cmd = Command {
             raw: stream,
@@ -190,7 +200,7 @@ fn writes_in(mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> u64 {
         writes += u64::from(!harmless);
         stream = stream.get(len..).unwrap_or_default();
     }
-    writes
+    (writes, all - stream.len())
 }
 
 /// Whether a command may be what a master sends when a key has expired.
