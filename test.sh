@@ -5,6 +5,8 @@
 #   KEYFERRY_FULL=1 ./test.sh    the large sizes: every pair of the matrix with 200,000 keys (an hour)
 #   KEYFERRY_SEED=n              what random choices follow from, also which server a test gets that takes any
 #   KEYFERRY_ANY=redis-7.0       the server for every test that takes any
+#   KEYFERRY_FUZZ="source=redis-7.0 target=redis-8.0-cluster plan=skip seconds=600 seed=7" ./test.sh as_asked
+#                                a run of the stream's fuzz; its words are in tests/support/fuzz/asked.rs
 #   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: one more than processors, at most 4)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"

@@ -41,8 +41,7 @@ pub const FORMS: &[&str] = &[
     "PEXPIRE {p} {ms}",
     "RENAME {p} {p}",
     // keys
-    "DEL {k} [{k}]",
-    "UNLINK {k} [{k}]",
+    "(DEL|UNLINK) {k} [{k}]",
     "EXPIRE {k} {sec}",
     "PEXPIRE {k} {ms}",
     "EXPIREAT {k} {at}",

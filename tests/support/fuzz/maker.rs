@@ -181,7 +181,11 @@ impl Maker {
             self.db =
                 self.able.databases[self.rng.below(self.able.databases.len() as u64) as usize];
         }
-        self.tag = TAGS[self.rng.below(TAGS.len() as u64) as usize];
+        // More often the same, so that what one command makes the next one finds.
+        self.tag = match self.rng.chance(50) {
+            true => TAGS[0],
+            false => TAGS[self.rng.below(TAGS.len() as u64) as usize],
+        };
         let key = format!("{}k", self.tag).into_bytes();
         let db = self.db;
         let commands = match self.rng.below(1000) {
@@ -271,8 +275,11 @@ impl Maker {
         let kind = match kind {
             // Kept apart: other writes into a HyperLogLog make some servers crash (CVE-2025-32023).
             "p" => "p",
+            // Hashes and streams take long to build up: they are overwritten more rarely.
+            "d" if self.rng.chance(85) => self.rng.one_of(&MIXED[..4]),
+            "k" if self.rng.chance(50) => self.rng.one_of(&MIXED[..4]),
             "k" | "d" => self.rng.one_of(&MIXED),
-            _ if self.rng.chance(5) => self.rng.one_of(&MIXED),
+            _ if self.rng.chance(2) => self.rng.one_of(&MIXED),
             kind => TYPES.iter().find(|t| **t == kind).copied().unwrap_or("s"),
         };
         format!("{tag}{kind}{}", self.rng.below(OF_A_TYPE)).into_bytes()
@@ -285,18 +292,13 @@ impl Maker {
 
     /// Milliseconds of a life: some end at once, some soon, some never here.
     fn life(&mut self) -> i64 {
-        let lives: [i64; 9] = [
-            1,
-            5,
-            40,
-            300,
-            1_500,
-            6_000,
-            3_600_000,
-            86_400_000,
-            50_000_000_000,
-        ];
-        lives[self.rng.below(9) as usize] + self.rng.below(3) as i64
+        const SHORT: [i64; 5] = [1, 5, 40, 300, 1_500];
+        const LONG: [i64; 4] = [6_000, 3_600_000, 86_400_000, 50_000_000_000];
+        let life = match self.rng.chance(30) {
+            true => SHORT[self.rng.below(5) as usize],
+            false => LONG[self.rng.below(4) as usize],
+        };
+        life + self.rng.below(3) as i64
     }
 
     fn fill(&mut self, blank: &str) -> Vec<u8> {
@@ -342,6 +344,7 @@ impl Maker {
             "lat" => (rng.below(170) as i64 - 85).to_string(),
             "km" => rng.one_of(&["100", "5000", "30000"]).to_owned(),
             "pat" => rng.one_of(&["{a}s*", "{b}h*->f1", "s*"]).to_owned(),
+            "grp" if rng.chance(70) => "g0".to_owned(),
             "grp" => format!("g{}", rng.below(2)),
             "con" => format!("c{}", rng.below(3)),
             "idle" => rng.one_of(&["0", "0", "1", "50"]).to_owned(),

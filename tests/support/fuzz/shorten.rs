@@ -1,7 +1,7 @@
 //! Makes a failing list of steps short, by leaving out halves, then smaller parts, as long as it still fails.
 
 use super::Difference;
-use super::maker::Step;
+use super::maker::{Step, Words};
 use super::world::World;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -42,6 +42,7 @@ pub fn shorten(world: &mut World, steps: &[Step], found: &Difference, limit: Dur
         );
     };
     let list = reduce(start, |list| !over() && fails(list, warm));
+    let list = within(list, |list| !over() && fails(list, warm));
     format!(
         "{} steps are left after {runs} runs ({last}):\n{}",
         list.len(),
@@ -109,6 +110,24 @@ pub fn reduce<T: Clone>(mut list: Vec<T>, mut fails: impl FnMut(&[T]) -> bool) -
             break;
         }
         part = if part > 1 { part.div_ceil(2) } else { 1 };
+    }
+    list
+}
+
+/// Leaves out commands within the steps that have several.
+fn within(mut list: Vec<Step>, mut fails: impl FnMut(&[Step]) -> bool) -> Vec<Step> {
+    for at in 0..list.len() {
+        let Step::Run { db, key, commands } = list[at].clone() else {
+            continue;
+        };
+        let with = |commands: &[Words]| {
+            let mut shorter = list.clone();
+            let (key, commands) = (key.clone(), commands.to_vec());
+            shorter[at] = Step::Run { db, key, commands };
+            shorter
+        };
+        let left = reduce(commands, |commands| fails(&with(commands)));
+        list = with(&left);
     }
     list
 }
