@@ -36,6 +36,8 @@ pub struct World {
     plan: Plan,
     rules: Rules,
     running: Option<Running>,
+    /// It has been told to end, and then goes on.
+    stopping: bool,
     later: Vec<(Instant, Later)>,
     moving: Option<JoinHandle<()>>,
     sender: Sender,
@@ -128,6 +130,7 @@ impl World {
             plan,
             rules,
             running: None,
+            stopping: false,
             later: Vec::new(),
             moving: None,
             sender,
@@ -200,6 +203,7 @@ impl World {
     pub fn begin(&mut self) {
         self.later.retain(|(_, later)| *later != Later::Start);
         self.running = Some(self.plan.start("migrate --json"));
+        self.stopping = false;
     }
 
     /// Performs steps in their order; what stands between two events is pipelined.
@@ -264,15 +268,14 @@ impl World {
             Event::Begin if self.running.is_none() => self.begin(),
             Event::Begin | Event::Rest => {}
             Event::Kill(ms) => {
-                self.running = None;
+                (self.running, self.stopping) = (None, false);
                 self.later.push((after(ms), Later::Start));
             }
             Event::Stop => {
-                if let Some(running) = self.running.take() {
+                if let Some(running) = &self.running {
                     running.interrupt();
-                    let _ = catch_unwind(AssertUnwindSafe(|| running.wait(LIMIT)));
+                    self.stopping = true;
                 }
-                self.later.push((after(1), Later::Start));
             }
             Event::Freeze(ms) => {
                 if let Some(running) = &self.running {
@@ -317,6 +320,10 @@ impl World {
         };
         match running.ended() {
             None => Ok(()),
+            Some(code) if self.stopping && code.code() == Some(130) => {
+                self.begin();
+                Ok(())
+            }
             Some(code) => Err(self.ended(&code.to_string())),
         }
     }
@@ -372,6 +379,16 @@ impl World {
         self.do_later(|_| true);
         for line in &self.lines {
             line.delay(Duration::ZERO);
+        }
+        let began = Instant::now();
+        while self.stopping && began.elapsed() < LIMIT {
+            self.tick()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if self.stopping {
+            return Err(going_wrong(format!(
+                "Ctrl-C does not end it within {LIMIT:?}"
+            )));
         }
         if self.running.is_none() {
             self.begin();
@@ -477,10 +494,9 @@ impl World {
 
     /// Everything anew on the same servers: no keys, no saved state.
     pub fn anew(&mut self) {
-        self.running = None;
         self.end_move();
         self.do_later(|_| true);
-        self.running = None;
+        (self.running, self.stopping) = (None, false);
         for line in &self.lines {
             line.delay(Duration::ZERO);
         }
