@@ -29,8 +29,8 @@ pub struct Rules {
     pub chosen: Option<Choice>,
     /// Prefixes that keys change on their way, the source's and the target's; the first that fits counts.
     pub renamed: Vec<(&'static str, &'static str)>,
-    /// Names at the target that are not looked at: its own keys.
-    pub own: BTreeSet<Vec<u8>>,
+    /// Keys of the target, by database, that are not looked at: its own.
+    pub own: BTreeSet<(u32, Vec<u8>)>,
     /// How often what differs is looked at again.
     pub rounds: usize,
 }
@@ -46,8 +46,8 @@ impl Rules {
         exchanged(key, self.renamed.iter().map(|(a, b)| (*b, *a)))
     }
 
-    fn is_own(&self, key: &[u8]) -> bool {
-        !self.own.is_empty() && self.own.contains(&self.at_target(key))
+    fn is_own(&self, db: u32, key: &[u8]) -> bool {
+        !self.own.is_empty() && self.own.contains(&(db, self.at_target(key)))
     }
 }
 
@@ -151,7 +151,7 @@ pub fn compare(a: &mut Side, b: &mut Side, rules: &Rules) -> io::Result<Comparis
         let mut keys = 0;
         walk(a, |a, batch| {
             keys += batch.len() as u64;
-            examine(a, b, batch, rules, &mut suspects)
+            examine(a, b, db_b, batch, rules, &mut suspects)
         })?;
         found.keys_a += keys;
         keys = 0;
@@ -160,7 +160,7 @@ pub fn compare(a: &mut Side, b: &mut Side, rules: &Rules) -> io::Result<Comparis
             let batch: Vec<Vec<u8>> = batch.iter().map(|k| rules.at_source(k)).collect();
             let types: Vec<Command> = batch.iter().map(|k| Command::new("TYPE").key(k)).collect();
             for (key, reply) in batch.iter().zip(a.all(&types)?) {
-                if !rules.is_own(key) && !there(rules, key, &reply.text()) {
+                if !rules.is_own(db_b, key) && !there(rules, key, &reply.text()) {
                     suspects.insert(key.clone(), Finding::Extra);
                 }
             }
@@ -175,7 +175,7 @@ pub fn compare(a: &mut Side, b: &mut Side, rules: &Rules) -> io::Result<Comparis
             let again: Vec<Vec<u8>> = suspects.keys().cloned().collect();
             suspects.clear();
             for batch in again.chunks(BATCH) {
-                examine(a, b, batch, rules, &mut suspects)?;
+                examine(a, b, db_b, batch, rules, &mut suspects)?;
             }
         }
         for (key, finding) in suspects {
@@ -243,6 +243,7 @@ fn walk(
 fn examine(
     a: &mut Side,
     b: &mut Side,
+    db: u32,
     batch: &[Vec<u8>],
     rules: &Rules,
     suspects: &mut BTreeMap<Vec<u8>, Finding>,
@@ -260,7 +261,7 @@ fn examine(
     );
     let mut same = Vec::new();
     for ((key, head_a), head_b) in batch.iter().zip(&heads_a).zip(&heads_b) {
-        if rules.is_own(key) {
+        if rules.is_own(db, key) {
             continue;
         }
         let kind_a = match there(rules, key, &head_a.kind) {

@@ -26,12 +26,13 @@ pub fn set(plan: &mut Plan, forms: &str, databases: &[(u32, u32)]) -> Rules {
         databases: databases.to_vec(),
         ..Rules::default()
     };
+    let mut keeps_own = false;
     for form in forms.split('+') {
         match form {
             "plain" => {}
             "skip" => {
                 plan.set("/on_existing", json!("skip"));
-                rules.own = own().into_iter().map(String::into_bytes).collect();
+                keeps_own = true;
             }
             "replace" => plan.set("/on_existing", json!("replace")),
             "filter" => {
@@ -64,6 +65,10 @@ pub fn set(plan: &mut Plan, forms: &str, databases: &[(u32, u32)]) -> Rules {
             "small" => plan.set("/limits", json!({ "memory_bytes": 32 << 20 })),
             other => panic!("no form of a plan is called {other:?}; they are {FORMS:?}"),
         }
+    }
+    if keeps_own {
+        let of = |db: u32| own().into_iter().map(move |name| (db, name.into_bytes()));
+        rules.own = rules.databases.iter().flat_map(|(_, db)| of(*db)).collect();
     }
     rules
 }

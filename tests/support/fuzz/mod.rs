@@ -85,7 +85,7 @@ fn fuzz(world: &mut World, asked: &Asked, done: &mut Vec<Step>) -> Result<(), Di
             world.rest()?;
             rests += 1;
             // Rests far apart let a lag grow; near ones catch what later writes would cover.
-            rest_at = steps + BATCH * [2, 5, 15, 40][trouble.below(4) as usize];
+            rest_at = steps + BATCH * [3, 10, 40, 100][trouble.below(4) as usize];
         }
     }
     world.rest()?;

@@ -44,6 +44,9 @@ pub struct World {
     waiters: Waiters,
     excused: u64,
     events: u64,
+    /// How long it waited for the migration, and how long comparisons took.
+    waited: Duration,
+    compared: Duration,
 }
 
 /// What an event leaves to be done some time later.
@@ -137,6 +140,8 @@ impl World {
             waiters,
             excused: 0,
             events: 0,
+            waited: Duration::ZERO,
+            compared: Duration::ZERO,
         };
         world.prepare();
         world
@@ -320,7 +325,8 @@ impl World {
         };
         match running.ended() {
             None => Ok(()),
-            Some(code) if self.stopping && code.code() == Some(130) => {
+            // One that had just begun is ended by the signal itself.
+            Some(code) if self.stopping && matches!(code.code(), Some(130) | None) => {
                 self.begin();
                 Ok(())
             }
@@ -356,14 +362,18 @@ impl World {
 
     /// Lets everything come to its end, and compares.
     pub fn rest(&mut self) -> Result<(), Difference> {
+        let began = Instant::now();
         self.settle()?;
+        self.waited += began.elapsed();
         if self.asked.spoil {
             let mut target = self.target.side();
             target
                 .run(&Command::new("SET").key("{a}s0").arg("spoilt"))
                 .expect("a key");
         }
+        let began = Instant::now();
         let found = self.differences(4)?;
+        self.compared += began.elapsed();
         match found.is_empty() {
             true => Ok(()),
             false => Err(difference(&found)),
@@ -424,19 +434,23 @@ impl World {
     /// Keys that differ from the source at the target and not at its own replicas, with what differs.
     fn differences(&mut self, rounds: usize) -> Result<Vec<(Vec<u8>, String)>, Difference> {
         let broken = |e: std::io::Error| going_wrong(format!("the comparison broke: {e}"));
-        let rules = Rules {
+        let mut rules = Rules {
             rounds,
             ..self.rules.clone()
         };
         let mut source = self.source.side();
         let mut target = self.target.side();
+        if rules.own.is_empty() && form::has_own(&self.asked.plan) {
+            rules.own = self.left_alone(&mut source).map_err(broken)?;
+        }
         let found = compare(&mut source, &mut target, &rules).map_err(broken)?;
         let mut all = listed(&found);
         if form::has_own(&self.asked.plan) {
-            all.retain(|(key, text)| !(text.starts_with("extra") && self.is_own_still(key)));
-            if !self.rules.own.is_empty() {
-                all.extend(self.own_lost());
-            }
+            // With "skip" none of them may be touched.
+            let still = self.own_still();
+            let lost = self.rules.own.difference(&still).cloned();
+            let text = |db: u32| format!("the target's own key was touched (database {db})");
+            all.extend(lost.map(|(db, key)| (key, text(db))).collect::<Vec<_>>());
         }
         if all.is_empty() {
             return Ok(all);
@@ -458,38 +472,41 @@ impl World {
         Ok(all)
     }
 
-    /// Whether the target's key is what it held before the migration.
-    fn is_own_still(&self, key: &[u8]) -> bool {
-        let name = String::from_utf8_lossy(key).into_owned();
-        form::own().contains(&name) && self.each_own(&name).iter().any(|v| *v == own_value(&name))
-    }
-
-    fn own_lost(&self) -> Vec<(Vec<u8>, String)> {
-        let lost = form::own()
-            .into_iter()
-            .filter(|name| self.each_own(name).iter().any(|v| *v != own_value(name)));
-        lost.map(|n| {
-            (
-                n.into_bytes(),
-                "the target's own key was touched".to_owned(),
-            )
-        })
-        .collect()
-    }
-
-    /// The values under one name in every database of the target.
-    fn each_own(&self, name: &str) -> Vec<String> {
+    /// The target's own keys that are what they were before the migration, by database.
+    fn own_still(&self) -> BTreeSet<(u32, Vec<u8>)> {
         let mut side = self.target.side();
-        let mut values = Vec::new();
+        let mut still = BTreeSet::new();
         for (_, db) in &self.rules.databases {
             if !side.is_cluster() {
                 side.everywhere(&format!("SELECT {db}"))
                     .expect("a database");
             }
-            let value = side.run(&Command::new("GET").key(name)).expect("an answer");
-            values.push(value.text());
+            for name in form::own() {
+                let value = side
+                    .run(&Command::new("GET").key(&name))
+                    .expect("an answer");
+                if value.text() == own_value(&name) {
+                    still.insert((*db, name.into_bytes()));
+                }
+            }
         }
-        values
+        still
+    }
+
+    /// The target's own keys that the source does not hold, and that are what they were: nothing to compare.
+    fn left_alone(&self, source: &mut Side) -> std::io::Result<BTreeSet<(u32, Vec<u8>)>> {
+        let mut own = self.own_still();
+        for (db, target_db) in &self.rules.databases {
+            if !source.is_cluster() {
+                source.everywhere(&format!("SELECT {db}"))?;
+            }
+            for name in names() {
+                if source.run(&Command::new("EXISTS").key(&name))?.int() == Some(1) {
+                    own.remove(&(*target_db, name.into_bytes()));
+                }
+            }
+        }
+        Ok(own)
     }
 
     /// Everything anew on the same servers: no keys, no saved state.
@@ -559,8 +576,11 @@ impl World {
             println!("{counted:#?}");
         }
         format!(
-            "{all} commands ({errors} refused), {} events, {} excused",
-            self.events, self.excused
+            "{all} commands ({errors} refused), {} events, {} excused; {:.1} s waited, {:.1} s compared",
+            self.events,
+            self.excused,
+            self.waited.as_secs_f64(),
+            self.compared.as_secs_f64()
         )
     }
 }
