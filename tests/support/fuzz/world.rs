@@ -466,6 +466,19 @@ impl World {
         };
         let theirs = compare(&mut source, &mut native, &rules).map_err(broken)?;
         let theirs: BTreeSet<Vec<u8>> = listed(&theirs).into_iter().map(|(key, _)| key).collect();
+        for (key, text) in &mut all {
+            // What is there in each database says whose it is.
+            for (_, db) in &self.rules.databases {
+                if !target.is_cluster() {
+                    target.everywhere(&format!("SELECT {db}")).map_err(broken)?;
+                }
+                let value = target
+                    .run(&Command::new("GET").key(&*key))
+                    .map_err(broken)?;
+                let value = value.text().chars().take(20).collect::<String>();
+                text.push_str(&format!(", at the target in {db}: {value:?}"));
+            }
+        }
         let before = all.len();
         all.retain(|(key, _)| !theirs.contains(key));
         self.excused += (before - all.len()) as u64;
@@ -534,21 +547,21 @@ impl World {
     pub fn perform_all(&mut self, steps: &[Step], warm: bool) -> Option<Difference> {
         let runs = self.running.as_mut().is_some_and(|r| r.ended().is_none());
         let begins = steps.iter().any(|s| matches!(s, Step::Event(Event::Begin)));
-        let emptied = match warm && runs {
-            true => {
-                for node in self.source.side().nodes() {
-                    node.words("FLUSHALL").expect("it is emptied");
-                }
-                self.settle()
+        let mut clean = false;
+        if warm && runs {
+            for node in self.source.side().nodes() {
+                node.words("FLUSHALL").expect("it is emptied");
             }
-            false => {
-                self.anew();
-                match warm || !begins {
-                    true => self.settle(),
-                    false => Ok(()),
-                }
+            // What the last list has left over there must not be taken for this one's.
+            clean = self.settle().is_ok() && self.differences(1).is_ok_and(|d| d.is_empty());
+        }
+        let mut emptied = Ok(());
+        if !clean {
+            self.anew();
+            if warm || !begins {
+                emptied = self.settle();
             }
-        };
+        }
         if let Err(difference) = emptied {
             println!("it could not be begun again: {difference}");
             return None;
