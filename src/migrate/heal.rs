@@ -217,7 +217,11 @@ impl Pump {
                 self.lose_for_want_of(db, to, key)?;
                 return Ok(Written::Nothing);
             }
-            // The source has nothing to put in the place of the target's own key.
+            // A write of the stream is why it is read, so the source had such a key, and has deleted it since.
+            (Admission::Replace(to), None) if !self.adopting => {
+                self.shared.own.replace(to.index(), key)?;
+                to
+            }
             (Admission::Replace(_) | Admission::No(_), _) => return Ok(Written::Nothing),
         };
         self.write_admitted(to, db, key, state, mark)

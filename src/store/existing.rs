@@ -136,6 +136,11 @@ impl NameFile {
         written.context(ErrorKind::Disk, || self.failed())
     }
 
+    /// Hands what was put to the system: it outlives this process.
+    pub fn hand_over(&mut self) -> Result<()> {
+        self.out.flush().context(ErrorKind::Disk, || self.failed())
+    }
+
     /// Hands what was put to the disk.
     pub fn save(&mut self) -> Result<()> {
         let saved = (self.out.flush()).and_then(|()| self.out.get_ref().sync_data());

@@ -67,7 +67,7 @@ impl Own {
         Some(replaced.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes that a key of the source takes the place of one that [`Own::has`].
+    /// Notes that a key of the source takes the place of one that [`Own::has`]; to be called before it is written.
     pub fn replace(&self, db: DbIndex, name: &[u8]) -> Result<()> {
         let Some(mut replaced) = self.replaced() else {
             return Ok(());
@@ -76,7 +76,9 @@ impl Own {
             replaced.file = Some(NameFile::append(&replaced.path)?);
         }
         if let Some(file) = &mut replaced.file {
+            // A kill must not forget it: the key is on its way to the target in a moment.
             file.put(db, name)?;
+            file.hand_over()?;
         }
         replaced.keys.insert(db, name);
         replaced.unsaved = true;
@@ -123,7 +125,7 @@ mod tests {
         assert!(first.has(DbIndex(0), b"own"));
         first.replace(DbIndex(0), b"own").expect("it is noted");
         assert!(!first.has(DbIndex(0), b"own"));
-        first.save().expect("it is saved");
+        // A kill saves nothing.
         let second = Own::replaceable(own(), dir.path()).expect("it is read");
         assert!(!second.has(DbIndex(0), b"own"));
     }
