@@ -216,6 +216,37 @@ fn commands_that_the_target_does_not_know_end_no_run() {
     }
 }
 
+/// SET … PXAT came with Redis 6.2: an older target gets two commands, not an error for each.
+#[test]
+fn expiries_reach_a_target_without_pxat() {
+    let Some([six, seven]) = need(["redis-6.0", "redis-7.0"]) else {
+        return;
+    };
+    for from in [&six, &seven] {
+        let (source, target) = (Server::start(from), Server::start(&six));
+        let plan = Plan::new(&source.url(), &target.url());
+        let mut running = follow(&plan);
+        source.run("SET first 1 EX 1000");
+        catch_up(&plan, &mut running, &source);
+        source.run("SET k 1 EX 1000");
+        source.run("SETEX l 1000 1");
+        let mut client = source.client();
+        for line in ["MULTI", "SET m 1 PX 1000000", "SET n 1", "EXEC"] {
+            client.words(line).expect("it answers");
+        }
+        stop(&plan, running, &source);
+        for key in ["first", "k", "l", "m"] {
+            let left = target.run(&format!("PTTL {key}")).int();
+            assert!(left > Some(900_000), "{key}: {left:?}");
+        }
+        assert_eq!(target.run("PTTL n").int(), Some(-1));
+        plan.run("verify --json").exits(0);
+        // Nothing was refused, so nothing had to be read.
+        let healed = plan.status()["healed_keys"].as_u64();
+        assert_eq!(healed, Some(0));
+    }
+}
+
 #[test]
 fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     let Some([name]) = need(["redis-7.0"]) else {

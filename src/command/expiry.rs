@@ -159,6 +159,27 @@ pub fn make_absolute(cmd: &Command<'_>, arrived_ms: i64, out: &mut Vec<u8>) -> R
     Ok(true)
 }
 
+/// Whether the command is a SET with an absolute expiry, which servers before Redis 6.2 do not know.
+pub fn is_set_at(cmd: &Command<'_>) -> bool {
+    named(cmd, "SET") && place(cmd).is_some_and(|place| !place.relative)
+}
+
+/// Appends such a SET as two commands that older servers know: SET, which asks for nothing back, then PEXPIREAT.
+pub fn in_two(cmd: &Command<'_>, out: &mut Vec<u8>) -> Result<()> {
+    let Some(place) = place(cmd) else {
+        return Ok(());
+    };
+    let ms = number(cmd, &place)?.saturating_mul(place.unit).to_string();
+    let kept = (0..cmd.len()).filter(|i| *i != place.at && Some(*i) != place.word);
+    let args: Vec<&[u8]> = (kept.filter(|i| *i < 3 || !is(cmd, *i, "GET")))
+        .filter_map(|i| cmd.arg(i))
+        .collect();
+    resp::command(out, &args);
+    let key = cmd.arg(1).unwrap_or_default();
+    resp::command(out, &[b"PEXPIREAT", key, ms.as_bytes()]);
+    Ok(())
+}
+
 /// What RESTORE brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Restored<'a> {
@@ -278,6 +299,34 @@ mod tests {
             .map(|r| String::from_utf8_lossy(&out[r.clone()]).into_owned())
             .collect::<Vec<_>>()
             .join(" ")
+    }
+
+    #[test]
+    fn a_set_becomes_two_commands_for_old_servers() {
+        for (line, expected) in [
+            ("SET k v PXAT 5000", "SET k v PEXPIREAT k 5000"),
+            ("set k GET GET EXAT 5", "set k GET PEXPIREAT k 5000"),
+        ] {
+            let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+            let (mut raw, mut args, mut out) = (Vec::new(), Vec::new(), Vec::new());
+            resp::command(&mut raw, &words);
+            resp::parse_command(&raw, &mut args).unwrap();
+            let cmd = Command {
+                raw: &raw,
+                args: &args,
+            };
+            assert!(is_set_at(&cmd));
+            in_two(&cmd, &mut out).unwrap();
+            let (mut shown, mut rest) = (Vec::new(), out.as_slice());
+            while let Some(len) = resp::parse_command(rest, &mut args).unwrap() {
+                let word = |r: &std::ops::Range<usize>| {
+                    String::from_utf8_lossy(&rest[r.clone()]).into_owned()
+                };
+                shown.extend(args.iter().map(word));
+                rest = &rest[len..];
+            }
+            assert_eq!(shown.join(" "), expected);
+        }
     }
 
     #[test]

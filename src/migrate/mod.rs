@@ -337,6 +337,7 @@ async fn migrate(
         health: watch.as_ref().map(health::Watch::health),
         target_modules: server::modules(&job.target).await?,
         target_has_functions: target.has_functions(),
+        target_has_set_pxat: target.has_set_pxat(),
         load_estimate_ms: estimate,
         shards: layout.masters.len().max(1),
         for_loaded: Semaphore::new(job.limits.loaded() >> 10),

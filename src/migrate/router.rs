@@ -100,8 +100,9 @@ impl Pump {
             resp::parse_command(raw, &mut args)?;
             let cmd = Command { raw, args: &args };
             let spec = known(&cmd)?;
-            if !matches!(spec.kind, Kind::Write | Kind::Split(_)) || !self.runs_as_it_is(&cmd, spec)
-            {
+            let in_two = !self.shared.target_has_set_pxat && command::expiry::is_set_at(&cmd);
+            let plain = matches!(spec.kind, Kind::Write | Kind::Split(_)) && !in_two;
+            if !plain || !self.runs_as_it_is(&cmd, spec) {
                 return Ok(None);
             }
             spec.keys(&cmd, &mut keys)?;
@@ -499,6 +500,16 @@ impl Pump {
                 }
             }
         }
+        let (mut commands, mut two) = (1, Vec::new());
+        if spec.carries_expiry && !self.shared.target_has_set_pxat {
+            let mut args = Vec::new();
+            resp::parse_command(raw, &mut args)?;
+            let set = Command { raw, args: &args };
+            if command::expiry::is_set_at(&set) {
+                command::expiry::in_two(&set, &mut two)?;
+                (raw, commands) = (&two, 2);
+            }
+        }
         let batch = self.pipe.batch(node, db, mark)?;
         let mut guards = 0;
         (self.timed).each_needed(self.db, cmd, spec, keys, |key, field| {
@@ -514,7 +525,7 @@ impl Pump {
             let words: Vec<&[u8]> = (0..cmd.len()).filter_map(|i| cmd.arg(i)).collect();
             resp::command(&mut batch.bytes, &words);
         }
-        self.pipe.added(node, guards + 1);
+        self.pipe.added(node, guards + commands);
         Ok(())
     }
 }

@@ -50,6 +50,8 @@ pub struct Shared {
     /// The target's modules.
     pub target_modules: Vec<String>,
     pub target_has_functions: bool,
+    /// Its SET takes PXAT.
+    pub target_has_set_pxat: bool,
     /// What the snapshot is estimated to take, in ms: expiries nearer than that are held.
     pub load_estimate_ms: i64,
     /// The target's own keys (on_existing "skip" and "replace").
