@@ -7,6 +7,7 @@
 #   KEYFERRY_ANY=redis-7.0       the server for every test that takes any
 #   KEYFERRY_FUZZ="source=redis-7.0 target=redis-8.0-cluster plan=skip seconds=600 seed=7" ./test.sh as_asked
 #                                a run of the stream's fuzz; its words are in tests/support/fuzz/asked.rs
+#   CI=true ./test.sh            runs ./demo.sh first, in README's order
 #   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: one more than processors, at most 4)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -26,6 +27,12 @@ say() { printf '\n== %s (at %s s)\n' "$*" $((SECONDS - started)); }
 if ! command -v cargo >/dev/null 2>&1; then
     echo "cargo is not here: install Rust first (https://rustup.rs)" >&2
     exit 2
+fi
+
+# As in the README: the demo comes first, and leaves a server behind that the tests may draw.
+if [ -n "${CI:-}" ]; then
+    say "demo"
+    ./demo.sh
 fi
 
 say "servers"
