@@ -1,6 +1,7 @@
 //! Source and target of unlike versions, or a target that is not ready: what the one sends and the other refuses.
 
 use crate::support::cluster::Cluster;
+use crate::support::far::{Far, Line};
 use crate::support::keyferry::{Plan, Running};
 use crate::support::server::{Server, Setup};
 use crate::support::story::Endpoint;
@@ -214,6 +215,44 @@ fn commands_that_the_target_does_not_know_end_no_run() {
         stop(&plan, running, &source);
         plan.run("verify --json").exits(0);
     }
+}
+
+/// One node of the target hears of a flush when its link is joined again; the others have gone on meanwhile.
+#[test]
+fn a_flush_that_one_node_has_missed_takes_nothing_that_came_after_it() {
+    let Some([name]) = need(["any"]) else { return };
+    let source = Server::start(&name);
+    let target = Cluster::with(&Setup::new(&name), 3, 0);
+    let lines: Vec<Line> = (0..3).map(|_| Line::default()).collect();
+    let proxies: Vec<Far> = (target.nodes().iter().zip(&lines))
+        .map(|(node, line)| Far::with(&node.address(), line.clone()))
+        .collect();
+    let mapped = target.nodes().iter().map(Server::address);
+    let map: serde_json::Map<String, serde_json::Value> = mapped
+        .zip(proxies.iter().map(|far| json!(far.address())))
+        .collect();
+    let mut plan = Plan::new(&source.url(), &proxies[0].url());
+    plan.set("/target/address_map", json!(map));
+    for n in 0..300 {
+        source.run(&format!("SET old{n} 1"));
+    }
+    let mut running = follow(&plan);
+    catch_up(&plan, &mut running, &source);
+    lines[1].silence(true);
+    source.run("FLUSHALL");
+    for n in 0..300 {
+        source.run(&format!("SET new{n} 1"));
+    }
+    let has = |node: &Server, what: &str| node.run(&format!("KEYS {what}*")).items().len();
+    wait_until("the others have gone on", SOON, || {
+        [0, 2].iter().all(|n| has(&target.nodes()[*n], "new") > 50)
+    });
+    lines[1].cut();
+    lines[1].silence(false);
+    stop(&plan, running, &source);
+    plan.run("verify --json").exits(0);
+    let all = |what: &str| target.nodes().iter().map(|n| has(n, what)).sum::<usize>();
+    assert_eq!((all("old"), all("new")), (0, 300));
 }
 
 /// SET … PXAT came with Redis 6.2: an older target gets two commands, not an error for each.

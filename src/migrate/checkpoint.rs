@@ -120,6 +120,7 @@ impl Pump {
         (self.pipe.oldest().into_iter().chain(self.floor))
             .chain(unfinished)
             .chain(self.heal_queue.mark())
+            .chain(self.flush_again.map(|(mark, _)| mark))
             .reduce(Mark::earlier)
     }
 

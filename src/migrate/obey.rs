@@ -105,6 +105,8 @@ impl Pump {
     /// Everything routed is answered, and no expiry is held back; false when something is still missing.
     fn finish_drain(&mut self) -> Result<bool> {
         self.heal_queued()?;
+        self.settle_all()?;
+        self.finish_flush()?;
         let unsettled = self.shared.ownership.as_ref();
         if self.window_end > self.at
             || self.has_lost()

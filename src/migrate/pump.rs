@@ -109,6 +109,9 @@ pub struct Pump {
     pub(super) floor: Option<Mark>,
     /// Keys whose heal trouble has cut off, and where the source stood before them: healed again with that trouble.
     pub(super) unfinished: Vec<(Mark, Key)>,
+    /// A flush whose fate on some node is not known: where the source stood before it, and of which database of the
+    /// target it is. What followed it may have run on other nodes, so it is not sent again, but compared.
+    pub(super) flush_again: Option<(Mark, Option<DbIndex>)>,
     /// Where the stream stood when expiries were released that are not yet known to survive a failover.
     pub(super) released_at: Option<ReplOffset>,
     pub(super) losses_seen: u64,
@@ -206,6 +209,7 @@ impl Pump {
             stable,
             floor: None,
             unfinished: Vec::new(),
+            flush_again: None,
             released_at: None,
             losses_seen: 0,
             repairs_pending: true,
@@ -355,6 +359,7 @@ impl Pump {
             if self.pipe.troubled() {
                 self.resolve()?;
             }
+            self.finish_flush()?;
             // Before anything of it is routed.
             self.meet_history()?;
             if self.obey(&buf, tail.at())? {
@@ -377,6 +382,7 @@ impl Pump {
                 if self.pipe.troubled() {
                     self.resolve()?;
                 }
+                self.finish_flush()?;
                 self.tick()?;
                 if self.shared.stop.requested() {
                     break;
@@ -434,6 +440,9 @@ impl Pump {
             self.pay_debts()?;
         }
         let _ = self.settle_all()?;
+        if finished {
+            self.finish_flush()?;
+        }
         let superseded = self.spool.ended() == Some(End::Superseded);
         self.save(self.is_clean() && !superseded)?;
         self.finish_counts()?;
@@ -451,6 +460,7 @@ impl Pump {
         self.fenced_to <= self.at
             && self.window_end <= self.at
             && self.heal_queue.is_empty()
+            && self.flush_again.is_none()
             && !self.long.is_inside()
     }
 

@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::KeySet;
 use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
-use crate::types::{DbIndex, key_hash};
+use crate::types::{DbIndex, Mark, key_hash};
 
 pub(super) fn interrupted() -> Error {
     Error::new(
@@ -76,6 +76,44 @@ impl Pump {
             })?;
         }
         self.settle_all()?;
+        Ok(())
+    }
+
+    /// A flush may not have run on a node of the target, where others have gone on: [`Pump::finish_flush`] makes it good.
+    pub(super) fn compare_flushed(&mut self, name: &str, db: DbIndex, mark: Mark) {
+        let db = (name == "FLUSHDB").then_some(db);
+        self.flush_again = Some(match self.flush_again {
+            None => (mark, db),
+            Some((before, of)) if of == db => (before.earlier(mark), db),
+            Some((before, _)) => (before.earlier(mark), None),
+        });
+    }
+
+    /// Compares what a flush may have left with the source.
+    pub(super) fn finish_flush(&mut self) -> Result<()> {
+        let Some((mark, db)) = self.flush_again else {
+            return Ok(());
+        };
+        if self.source.is_none() {
+            return Err(Error::new(
+                ErrorKind::NotReady,
+                "the target was away while the file's flush was sent to it, and a file cannot be asked what was to be flushed",
+            )
+            .hint("run the same command again: the file is loaded from its beginning"));
+        }
+        let before = self.hold(mark);
+        self.flush_again = None;
+        let done = self.reconcile(Older::Flushed(db));
+        if done.is_err() {
+            // It is still to be done.
+            self.compare_flushed(
+                if db.is_some() { "FLUSHDB" } else { "FLUSHALL" },
+                db.unwrap_or(DbIndex::ZERO),
+                mark,
+            );
+        }
+        done?;
+        self.floor = before;
         Ok(())
     }
 

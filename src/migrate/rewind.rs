@@ -42,6 +42,7 @@ impl Pump {
             self.shard.stable = Some(at);
             self.shard.stable_db = db;
             if self.released_at.is_some_and(|released| released < at) {
+                self.flush_again = None;
                 self.released_at = None;
                 self.held.settled()?;
             }

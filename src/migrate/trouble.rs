@@ -222,7 +222,7 @@ impl Pump {
                 && name_of(&unit) != "RESTORE"
                 && !matches!(&unit.fate, Fate::Refused(text) if text.starts_with("ASK "))
                 && touched.iter().any(|(k, _)| self.timed.may(&k.1));
-            if again && !touches && !expired {
+            if again && !touches && !expired && !name_of(&unit).starts_with("FLUSH") {
                 match unit.fate {
                     Fate::Refused(ref text) if text.starts_with("ASK ") => self.ask(&unit, text)?,
                     _ => self.resend(&unit, &touched, mark)?,
@@ -230,6 +230,10 @@ impl Pump {
                 continue;
             }
             let name = name_of(&unit);
+            if matches!(name.as_str(), "FLUSHALL" | "FLUSHDB") {
+                self.compare_flushed(&name, unit.db.index(), mark);
+                continue;
+            }
             if command::lookup(name.as_bytes()).is_some_and(|spec| spec.kind == Kind::Eval) {
                 let why = match &unit.fate {
                     Fate::Refused(text) if text != NOTHING_THERE => text.as_str(),
