@@ -222,16 +222,27 @@ impl Pump {
                 && name_of(&unit) != "RESTORE"
                 && !matches!(&unit.fate, Fate::Refused(text) if text.starts_with("ASK "))
                 && touched.iter().any(|(k, _)| self.timed.may(&k.1));
-            if again && !touches && !expired && !name_of(&unit).starts_with("FLUSH") {
+            let name = name_of(&unit);
+            if touched.is_empty() {
+                match name.as_str() {
+                    // Every node has got it, and some have gone on: it cannot just be sent again.
+                    "FLUSHALL" | "FLUSHDB" => self.compare_flushed(&name, unit.db.index(), mark),
+                    "FUNCTION" if self.source.is_some() => self.owe_functions(mark),
+                    _ if again => self.resend(&unit, &touched, mark)?,
+                    _ => {
+                        let Fate::Refused(text) = &unit.fate else {
+                            continue;
+                        };
+                        self.note("refused", &format!("the target answered: {text}"));
+                    }
+                }
+                continue;
+            }
+            if again && !touches && !expired {
                 match unit.fate {
                     Fate::Refused(ref text) if text.starts_with("ASK ") => self.ask(&unit, text)?,
                     _ => self.resend(&unit, &touched, mark)?,
                 }
-                continue;
-            }
-            let name = name_of(&unit);
-            if matches!(name.as_str(), "FLUSHALL" | "FLUSHDB") {
-                self.compare_flushed(&name, unit.db.index(), mark);
                 continue;
             }
             if command::lookup(name.as_bytes()).is_some_and(|spec| spec.kind == Kind::Eval) {
@@ -244,15 +255,6 @@ impl Pump {
                 return Err(self.not_run(&name, why));
             }
             if let Fate::Refused(text) = &unit.fate {
-                if touched.is_empty() {
-                    if name_of(&unit) == "FUNCTION" && self.source.is_some() {
-                        // FUNCTION DELETE of a library that is gone is no fault.
-                        self.owe_functions(mark);
-                    } else {
-                        self.note("refused", &format!("the target answered: {text}"));
-                    }
-                    continue;
-                }
                 if text != NOTHING_THERE && !passes {
                     self.count("healed.refused");
                     // A command may be one that the target does not know; a key's state can be written in no other way.
