@@ -243,3 +243,26 @@ fn empty_servers_are_no_giants() {
     }
     plan.run("migrate --until caught-up").exits(0);
 }
+
+#[test]
+fn what_the_clients_call_and_the_target_does_not_know_is_named() {
+    let Some([new, old]) = need(["redis-8.0", "redis-7.0"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&new), Server::start(&old));
+    source.run("HSETEX h FIELDS 1 f v");
+    source.run("SET k 1");
+    let plan = Plan::new(&source.url(), &target.url());
+    let report = plan.run("check --json").exits(0).json;
+    let findings = report["findings"].as_array().expect("a list");
+    let said = findings.iter().find(|f| f["id"] == "unknown_commands");
+    let message = said.expect("it is said")["message"].to_string();
+    assert!(
+        message.contains("called HSETEX, which redis 7.0"),
+        "{message}"
+    );
+    let other = Server::start(&new);
+    let same = Plan::new(&source.url(), &other.url());
+    let report = same.run("check --json").exits(0).json;
+    assert!(!report.to_string().contains("unknown_commands"), "{report}");
+}

@@ -141,6 +141,8 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         rules::both(job, source, target, &mut findings);
+        let unknown = probe::unknown(&job.target, &source.called).await?;
+        rules::unknown(&unknown, target, &mut findings);
     }
     findings.sort_by_key(|f| f.severity);
     Ok(Report {

@@ -8,7 +8,7 @@ use crate::rdb::payload;
 use crate::resp::Reply;
 use crate::types::{Slot, unix_ms};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
 use std::time::Instant;
 
@@ -54,6 +54,9 @@ pub struct Facts {
     pub notifications: Option<String>,
     pub backlog_bytes: Option<u64>,
     pub replica_buffer: Option<String>,
+    /// Commands that clients have called since the server started.
+    #[serde(skip)]
+    pub called: BTreeSet<String>,
     /// Scripts and functions that were called since the server started.
     pub scripts: u64,
     /// Scripts are replicated as they were called, instead of what they did.
@@ -187,6 +190,10 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
         let calls = rest
             .strip_prefix("calls=")
             .and_then(|r| count(r.split(',').next()?));
+        if calls > Some(0) {
+            let command = name.split('|').next().unwrap_or_default();
+            facts.called.insert(command.to_ascii_uppercase());
+        }
         match name {
             "eval" | "evalsha" | "fcall" => add(&mut facts.scripts, calls.unwrap_or(0)),
             "rename" | "renamenx" | "smove" | "lmove" | "rpoplpush" | "copy" | "sort" | "bitop"
@@ -201,6 +208,23 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     let aof = info_field(&info, "aof_enabled") == Some("1");
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
     Ok(())
+}
+
+/// Those of some commands that a server does not know; none where it does not tell.
+pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result<Vec<String>> {
+    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
+    ask.extend(commands.iter().map(String::as_bytes));
+    let reply = conn.ask(&ask).await?;
+    let told = reply.array().unwrap_or_default();
+    if told.len() != commands.len() {
+        return Ok(Vec::new());
+    }
+    let unknown = commands
+        .iter()
+        .zip(told)
+        .filter(|(_, info)| info.array().is_none());
+    Ok(unknown.map(|(name, _)| name.clone()).collect())
 }
 
 /// Whether a server replicates scripts as they were called: Redis 4 and older do, 5.0 to 6.2 when they are told to.

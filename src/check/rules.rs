@@ -361,6 +361,24 @@ pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>
     }
 }
 
+/// Commands that the source's clients have called and the target does not know.
+pub fn unknown(commands: &[String], target: &Facts, findings: &mut Vec<Finding>) {
+    if commands.is_empty() {
+        return;
+    }
+    add(
+        findings,
+        "unknown_commands",
+        Severity::Warning,
+        format!(
+            "the source's clients have called {}, which {} does not know",
+            commands.join(", "),
+            target.server
+        ),
+        "the keys that such commands write are read from the source and written as they are; but clients that go on calling them after the cutover get errors: take a target that knows them, or change the clients before",
+    );
+}
+
 pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Finding>) {
     if let Some(max) = target.maxmemory.filter(|m| *m > 0) {
         let after = target.used_memory.saturating_add(source.used_memory);
