@@ -330,8 +330,23 @@ impl World {
                 self.begin();
                 Ok(())
             }
+            // A line that is cut while it looks at both sides for the first time ends it: it is begun again, as the exit
+            // code and the hint say.
+            Some(code) if code.code() == Some(3) && self.cut_at_its_start() => {
+                self.begin();
+                Ok(())
+            }
             Some(code) => Err(self.ended(&code.to_string())),
         }
+    }
+
+    /// Whether a run has ended before it had begun to move anything, for want of a connection.
+    fn cut_at_its_start(&self) -> bool {
+        let said = (self.running.as_ref()).map_or_else(String::new, Running::stderr_now);
+        let mut lines = said.lines().filter(|line| !line.contains(" WARN "));
+        lines
+            .next()
+            .is_some_and(|first| first.starts_with("error: ") && first.contains("connect"))
     }
 
     fn ended(&self, code: &str) -> Difference {
