@@ -87,7 +87,7 @@ fn scripts_that_come_as_they_were_called_block() {
 #[test]
 fn each_blocker_is_named() {
     let Some([name]) = need(["any"]) else { return };
-    let (source, _target, plan) = pair(&name, &[], &["maxmemory 4mb"]);
+    let (source, _target, plan) = pair(&name, &[], &["maxmemory 3mb"]);
     blocks(&plan, "target_memory");
     drop(source);
     let (_source, _target, plan) = pair(&name, &[], &["maxmemory-policy allkeys-lru"]);

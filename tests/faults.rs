@@ -227,7 +227,7 @@ fn killed_in_the_load(source: &str, target: &str) {
         Endpoint::alone(Setup::new(source).line("repl-backlog-size 256mb")),
         Endpoint::cluster(Setup::new(target)),
     );
-    story.fill(20_000);
+    story.fill(30_000);
     story.plan.set("/limits", json!({ "keys_per_s": 2500 }));
     let traffic = busy(&story);
     for n in 0..3 {
@@ -238,6 +238,9 @@ fn killed_in_the_load(source: &str, target: &str) {
                 .client()
                 .info("replication", "slave0");
             replica.is_ok_and(|replica| replica.contains("state=online"))
+        });
+        wait_until("a checkpoint knows of all", Duration::from_secs(20), || {
+            story.plan.status()["snapshot"]["bytes_total"].as_u64() > Some(0)
         });
         std::thread::sleep(Duration::from_millis(1_600));
         let status = story.plan.status();
