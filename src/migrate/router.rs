@@ -320,6 +320,7 @@ impl Pump {
         if !self.fenced.is_empty() {
             if end > self.fenced_to {
                 self.fenced.clear();
+                self.refusals.clear();
             } else if keys.iter().any(|k| self.is_fenced(self.db, key(k), end)) {
                 // What is already there is left; what is not is read, as the command cannot run on a mixed state.
                 let mut rest = self.written(cmd, keys);

@@ -184,7 +184,7 @@ pub enum OnExisting {
     /// Refuse to start.
     #[default]
     Fail,
-    /// Overwrite keys of the same name.
+    /// Overwrite keys of the same name, as soon as the source has one, and leave all others.
     Replace,
     /// Leave keys of the same name as they are.
     Skip,
