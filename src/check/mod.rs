@@ -141,8 +141,12 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         rules::both(job, source, target, &mut findings);
-        let unknown = probe::unknown(&job.target, &source.called).await?;
-        rules::unknown(&unknown, target, &mut findings);
+        // Where the target does not let us ask, nothing is known of it.
+        let told = target.commands.get("COMMAND") == Some(&true);
+        if told && !source.called.is_empty() {
+            let unknown = probe::unknown(&job.target, &source.called).await?;
+            rules::unknown(&unknown, target, &mut findings);
+        }
     }
     findings.sort_by_key(|f| f.severity);
     Ok(Report {
