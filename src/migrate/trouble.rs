@@ -254,17 +254,18 @@ impl Pump {
                 };
                 return Err(self.not_run(&name, why));
             }
-            if let Fate::Refused(text) = &unit.fate {
-                if text != NOTHING_THERE && !passes {
-                    self.count("healed.refused");
-                    // A command may be one that the target does not know; a key's state can be written in no other way.
-                    match unit.state {
-                        true => {
-                            refused.extend(touched.iter().map(|((db, key), _)| db_key(*db, key)));
-                            last = Some(net::refusal(&name_of(&unit), text));
-                        }
-                        false => self.learn_form(&unit, text),
+            if let Fate::Refused(text) = &unit.fate
+                && text != NOTHING_THERE
+                && !passes
+            {
+                self.count("healed.refused");
+                // A command may be one that the target does not know; a key's state can be written in no other way.
+                match unit.state {
+                    true => {
+                        refused.extend(touched.iter().map(|((db, key), _)| db_key(*db, key)));
+                        last = Some(net::refusal(&name, text));
                     }
+                    false => self.learn_form(&unit, text),
                 }
             }
             for (key, access) in touched {
