@@ -7,6 +7,7 @@ mod asked;
 mod commands;
 mod form;
 mod grammar;
+mod judge;
 mod maker;
 mod moves;
 mod sender;

@@ -2,20 +2,20 @@
 
 use super::asked::Asked;
 use super::form;
+use super::judge::{difference, going_wrong};
 use super::maker::{Able, Event, LIBRARY, Step, names};
 use super::sender::{Row, Sender, Waiters};
 use super::{Difference, moves};
 use crate::support::cluster::Cluster;
-use crate::support::compare::{Comparison, Rules, compare};
+use crate::support::compare::Rules;
 use crate::support::far::{Far, Line};
 use crate::support::keyferry::{Plan, Running};
 use crate::support::rng::Rng;
 use crate::support::server::{Server, Setup};
 use crate::support::side::{Side, slot};
 use crate::support::story::Endpoint;
+use crate::support::wait_until;
 use crate::support::wire::{Command, Value};
-use crate::support::{wait_until, wire::Shown};
-use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,28 +25,28 @@ const SLOW: Duration = Duration::from_secs(8);
 const LIMIT: Duration = Duration::from_secs(90);
 
 pub struct World {
-    asked: Asked,
-    able: Able,
-    source: Endpoint,
+    pub(super) asked: Asked,
+    pub(super) able: Able,
+    pub(super) source: Endpoint,
     /// A replica of the source, where that is one server; a cluster has its own.
-    native: Option<Server>,
-    target: Endpoint,
-    lines: [Line; 2],
-    _proxies: Vec<Far>,
-    plan: Plan,
-    rules: Rules,
-    running: Option<Running>,
+    pub(super) native: Option<Server>,
+    pub(super) target: Endpoint,
+    pub(super) lines: [Line; 2],
+    pub(super) _proxies: Vec<Far>,
+    pub(super) plan: Plan,
+    pub(super) rules: Rules,
+    pub(super) running: Option<Running>,
     /// It has been told to end, and then goes on.
-    stopping: bool,
+    pub(super) stopping: bool,
     later: Vec<(Instant, Later)>,
-    moving: Option<JoinHandle<()>>,
-    sender: Sender,
-    waiters: Waiters,
-    excused: u64,
-    events: u64,
+    pub(super) moving: Option<JoinHandle<()>>,
+    pub(super) sender: Sender,
+    pub(super) waiters: Waiters,
+    pub(super) excused: u64,
+    pub(super) events: u64,
     /// How long it waited for the migration, and how long comparisons took.
-    waited: Duration,
-    compared: Duration,
+    pub(super) waited: Duration,
+    pub(super) compared: Duration,
 }
 
 /// What an event leaves to be done some time later.
@@ -446,97 +446,6 @@ impl World {
         })
     }
 
-    /// Keys that differ from the source at the target and not at its own replicas, with what differs.
-    fn differences(&mut self, rounds: usize) -> Result<Vec<(Vec<u8>, String)>, Difference> {
-        let broken = |e: std::io::Error| going_wrong(format!("the comparison broke: {e}"));
-        let mut rules = Rules {
-            rounds,
-            ..self.rules.clone()
-        };
-        let mut source = self.source.side();
-        let mut target = self.target.side();
-        if rules.own.is_empty() && form::has_own(&self.asked.plan) {
-            rules.own = self.left_alone(&mut source).map_err(broken)?;
-        }
-        let found = compare(&mut source, &mut target, &rules).map_err(broken)?;
-        let mut all = listed(&found);
-        if form::has_own(&self.asked.plan) {
-            // With "skip" none of them may be touched.
-            let still = self.own_still();
-            let lost = self.rules.own.difference(&still).cloned();
-            let text = |db: u32| format!("the target's own key was touched (database {db})");
-            all.extend(lost.map(|(db, key)| (key, text(db))).collect::<Vec<_>>());
-        }
-        if all.is_empty() {
-            return Ok(all);
-        }
-        let mut native = match &self.native {
-            Some(native) => Side::open(&native.url(), false).map_err(broken)?,
-            None => Side::of_replicas(&self.source.url()).map_err(broken)?,
-        };
-        let rules = Rules {
-            databases: self.able.databases.iter().map(|db| (*db, *db)).collect(),
-            rounds: 2,
-            ..Rules::default()
-        };
-        let theirs = compare(&mut source, &mut native, &rules).map_err(broken)?;
-        let theirs: BTreeSet<Vec<u8>> = listed(&theirs).into_iter().map(|(key, _)| key).collect();
-        for (key, text) in &mut all {
-            // What is there in each database says whose it is.
-            for (_, db) in &self.rules.databases {
-                if !target.is_cluster() {
-                    target.everywhere(&format!("SELECT {db}")).map_err(broken)?;
-                }
-                let value = target
-                    .run(&Command::new("GET").key(&*key))
-                    .map_err(broken)?;
-                let value = value.text().chars().take(20).collect::<String>();
-                text.push_str(&format!(", at the target in {db}: {value:?}"));
-            }
-        }
-        let before = all.len();
-        all.retain(|(key, _)| !theirs.contains(key));
-        self.excused += (before - all.len()) as u64;
-        Ok(all)
-    }
-
-    /// The target's own keys that are what they were before the migration, by database.
-    fn own_still(&self) -> BTreeSet<(u32, Vec<u8>)> {
-        let mut side = self.target.side();
-        let mut still = BTreeSet::new();
-        for (_, db) in &self.rules.databases {
-            if !side.is_cluster() {
-                side.everywhere(&format!("SELECT {db}"))
-                    .expect("a database");
-            }
-            for name in form::own() {
-                let value = side
-                    .run(&Command::new("GET").key(&name))
-                    .expect("an answer");
-                if value.text() == own_value(&name) {
-                    still.insert((*db, name.into_bytes()));
-                }
-            }
-        }
-        still
-    }
-
-    /// The target's own keys that the source does not hold, and that are what they were: nothing to compare.
-    fn left_alone(&self, source: &mut Side) -> std::io::Result<BTreeSet<(u32, Vec<u8>)>> {
-        let mut own = self.own_still();
-        for (db, target_db) in &self.rules.databases {
-            if !source.is_cluster() {
-                source.everywhere(&format!("SELECT {db}"))?;
-            }
-            for name in names() {
-                if source.run(&Command::new("EXISTS").key(&name))?.int() == Some(1) {
-                    own.remove(&(*target_db, name.into_bytes()));
-                }
-            }
-        }
-        Ok(own)
-    }
-
     /// Everything anew on the same servers: no keys, no saved state.
     pub fn anew(&mut self) {
         self.end_move();
@@ -617,42 +526,6 @@ fn names_of(side: &Side) -> impl Iterator<Item = String> {
     side.commands().cloned().collect::<Vec<_>>().into_iter()
 }
 
-fn own_value(name: &str) -> String {
+pub(super) fn own_value(name: &str) -> String {
     format!("own:{name}")
-}
-
-/// What went wrong, with the names in quotation marks as the keys.
-fn going_wrong(text: String) -> Difference {
-    let quoted = text
-        .split('"')
-        .filter(|t| t.starts_with('{') && t.len() == 5);
-    Difference {
-        keys: quoted.map(|t| t.as_bytes().to_vec()).collect(),
-        text,
-    }
-}
-
-fn listed(found: &Comparison) -> Vec<(Vec<u8>, String)> {
-    let kinds = [
-        ("missing", &found.missing),
-        ("extra", &found.extra),
-        ("different", &found.different),
-    ];
-    let of_kind = |(kind, findings): (&'static str, &'_ crate::support::compare::Findings)| {
-        let found = findings.kept.iter();
-        found
-            .map(|(key, text)| (key.clone(), format!("{kind} {text}")))
-            .collect::<Vec<_>>()
-    };
-    kinds.into_iter().flat_map(of_kind).collect()
-}
-
-fn difference(found: &[(Vec<u8>, String)]) -> Difference {
-    let lines: Vec<String> = (found.iter().take(10))
-        .map(|(key, text)| format!("{} {text}", Shown(key)))
-        .collect();
-    Difference {
-        keys: found.iter().map(|(key, _)| key.clone()).collect(),
-        text: format!("{} keys differ: {}", found.len(), lines.join("; ")),
-    }
 }
