@@ -103,18 +103,28 @@ impl Listing {
             Some(Position::End) => return Ok(()),
             Some(Position::Slot(_)) => true,
             Some(Position::Scan { .. }) => false,
-            // Under another name a key lies in another slot.
             None => {
-                self.side.cluster
-                    && self.side.renames.is_empty()
-                    && self.lists_slots().await?
-                    && !self.has_more_databases().await?
+                let mut tries = Tries::new(self.patience);
+                loop {
+                    match self.goes_by_slot().await {
+                        Ok(by_slot) => break by_slot,
+                        Err(e) => self.again(e, &mut tries).await?,
+                    }
+                }
             }
         };
         match by_slot {
             true => self.by_slot(&mut out).await,
             false => self.by_scan(&mut out).await,
         }
+    }
+
+    async fn goes_by_slot(&self) -> Result<bool> {
+        // Under another name a key lies in another slot.
+        Ok(self.side.cluster
+            && self.side.renames.is_empty()
+            && self.lists_slots().await?
+            && !self.has_more_databases().await?)
     }
 
     async fn lists_slots(&self) -> Result<bool> {
@@ -246,7 +256,13 @@ impl Listing {
 
     async fn by_scan(&self, out: &mut Out) -> Result<()> {
         let (mut from, mut seen) = (self.from.clone(), self.distinct.map(KeySet::within));
-        let units = self.units().await?;
+        let mut tries = Tries::new(self.patience);
+        let units = loop {
+            match self.units().await {
+                Ok(units) => break units,
+                Err(e) => self.again(e, &mut tries).await?,
+            }
+        };
         for (i, (address, db)) in units.iter().enumerate() {
             let mut scan = match &from {
                 Some(Position::Scan { node, db: at, .. }) if (node, at) != (address, &db.0) => {
@@ -261,8 +277,13 @@ impl Listing {
                 Some((node, db)) => at(node, *db, b"0"),
                 None => Position::End,
             };
-            let mut conn = self.open(address, *db).await?;
             let mut tries = Tries::new(self.patience);
+            let mut conn = loop {
+                match self.open(address, *db).await {
+                    Ok(conn) => break conn,
+                    Err(e) => self.again(e, &mut tries).await?,
+                }
+            };
             loop {
                 let mut keys = match scan.next(&mut conn, PAGE as u32).await {
                     Ok(Some(keys)) => keys,
