@@ -1,10 +1,10 @@
 //! Mode "scan": sources that refuse to be replicated.
 
-use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic::{self, Options};
 use crate::support::wire::Command;
+use crate::support::{need, wait_until};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -127,6 +127,25 @@ fn a_killed_scan_goes_on() {
     (story.plan.run(&format!("{again} --accept-loss"))).exits(0);
     story.verify();
     story.judge();
+}
+
+/// Killed with its first keys at the target, before anything else was saved: those are its own.
+#[test]
+fn killed_with_its_first_keys_it_goes_on() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = story(&name, "notify-keyspace-events \"\"", &name);
+    story.plan.set("/source/mode", json!("scan"));
+    story.plan.set("/limits", json!({ "keys_per_s": 1_000 }));
+    story.fill(3_000);
+    let running = story.migrate();
+    wait_until("keys arrive", Duration::from_secs(30), || {
+        story.target.side().size().is_ok_and(|n| n > 0)
+    });
+    running.signal("KILL");
+    running.wait(Duration::from_secs(10));
+    story.plan.set("/limits", json!({}));
+    story.plan.run("migrate --until caught-up --json").exits(0);
+    story.verify();
 }
 
 /// A verification beside it says nothing false, and has mended what it finds.

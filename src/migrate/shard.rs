@@ -298,12 +298,11 @@ impl Runner {
         source: Option<Arc<Place>>,
         window_end: ReplOffset,
     ) -> Result<Ended> {
-        if std::mem::take(&mut shard.clean) {
-            // From here on the target may hold more than the state says: a kill before the first checkpoint has to
-            // leave a window.
-            (self.shared)
-                .store(|s| s.save_shards(std::slice::from_ref(&shard), &BTreeMap::new(), None))?;
-        }
+        // From here on the target may hold more than the state says: a kill before the first checkpoint has to leave a
+        // window, and a state that says whose the target's keys are.
+        shard.clean = false;
+        (self.shared)
+            .store(|s| s.save_shards(std::slice::from_ref(&shard), &BTreeMap::new(), None))?;
         let (shared, events) = (self.shared.clone(), events.clone());
         let (limits, shards) = (&shared.job.limits, shared.shards);
         let options = PipeOptions {
