@@ -80,8 +80,9 @@ impl Pump {
     }
 
     /// A flush may not have run on a node of the target, where others have gone on: [`Pump::finish_flush`] makes it good.
-    pub(super) fn compare_flushed(&mut self, name: &str, db: DbIndex, mark: Mark) {
-        let db = (name == "FLUSHDB").then_some(db);
+    ///
+    /// `db` is the target's database, `None` stands for all of them.
+    pub(super) fn compare_flushed(&mut self, db: Option<DbIndex>, mark: Mark) {
         self.flush_again = Some(match self.flush_again {
             None => (mark, db),
             Some((before, of)) if of == db => (before.earlier(mark), db),
@@ -103,16 +104,8 @@ impl Pump {
         }
         let before = self.hold(mark);
         self.flush_again = None;
-        let done = self.reconcile(Older::Flushed(db));
-        if done.is_err() {
-            // It is still to be done.
-            self.compare_flushed(
-                if db.is_some() { "FLUSHDB" } else { "FLUSHALL" },
-                db.unwrap_or(DbIndex::ZERO),
-                mark,
-            );
-        }
-        done?;
+        // After an error the floor stays: the next run meets the flush again.
+        self.reconcile(Older::Flushed(db))?;
         self.floor = before;
         Ok(())
     }

@@ -216,17 +216,18 @@ impl Pump {
                 Fate::Uncertain => touched.is_empty(),
                 Fate::Refused(_) => passes,
             };
+            let name = name_of(&unit);
             // What has expired over there meanwhile would be missing: such a key is read, not written to.
             let expired = !self.in_load
                 && self.source.is_some()
-                && name_of(&unit) != "RESTORE"
+                && name != "RESTORE"
                 && !matches!(&unit.fate, Fate::Refused(text) if text.starts_with("ASK "))
                 && touched.iter().any(|(k, _)| self.timed.may(&k.1));
-            let name = name_of(&unit);
             if touched.is_empty() {
                 match name.as_str() {
                     // Every node has got it, and some have gone on: it cannot just be sent again.
-                    "FLUSHALL" | "FLUSHDB" => self.compare_flushed(&name, unit.db.index(), mark),
+                    "FLUSHALL" => self.compare_flushed(None, mark),
+                    "FLUSHDB" => self.compare_flushed(Some(unit.db.index()), mark),
                     "FUNCTION" if self.source.is_some() => self.owe_functions(mark),
                     _ if again => self.resend(&unit, &touched, mark)?,
                     _ => {
