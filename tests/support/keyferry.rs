@@ -109,6 +109,16 @@ impl Plan {
         let mut written = None;
         self.wait_status(running, "caught up", limit, |status| {
             let stream = &status["stream"];
+            if status["mode"] == "scan" {
+                // A sweep rests half a second after each, and its lag runs from 0 to that: one has to begin after the call.
+                let proven = |shard: &Value| {
+                    Some(shard["updated_at"].as_i64()? - shard["stream"]["lag_ms"].as_i64()?)
+                };
+                let later = later - 1_500;
+                return status["snapshot"]["done"] == true
+                    && (status["shards"].as_array())
+                        .is_some_and(|s| s.iter().all(|shard| proven(shard) >= Some(later)));
+            }
             // While a link is down, nobody knows what is still to come: its lag grows.
             let near = |shard: &Value| shard["stream"]["lag_ms"].as_u64().unwrap_or(u64::MAX) < 500;
             let up = (status["shards"].as_array()).is_some_and(|s| s.iter().all(near));
