@@ -3,7 +3,7 @@
 use crate::check::STOPS;
 use crate::cutover::stopped;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::control::{Answer, Ask, Asker};
+use crate::migrate::control::orders::{Answer, Ask, Asker};
 use crate::plan::Plan;
 use crate::source::private_dir;
 use crate::store::{Lock, Store};

@@ -8,7 +8,7 @@ use crate::cutover::migration::Migration;
 use crate::cutover::proof::Ready;
 use crate::cutover::{Options, stopped, watch};
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::{Answer, Ask, ShardNow};
+use crate::migrate::control::orders::{Answer, Ask, ShardNow};
 use crate::plan::{FreezeWay, Job, Plan, Source};
 use crate::source::mix;
 use crate::store::{MIX, MODE, Phase, SWEEPS, Stage, Store};

@@ -3,7 +3,7 @@
 use crate::cutover::migration::Migration;
 use crate::cutover::pass::Pass;
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::Ask;
+use crate::migrate::control::orders::Ask;
 use crate::types::DbIndex;
 use crate::verify::{self, Live};
 use std::time::{Duration, Instant};

@@ -21,9 +21,9 @@ pub use latency::LatencyBlock;
 pub use lock::Lock;
 pub use own::Own;
 pub use record::{
-    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, PULSE, Phase, PhaseSpan, REFUSED,
-    REPAIR_FUNCTIONS, Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress,
-    VerifyRun, Written,
+    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MASTERS, MIX, MODE, PULSE, Phase, PhaseSpan,
+    REFUSED, REPAIR_FUNCTIONS, Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow,
+    VerifyProgress, VerifyRun, Written,
 };
 pub use workers::{Claim, Worker, coverage, worker_dir, workers, workers_and};
 
