@@ -182,6 +182,11 @@ impl Error {
         }
     }
 
+    /// The work has ended because a stop was asked for; `message` says which work.
+    pub fn stopped(message: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Interrupted, message)
+    }
+
     /// What the user can do about it; replaces the kind's general hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Error {

@@ -3,6 +3,9 @@
 //! Only the first stage of a flow hears [`Shutdown`]; later stages end when their channel closes.
 
 pub mod event_loop;
+mod private;
+
+pub use private::{private_dir, private_file};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::future::Future;
