@@ -6,7 +6,7 @@ use super::{
     CutoverPlan, Expired, ExpiryFilter, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, PricePlan,
     Renames, Topology,
 };
-use crate::types::{DbIndex, Slot, SlotSet};
+use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -146,11 +146,7 @@ pub struct Sentinel {
 impl Endpoint {
     /// `host:port`, with brackets around an IPv6 address.
     pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        address::join(&self.host, self.port)
     }
 
     /// The url with the user and without the password.
