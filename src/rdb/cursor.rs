@@ -91,6 +91,15 @@ impl<'a> Reader<'a> {
         Ok(i64::from_le_bytes(self.array(what)?))
     }
 
+    /// Reads the length that a packed value begins with, and refuses another than that of all its bytes.
+    pub fn total(&mut self, what: &'static str) -> Result<()> {
+        let (says, has) = (self.u32(what)?, self.bytes.len());
+        if says as usize != has {
+            return Err(self.fail(what, format_args!("it says {says} bytes and has {has}")));
+        }
+        Ok(())
+    }
+
     /// Refuses leftovers.
     pub fn finish(&self, what: &'static str) -> Result<()> {
         match self.remaining() {

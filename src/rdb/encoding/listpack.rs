@@ -45,13 +45,7 @@ pub struct Listpack<'a> {
 impl<'a> Listpack<'a> {
     pub fn new(bytes: &'a [u8], at: u64) -> Result<Listpack<'a>> {
         let mut r = Reader::new(bytes, at);
-        let total = r.u32(WHAT)?;
-        if total as usize != bytes.len() {
-            return Err(r.fail(
-                WHAT,
-                format_args!("it says {total} bytes and has {}", bytes.len()),
-            ));
-        }
+        r.total(WHAT)?;
         let count = r.u16(WHAT)?;
         Ok(Listpack {
             r,
