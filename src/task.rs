@@ -103,11 +103,6 @@ impl TaskGroup {
         self.tasks.spawn(task);
     }
 
-    /// Runs blocking work on a thread of its own.
-    pub fn spawn_blocking(&mut self, work: impl FnOnce() -> Result<()> + Send + 'static) {
-        self.tasks.spawn_blocking(work);
-    }
-
     /// Waits for all; the first error asks the others to stop and is returned when they have.
     pub async fn join(&mut self) -> Result<()> {
         let mut first = Ok(());

@@ -8,7 +8,7 @@ use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
 use crate::support::wait_until;
 use crate::support::wire::{Client, Command};
-use keyferry::types::Slot;
+use keyferry::Slot;
 use serde_json::json;
 use std::process::Stdio;
 use std::time::Duration;

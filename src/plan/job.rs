@@ -164,13 +164,6 @@ impl Endpoint {
         let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
         format!("{scheme}://{user}{}{db}", self.address())
     }
-
-    /// Where an announced `host:port` is reached from here.
-    pub fn reachable<'a>(&'a self, announced: &'a str) -> &'a str {
-        self.address_map
-            .get(announced)
-            .map_or(announced, String::as_str)
-    }
 }
 
 impl fmt::Display for Endpoint {
@@ -264,11 +257,6 @@ impl Databases {
             return None;
         }
         Some(self.map.get(&source).copied().unwrap_or(source))
-    }
-
-    /// The source databases that are named; `None` when all are moved.
-    pub fn included(&self) -> Option<impl Iterator<Item = DbIndex> + '_> {
-        self.include.as_ref().map(|i| i.iter().copied())
     }
 
     /// The databases that are moved, each with the target's; in the order of their numbers.

@@ -39,10 +39,6 @@ impl<'a> Reader<'a> {
         self.base + self.at as u64
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.at >= self.bytes.len()
-    }
-
     pub fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }

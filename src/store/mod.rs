@@ -377,10 +377,6 @@ impl Store {
 
     // Counters, events, documents.
 
-    pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
-        self.write("save a counter", |t| add_count(t, name, n))
-    }
-
     pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
         let rows = self.rows(
             "read the counters",

@@ -26,7 +26,7 @@ use crate::source::keys::side::{Role, Side};
 use crate::store::{Existing, Lock, Own, Run, Store};
 use crate::task::{Shutdown, Throttle, private_dir};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
-pub use answer::{DbSize, KeyReport, Summary};
+pub use answer::{KeyReport, Summary};
 pub use live::Live;
 
 use answer::{conclude, dbsize};

@@ -105,7 +105,7 @@ impl Plan {
     #[track_caller]
     pub fn wait_caught_up(&self, running: &mut Running, limit: Duration) -> Value {
         // Where writers go on, hardly a look finds nothing on its way: then what was written some time ago is enough.
-        let later = keyferry::types::unix_ms() + 1_500;
+        let later = keyferry::unix_ms() + 1_500;
         let mut written = None;
         self.wait_status(running, "caught up", limit, |status| {
             let stream = &status["stream"];
@@ -238,7 +238,7 @@ pub struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Running {
-        let started_ms = keyferry::types::unix_ms();
+        let started_ms = keyferry::unix_ms();
         let stderr = tempfile::NamedTempFile::new().expect("a temporary file");
         let file = stderr.reopen().expect("the temporary file");
         let mut child = command

@@ -150,14 +150,6 @@ impl Default for Builder {
 }
 
 impl Builder {
-    pub fn len(&self) -> usize {
-        self.bytes.len() + 1
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Appends an element; false (nothing appended) at a size at which versions disagree about its back-length.
     pub fn push(&mut self, element: Packed<'_>) -> bool {
         let start = self.bytes.len();
