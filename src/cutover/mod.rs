@@ -24,9 +24,8 @@ use self::migration::Migration;
 use self::pass::{Pass, Passed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, Source, validate};
-use crate::source::private_dir;
 use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
-use crate::task::Shutdown;
+use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -311,7 +310,7 @@ fn took(outcome: &mut Outcome, journal: &Journal, passed: &Passed) {
 }
 
 fn stopped() -> Error {
-    Error::new(ErrorKind::Interrupted, "the cutover was stopped")
+    Error::stopped("the cutover was stopped")
 }
 
 fn side_of(stage: Stage) -> &'static str {

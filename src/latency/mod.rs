@@ -27,9 +27,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::{Times, packed, told as times};
 use crate::plan::{Endpoint, Job, Source, WORKLOAD_FILE};
 use crate::source::mix::{self, Mix};
-use crate::source::private_dir;
 use crate::store::{LATENCY, LatencyBlock, Lock, Store};
-use crate::task::Shutdown;
+use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -324,10 +323,7 @@ async fn measure(
 }
 
 fn stopped() -> Error {
-    Error::new(
-        ErrorKind::Interrupted,
-        "the measurement was stopped; run again, it goes on with the next block",
-    )
+    Error::stopped("the measurement was stopped; run again, it goes on with the next block")
 }
 
 /// What this program itself, which uses one core, has held.

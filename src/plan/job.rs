@@ -6,7 +6,7 @@ use super::{
     CutoverPlan, Expired, ExpiryFilter, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, PricePlan,
     Renames, Topology,
 };
-use crate::types::{DbIndex, Slot, SlotSet};
+use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -146,11 +146,7 @@ pub struct Sentinel {
 impl Endpoint {
     /// `host:port`, with brackets around an IPv6 address.
     pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        address::join(&self.host, self.port)
     }
 
     /// The url with the user and without the password.
@@ -167,13 +163,6 @@ impl Endpoint {
             .unwrap_or_default();
         let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
         format!("{scheme}://{user}{}{db}", self.address())
-    }
-
-    /// Where an announced `host:port` is reached from here.
-    pub fn reachable<'a>(&'a self, announced: &'a str) -> &'a str {
-        self.address_map
-            .get(announced)
-            .map_or(announced, String::as_str)
     }
 }
 
@@ -268,11 +257,6 @@ impl Databases {
             return None;
         }
         Some(self.map.get(&source).copied().unwrap_or(source))
-    }
-
-    /// The source databases that are named; `None` when all are moved.
-    pub fn included(&self) -> Option<impl Iterator<Item = DbIndex> + '_> {
-        self.include.as_ref().map(|i| i.iter().copied())
     }
 
     /// The databases that are moved, each with the target's; in the order of their numbers.

@@ -16,8 +16,7 @@ mod validate;
 
 pub use glob::Glob;
 pub use job::{
-    Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Redacted, Secret, Sentinel, Source,
-    TlsOptions, VerifyOptions,
+    Databases, Endpoint, Job, Limits, Mode, RdbPath, Redacted, Secret, Sentinel, Source, TlsOptions,
 };
 pub use learnt::{Held, Learnt, is_for_good};
 pub use rename::Renames;

@@ -12,7 +12,6 @@ mod measured;
 mod merged;
 mod status;
 
-pub use merged::WorkerStatus;
 pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
 
 use crate::error::Result;

@@ -14,12 +14,12 @@ pub use link::Down;
 pub use tail::{SnapshotTail, StreamTail};
 
 use crate::error::{Context, ErrorKind, Result};
+use crate::task::{private_dir, private_file};
 use crate::types::{ReplId, ReplOffset, unix_ms};
 use arrivals::Arrivals;
 use link::{LATE_MS, LinkState, QUIET_MS};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
@@ -128,7 +128,7 @@ pub struct Spool {
 impl Spool {
     /// Opens the folder and whatever an earlier run left in it.
     pub fn open(dir: &Path, limit: u64) -> Result<Arc<Spool>> {
-        crate::source::private_dir(dir)?;
+        private_dir(dir)?;
         let snapshot_len = std::fs::metadata(dir.join(SNAPSHOT)).map_or(0, |m| m.len());
         let segments = segments(dir)?;
         let start = segments.first().map_or(ReplOffset(0), |s| s.0);
@@ -415,12 +415,11 @@ fn segments(dir: &Path) -> Result<Vec<(ReplOffset, u64)>> {
 }
 
 fn create(path: &Path, truncate: bool) -> Result<File> {
-    OpenOptions::new()
+    private_file()
         .create(true)
         .write(true)
         .truncate(truncate)
         .append(!truncate)
-        .mode(0o600)
         .open(path)
         .context(ErrorKind::Disk, || format!("open {}", path.display()))
 }

@@ -30,14 +30,13 @@ pub use workers::{Claim, Worker, coverage, worker_dir, workers, workers_and};
 use self::column::{big, document, int, offset, unreadable};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::{Job, Limits};
+use crate::task::{private_dir, private_file};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,26 +51,15 @@ pub struct Store {
     path: PathBuf,
 }
 
-fn create_private_dir(dir: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .context(ErrorKind::Disk, || {
-            format!("create the folder {}", dir.display())
-        })
-}
-
 impl Store {
     /// Opens or creates the state in a plan's folder.
     pub fn open(dir: &Path) -> Result<Store> {
-        create_private_dir(dir)?;
+        private_dir(dir)?;
         let path = dir.join(FILE);
         // Made here so that nobody else may ever read it; SQLite gives its side files the same mode.
-        OpenOptions::new()
+        private_file()
             .create(true)
             .append(true)
-            .mode(0o600)
             .open(&path)
             .context(ErrorKind::Disk, || {
                 format!("open the state file {}", path.display())
@@ -121,7 +109,7 @@ impl Store {
 
     /// Copies the state as it is at this moment into another folder, also while a process writes it.
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
-        create_private_dir(dir)?;
+        private_dir(dir)?;
         let (path, new) = (dir.join(FILE), dir.join("state.new"));
         let failed = || format!("copy the state to {}", path.display());
         for old in [
@@ -388,10 +376,6 @@ impl Store {
     }
 
     // Counters, events, documents.
-
-    pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
-        self.write("save a counter", |t| add_count(t, name, n))
-    }
 
     pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
         let rows = self.rows(

@@ -124,11 +124,6 @@ impl Pipe {
         pipe
     }
 
-    /// What its connections are tasks of.
-    pub fn events(&self) -> &EventLoop {
-        &self.events
-    }
-
     pub fn topology(&self) -> &Topology {
         &self.topology
     }

@@ -30,15 +30,6 @@ pub struct Trouble {
     pub error: Option<Error>,
 }
 
-impl Trouble {
-    pub fn is_empty(&self) -> bool {
-        self.failed.is_empty()
-            && self.uncertain.is_empty()
-            && self.unsent.is_empty()
-            && self.error.is_none()
-    }
-}
-
 pub enum Order {
     Send(Arc<Batch>),
     /// Write the rest of a batch that is on its way, from this byte on.

@@ -23,11 +23,10 @@ use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::source::keys::fact::Found;
 use crate::source::keys::list;
 use crate::source::keys::side::{Role, Side};
-use crate::source::private_dir;
 use crate::store::{Existing, Lock, Own, Run, Store};
-use crate::task::{Shutdown, Throttle};
+use crate::task::{Shutdown, Throttle, private_dir};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
-pub use answer::{DbSize, KeyReport, Summary};
+pub use answer::{KeyReport, Summary};
 pub use live::Live;
 
 use answer::{conclude, dbsize};
@@ -167,10 +166,7 @@ impl Check {
     fn go_on(&self) -> Result<()> {
         match self.stop.requested() {
             false => Ok(()),
-            true => Err(Error::new(
-                ErrorKind::Interrupted,
-                "the verification was stopped",
-            )),
+            true => Err(Error::stopped("the verification was stopped")),
         }
     }
 

@@ -210,10 +210,8 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         }
         if ctx.shared.stop.requested() {
             // What has not been done stays before the mark: the next run does it.
-            return Err(Error::new(
-                ErrorKind::Interrupted,
-                format!("stopped while the target had trouble: {why}"),
-            ));
+            let message = format!("stopped while the target had trouble: {why}");
+            return Err(Error::stopped(message));
         }
         ctx.progress.set_note(format!("target: {why}"));
         ctx.shared.event("warning", "target", &why);

@@ -5,11 +5,12 @@
 //! on nothing.
 
 use crate::error::{Context, ErrorKind, Result};
+use crate::task::private_file;
 use crate::types::DbIndex;
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -156,11 +157,10 @@ impl MaybeTimed {
         let file = match &self.file {
             Some(file) => file,
             None => {
-                let file = OpenOptions::new()
+                let file = private_file()
                     .create(true)
                     .truncate(false)
                     .write(true)
-                    .mode(0o600)
                     .open(&self.path)
                     .context(ErrorKind::Disk, failed)?;
                 file.set_len((self.lines() * LINE_BYTES) as u64)

@@ -7,10 +7,10 @@
 //! What was released stays in a file of its own until it is known to survive a failover of the target.
 
 use crate::error::{Context, ErrorKind, Result};
+use crate::task::private_file;
 use crate::types::DbIndex;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// How far ahead a held expiry is put; if keyferry never comes back, the keys still end.
@@ -85,11 +85,7 @@ impl Held {
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let file = OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .mode(0o600)
-                    .open(&self.path);
+                let file = private_file().create(true).append(true).open(&self.path);
                 self.file.insert(file.context(ErrorKind::Disk, failed)?)
             }
         };

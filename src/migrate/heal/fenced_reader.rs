@@ -124,7 +124,7 @@ impl FencedReader {
             }
             if ctx.shared.stop.requested() || ctx.spool.ended() == Some(End::Superseded) {
                 let stopped = "stopped while reading keys from the source";
-                return Err(Error::new(ErrorKind::Interrupted, stopped).cause(e));
+                return Err(Error::stopped(stopped).cause(e));
             }
             tracing::warn!("reading keys from the source failed, trying again: {e}");
             let _ = runtime.block_on(place.locate());

@@ -5,9 +5,9 @@
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::keyset::KeySet;
-use std::fs::{File, OpenOptions};
+use crate::task::private_file;
+use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) struct LoadedKeys {
@@ -41,10 +41,9 @@ impl LoadedKeys {
         let out = match &mut self.out {
             Some(out) => out,
             None => {
-                let file = OpenOptions::new()
+                let file = private_file()
                     .create(true)
                     .append(true)
-                    .mode(0o600)
                     .open(&self.path)
                     .context(ErrorKind::Disk, &failed)?;
                 let whole = match self.resumed {
@@ -126,7 +125,7 @@ mod tests {
         assert!(parts == 1 && bytes < 10_000, "{bytes}");
         assert!(loaded.parts(64 * 9).expect("parts").0 > 1);
         // A kill in the middle of a hash.
-        let file = OpenOptions::new()
+        let file = std::fs::OpenOptions::new()
             .append(true)
             .open(dir.path().join("loaded"));
         file.expect("the file").write_all(b"abc").expect("a piece");

@@ -1,6 +1,6 @@
 //! The target's keys that are ours, listed page by page: what a new full sync or a flush may have made stale.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::migrate::context::ShardContext;
 use crate::migrate::write::door::Door;
 use crate::net::scan::{self, Scan};
@@ -86,8 +86,5 @@ impl OurKeys {
 
 /// A stop while keys are compared.
 pub(crate) fn interrupted() -> Error {
-    Error::new(
-        ErrorKind::Interrupted,
-        "stopped while comparing the target's older keys with the source's",
-    )
+    Error::stopped("stopped while comparing the target's older keys with the source's")
 }

@@ -233,7 +233,7 @@ impl Sweeper<'_> {
     pub(super) fn go_on(&self) -> Result<()> {
         match self.ctx.shared.stop.requested() {
             false => Ok(()),
-            true => Err(Error::new(ErrorKind::Interrupted, "the scan was stopped")),
+            true => Err(Error::stopped("the scan was stopped")),
         }
     }
 
