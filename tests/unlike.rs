@@ -244,7 +244,8 @@ fn a_flush_that_one_node_has_missed_takes_nothing_that_came_after_it() {
         source.run(&format!("SET new{n} 1"));
     }
     let has = |node: &Server, what: &str| node.run(&format!("KEYS {what}*")).items().len();
-    wait_until("the others have gone on", SOON, || {
+    // On a busy machine a release of held expiries may wait for the silent node: it is given up after a minute.
+    wait_until("the others have gone on", 3 * SOON, || {
         [0, 2].iter().all(|n| has(&target.nodes()[*n], "new") > 50)
     });
     lines[1].cut();

@@ -220,6 +220,12 @@ pub fn copy_db(cmd: &Command<'_>) -> Option<u32> {
     cmd.number(at).and_then(|n| u32::try_from(n).ok())
 }
 
+/// All names of the table.
+#[cfg(test)]
+pub fn names() -> impl Iterator<Item = &'static str> {
+    table::SPECS.iter().map(|spec| spec.name)
+}
+
 /// Whether a command may be what a master sends when a key has expired.
 pub fn removes_expired(cmd: &Command<'_>, may_expire: impl Fn(&[u8]) -> bool) -> bool {
     let name = cmd.name();

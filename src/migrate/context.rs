@@ -8,7 +8,7 @@ use crate::migrate::slots::ownership::Ownership;
 use crate::migrate::tally::{Tally, cannot_hold, loss_text};
 use crate::plan::{Job, OnLoss};
 use crate::source::spool::Spool;
-use crate::store::{Own, Store};
+use crate::store::{MASTERS, Own, Store};
 use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle};
 use crate::types::{DbIndex, ShardId, unix_ms};
@@ -97,6 +97,8 @@ pub(crate) struct Shared {
     pub pace: Pace,
     /// What a cutover asks for.
     pub control: Arc<Control>,
+    /// How many losses of the target each shard's saved marks have taken in.
+    pub losses_seen: Mutex<BTreeMap<ShardId, u64>>,
     /// The last event, and when.
     pub told: Mutex<Option<(String, Instant)>>,
 }
@@ -104,6 +106,25 @@ pub(crate) struct Shared {
 impl Shared {
     pub fn store<T>(&self, work: impl FnOnce(&mut Store) -> Result<T>) -> Result<T> {
         work(&mut self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Says that a shard's saved marks have taken in so many losses of the target, and notes its masters once those of
+    /// all shards have: a run that is killed before must find the loss again, or it would go on behind what was lost.
+    pub fn loss_taken_in(&self, shard: ShardId, losses: u64) -> Result<()> {
+        let Some(health) = &self.health else {
+            return Ok(());
+        };
+        let view = health.view();
+        let all = {
+            let seen = self.losses_seen.lock();
+            let mut seen = seen.unwrap_or_else(PoisonError::into_inner);
+            seen.insert(shard, losses);
+            seen.values().all(|seen| *seen == view.losses)
+        };
+        match all {
+            true => self.store(|s| s.put_json(MASTERS, &view.masters_document())),
+            false => Ok(()),
+        }
     }
 
     /// Waits until so many bytes are free for a load's keys; `None` when a stop is asked for.

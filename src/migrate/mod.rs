@@ -18,6 +18,9 @@ mod shard;
 mod slots;
 mod stream;
 mod tally;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod testing;
 mod workers;
 mod write;
 
@@ -276,7 +279,10 @@ async fn migrate(
     } else {
         let known = known_masters(&store)?;
         let watch = health::Watch::begin(&job.target, &topology, known).await?;
-        store.put_json(MASTERS, &watch.health().masters())?;
+        let view = watch.health().view();
+        if view.losses == 0 {
+            store.put_json(MASTERS, &view.masters_document())?;
+        }
         Some(watch)
     };
     let saved = store.shards()?;
@@ -331,6 +337,7 @@ async fn migrate(
         own: existing::own(job, &topology, dir, claimed.as_ref(), &saved).await?,
         pace: Pace::new(job, layout.masters.len().max(1)),
         control: Default::default(),
+        losses_seen: Default::default(),
         told: Default::default(),
     });
     shared.event(
@@ -451,9 +458,6 @@ async fn migrate(
     }
     if let Some(watching) = watching {
         watching.abort();
-    }
-    if let Some(health) = &shared.health {
-        shared.store(|s| s.put_json(MASTERS, &health.masters()))?;
     }
     let all = || shards.views().iter().all(|v| v.caught_up.load(Relaxed));
     // What it had when it ended counts, whatever the link's end has made of it since.

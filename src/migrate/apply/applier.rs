@@ -6,7 +6,7 @@
 use crate::command::{self, Access, Command, KeyArg, Kind, Spec, SplitKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fence::Dump;
-use crate::migrate::checkpoint::checkpoints::{Checkpoints, Standing};
+use crate::migrate::checkpoint::checkpoints::{Checkpoints, Rewound, Standing};
 use crate::migrate::checkpoint::holds::{HoldId, Why};
 use crate::migrate::context::ShardContext;
 use crate::migrate::expiry::guard::ExpiryGuard;
@@ -28,7 +28,7 @@ use crate::migrate::write::target_writer::TargetWriter;
 use crate::migrate::write::wire::Wire;
 use crate::resp;
 use crate::task::failpoint;
-use crate::types::{Mark, ReplOffset, Slot, unix_ms};
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -498,12 +498,24 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         })
     }
 
-    /// The target has lost a master: everything that is under way is read again from before it.
-    pub(super) fn rewind(&mut self) {
+    /// The target has lost a master, its `losses`th: goes back to the stable mark. Everything that was under way is read
+    /// again from before it, up to where keys may hold a later state as a window.
+    pub(super) fn go_back(&mut self, losses: u64) -> Rewound {
+        let window_end = (self.position.routed())
+            .max(self.healer.ahead_to())
+            .max(self.position.window_end());
         self.healer.rewind();
         self.flush = PendingFlush::default();
         self.inside = None;
         self.expiry.target_lost();
+        let (at, asks) = (self.position.at(), self.reader.asks());
+        let back = self.marks.rewind(losses, at, asks);
+        match back {
+            Rewound::Stream(at, db) => self.position.rewind(at, db, window_end),
+            Rewound::Load(at) => self.position.rewind(at, DbIndex::ZERO, window_end),
+            Rewound::Snapshot(_) => self.position.reread(),
+        }
+        back
     }
 }
 

@@ -109,7 +109,9 @@ impl ApplyLoop {
     /// Runs `drive` (the loop's own phases, or another driver's) to its end, and saves what is acknowledged, whatever
     /// went wrong.
     pub fn run(&mut self, drive: impl FnOnce(&mut Self) -> Result<Ended>) -> Result<Ended> {
-        let mut result = drive(self);
+        // What is saved has taken in all losses before this run.
+        let begun = self.ctx.shared.loss_taken_in(self.ctx.id, 0);
+        let mut result = begun.and_then(|()| drive(self));
         if matches!(&result, Err(e) if e.kind() == ErrorKind::Interrupted)
             && self.ctx.spool.ended() == Some(End::Superseded)
         {

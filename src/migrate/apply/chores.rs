@@ -18,7 +18,6 @@ use crate::migrate::stream::unreplicated;
 use crate::migrate::write::door::Admission;
 use crate::source::keys::functions as source_functions;
 use crate::source::keys::side::Side;
-use crate::store::MASTERS;
 use crate::types::{DbIndex, ReplOffset, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -388,30 +387,21 @@ impl ApplyLoop {
                 "it came back without its data: set on_existing to \"reconcile\" and run again with --fresh to write everything anew",
             ));
         }
-        let masters = health.masters();
-        ctx.shared.store(|s| s.put_json(MASTERS, &masters))?;
         self.applier.settle_sent()?;
         // What was drained is not any more.
         ctx.shared.control.lost();
         self.drain = None;
-        let me = &mut self.applier;
-        let end = me.position.routed().max(me.healer.ahead_to());
-        let end = end.max(me.position.window_end());
-        me.rewind();
-        let asks = me.reader.asks();
-        let at = me.position.at();
-        let back = match me.marks.rewind(view.losses, at, asks) {
-            Rewound::Stream(at, db) => {
-                me.position.rewind(at, db, end);
-                format!("offset {at} of its stream")
-            }
+        let back = match self.applier.go_back(view.losses) {
+            Rewound::Stream(at, _) => format!("offset {at} of its stream"),
             Rewound::Snapshot(at) => format!("byte {at} of its snapshot"),
-            Rewound::Load(at) => {
+            Rewound::Load(_) => {
                 self.loaded.done();
-                me.position.rewind(at, DbIndex::ZERO, end);
                 "the beginning of its snapshot".into()
             }
         };
+        // Only then may the next run take the new masters for known ones.
+        self.save(false)?;
+        ctx.shared.loss_taken_in(ctx.id, view.losses)?;
         ctx.shared.event(
             "warning",
             "target_lost",

@@ -369,13 +369,16 @@ impl Checkpoints {
     }
 
     /// Mode "scan": takes in that the target has lost a master; what was lost is found by the next sweep.
-    pub fn note_loss(&mut self) -> bool {
+    pub fn note_loss(&mut self) -> Result<bool> {
         let lost = self.has_lost();
         if let (true, Some(health)) = (lost, &self.ctx.shared.health) {
-            self.stable.target_lost(health.view().losses);
+            let losses = health.view().losses;
+            self.stable.target_lost(losses);
             self.ctx.count("faults.target_lost");
+            // Each run begins with a sweep.
+            self.ctx.shared.loss_taken_in(self.ctx.id, losses)?;
         }
-        lost
+        Ok(lost)
     }
 
     /// Goes back to the stable mark, as the target has lost a master; returns where the stream is to be read from, and

@@ -176,7 +176,7 @@ impl Sweeper<'_> {
                 std::thread::sleep(ATTENDED_POLL);
                 continue;
             }
-            let lost = self.core.marks().note_loss();
+            let lost = self.core.marks().note_loss()?;
             if self.events.take_gap() || lost || self.unproven {
                 due = Instant::now();
             }

@@ -10,6 +10,7 @@ use crate::migrate::load::loaded_keys::LoadedKeys;
 use crate::migrate::load::loss_guard;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::scan::sweep;
+use crate::migrate::stream::position::window_after;
 use crate::net::Backoff;
 use crate::net::server::Server;
 use crate::plan::{OnExisting, RdbPath, Source};
@@ -223,19 +224,7 @@ impl Runner {
         if first {
             loss_guard::accept(&self.shared, shard.shard)?;
         }
-        let window_end = if shard.clean {
-            ReplOffset(0)
-        } else {
-            shard
-                .fence_high
-                .unwrap_or(ReplOffset(0))
-                .max(spool.stream_end())
-        };
-        let window_end = if shard.snapshot_loaded {
-            window_end
-        } else {
-            ReplOffset(0)
-        };
+        let window_end = window_after(shard, spool.stream_end());
         self.shared
             .store(|s| s.save_shards(std::slice::from_ref(shard), &BTreeMap::new(), None))?;
         spool.set_replid(replid);

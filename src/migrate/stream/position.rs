@@ -1,6 +1,7 @@
 //! Where the stream stands: the offset before which everything is routed, the selected database, the window after a
 //! crash, and how what is being taken differs from what the buffer holds.
 
+use crate::store::ShardState;
 use crate::types::{DbIndex, Mark, ReplOffset};
 
 /// The position of one shard in its source's stream.
@@ -161,6 +162,15 @@ impl StreamPosition {
         self.inside = None;
         self.cut = 0;
         self.owed = 0;
+    }
+}
+
+/// Up to where the stream is read instead of replayed after a run that has left `shard`: commands before it may have
+/// reached the target, and keys may hold a later state. `stream_end` is what has arrived of the stream.
+pub(crate) fn window_after(shard: &ShardState, stream_end: ReplOffset) -> ReplOffset {
+    match shard.clean || !shard.snapshot_loaded {
+        true => ReplOffset(0),
+        false => shard.fence_high.unwrap_or(ReplOffset(0)).max(stream_end),
     }
 }
 

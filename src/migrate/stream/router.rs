@@ -355,3 +355,6 @@ pub(crate) fn transaction(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests;
