@@ -7,8 +7,6 @@
 mod arrivals;
 mod link;
 mod tail;
-#[cfg(test)]
-mod tests;
 
 pub use link::Down;
 pub use tail::{SnapshotTail, StreamTail};
@@ -509,3 +507,6 @@ impl SpoolWriter {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
