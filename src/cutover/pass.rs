@@ -58,7 +58,11 @@ impl Pass<'_> {
     }
 
     /// Everything up to the switch. An error means that the writers go on where they were.
-    pub async fn run(&mut self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
+    pub async fn run(
+        &mut self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+    ) -> Result<Passed> {
         // A cutover that was cut off in its switch has left it holding still, and where the clients are is known by now.
         migration.ask(Ask::Follow).await?;
         let mut guard = Handle::start(&self.setup()?, self.plan.cutover.max_pause_ms).await?;
@@ -143,9 +147,11 @@ impl Pass<'_> {
             )
             .await?;
         journal
-            .step("warm-up", self.proof.warm_up(migration, scan), |warm| {
-                json!({ "left_keys": warm.left, "compare_us": micros(warm.compare) })
-            })
+            .step(
+                "warm-up",
+                self.proof.warm_up(migration, scan),
+                |warm| json!({ "left_keys": warm.left, "compare_us": micros(warm.compare) }),
+            )
             .await?;
         if self.options.dry_run {
             return self.rehearse(journal, migration).await;
@@ -421,11 +427,7 @@ impl Pass<'_> {
     }
 
     /// All but the freeze and the switch; foretells how long writers will wait.
-    async fn rehearse(
-        &self,
-        journal: &mut Journal,
-        migration: &mut Migration,
-    ) -> Result<Passed> {
+    async fn rehearse(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
         let drain = journal
             .step(
                 "drain",
