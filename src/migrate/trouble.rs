@@ -9,7 +9,7 @@ use crate::migrate::heal::Key;
 use crate::migrate::pump::Pump;
 use crate::net;
 use crate::resp::{self, Reply};
-use crate::target::flight::NOTHING_THERE;
+use crate::target::trouble::NOTHING_THERE;
 use crate::target::{Fate, Unit};
 use crate::types::{DbIndex, Mark, Slot, db_key, shown, split_db_key};
 use std::collections::{BTreeMap, BTreeSet};

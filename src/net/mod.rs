@@ -2,6 +2,7 @@
 //!
 //! Invariant: every connection of the program is opened by [`connect`]; TLS verifies unless the plan says `insecure`.
 
+mod answer;
 mod credentials;
 mod find;
 pub mod guard;
@@ -25,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-pub use items::Answer;
+pub use answer::Answer;
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal};
 pub use retry::{Backoff, Tries};
 
