@@ -9,6 +9,7 @@ pub mod mix;
 pub mod place;
 pub mod psync;
 pub mod pulse;
+mod receiver;
 pub mod spool;
 
 use crate::error::{Context, ErrorKind, Result};
