@@ -3,9 +3,9 @@
 //! The kernel releases it when the process ends, however it ends; so a stale lock cannot exist.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub struct Lock {
 impl Lock {
     /// Errors: `Locked` with the other process's id; `Disk` when the file cannot be made.
     pub fn acquire(dir: &Path) -> Result<Lock> {
-        super::create_private_dir(dir)?;
+        create_private_dir(dir)?;
         let path = dir.join("lock");
         let mut file = OpenOptions::new()
             .read(true)
@@ -69,6 +69,17 @@ impl Lock {
         let mut file = File::open(dir.join("lock")).ok()?;
         is_locked(&file).then(|| pid(&mut file)).flatten()
     }
+}
+
+/// Creates a folder that only its owner may read.
+pub(super) fn create_private_dir(dir: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .context(ErrorKind::Disk, || {
+            format!("create the folder {}", dir.display())
+        })
 }
 
 fn is_locked(file: &File) -> bool {
