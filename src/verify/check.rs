@@ -58,22 +58,37 @@ pub struct Check {
     pub slots: Option<SlotSet>,
     pub width: Width,
     pub repair: bool,
-    /// The target's own keys: with on_existing "skip" they are not compared, with "replace" they are no extra ones.
-    pub own: Vec<Own>,
-    /// Listed losses are not compared.
-    pub lost: RwLock<Existing>,
-    pub throttle: Throttle,
-    /// Bytes that the throttle has taken.
-    pub paced: AtomicU64,
+    spared: Spared,
+    pace: Pace,
     pub stop: Shutdown,
     pub patience: Duration,
     pub gauge: Arc<Gauge>,
-    /// What saved progress must be about to go on with it.
-    pub about: String,
-    pub store: Mutex<Store>,
-    pub progress: Mutex<Progress>,
+    saved: Saved,
     /// Held by the one worker that confirms before the end.
     pub confirming: tokio::sync::Mutex<()>,
+}
+
+/// Keys that are not compared, or not as others are.
+struct Spared {
+    /// The target's own: with on_existing "skip" they are not compared, with "replace" they are no extra ones.
+    own: Vec<Own>,
+    /// Listed losses are not compared.
+    lost: RwLock<Existing>,
+}
+
+/// How fast it may go.
+struct Pace {
+    throttle: Throttle,
+    /// Bytes that the throttle has taken.
+    taken: AtomicU64,
+}
+
+/// What it goes on with when it was stopped.
+struct Saved {
+    /// What saved progress must be about to go on with it.
+    about: String,
+    store: Mutex<Store>,
+    progress: Mutex<Progress>,
 }
 
 impl Check {
@@ -100,7 +115,6 @@ impl Check {
         let target = Arc::new(Side::target(&job).await?);
         let check = Check {
             seen: RwLock::new(KeySet::within(job.limits.key_set())),
-            throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
             patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
             origin,
             target,
@@ -108,27 +122,58 @@ impl Check {
             slots: options.slots.clone(),
             width: options.width,
             repair: options.repair,
-            own,
-            lost: RwLock::default(),
+            spared: Spared {
+                own,
+                lost: RwLock::default(),
+            },
+            pace: Pace {
+                throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
+                taken: AtomicU64::new(0),
+            },
             stop,
             gauge: options.gauge.clone(),
-            about: String::new(),
-            store: Mutex::new(store),
-            progress: Mutex::new(Progress::new(unix_ms())),
+            saved: Saved {
+                about: String::new(),
+                store: Mutex::new(store),
+                progress: Mutex::new(Progress::new(unix_ms())),
+            },
             confirming: Default::default(),
-            paced: AtomicU64::new(0),
             job,
         };
         check.learn_losses()?;
         Ok(check)
     }
 
+    /// Goes on from saved progress, which is about the same as this.
+    pub fn resume(&mut self, progress: Progress) {
+        self.saved.progress = Mutex::new(progress);
+    }
+
+    /// Names what saved progress must be about to go on with it.
+    pub fn name(&mut self, about: String) {
+        self.saved.about = about;
+    }
+
+    pub fn about(&self) -> &str {
+        &self.saved.about
+    }
+
+    pub fn throttle(&self) -> Throttle {
+        self.pace.throttle.clone()
+    }
+
     pub fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        self.saved
+            .progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.saved
+            .store
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An error when a stop was asked for.
@@ -153,12 +198,17 @@ impl Check {
 
     /// Whether a key, by the source's name, is one that the target held before the migration.
     pub fn is_own(&self, db: DbIndex, key: &[u8]) -> bool {
-        let has = |name: &[u8]| self.own.iter().any(|own| own.has(db, name));
-        !self.own.is_empty() && (self.job.renames.to_target(key)).is_some_and(|name| has(&name))
+        let has = |name: &[u8]| self.spared.own.iter().any(|own| own.has(db, name));
+        !self.spared.own.is_empty()
+            && (self.job.renames.to_target(key)).is_some_and(|name| has(&name))
     }
 
     pub fn is_lost(&self, db: DbIndex, key: &[u8]) -> bool {
-        let lost = self.lost.read().unwrap_or_else(PoisonError::into_inner);
+        let lost = self
+            .spared
+            .lost
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
         lost.contains(db, key)
     }
 
@@ -171,7 +221,11 @@ impl Check {
                 count += 1;
             }
         }
-        *self.lost.write().unwrap_or_else(PoisonError::into_inner) = lost;
+        *self
+            .spared
+            .lost
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = lost;
         Ok(count)
     }
 
@@ -218,8 +272,9 @@ impl Check {
     pub async fn pace(&self, keys: usize) -> Result<()> {
         let bytes = self.target.bytes.load(Relaxed)
             + self.origin.server().map_or(0, |s| s.bytes.load(Relaxed));
-        let before = self.paced.swap(bytes, Relaxed);
+        let before = self.pace.taken.swap(bytes, Relaxed);
         let wait = self
+            .pace
             .throttle
             .take(keys as u64, bytes.saturating_sub(before));
         if !wait.is_zero() {
@@ -240,9 +295,11 @@ impl Check {
 
     pub fn save(&self, progress: &mut Progress) -> Result<()> {
         let limits = self.store().limits(&self.job.limits)?;
-        self.throttle.set(limits.keys_per_s, limits.bytes_per_s);
+        self.pace
+            .throttle
+            .set(limits.keys_per_s, limits.bytes_per_s);
         match self.origin {
-            Origin::Server(_) => progress.save(&mut self.store(), &self.about),
+            Origin::Server(_) => progress.save(&mut self.store(), &self.saved.about),
             // A file is read from its beginning again.
             Origin::File(_) => Ok(()),
         }

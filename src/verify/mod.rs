@@ -37,8 +37,8 @@ use answer::{conclude, dbsize};
 use check::{Check, Origin};
 use migration::Migration;
 use progress::{Pass, Progress};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Compares source and target of `job`.
@@ -72,10 +72,11 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         let slots = incremental::slots(&check, &store).await?;
         check.slots = Some(slots);
     }
-    check.about = about(&check, &options);
+    let named = about(&check, &options);
+    check.name(named);
     let saved = match options.fresh {
         true => None,
-        false => Progress::load(&check.store(), &check.about)?,
+        false => Progress::load(&check.store(), check.about())?,
     };
     let progress = match saved {
         Some(progress) => progress,
@@ -86,7 +87,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     };
     let (resumed, started_ms) = (progress.resumed, progress.at.started_ms);
     options.gauge.done.store(progress.at.compared, Relaxed);
-    check.progress = Mutex::new(progress);
+    check.resume(progress);
     if let Origin::Server(side) = &check.origin {
         let slots = check.slots.as_ref();
         let (ours, theirs) = (
@@ -101,7 +102,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     tokio::spawn(guard::watch(
         check.nodes(),
         check.job.limits.latency_ms.map(Duration::from_millis),
-        check.throttle.clone(),
+        check.throttle(),
         watched.clone(),
     ));
     let cpu = cpu_s(&check).await;

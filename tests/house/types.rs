@@ -7,13 +7,31 @@ const MAX_FIELDS: usize = 15;
 
 /// Structs that may have more fields: the file, the struct, and why.
 const WIDE: &[(&str, &str, &str)] = &[
-    ("src/check/probe.rs", "Facts", "still to be looked at"),
-    ("src/plan/job.rs", "Job", "still to be looked at"),
-    ("src/report/html.rs", "Page", "still to be looked at"),
-    ("src/source/spool.rs", "State", "still to be looked at"),
-    ("src/store/record.rs", "ShardState", "still to be looked at"),
-    ("src/verify/answer.rs", "Summary", "still to be looked at"),
-    ("src/verify/mod.rs", "Check", "still to be looked at"),
+    (
+        "src/check/probe.rs",
+        "Facts",
+        "one side in the answer of `check --json`, field by field",
+    ),
+    (
+        "src/plan/job.rs",
+        "Job",
+        "the plan's own parts, after validation",
+    ),
+    (
+        "src/report/html.rs",
+        "Page",
+        "the places of the template, which knows no other names",
+    ),
+    (
+        "src/store/record.rs",
+        "ShardState",
+        "a row of the table of shards",
+    ),
+    (
+        "src/verify/answer.rs",
+        "Summary",
+        "the answer of `verify --json`, field by field",
+    ),
 ];
 
 /// Each `impl` outside the folder of the file that defines its type.
