@@ -3,15 +3,15 @@
 //! The files are made here, in memory: many small strings, large listpacks, LZF, hash tables.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use keyferry::command::{self, Command};
-use keyferry::digest;
-use keyferry::rdb::encoding::listpack::{Builder, Packed};
-use keyferry::rdb::encoding::{put_length, put_string};
-use keyferry::rdb::file::{Item, Options, Snapshot};
-use keyferry::rdb::payload;
-use keyferry::rdb::value::{self, ValueSink};
-use keyferry::resp;
-use keyferry::types::Slot;
+use keyferry::Slot;
+use keyferry::formats::command::{self, Command};
+use keyferry::formats::digest;
+use keyferry::formats::rdb::encoding::{Builder, Packed};
+use keyferry::formats::rdb::encoding::{put_length, put_string};
+use keyferry::formats::rdb::file::{Item, Options, Snapshot};
+use keyferry::formats::rdb::payload;
+use keyferry::formats::rdb::value::{self, ValueSink};
+use keyferry::formats::resp;
 use std::hint::black_box;
 
 const BYTES: usize = 64 << 20;
@@ -98,7 +98,7 @@ fn lzf_of_repeats(plain: usize) -> Vec<u8> {
 struct Nothing;
 impl ValueSink for Nothing {}
 
-fn walk(bytes: &[u8], mut each: impl FnMut(u8, keyferry::rdb::opcode::Dialect, &[u8])) {
+fn walk(bytes: &[u8], mut each: impl FnMut(u8, keyferry::formats::rdb::opcode::Dialect, &[u8])) {
     let mut snapshot = Snapshot::open(bytes, Options::default()).expect("a snapshot");
     let dialect = snapshot.dialect();
     loop {
@@ -142,7 +142,7 @@ fn rdb(c: &mut Criterion) {
             });
             group.bench_function(BenchmarkId::new("json", unit), |b| {
                 b.iter(|| {
-                    keyferry::cli::rdb::write_json(f.bytes.as_slice(), &mut std::io::sink(), false)
+                    keyferry::write_json(f.bytes.as_slice(), &mut std::io::sink(), false)
                         .expect("JSON")
                 })
             });

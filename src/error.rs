@@ -36,8 +36,6 @@ pub enum ErrorKind {
     NotReady,
     /// A key's slot is, or is on its way to be, another master's.
     Moved,
-    /// The source no longer has the offset that a partial resync needs.
-    OffsetGone,
     /// Another process works on this plan.
     Locked,
     /// The state on disk does not fit the plan or this program.
@@ -128,11 +126,6 @@ impl ErrorKind {
                 Later,
                 "wait until the server is ready, then run the same command again",
             ),
-            K::OffsetGone => (
-                3,
-                Later,
-                "a new full sync is needed; enlarge the source's repl-backlog-size to avoid it",
-            ),
             K::Locked => (
                 3,
                 Never,
@@ -182,6 +175,11 @@ impl Error {
         }
     }
 
+    /// The work has ended because a stop was asked for; `message` says which work.
+    pub fn stopped(message: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Interrupted, message)
+    }
+
     /// What the user can do about it; replaces the kind's general hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Error {
@@ -212,10 +210,6 @@ impl Error {
 
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind
-    }
-
-    pub fn message(&self) -> &str {
-        &self.inner.message
     }
 
     pub fn remedy(&self) -> &str {

@@ -9,9 +9,9 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::server::{Server, offset_in_role, time_ms};
-use crate::net::{Answer, Conn, connect, info_field, is_elsewhere, is_on_its_way, refusal};
+use crate::net::{Answer, Conn, connect, is_elsewhere, is_on_its_way, refusal};
 use crate::plan::Endpoint;
-use crate::resp::Reply;
+use crate::resp::{Reply, info};
 use crate::types::{DbIndex, ExpireAt, ReplId, ReplOffset};
 use std::borrow::Cow;
 use std::fs::File;
@@ -99,12 +99,12 @@ impl Fence {
     ) -> Result<Fence> {
         let mut conn = connect(endpoint, address).await?;
         let reply = conn.call(&[b"INFO", b"everything"]).await?;
-        let info = reply.text().unwrap_or_default();
-        let server = Server::parse(&info);
-        let own = info_field(&info, "master_replid");
+        let text = reply.text().unwrap_or_default();
+        let server = Server::parse(&text);
+        let own = info::field(&text, "master_replid");
         if let (Some(history), Some(own)) = (history, own)
             && own != history.as_str()
-            && info_field(&info, "master_replid2") != Some(history.as_str())
+            && info::field(&text, "master_replid2") != Some(history.as_str())
         {
             return Err(Error::new(
                 ErrorKind::NotReady,
@@ -377,16 +377,8 @@ impl Fence {
         if self.role {
             return offset_in_role(reply).ok_or_else(unforeseen);
         }
-        let info = reply.text().ok_or_else(unforeseen)?;
-        let field = if info_field(&info, "role") == Some("slave") {
-            "slave_repl_offset"
-        } else {
-            "master_repl_offset"
-        };
-        info_field(&info, field)
-            .and_then(|n| n.parse().ok())
-            .map(ReplOffset)
-            .ok_or_else(unforeseen)
+        let text = reply.text().ok_or_else(unforeseen)?;
+        info::offset(&text).ok_or_else(unforeseen)
     }
 
     /// For keys whose expiry alone is asked: Unix ms, `None` without expiry; the outer `None` when the key is gone.

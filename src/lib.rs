@@ -4,24 +4,24 @@
 //! enforced by `tests/house.rs`).
 
 // 4 surface
-pub mod cli;
-pub mod report;
+mod cli;
+mod report;
 
 // 3 flows
-pub mod check;
-pub mod cutover;
-pub mod fleet;
-pub mod latency;
-pub mod migrate;
-pub mod verify;
+mod check;
+mod cutover;
+mod fleet;
+mod latency;
+mod migrate;
+mod verify;
 
 // 2 edges
-pub mod fence;
-pub mod net;
-pub mod source;
-pub mod store;
-pub mod target;
-pub mod task;
+mod fence;
+mod net;
+mod source;
+mod store;
+mod target;
+mod task;
 
 // 1 formats: bytes in, values out; they meet hostile input, so nothing in them may panic.
 #[deny(
@@ -31,9 +31,9 @@ pub mod task;
     clippy::panic,
     clippy::unreachable
 )]
-pub mod command;
-pub mod digest;
-pub mod plan;
+mod command;
+mod digest;
+mod plan;
 #[deny(
     clippy::indexing_slicing,
     clippy::unwrap_used,
@@ -41,7 +41,7 @@ pub mod plan;
     clippy::panic,
     clippy::unreachable
 )]
-pub mod rdb;
+mod rdb;
 #[deny(
     clippy::indexing_slicing,
     clippy::unwrap_used,
@@ -49,10 +49,59 @@ pub mod rdb;
     clippy::panic,
     clippy::unreachable
 )]
-pub mod resp;
+mod resp;
 
 // 0 nouns
-pub mod error;
+mod error;
 mod histogram;
 mod keyset;
-pub mod types;
+mod types;
+
+// What `main` calls, and what tests, benchmarks and fuzz targets look at; of anything else the compiler says when
+// nobody uses it.
+pub use cli::rdb::{write_json, write_resp};
+pub use cli::run;
+pub use error::Result;
+pub use source::handshake;
+pub use task::FAILPOINTS;
+pub use types::{ExpireAt, Slot, unix_ms};
+
+/// The formats, as far as they are looked at from outside.
+pub mod formats {
+    pub mod command {
+        pub use crate::command::{Access, Command, Kind, keys_in, lookup, split};
+    }
+
+    pub mod digest {
+        pub use crate::digest::{Width, of_body, of_payload};
+    }
+
+    pub mod resp {
+        pub use crate::resp::{Reply, command, parse_command, parse_reply, skim_reply};
+    }
+
+    pub mod rdb {
+        pub use crate::rdb::opcode;
+
+        pub mod encoding {
+            pub use crate::rdb::encoding::listpack::{Builder, Listpack, Packed};
+            pub use crate::rdb::encoding::ziplist::Ziplist;
+            pub use crate::rdb::encoding::{intset, lzf, put_length, put_string, zipmap};
+        }
+
+        pub mod file {
+            pub use crate::rdb::file::{Item, Options, Snapshot};
+        }
+
+        pub mod payload {
+            pub use crate::rdb::payload::{
+                Fit, KNOWN, crc, fit, footer_version, open, seal, transcode,
+            };
+        }
+
+        pub mod value {
+            pub use crate::rdb::value::stream::{StreamId, StreamMeta};
+            pub use crate::rdb::value::{ValueKind, ValueSink, decode};
+        }
+    }
+}

@@ -1,5 +1,5 @@
 //! Arguments in, exit code out.
 
 fn main() -> std::process::ExitCode {
-    keyferry::cli::run().into()
+    keyferry::run().into()
 }

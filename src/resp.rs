@@ -2,6 +2,8 @@
 //!
 //! Invariant: a peer-given length never causes an allocation before the bytes are there.
 
+pub mod info;
+
 use crate::error::{Error, ErrorKind, Result};
 use std::borrow::Cow;
 use std::ops::Range;

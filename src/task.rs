@@ -3,6 +3,9 @@
 //! Only the first stage of a flow hears [`Shutdown`]; later stages end when their channel closes.
 
 pub mod event_loop;
+mod private;
+
+pub use private::{private_dir, private_file};
 
 use crate::error::{Error, ErrorKind, Result};
 use std::future::Future;
@@ -98,11 +101,6 @@ impl TaskGroup {
 
     pub fn spawn(&mut self, task: impl Future<Output = Result<()>> + Send + 'static) {
         self.tasks.spawn(task);
-    }
-
-    /// Runs blocking work on a thread of its own.
-    pub fn spawn_blocking(&mut self, work: impl FnOnce() -> Result<()> + Send + 'static) {
-        self.tasks.spawn_blocking(work);
     }
 
     /// Waits for all; the first error asks the others to stop and is returned when they have.

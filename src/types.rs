@@ -2,6 +2,8 @@
 //!
 //! A number has a name: none of these has a `Default`, and none mixes with another.
 
+pub mod address;
+
 use crate::error::{Error, ErrorKind, Result};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -4,7 +4,7 @@
 use crate::support::server::{self, SERVERS, Server};
 use crate::support::skip;
 use crate::support::wire::{Command as Ask, Value};
-use keyferry::command::{Command, lookup};
+use keyferry::formats::command::{Command, lookup};
 use std::collections::BTreeSet;
 
 /// Calls whose keys do not stand at fixed places, or whose shape a filler would not have.
@@ -66,8 +66,8 @@ fn words(line: &str) -> Vec<&str> {
 fn ours(line: &str) -> Result<Vec<String>, String> {
     let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
     let (mut raw, mut args, mut found) = (Vec::new(), Vec::new(), Vec::new());
-    keyferry::resp::command(&mut raw, &words);
-    keyferry::resp::parse_command(&raw, &mut args).map_err(|e| e.to_string())?;
+    keyferry::formats::resp::command(&mut raw, &words);
+    keyferry::formats::resp::parse_command(&raw, &mut args).map_err(|e| e.to_string())?;
     let cmd = Command {
         raw: &raw,
         args: &args,

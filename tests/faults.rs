@@ -109,7 +109,7 @@ fn dies_at_every_failpoint() {
     story.fill(5_000);
     let traffic = busy(&story);
     for round in 0..pick(1, 4) {
-        for point in keyferry::task::FAILPOINTS {
+        for point in keyferry::FAILPOINTS {
             let times = match point {
                 "load-begun" => rng.range(1, 4_000),
                 "stream-command" => rng.range(1, 8_000),

@@ -1,6 +1,6 @@
 //! Hostile snapshots: cut at every byte, every byte changed, lying lengths. Always an error, never a panic, never memory.
 
-use keyferry::cli::rdb::{write_json, write_resp};
+use keyferry::{write_json, write_resp};
 use std::path::PathBuf;
 use std::process::Command;
 

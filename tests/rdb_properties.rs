@@ -1,16 +1,16 @@
 //! Properties of values: parts joined are the value, a converted value is the same value, and no bytes cost more than
 //! they are worth.
 
-use keyferry::digest;
-use keyferry::error::Result;
-use keyferry::rdb::encoding::listpack::{Builder, Packed};
-use keyferry::rdb::encoding::{put_length, put_string};
-use keyferry::rdb::file::{Item, Options, Snapshot};
-use keyferry::rdb::opcode::{self as op, Dialect};
-use keyferry::rdb::payload::{self, Fit, KNOWN};
-use keyferry::rdb::value::stream::{StreamId, StreamMeta};
-use keyferry::rdb::value::{self, ValueSink};
-use keyferry::types::ExpireAt;
+use keyferry::ExpireAt;
+use keyferry::Result;
+use keyferry::formats::digest;
+use keyferry::formats::rdb::encoding::{Builder, Packed};
+use keyferry::formats::rdb::encoding::{put_length, put_string};
+use keyferry::formats::rdb::file::{Item, Options, Snapshot};
+use keyferry::formats::rdb::opcode::{self as op, Dialect};
+use keyferry::formats::rdb::payload::{self, Fit, KNOWN};
+use keyferry::formats::rdb::value::{self, ValueSink};
+use keyferry::formats::rdb::value::{StreamId, StreamMeta};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -236,7 +236,7 @@ proptest! {
         let dialect = if valkey { Dialect::Valkey } else { Dialect::Redis };
         let made = Made { type_id, dialect, body: noise };
         let _ = value::decode(type_id, dialect, 12, &made.body, 0, &mut Told::default());
-        let _ = keyferry::cli::rdb::write_json(file_of(&made).as_slice(), &mut std::io::sink(), true);
+        let _ = keyferry::write_json(file_of(&made).as_slice(), &mut std::io::sink(), true);
         for (_, target) in KNOWN {
             let mut out = Vec::new();
             let _ = payload::fit(type_id, dialect, 12, &made.body, &target);

@@ -77,7 +77,7 @@ fn every_sample_reads_as_its_server_told() {
             .into_owned();
         let mut out = Vec::new();
         let file = std::fs::File::open(&path).expect("the snapshot");
-        if let Err(e) = keyferry::cli::rdb::write_json(file, &mut out, false) {
+        if let Err(e) = keyferry::write_json(file, &mut out, false) {
             wrong.push(format!("{name}: {e}"));
         }
         let mut text = String::new();

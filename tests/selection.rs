@@ -25,13 +25,7 @@ fn there_and_back(mode: &str) {
     story.plan.set("/source/mode", json!(mode));
     story.plan.set("/rename", json!({ "": "moved:" }));
     story.fill(2_000);
-    let traffic = story.traffic();
-    let mut running = story.migrate();
-    story.wait_loaded(&mut running);
-    std::thread::sleep(Duration::from_secs(2));
-    traffic.stop();
-    story.catch_up_and_stop(running);
-    let verified = story.verify();
+    let (_, verified) = story.carry(Duration::from_secs(2));
     let moved = verified.json["keys_target"].as_u64().unwrap_or(0);
     assert!(moved > 2_000, "{}", verified.stdout);
     for node in story.target.nodes() {
@@ -154,13 +148,7 @@ fn by_expiry(mode: &str, wanted: &str) {
     story.plan.set("/source/mode", json!(mode));
     story.plan.set("/filter", json!({ "expiry": wanted }));
     story.fill(2_000);
-    let traffic = story.traffic();
-    let mut running = story.migrate();
-    story.wait_loaded(&mut running);
-    std::thread::sleep(Duration::from_secs(2));
-    traffic.stop();
-    story.catch_up_and_stop(running);
-    let verified = story.verify();
+    let (_, verified) = story.carry(Duration::from_secs(2));
     assert!(verified.json["keys_target"].as_u64() > Some(100));
     let mut source = Client::open(&story.source.url()).expect("it answers");
     let has_expiry = |client: &mut Client, key: &[u8]| {
@@ -234,13 +222,7 @@ fn replicas_are_read() {
         });
         line.unwrap_or(0)
     };
-    let traffic = story.traffic();
-    let mut running = story.migrate();
-    story.wait_loaded(&mut running);
-    std::thread::sleep(Duration::from_secs(2));
-    traffic.stop();
-    story.catch_up_and_stop(running);
-    story.verify();
+    story.carry(Duration::from_secs(2));
     story.judge();
     let master = &story.source.nodes()[0];
     // One is the probe's own key.

@@ -8,7 +8,7 @@ use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
 use crate::support::wait_until;
 use crate::support::wire::{Client, Command};
-use keyferry::types::Slot;
+use keyferry::Slot;
 use serde_json::json;
 use std::process::Stdio;
 use std::time::Duration;
@@ -168,13 +168,7 @@ fn a_part_of_the_slots() {
     );
     story.fill(2_000);
     story.plan.set("/filter", json!({ "slots": "0-8191" }));
-    let traffic = story.traffic();
-    let mut running = story.migrate();
-    story.wait_loaded(&mut running);
-    std::thread::sleep(Duration::from_secs(2));
-    traffic.stop();
-    story.catch_up_and_stop(running);
-    let verified = story.verify();
+    let (_, verified) = story.carry(Duration::from_secs(2));
     let moved = verified.json["keys_target"].as_u64().unwrap_or(0);
     assert!(moved > 500, "{}", verified.stdout);
     for node in &story.target.nodes()[2..] {

@@ -2,10 +2,10 @@
 
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
-use crate::net::{Conn, connect, count, info_field, info_number, is_elsewhere, scan};
+use crate::net::{Conn, connect, is_elsewhere, scan};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
-use crate::resp::Reply;
+use crate::resp::{Reply, info};
 use crate::types::{Slot, unix_ms};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -130,22 +130,16 @@ fn add(sum: &mut u64, n: u64) {
 /// Adds what one master tells of itself.
 async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     let reply = conn.ask(&[b"INFO", b"everything"]).await?;
-    let info = reply.text().unwrap_or_default().into_owned();
-    let number = |name: &str| info_number(&info, name);
+    let text = reply.text().unwrap_or_default().into_owned();
+    let number = |name: &str| info::number(&text, name);
     for (db, keys) in scan::databases(conn).await.unwrap_or_default() {
         add(facts.databases.entry(db.0).or_default(), keys);
         add(&mut facts.keys, keys);
     }
-    for line in info.lines().filter(|l| l.starts_with("db")) {
-        let field = |name: &str| {
-            let fields = line.split_once(':')?.1;
-            let value = fields
-                .split(',')
-                .find_map(|f| f.strip_prefix(name)?.strip_prefix('='))?;
-            count(value)
-        };
-        add(&mut facts.expires, field("expires").unwrap_or(0));
-        if let Some(n) = field("subexpiry").or(field("keys_with_volatile_items")) {
+    for (_, of) in info::databases(&text) {
+        add(&mut facts.expires, of.count("expires").unwrap_or(0));
+        let with_fields = of.count("subexpiry");
+        if let Some(n) = with_fields.or(of.count("keys_with_volatile_items")) {
             add(facts.field_expiry_keys.get_or_insert(0), n);
         }
     }
@@ -159,7 +153,7 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
             (sum, max) => sum.saturating_add(max),
         };
     }
-    facts.eviction = info_field(&info, "maxmemory_policy").map(str::to_owned);
+    facts.eviction = info::field(&text, "maxmemory_policy").map(str::to_owned);
     let fewest = |known: Option<u64>, now: Option<u64>| match (known, now) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
@@ -174,27 +168,18 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     }
     facts.maxclients = fewest(facts.maxclients, maxclients);
     facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
-    let kbps = info_field(&info, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
+    let kbps = info::field(&text, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
     add(
         &mut facts.input_bytes_per_s,
         kbps.map_or(0, |k| (k * 1024.0) as u64),
     );
-    for line in info.lines() {
-        // cmdstat_NAME:calls=N,…
-        let Some((name, rest)) = line
-            .strip_prefix("cmdstat_")
-            .and_then(|l| l.split_once(':'))
-        else {
-            continue;
-        };
-        let calls = rest
-            .strip_prefix("calls=")
-            .and_then(|r| count(r.split(',').next()?));
+    for (name, of) in info::commands(&text) {
+        let calls = of.count("calls");
         if calls > Some(0) {
             let command = name.split('|').next().unwrap_or_default();
             facts.called.insert(command.to_ascii_uppercase());
         }
-        match name {
+        match name.as_str() {
             "eval" | "evalsha" | "fcall" => add(&mut facts.scripts, calls.unwrap_or(0)),
             "rename" | "renamenx" | "smove" | "lmove" | "rpoplpush" | "copy" | "sort" | "bitop"
             | "pfmerge" | "sunionstore" | "sinterstore" | "sdiffstore" | "zunionstore"
@@ -204,8 +189,8 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
             _ => {}
         }
     }
-    facts.scripts_verbatim |= verbatim(conn, &Server::parse(&info)).await?;
-    let aof = info_field(&info, "aof_enabled") == Some("1");
+    facts.scripts_verbatim |= verbatim(conn, &Server::parse(&text)).await?;
+    let aof = info::field(&text, "aof_enabled") == Some("1");
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
     Ok(())
 }

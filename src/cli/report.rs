@@ -3,11 +3,10 @@
 use super::{Common, load, output};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::report::{Report, fleet, html, json, markdown};
-use crate::source::private_dir;
+use crate::task::{private_dir, private_file};
 use crate::types::unix_ms;
 use clap::Args;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Write down what is known about a migration, as HTML, Markdown and JSON
@@ -99,11 +98,10 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
 fn replace(path: &Path, text: &str) -> Result<()> {
     let temporary = path.with_extension(format!("new-{}", std::process::id()));
     let write = || {
-        let mut file = std::fs::OpenOptions::new()
+        let mut file = private_file()
             .write(true)
             .create(true)
             .truncate(true)
-            .mode(0o600)
             .open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

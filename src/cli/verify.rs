@@ -197,7 +197,7 @@ async fn write_again(
     let store = Store::open(home)?;
     while Lock::is_held(home) && !store.repairs(1)?.is_empty() {
         if !stop.sleep(Duration::from_millis(200)).await {
-            return Err(Error::new(ErrorKind::Interrupted, "the repair was stopped"));
+            return Err(Error::stopped("the repair was stopped"));
         }
     }
     if store.repairs(1)?.is_empty() {

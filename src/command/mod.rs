@@ -169,11 +169,6 @@ pub fn keys_in(frames: &[u8]) -> Vec<(Vec<u8>, Access)> {
     found
 }
 
-/// The names of all known commands.
-pub fn names() -> impl Iterator<Item = &'static str> {
-    table::SPECS.iter().map(|s| s.name)
-}
-
 impl Spec {
     /// Whether argument `i` of `count`, the name being the first, may be a key, whatever the others say.
     pub fn may_be_key(&self, i: usize, count: usize) -> bool {

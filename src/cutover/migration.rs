@@ -5,11 +5,8 @@ use crate::cutover::options::stopped;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::control::{Answer, Ask, Asker};
 use crate::plan::Plan;
-use crate::source::private_dir;
 use crate::store::{Lock, Store};
-use crate::task::Shutdown;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
+use crate::task::{Shutdown, private_dir, private_file};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -149,11 +146,10 @@ async fn start(plan: &Plan, work_dir: &Path, dir: &Path) -> Result<Child> {
     private_dir(dir)?;
     let failed = |e: std::io::Error| Error::new(ErrorKind::Bug, "start the migration").cause(e);
     let path = dir.join(LOG);
-    let log = OpenOptions::new()
+    let log = private_file()
         .create(true)
         .write(true)
         .truncate(true)
-        .mode(0o600)
         .open(&path)
         .context(ErrorKind::Disk, || format!("open {}", path.display()))?;
     let program = std::env::current_exe().map_err(failed)?;

@@ -17,7 +17,6 @@ mod reverse;
 mod watch;
 
 pub use guard::serve as serve_guard;
-pub use journal::Tell;
 pub use options::Options;
 
 use self::freeze::Freezer;
@@ -28,9 +27,8 @@ use self::pass::{Pass, Passed};
 use self::proof::Proof;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, Source, validate};
-use crate::source::private_dir;
 use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
-use crate::task::Shutdown;
+use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::Serialize;
 use serde_json::{Value, json};

@@ -1,7 +1,7 @@
 //! How a cutover is run, beside its plan, and how it is stopped.
 
 use crate::cutover::journal::Tell;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::store::Stage;
 use crate::task::Shutdown;
 use std::path::PathBuf;
@@ -28,5 +28,5 @@ pub fn go_on(stop: &Shutdown) -> Result<()> {
 }
 
 pub fn stopped() -> Error {
-    Error::new(ErrorKind::Interrupted, "the cutover was stopped")
+    Error::stopped("the cutover was stopped")
 }

@@ -134,8 +134,7 @@ async fn look(plan: &Plan, mut back: Option<&mut Migration>, stop: &Shutdown) ->
             return Ok(seen);
         }
         if !stop.sleep(LOOK).await {
-            return Err(Error::new(
-                ErrorKind::Interrupted,
+            return Err(Error::stopped(
                 "stopped while the new side was watched: the clients are there, and the same command goes on",
             ));
         }

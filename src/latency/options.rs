@@ -1,6 +1,6 @@
 //! How a measurement is run, beside its plan, and how it is stopped.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,8 +18,5 @@ pub struct Options {
 }
 
 pub fn stopped() -> Error {
-    Error::new(
-        ErrorKind::Interrupted,
-        "the measurement was stopped; run again, it goes on with the next block",
-    )
+    Error::stopped("the measurement was stopped; run again, it goes on with the next block")
 }

@@ -1,8 +1,9 @@
 //! What the servers of a side say of themselves, before and after they were measured.
 
 use crate::error::Result;
-use crate::net::{self, info_field, server};
+use crate::net::{self, server};
 use crate::plan::Endpoint;
+use crate::resp::info;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -14,8 +15,8 @@ pub async fn figures(endpoint: &Endpoint) -> Result<Value> {
     for master in &layout.masters {
         let mut conn = net::connect(endpoint, &master.address).await?;
         let reply = conn.ask(&[b"INFO", b"everything"]).await?;
-        let info = reply.text().unwrap_or_default().into_owned();
-        count_commands(&info, &mut commands);
+        let text = reply.text().unwrap_or_default().into_owned();
+        count_commands(&text, &mut commands);
         for field in [
             "used_memory",
             "used_memory_rss",
@@ -27,7 +28,7 @@ pub async fn figures(endpoint: &Endpoint) -> Result<Value> {
             "used_cpu_sys",
             "used_cpu_user",
         ] {
-            let Some(n) = info_field(&info, field).and_then(|v| v.parse::<f64>().ok()) else {
+            let Some(n) = info::field(&text, field).and_then(|v| v.parse::<f64>().ok()) else {
                 continue;
             };
             let before = sums.get(field).and_then(Value::as_f64).unwrap_or(0.0);
@@ -61,28 +62,19 @@ struct Calls {
     p99_us: Option<f64>,
 }
 
-fn count_commands(info: &str, commands: &mut BTreeMap<String, Calls>) {
-    let part = |text: &str, name: &str| {
-        let found = text
-            .split(',')
-            .find_map(|f| f.strip_prefix(name)?.strip_prefix('='));
-        found.and_then(|n| n.parse::<f64>().ok())
-    };
-    for line in info.lines() {
-        let Some((name, rest)) = line.split_once(':') else {
-            continue;
+fn count_commands(text: &str, commands: &mut BTreeMap<String, Calls>) {
+    for (name, told) in info::commands(text) {
+        let of = commands.entry(name).or_default();
+        of.calls = (of.calls).saturating_add(told.count("calls").unwrap_or(0));
+        of.usec = (of.usec).saturating_add(told.count("usec").unwrap_or(0));
+    }
+    for (name, told) in info::lines(text, "latency_percentiles_usec_") {
+        let of = commands.entry(name.to_ascii_lowercase()).or_default();
+        let p99 = told.get("p99").and_then(|us| us.parse::<f64>().ok());
+        of.p99_us = match (of.p99_us, p99) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
         };
-        if let Some(name) = name.strip_prefix("cmdstat_") {
-            let of = commands.entry(name.to_ascii_lowercase()).or_default();
-            of.calls = (of.calls).saturating_add(part(rest, "calls").unwrap_or(0.0) as u64);
-            of.usec = (of.usec).saturating_add(part(rest, "usec").unwrap_or(0.0) as u64);
-        } else if let Some(name) = name.strip_prefix("latency_percentiles_usec_") {
-            let of = commands.entry(name.to_ascii_lowercase()).or_default();
-            of.p99_us = match (of.p99_us, part(rest, "p99")) {
-                (Some(a), Some(b)) => Some(a.max(b)),
-                (a, b) => a.or(b),
-            };
-        }
     }
 }
 

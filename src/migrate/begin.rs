@@ -179,7 +179,7 @@ pub(super) async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
     let ask = async {
         let mut conn = net::connect(endpoint, &endpoint.address()).await.ok()?;
         let reply = conn.ask(&[b"INFO", b"memory"]).await.ok()?;
-        net::info_field(&reply.text()?, "used_memory")?
+        crate::resp::info::field(&reply.text()?, "used_memory")?
             .parse::<i64>()
             .ok()
     };

@@ -226,7 +226,7 @@ impl Sweeper<'_> {
     pub(super) fn go_on(&self) -> Result<()> {
         match self.pump.shared.stop.requested() {
             false => Ok(()),
-            true => Err(Error::new(ErrorKind::Interrupted, "the scan was stopped")),
+            true => Err(Error::stopped("the scan was stopped")),
         }
     }
 

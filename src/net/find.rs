@@ -4,6 +4,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Conn, credentials, open, open_over};
 use crate::plan::{Endpoint, Held, Learnt, Sentinel, Topology, is_for_good};
 use crate::resp::Reply;
+use crate::types::address::{join, split};
 use std::net::IpAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -45,8 +46,7 @@ async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
             let parts = reply.array().unwrap_or_default();
             let text = |i: usize| parts.get(i)?.text().map(|t| t.into_owned());
             match (text(0), text(1)) {
-                (Some(host), Some(port)) if host.contains(':') => Ok(format!("[{host}]:{port}")),
-                (Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+                (Some(host), Some(port)) => Ok(join(&host, port)),
                 _ => Err(Error::new(
                     ErrorKind::NotReady,
                     format!("the sentinel {node} knows no master {:?}", sentinel.name),
@@ -110,14 +110,12 @@ fn alternative(endpoint: &Endpoint, address: &str) -> Option<String> {
     if endpoint.sentinel.is_some() || endpoint.topology == Topology::Standalone {
         return None;
     }
-    let (host, port) = address.rsplit_once(':')?;
-    let private = match host.trim_matches(['[', ']']).parse::<IpAddr>().ok()? {
+    let (host, port) = split(address);
+    let private = match host.parse::<IpAddr>().ok()? {
         IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
     };
-    let own = endpoint.address();
-    let (own_host, _) = own.rsplit_once(':')?;
-    (private && own_host != host).then(|| format!("{own_host}:{port}"))
+    (private && endpoint.host != host).then_some(join(&endpoint.host, port?))
 }
 
 /// Whether the node at `place` says that it is the one announced as `announced`.
@@ -134,8 +132,7 @@ async fn is_the_same(endpoint: &Endpoint, place: &str, announced: &str) -> Resul
         nodes => Ok(nodes.text().unwrap_or_default().lines().any(|line| {
             let mut words = line.split(' ').skip(1);
             let (at, flags) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
-            let host = announced.rsplit_once(':').map_or(announced, |(h, _)| h);
-            let host = host.trim_matches(['[', ']']);
+            let (host, _) = split(announced);
             flags.contains("myself") && at.starts_with(&format!("{host}:"))
         })),
     }

@@ -549,38 +549,3 @@ pub async fn put(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> std::i
     let flushed = tokio::time::timeout(REPLY_LIMIT, to.flush()).await;
     flushed.map_err(late)?
 }
-
-/// The `key:value` lines of an INFO reply.
-pub fn info_field<'a>(info: &'a str, key: &str) -> Option<&'a str> {
-    info.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
-        .map(str::trim_end)
-}
-
-/// A count out of an INFO reply.
-///
-/// Some servers print a difference that has become negative as a number near 2^64 (`used_memory_dataset` of a Redis 8
-/// without data): it is taken for 0.
-pub fn info_number(info: &str, key: &str) -> Option<u64> {
-    count(info_field(info, key)?)
-}
-
-/// The same of a number that stands by itself.
-pub fn count(text: &str) -> Option<u64> {
-    let n = text.trim().parse::<u64>().ok()?;
-    Some(if i64::try_from(n).is_ok() { n } else { 0 })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_count_that_has_become_negative_is_none() {
-        let info = "used_memory:1024\r\nused_memory_dataset:18446744073709551000\r\nkeys:7\r\n";
-        assert_eq!(info_number(info, "used_memory_dataset"), Some(0));
-        assert_eq!(info_number(info, "used_memory"), Some(1024));
-        assert_eq!(info_number(info, "maxmemory"), None);
-        assert_eq!(count("9223372036854775807"), Some(i64::MAX as u64));
-    }
-}

@@ -1,8 +1,8 @@
 //! Listing the keys of one node: its databases, SCAN page by page, and the keys of a slot.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, count, refusal};
-use crate::resp::Reply;
+use crate::net::{Conn, refusal};
+use crate::resp::{Reply, info};
 use crate::types::{DbIndex, Slot};
 
 /// SCAN over the selected database.
@@ -128,12 +128,8 @@ fn unforeseen(command: &str, conn: &Conn) -> Error {
 pub async fn databases(conn: &mut Conn) -> Result<Vec<(DbIndex, u64)>> {
     let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
     let text = reply.text().unwrap_or_default();
-    let database = |line: &str| {
-        let (db, rest) = line.strip_prefix("db")?.split_once(":keys=")?;
-        let keys = count(rest.split(',').next()?)?;
-        Some((DbIndex(db.parse().ok()?), keys))
-    };
-    Ok(text.lines().filter_map(database).collect())
+    let keys = |(db, of): (DbIndex, info::Pairs)| Some((db, of.count("keys")?));
+    Ok(info::databases(&text).filter_map(keys).collect())
 }
 
 /// The keys of slots, as a cluster node lists them; `None` for a slot that holds more than `most`.

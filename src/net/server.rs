@@ -1,10 +1,10 @@
 //! What a server is: product, version, role, and the masters behind its address.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, connect, info_field};
+use crate::net::{Conn, connect};
 use crate::plan::{Endpoint, Topology};
-use crate::resp::Reply;
-use crate::types::{ReplOffset, Slot, SlotSet, unix_ms};
+use crate::resp::{Reply, info};
+use crate::types::{ReplOffset, Slot, SlotSet, address, unix_ms};
 
 /// The products that differ in what they accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,20 +28,20 @@ pub struct Server {
 impl Server {
     pub async fn ask(conn: &mut Conn) -> Result<Server> {
         let reply = conn.call(&[b"INFO", b"everything"]).await?;
-        let info = reply.text().unwrap_or_default();
-        Ok(Server::parse(&info))
+        Ok(Server::parse(&reply.text().unwrap_or_default()))
     }
 
     /// From the answer of INFO.
-    pub fn parse(info: &str) -> Server {
+    pub fn parse(text: &str) -> Server {
         let (product, version) = match (
-            info_field(info, "server_name"),
-            info_field(info, "valkey_version"),
+            info::field(text, "server_name"),
+            info::field(text, "valkey_version"),
         ) {
             (Some("valkey"), Some(v)) | (None, Some(v)) => (Product::Valkey, v),
             (name, _) => {
-                let redict = name == Some("redict") || info_field(info, "redict_version").is_some();
-                let v = info_field(info, "redis_version").unwrap_or("0.0.0");
+                let redict =
+                    name == Some("redict") || info::field(text, "redict_version").is_some();
+                let v = info::field(text, "redis_version").unwrap_or("0.0.0");
                 (
                     if redict {
                         Product::Redict
@@ -57,10 +57,10 @@ impl Server {
         Server {
             product,
             version: (next(), next(), next()),
-            cluster: info_field(info, "cluster_enabled") == Some("1")
-                || info_field(info, "redis_mode") == Some("cluster"),
-            replica: info_field(info, "role") == Some("slave"),
-            modules: info.contains("\nmodule:"),
+            cluster: info::field(text, "cluster_enabled") == Some("1")
+                || info::field(text, "redis_mode") == Some("cluster"),
+            replica: info::is_replica(text),
+            modules: text.contains("\nmodule:"),
         }
     }
 
@@ -298,11 +298,7 @@ pub async fn masters(conn: &mut Conn, endpoint: &Endpoint) -> Result<Vec<Master>
             Some(host) if !host.is_empty() && host != "?" => host.into_owned(),
             _ => endpoint.host.clone(),
         };
-        Some(if host.contains(':') && !host.starts_with('[') {
-            format!("[{host}]:{port}")
-        } else {
-            format!("{host}:{port}")
-        })
+        Some(address::join(&host, port))
     };
     let mut masters: Vec<Master> = Vec::new();
     let mut ranges: Vec<_> = reply.array().ok_or_else(bad)?.iter().collect();
@@ -338,21 +334,12 @@ pub async fn replication_offset(conn: &mut Conn) -> Result<ReplOffset> {
         return Ok(offset);
     }
     let reply = conn.call(&[b"INFO", b"replication"]).await?;
-    let info = reply.text().unwrap_or_default();
-    let field = if info_field(&info, "role") == Some("slave") {
-        "slave_repl_offset"
-    } else {
-        "master_repl_offset"
-    };
-    info_field(&info, field)
-        .and_then(|n| n.parse().ok())
-        .map(ReplOffset)
-        .ok_or_else(|| {
-            Error::new(
-                ErrorKind::Protocol,
-                "neither ROLE nor INFO replication tells the replication offset",
-            )
-        })
+    info::offset(&reply.text().unwrap_or_default()).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Protocol,
+            "neither ROLE nor INFO replication tells the replication offset",
+        )
+    })
 }
 
 /// How a replica stands with its master.
@@ -365,12 +352,12 @@ pub struct Upstream {
 }
 
 /// What INFO replication tells of a replica's master; `None` for a master.
-pub fn upstream(info: &str) -> Option<Upstream> {
-    if info_field(info, "role") != Some("slave") {
+pub fn upstream(text: &str) -> Option<Upstream> {
+    if !info::is_replica(text) {
         return None;
     }
-    let number = |field: &str| info_field(info, field).and_then(|n| n.parse::<i64>().ok());
-    let up = info_field(info, "master_link_status") == Some("up");
+    let number = |name: &str| info::field(text, name)?.parse::<i64>().ok();
+    let up = info::field(text, "master_link_status") == Some("up");
     let silent_s = match up {
         true => number("master_last_io_seconds_ago"),
         false => number("master_link_down_since_seconds"),

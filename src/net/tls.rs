@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::TlsOptions;
+use crate::types::address::split;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -31,10 +32,7 @@ pub async fn wrap(
         Some(name) => name.clone(),
         // A cluster node known by its number only is covered by the certificate of the name in the plan.
         None => {
-            let node = address
-                .rsplit_once(':')
-                .map_or(address, |(h, _)| h)
-                .trim_matches(['[', ']']);
+            let (node, _) = split(address);
             let numeric = node.parse::<std::net::IpAddr>().is_ok();
             (if numeric && host.parse::<std::net::IpAddr>().is_err() {
                 host

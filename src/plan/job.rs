@@ -10,7 +10,7 @@ use super::learnt::Learnt;
 use super::rename::Renames;
 use super::secret::Secret;
 use super::url::Sentinel;
-use crate::types::{DbIndex, Slot, SlotSet};
+use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
@@ -140,11 +140,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// `host:port`, with brackets around an IPv6 address.
     pub fn address(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        address::join(&self.host, self.port)
     }
 
     /// The url with the user and without the password.
@@ -161,13 +157,6 @@ impl Endpoint {
             .unwrap_or_default();
         let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
         format!("{scheme}://{user}{}{db}", self.address())
-    }
-
-    /// Where an announced `host:port` is reached from here.
-    pub fn reachable<'a>(&'a self, announced: &'a str) -> &'a str {
-        self.address_map
-            .get(announced)
-            .map_or(announced, String::as_str)
     }
 }
 
@@ -205,11 +194,6 @@ impl Databases {
             return None;
         }
         Some(self.map.get(&source).copied().unwrap_or(source))
-    }
-
-    /// The source databases that are named; `None` when all are moved.
-    pub fn included(&self) -> Option<impl Iterator<Item = DbIndex> + '_> {
-        self.include.as_ref().map(|i| i.iter().copied())
     }
 
     /// The databases that are moved, each with the target's; in the order of their numbers.

@@ -18,14 +18,9 @@ mod validate;
 
 pub use document::{
     CutoverPlan, DatabasesPlan, Expired, ExpiryFilter, FilterPlan, FreezeWay, HooksPlan,
-    LatencyPlan, LimitsPlan, OnExisting, OnLoss, PasswordPlan, PasswordSource, Plan, PricePlan,
-    ReadFrom, SourceMode, SourcePlan, TargetPlan, TlsPlan, Topology, VerifyPlan, WORKLOAD_FILE,
-    WORKLOADS,
+    OnExisting, OnLoss, Plan, SourceMode, SourcePlan, TargetPlan, Topology, WORKLOAD_FILE,
 };
-pub use glob::Glob;
-pub use job::{
-    Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, TlsOptions, VerifyOptions,
-};
+pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
 pub use learnt::{Held, Learnt, is_for_good};
 pub use rename::Renames;
 pub use secret::{Redacted, Secret};
@@ -33,5 +28,7 @@ pub use share::Share;
 pub use url::Sentinel;
 pub use validate::validate;
 
+#[cfg(test)]
+pub use document::PricePlan;
 #[cfg(test)]
 mod tests;

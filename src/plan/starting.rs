@@ -3,6 +3,7 @@
 use super::document::{PasswordPlan, PasswordSource, Plan, SourcePlan, TargetPlan, TlsPlan};
 use super::url;
 use crate::error::Result;
+use crate::types::address;
 
 impl Plan {
     /// A plan to start from; a password inside a url becomes the name of an environment variable.
@@ -41,11 +42,7 @@ impl Plan {
 fn side(option: &str, text: &str, variable: &str) -> Result<TargetPlan> {
     let at = url::parse(option, text)?;
     let scheme = if at.tls { "rediss" } else { "redis" };
-    let host = if at.host.contains(':') {
-        format!("[{}]", at.host)
-    } else {
-        at.host
-    };
+    let place = address::join(&at.host, at.port);
     let db = at.db.map(|d| format!("/{d}")).unwrap_or_default();
     let password = at.password.map(|_| {
         PasswordPlan::From(PasswordSource {
@@ -54,7 +51,7 @@ fn side(option: &str, text: &str, variable: &str) -> Result<TargetPlan> {
         })
     });
     Ok(TargetPlan {
-        url: format!("{scheme}://{host}:{}{db}", at.port),
+        url: format!("{scheme}://{place}{db}"),
         username: at.username,
         password,
         tls: at.tls.then(TlsPlan::default),

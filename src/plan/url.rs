@@ -4,6 +4,7 @@
 
 use super::secret::Redacted;
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::address;
 
 pub(super) struct ServerUrl {
     pub tls: bool,
@@ -82,12 +83,7 @@ pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
         let mut nodes = Vec::new();
         for node in address.split(',') {
             let (host, port) = host_and_port(node).map_err(|what| wrong(what).hint(form))?;
-            let port = if node.ends_with(&format!(":{port}")) {
-                port
-            } else {
-                SENTINEL_PORT
-            };
-            nodes.push(format!("{host}:{port}"));
+            nodes.push(address::join(&host, port.unwrap_or(SENTINEL_PORT)));
         }
         address = address.split(',').next().unwrap_or(address);
         sentinel = Some(Sentinel {
@@ -116,7 +112,7 @@ pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
     Ok(ServerUrl {
         tls,
         host,
-        port,
+        port: port.unwrap_or(DEFAULT_PORT),
         db,
         username,
         password,
@@ -125,7 +121,9 @@ pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {
 }
 
 /// Splits `host:port`; the port may be absent, an IPv6 address stands in brackets.
-pub(super) fn host_and_port(address: &str) -> std::result::Result<(String, u16), &'static str> {
+pub(super) fn host_and_port(
+    address: &str,
+) -> std::result::Result<(String, Option<u16>), &'static str> {
     let (host, port) = match address.strip_prefix('[') {
         Some(rest) => {
             let (host, after) = rest.split_once(']').ok_or("has a [ without its ]")?;
@@ -160,10 +158,10 @@ pub(super) fn host_and_port(address: &str) -> std::result::Result<(String, u16),
         return Err("has a host with a space or @ in it");
     }
     let port = match port {
-        None => DEFAULT_PORT,
+        None => None,
         Some(p) => match p.parse::<u16>() {
             Ok(0) => return Err("has port 0"),
-            Ok(n) if !p.starts_with('+') => n,
+            Ok(n) if !p.starts_with('+') => Some(n),
             _ => return Err("has a port that is not a number from 1 to 65535"),
         },
     };

@@ -39,10 +39,6 @@ impl<'a> Reader<'a> {
         self.base + self.at as u64
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.at >= self.bytes.len()
-    }
-
     pub fn remaining(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -89,6 +85,15 @@ impl<'a> Reader<'a> {
 
     pub fn i64(&mut self, what: &'static str) -> Result<i64> {
         Ok(i64::from_le_bytes(self.array(what)?))
+    }
+
+    /// Reads the length that a packed value begins with, and refuses another than that of all its bytes.
+    pub fn total(&mut self, what: &'static str) -> Result<()> {
+        let (says, has) = (self.u32(what)?, self.bytes.len());
+        if says as usize != has {
+            return Err(self.fail(what, format_args!("it says {says} bytes and has {has}")));
+        }
+        Ok(())
     }
 
     /// Refuses leftovers.

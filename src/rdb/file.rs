@@ -42,15 +42,8 @@ pub enum Item<'a, R: Read> {
         value: &'a [u8],
     },
     Database(DbIndex),
-    Resize {
-        keys: u64,
-        expires: u64,
-    },
-    SlotInfo {
-        slot: u64,
-        keys: u64,
-        expires: u64,
-    },
+    Resize,
+    SlotInfo,
     SlotImport,
     /// A library's source.
     Function(&'a [u8]),
@@ -285,19 +278,17 @@ impl<R: Read> Snapshot<R> {
                 }
                 op::RESIZEDB => {
                     self.input.consume(1);
-                    return Ok(Item::Resize {
-                        keys: self.length("a size hint")?,
-                        expires: self.length("a size hint")?,
-                    });
+                    for _hint in ["keys", "expires"] {
+                        self.length("a size hint")?;
+                    }
+                    return Ok(Item::Resize);
                 }
                 op::SLOT_INFO => {
                     self.input.consume(1);
-                    const WHAT: &str = "slot info";
-                    return Ok(Item::SlotInfo {
-                        slot: self.length(WHAT)?,
-                        keys: self.length(WHAT)?,
-                        expires: self.length(WHAT)?,
-                    });
+                    for _hint in ["slot", "keys", "expires"] {
+                        self.length("slot info")?;
+                    }
+                    return Ok(Item::SlotInfo);
                 }
                 op::KEY_META if self.dialect == Dialect::Valkey => {
                     self.input.consume(1);

@@ -180,8 +180,8 @@ mod tests {
             updated_at: unix_ms(),
             ..ShardState::new(ShardId(n), format!("h:{n}"), slots.into())
         };
-        store.save_shards(&[shard], &BTreeMap::new(), None).unwrap();
-        store.add_count("skipped.filter", 3).unwrap();
+        let counts = BTreeMap::from([("skipped.filter", 3)]);
+        store.save_shards(&[shard], &counts, None).unwrap();
         store.event(5, "info", "start", "from s to t").unwrap();
         store
             .enter_phase(Phase::Snapshot, 10 + i64::from(n))

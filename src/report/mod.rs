@@ -13,7 +13,7 @@ mod merged;
 mod status;
 mod view;
 
-pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus, WorkerStatus};
+pub use status::{SnapshotStatus, Status, StreamStatus};
 
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};

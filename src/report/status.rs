@@ -322,11 +322,10 @@ mod tests {
             updated_at: 5 + i64::from(n),
             ..ShardState::new(ShardId(n), format!("h:{n}"), String::new())
         };
+        let counts = BTreeMap::from([("skipped.filter", 3), ("cross_slot", 3)]);
         store
-            .save_shards(&[shard(0), shard(1)], &BTreeMap::new(), None)
+            .save_shards(&[shard(0), shard(1)], &counts, None)
             .unwrap();
-        store.add_count("skipped.filter", 3).unwrap();
-        store.add_count("cross_slot", 3).unwrap();
         store.enter_phase(Phase::Snapshot, 1).unwrap();
         let lock = Lock::acquire(dir.path()).unwrap();
         let status = serde_json::to_value(Status::read(dir.path(), &[], &job()).unwrap()).unwrap();

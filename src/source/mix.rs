@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::net::{self, Conn, server};
 use crate::plan::Endpoint;
+use crate::resp::info;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -55,16 +56,11 @@ async fn calls(conns: &mut [Conn]) -> Result<BTreeMap<String, u64>> {
     for conn in conns {
         let reply = conn.ask(&[b"INFO", b"commandstats"]).await?;
         let text = reply.text().unwrap_or_default();
-        let line = |line: &str| {
-            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-            Some((
-                name.to_ascii_lowercase(),
-                net::count(rest.split(',').next()?)?,
-            ))
-        };
-        for (name, n) in text.lines().filter_map(line) {
-            let sum = sum.entry(name).or_default();
-            *sum = sum.saturating_add(n);
+        for (name, of) in info::commands(&text) {
+            if let Some(n) = of.count("calls") {
+                let sum = sum.entry(name).or_default();
+                *sum = sum.saturating_add(n);
+            }
         }
     }
     Ok(sum)

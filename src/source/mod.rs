@@ -11,18 +11,3 @@ pub mod psync;
 pub mod pulse;
 mod receiver;
 pub mod spool;
-
-use crate::error::{Context, ErrorKind, Result};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
-
-/// Creates a folder that only its owner may read: it will hold user data.
-pub fn private_dir(dir: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .context(ErrorKind::Disk, || {
-            format!("create the folder {}", dir.display())
-        })
-}

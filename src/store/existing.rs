@@ -5,10 +5,10 @@
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::keyset::KeySet;
+use crate::task::private_file;
 use crate::types::{DbIndex, db_key, split_db_key};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufReader, BufWriter, ErrorKind as Io, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A set of keys, by hashes.
@@ -100,17 +100,13 @@ impl NameFile {
     /// A file that is not there until [`NameFile::finish`].
     pub fn begin(path: &Path) -> Result<NameFile> {
         let unfinished = path.with_extension("new");
-        let file = (OpenOptions::new().create(true).write(true).truncate(true))
-            .mode(0o600)
-            .open(&unfinished);
+        let file = (private_file().create(true).write(true).truncate(true)).open(&unfinished);
         NameFile::over(file, path)
     }
 
     /// A file that grows; what a kill has left of its last name is cut off.
     pub fn append(path: &Path) -> Result<NameFile> {
-        let file = (OpenOptions::new().create(true).append(true))
-            .mode(0o600)
-            .open(path);
+        let file = (private_file().create(true).append(true)).open(path);
         let file = NameFile::over(file, path)?;
         let whole = whole_len(path).context(ErrorKind::Disk, || file.failed())?;
         (file.out.get_ref().set_len(whole)).context(ErrorKind::Disk, || file.failed())?;
@@ -187,7 +183,7 @@ mod tests {
         let mut taken = NameFile::append(&path).expect("a file");
         taken.put(DbIndex(0), b"first").expect("it is put");
         taken.save().expect("it is saved");
-        let mut torn = OpenOptions::new().append(true).open(&path).expect("a file");
+        let mut torn = private_file().append(true).open(&path).expect("a file");
         torn.write_all(&[9, 0, 0, 0, 1, 2]).expect("a piece");
         let mut taken = NameFile::append(&path).expect("a file");
         taken.put(DbIndex(0), b"second").expect("it is put");

@@ -3,9 +3,9 @@
 //! The kernel releases it when the process ends, however it ends; so a stale lock cannot exist.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use crate::task::{private_dir, private_file};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,14 +24,13 @@ pub struct Lock {
 impl Lock {
     /// Errors: `Locked` with the other process's id; `Disk` when the file cannot be made.
     pub fn acquire(dir: &Path) -> Result<Lock> {
-        create_private_dir(dir)?;
+        private_dir(dir)?;
         let path = dir.join("lock");
-        let mut file = OpenOptions::new()
+        let mut file = private_file()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
             .open(&path)
             .context(ErrorKind::Disk, || {
                 format!("open the lock file {}", path.display())
@@ -69,17 +68,6 @@ impl Lock {
         let mut file = File::open(dir.join("lock")).ok()?;
         is_locked(&file).then(|| pid(&mut file)).flatten()
     }
-}
-
-/// Creates a folder that only its owner may read.
-pub(super) fn create_private_dir(dir: &Path) -> Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .context(ErrorKind::Disk, || {
-            format!("create the folder {}", dir.display())
-        })
 }
 
 fn is_locked(file: &File) -> bool {

@@ -1,21 +1,19 @@
 //! The state file itself: opened, copied and wiped, with the run, its phases, shards, counts and events.
 
 use super::column::{big, document, int, offset, unreadable};
-use super::lock::create_private_dir;
 use super::record::{
     Event, LIMITS, Loss, Phase, PhaseSpan, REFUSED, Run, SavedRun, ShardState, Written,
 };
 use super::schema;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::{Job, Limits};
+use crate::task::{private_dir, private_file};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params,
 };
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,13 +31,12 @@ pub struct Store {
 impl Store {
     /// Opens or creates the state in a plan's folder.
     pub fn open(dir: &Path) -> Result<Store> {
-        create_private_dir(dir)?;
+        private_dir(dir)?;
         let path = dir.join(FILE);
         // Made here so that nobody else may ever read it; SQLite gives its side files the same mode.
-        OpenOptions::new()
+        private_file()
             .create(true)
             .append(true)
-            .mode(0o600)
             .open(&path)
             .context(ErrorKind::Disk, || {
                 format!("open the state file {}", path.display())
@@ -89,7 +86,7 @@ impl Store {
 
     /// Copies the state as it is at this moment into another folder, also while a process writes it.
     pub fn copy_to(&self, dir: &Path) -> Result<()> {
-        create_private_dir(dir)?;
+        private_dir(dir)?;
         let (path, new) = (dir.join(FILE), dir.join("state.new"));
         let failed = || format!("copy the state to {}", path.display());
         for old in [
@@ -356,10 +353,6 @@ impl Store {
     }
 
     // Counters, events, documents.
-
-    pub fn add_count(&mut self, name: &str, n: u64) -> Result<()> {
-        self.write("save a counter", |t| add_count(t, name, n))
-    }
 
     pub fn counts(&self) -> Result<BTreeMap<String, u64>> {
         let rows = self.rows(

@@ -6,8 +6,9 @@
 //! acknowledged writes with it: that is a loss, and whoever wrote must write again what was not stable.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Conn, info_field};
+use crate::net::{self, Conn};
 use crate::plan::Endpoint;
+use crate::resp::info;
 use crate::target::topology::Topology;
 use crate::task::Shutdown;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -180,38 +181,21 @@ impl Watch {
         };
         // A target that refuses INFO tells nothing: then only time counts.
         let reply = conn.ask(&[b"INFO"]).await?;
-        let info = reply.text().unwrap_or_default();
-        if info_field(&info, "role") == Some("slave") {
+        let text = reply.text().unwrap_or_default();
+        if info::is_replica(&text) {
             return Err(Error::new(
                 ErrorKind::NotReady,
                 format!("{address} is a replica now"),
             ));
         }
-        let replicas = info.lines().filter_map(|line| {
-            let (name, fields) = line.split_once(':')?;
-            let number = name.strip_prefix("slave")?;
-            number.parse::<u32>().ok()?;
-            let field = |key: &str| {
-                fields
-                    .split(',')
-                    .find_map(|f| f.trim().strip_prefix(key)?.strip_prefix('='))
-            };
-            (field("state") == Some("online")).then(|| field("offset")?.parse::<u64>().ok())?
-        });
-        let keys = info
-            .lines()
-            .filter_map(|l| {
-                let (_, rest) = l.strip_prefix("db")?.split_once(":keys=")?;
-                net::count(rest.split(',').next()?)
-            })
-            .fold(0u64, u64::saturating_add);
+        let replicas =
+            info::replicas(&text).filter_map(|replica| replica.get("offset")?.parse::<u64>().ok());
+        let keys = info::databases(&text).filter_map(|(_, of)| of.count("keys"));
         Ok(Sample {
-            run_id: info_field(&info, "run_id").unwrap_or_default().to_owned(),
-            offset: info_field(&info, "master_repl_offset")
-                .and_then(|n| n.parse().ok())
-                .unwrap_or(0),
+            run_id: info::field(&text, "run_id").unwrap_or_default().to_owned(),
+            offset: info::offset(&text).map_or(0, |offset| offset.0),
             replica: replicas.max(),
-            keys,
+            keys: keys.fold(0u64, u64::saturating_add),
         })
     }
 }

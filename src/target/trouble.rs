@@ -28,15 +28,6 @@ pub struct Trouble {
     pub error: Option<Error>,
 }
 
-impl Trouble {
-    pub fn is_empty(&self) -> bool {
-        self.failed.is_empty()
-            && self.uncertain.is_empty()
-            && self.unsent.is_empty()
-            && self.error.is_none()
-    }
-}
-
 /// A command or a whole transaction that has to be dealt with.
 #[derive(Debug, Clone)]
 pub struct Unit {

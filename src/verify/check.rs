@@ -5,7 +5,7 @@ use super::migration::{self, Migration};
 use super::options::{Gauge, Options};
 use super::progress::{Done, Name, Progress};
 use crate::digest::{Unreplicated, Width};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::keyset::KeySet;
 use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::source::keys::fact::{Found, KeyFact};
@@ -180,10 +180,7 @@ impl Check {
     pub fn go_on(&self) -> Result<()> {
         match self.stop.requested() {
             false => Ok(()),
-            true => Err(Error::new(
-                ErrorKind::Interrupted,
-                "the verification was stopped",
-            )),
+            true => Err(Error::stopped("the verification was stopped")),
         }
     }
 

@@ -19,9 +19,9 @@ mod progress;
 mod reading;
 mod walk;
 
-pub use answer::{DbSize, KeyReport, Summary};
+pub use answer::{KeyReport, Summary};
 pub use live::Live;
-pub use options::{Gauge, Options, sample, slots};
+pub use options::{Options, sample, slots};
 pub use progress::UNPROVABLE;
 
 use crate::error::Result;
@@ -29,9 +29,8 @@ use crate::net::guard;
 use crate::plan::{Job, Source};
 use crate::source::keys::list;
 use crate::source::keys::side::Side;
-use crate::source::private_dir;
 use crate::store::{Lock, Run, Store};
-use crate::task::Shutdown;
+use crate::task::{Shutdown, private_dir};
 use crate::types::{SlotSet, unix_ms};
 use answer::{conclude, dbsize};
 use check::{Check, Origin};

@@ -78,8 +78,6 @@ pub struct Comparison {
     pub missing: Findings,
     pub extra: Findings,
     pub different: Findings,
-    /// Hashes whose field expiries could not be compared: one side has no such thing.
-    pub field_expiry_unseen: bool,
 }
 
 /// Keys with reasons, at most `KEPT` of them, and the true count.
@@ -129,10 +127,7 @@ impl fmt::Display for Comparison {
 
 /// Compares every key of both sides.
 pub fn compare(a: &mut Side, b: &mut Side, rules: &Rules) -> io::Result<Comparison> {
-    let mut found = Comparison {
-        field_expiry_unseen: a.knows("hpexpiretime") != b.knows("hpexpiretime"),
-        ..Default::default()
-    };
+    let mut found = Comparison::default();
     let mut databases = rules.databases.clone();
     if databases.is_empty() {
         databases.push((0, 0));

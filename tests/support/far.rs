@@ -29,7 +29,6 @@ struct Switches {
     down: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
     trips: AtomicU64,
-    bytes: AtomicU64,
     waiting: AtomicU64,
 }
 
@@ -65,18 +64,9 @@ impl Line {
         self.0.trips.load(Relaxed)
     }
 
-    /// Bytes that have passed, of both directions.
-    pub fn bytes(&self) -> u64 {
-        self.0.bytes.load(Relaxed)
-    }
-
     /// Bytes that wait here now, of both directions and all connections.
     pub fn waiting(&self) -> u64 {
         self.0.waiting.load(Relaxed)
-    }
-
-    fn is_silent(&self) -> bool {
-        *lock(&self.0.silent)
     }
 
     /// Returns when the line is not silent.
@@ -252,7 +242,6 @@ fn hand_on(mut to: TcpStream, pipe: &Pipe, line: &Line, mut each: impl FnMut(&Li
         }
         each(line);
         let n = bytes.len();
-        line.0.bytes.fetch_add(n as u64, Relaxed);
         line.0.waiting.fetch_sub(n as u64, Relaxed);
         lock(&pipe.pieces).1 -= n;
         pipe.changed.notify_all();

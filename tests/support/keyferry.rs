@@ -12,7 +12,6 @@ use tempfile::TempDir;
 /// A plan file with its own folder and work folder.
 pub struct Plan {
     dir: TempDir,
-    pub name: String,
     pub json: Value,
     /// What the program finds in its environment, beside our own.
     pub environment: Vec<(String, String)>,
@@ -31,11 +30,9 @@ impl Plan {
             .prefix("keyferry-plan-")
             .tempdir()
             .expect("a temporary folder");
-        let name = json["name"].as_str().unwrap_or("test").to_owned();
         let environment = Vec::new();
         let plan = Plan {
             dir,
-            name,
             json,
             environment,
         };
@@ -105,7 +102,7 @@ impl Plan {
     #[track_caller]
     pub fn wait_caught_up(&self, running: &mut Running, limit: Duration) -> Value {
         // Where writers go on, hardly a look finds nothing on its way: then what was written some time ago is enough.
-        let later = keyferry::types::unix_ms() + 1_500;
+        let later = keyferry::unix_ms() + 1_500;
         let mut written = None;
         self.wait_status(running, "caught up", limit, |status| {
             let stream = &status["stream"];
@@ -197,7 +194,6 @@ pub struct Outcome {
     pub stderr: String,
     /// Standard output as JSON; null when it is not.
     pub json: Value,
-    pub elapsed: Duration,
 }
 
 impl Outcome {
@@ -230,7 +226,6 @@ impl Outcome {
 /// A run under way; it is killed when it is dropped.
 pub struct Running {
     child: Child,
-    started: Instant,
     started_ms: i64,
     stdout: Option<JoinHandle<Vec<u8>>>,
     stderr: tempfile::NamedTempFile,
@@ -238,7 +233,7 @@ pub struct Running {
 
 impl Running {
     fn start(mut command: Command) -> Running {
-        let started_ms = keyferry::types::unix_ms();
+        let started_ms = keyferry::unix_ms();
         let stderr = tempfile::NamedTempFile::new().expect("a temporary file");
         let file = stderr.reopen().expect("the temporary file");
         let mut child = command
@@ -256,7 +251,6 @@ impl Running {
         });
         Running {
             child,
-            started: Instant::now(),
             started_ms,
             stdout: Some(stdout),
             stderr,
@@ -316,7 +310,6 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(20));
         };
-        let elapsed = self.started.elapsed();
         let bytes = self
             .stdout
             .take()
@@ -334,7 +327,6 @@ impl Running {
             stdout,
             stderr: self.stderr_now(),
             json,
-            elapsed,
         }
     }
 }

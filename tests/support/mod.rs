@@ -2,8 +2,6 @@
 //!
 //! `wire`, `side`, `rng`, `dataset`, `compare` and `traffic` also make up the `traffic` example (`tests/tools`).
 
-#![allow(dead_code)] // one integration binary: not every test file uses every part
-
 pub mod borders;
 pub mod clients;
 pub mod clock;
@@ -12,6 +10,7 @@ pub mod compare;
 pub mod cutter;
 pub mod dataset;
 pub mod far;
+#[allow(dead_code)] // what only the `traffic` example uses
 pub mod form;
 pub mod fuzz;
 pub mod keyferry;
@@ -23,6 +22,7 @@ pub mod side;
 pub mod story;
 pub mod tell;
 pub mod tls;
+#[allow(dead_code)] // what only the `traffic` example uses
 pub mod traffic;
 pub mod versions;
 pub mod wire;

@@ -183,7 +183,6 @@ pub const VALKEY_CLUSTER: Profile = Profile {
 
 /// A provider's service that runs.
 pub struct Provided {
-    pub profile: &'static Profile,
     pub tls: Tls,
     secret: String,
     proxy: Option<Proxy>,
@@ -223,12 +222,7 @@ impl Profile {
             let owners = (0..16384).map(owner).collect();
             Proxy::start(&nodes, owners, Some(&tls), rules)
         });
-        let provided = Provided {
-            profile: self,
-            tls,
-            secret,
-            proxy,
-        };
+        let provided = Provided { tls, secret, proxy };
         Some((end, provided))
     }
 }

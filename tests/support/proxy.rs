@@ -4,8 +4,8 @@
 //! goes to the real node that owns the key. A client never learns that there are several.
 
 use super::tls::Tls;
-use keyferry::command::{self, Command};
-use keyferry::resp;
+use keyferry::formats::command::{self, Command};
+use keyferry::formats::resp;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -147,12 +147,6 @@ impl Server {
         self.dir.path()
     }
 
-    /// Sends it a signal by its name.
-    pub fn signal(&self, name: &str) {
-        let pid = self.pid().to_string();
-        let _ = Command::new("kill").args(["-s", name, &pid]).status();
-    }
-
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

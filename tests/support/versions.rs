@@ -93,7 +93,7 @@ pub fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
     *SEED.get_or_init(|| match std::env::var("KEYFERRY_SEED") {
         Ok(text) => text.parse().expect("KEYFERRY_SEED is a number"),
-        Err(_) => keyferry::types::unix_ms() as u64 % 1_000_000,
+        Err(_) => keyferry::unix_ms() as u64 % 1_000_000,
     })
 }
 

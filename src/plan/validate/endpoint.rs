@@ -56,13 +56,11 @@ pub(super) fn endpoint(
     let tls = tls(side, at.tls, typed.tls.as_ref(), warnings)?;
     for (announced, reachable) in &typed.address_map {
         let path = format!("{side}.address_map[{announced:?}]");
-        let explicit =
-            |a: &str| a.contains(']') && a.contains("]:") || !a.contains(']') && a.contains(':');
         for address in [announced, reachable] {
-            url::host_and_port(address).map_err(|what| {
+            let (_, port) = url::host_and_port(address).map_err(|what| {
                 wrong(format!("{path} {what}")).hint("write \"host:port\": \"host:port\"")
             })?;
-            if !explicit(address) {
+            if port.is_none() {
                 return Err(
                     wrong(format!("{path} has no port")).hint("write \"host:port\": \"host:port\"")
                 );

@@ -486,6 +486,7 @@ fn fingerprint(
             crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, text.as_bytes())
         )
     };
+    // Not `address()`: saved states hold the hash of this form.
     let place = |e: &Endpoint| format!("{}:{}", e.host.to_ascii_lowercase(), e.port);
     let from = match source {
         Source::Server { endpoint, .. } => format!("server {}", place(endpoint)),

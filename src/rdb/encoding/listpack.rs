@@ -45,13 +45,7 @@ pub struct Listpack<'a> {
 impl<'a> Listpack<'a> {
     pub fn new(bytes: &'a [u8], at: u64) -> Result<Listpack<'a>> {
         let mut r = Reader::new(bytes, at);
-        let total = r.u32(WHAT)?;
-        if total as usize != bytes.len() {
-            return Err(r.fail(
-                WHAT,
-                format_args!("it says {total} bytes and has {}", bytes.len()),
-            ));
-        }
+        r.total(WHAT)?;
         let count = r.u16(WHAT)?;
         Ok(Listpack {
             r,
@@ -156,14 +150,6 @@ impl Default for Builder {
 }
 
 impl Builder {
-    pub fn len(&self) -> usize {
-        self.bytes.len() + 1
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Appends an element; false (nothing appended) at a size at which versions disagree about its back-length.
     pub fn push(&mut self, element: Packed<'_>) -> bool {
         let start = self.bytes.len();

@@ -15,13 +15,7 @@ pub struct Ziplist<'a> {
 impl<'a> Ziplist<'a> {
     pub fn new(bytes: &'a [u8], at: u64) -> Result<Ziplist<'a>> {
         let mut r = Reader::new(bytes, at);
-        let total = r.u32(WHAT)?;
-        if total as usize != bytes.len() {
-            return Err(r.fail(
-                WHAT,
-                format_args!("it says {total} bytes and has {}", bytes.len()),
-            ));
-        }
+        r.total(WHAT)?;
         r.u32(WHAT)?;
         r.u16(WHAT)?;
         Ok(Ziplist { r, ended: false })

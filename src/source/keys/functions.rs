@@ -17,15 +17,6 @@ pub async fn of(side: &Side) -> Result<Option<Libraries>> {
     }
 }
 
-/// Those of every master.
-pub async fn of_all(side: &Side) -> Result<Vec<Libraries>> {
-    let mut all = Vec::new();
-    for master in &side.layout().masters {
-        all.push(libraries(side, &master.address).await?.unwrap_or_default());
-    }
-    Ok(all)
-}
-
 /// Name to code; `None` where FUNCTION is not known or not allowed.
 pub async fn libraries(side: &Side, address: &str) -> Result<Option<Libraries>> {
     libraries_at(&mut side.connect(address).await?).await

@@ -7,8 +7,8 @@ use super::side::Side;
 use crate::error::{Error, Result};
 use crate::keyset::{KeySet, Put};
 use crate::net::scan::{self, Scan};
-use crate::net::{Conn, Tries, info_field};
-use crate::resp::Reply;
+use crate::net::{Conn, Tries};
+use crate::resp::{Reply, info};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
 use serde::{Deserialize, Serialize};
@@ -361,7 +361,7 @@ fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
 async fn current_epoch(conns: &mut HashMap<String, Conn>) -> Option<u64> {
     let conn = conns.values_mut().next()?;
     let reply = conn.ask(&[b"CLUSTER", b"INFO"]).await.ok()?;
-    info_field(&reply.text()?, "cluster_current_epoch")?
+    info::field(&reply.text()?, "cluster_current_epoch")?
         .parse()
         .ok()
 }

@@ -1,8 +1,10 @@
 //! Replicas of the source that are read instead of their masters (`source.read_from` of the plan).
 
 use crate::error::{Error, Result};
-use crate::net::{self, Conn, info_field, server};
+use crate::net::{self, Conn, server};
 use crate::plan::Endpoint;
+use crate::resp::info;
+use crate::types::address;
 use std::time::{Duration, Instant};
 
 /// How long a replica may take to have what its master has.
@@ -12,9 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn in_step(endpoint: &Endpoint, master: &str) -> Result<Option<String>> {
     let mut conn = net::connect(endpoint, master).await?;
     let reply = conn.call(&[b"INFO", b"replication"]).await?;
-    let info = reply.text().unwrap_or_default().into_owned();
+    let text = reply.text().unwrap_or_default();
     let wanted = server::replication_offset(&mut conn).await?;
-    for replica in online(&info) {
+    for replica in online(&text) {
         let in_step = tokio::time::timeout(PATIENCE, async {
             let mut conn = net::connect(endpoint, &replica).await?;
             let began = Instant::now();
@@ -34,19 +36,9 @@ pub async fn in_step(endpoint: &Endpoint, master: &str) -> Result<Option<String>
 }
 
 /// The replicas that follow, as a master tells.
-fn online(info: &str) -> Vec<String> {
-    let address = |n: usize| {
-        let line = info_field(info, &format!("slave{n}"))?;
-        let field = |name: &str| line.split(',').find_map(|f| f.strip_prefix(name));
-        let (ip, port) = (field("ip=")?, field("port=")?);
-        Some(match (field("state="), ip.contains(':')) {
-            (Some("online"), true) => format!("[{ip}]:{port}"),
-            (Some("online"), false) => format!("{ip}:{port}"),
-            _ => String::new(),
-        })
-    };
-    let told = (0..).map_while(address);
-    told.filter(|a| !a.is_empty()).collect()
+fn online(text: &str) -> Vec<String> {
+    let place = |of: info::Pairs| Some(address::join(of.get("ip")?, of.get("port")?));
+    info::replicas(text).filter_map(place).collect()
 }
 
 /// A connection to a replica; a cluster's wants to be told that old values are welcome.

@@ -4,8 +4,9 @@ use super::replicas;
 use crate::digest::Unreplicated;
 use crate::error::Result;
 use crate::net::server::{self, Layout};
-use crate::net::{self, Conn, info_field, scan};
+use crate::net::{self, Conn, scan};
 use crate::plan::{Databases, Endpoint, Job, Renames};
+use crate::resp::info;
 use crate::types::{DbIndex, Slot};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -119,8 +120,8 @@ impl Side {
         for master in &self.layout().masters {
             let mut conn = net::connect(&self.endpoint, &master.address).await?;
             let reply = conn.ask(&[b"INFO", b"replication"]).await?;
-            let info = reply.text().unwrap_or_default();
-            let second = info_field(&info, "master_replid2");
+            let text = reply.text().unwrap_or_default();
+            let second = info::field(&text, "master_replid2");
             // What does not tell may have been anything.
             was_replica |= second.is_none_or(|id| id.bytes().any(|b| b != b'0'));
         }
@@ -211,9 +212,9 @@ impl Side {
         for master in &self.layout().masters {
             let mut conn = self.connect(&master.address).await.ok()?;
             let reply = conn.ask(&[b"INFO", b"cpu"]).await.ok()?;
-            let info = reply.text()?;
+            let text = reply.text()?;
             for field in ["used_cpu_sys", "used_cpu_user"] {
-                sum += info_field(&info, field)?.parse::<f64>().ok()?;
+                sum += info::field(&text, field)?.parse::<f64>().ok()?;
             }
         }
         Some(sum)

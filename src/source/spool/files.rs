@@ -1,10 +1,10 @@
 //! The files in a spool's folder.
 
 use crate::error::{Context, ErrorKind, Result};
+use crate::task::private_file;
 use crate::types::ReplOffset;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The stream segments in a folder, in order: first offset and length.
@@ -28,12 +28,11 @@ pub fn segments(dir: &Path) -> Result<Vec<(ReplOffset, u64)>> {
 }
 
 pub fn create(path: &Path, truncate: bool) -> Result<File> {
-    OpenOptions::new()
+    private_file()
         .create(true)
         .write(true)
         .truncate(truncate)
         .append(!truncate)
-        .mode(0o600)
         .open(path)
         .context(ErrorKind::Disk, || format!("open {}", path.display()))
 }

@@ -5,6 +5,7 @@ use super::files::segments;
 use super::link::Down;
 use super::state::{End, State};
 use crate::error::{Context, ErrorKind, Result};
+use crate::task::private_dir;
 use crate::types::{ReplId, ReplOffset, unix_ms};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub struct Spool {
 impl Spool {
     /// Opens the folder and whatever an earlier run left in it.
     pub fn open(dir: &Path, limit: u64) -> Result<Arc<Spool>> {
-        crate::source::private_dir(dir)?;
+        private_dir(dir)?;
         let snapshot_len = std::fs::metadata(dir.join(SNAPSHOT)).map_or(0, |m| m.len());
         let segments = segments(dir)?;
         let start = segments.first().map_or(ReplOffset(0), |s| s.0);

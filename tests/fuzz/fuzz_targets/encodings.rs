@@ -1,9 +1,9 @@
 //! The packed encodings by themselves.
 #![no_main]
 
-use keyferry::rdb::encoding::listpack::Listpack;
-use keyferry::rdb::encoding::ziplist::Ziplist;
-use keyferry::rdb::encoding::{intset, lzf, zipmap};
+use keyferry::formats::rdb::encoding::Listpack;
+use keyferry::formats::rdb::encoding::Ziplist;
+use keyferry::formats::rdb::encoding::{intset, lzf, zipmap};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

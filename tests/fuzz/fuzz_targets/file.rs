@@ -1,8 +1,8 @@
 //! A whole snapshot file, in every way that it is read: as JSON, as commands, framed only, and in small pieces.
 #![no_main]
 
-use keyferry::cli::rdb::{write_json, write_resp};
-use keyferry::rdb::file::{Item, Options, Snapshot};
+use keyferry::{write_json, write_resp};
+use keyferry::formats::rdb::file::{Item, Options, Snapshot};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

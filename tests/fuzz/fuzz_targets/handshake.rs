@@ -1,7 +1,7 @@
 //! What a source says before and around a snapshot: the answer to PSYNC, the snapshot's head, its end in the bytes.
 #![no_main]
 
-use keyferry::source::handshake;
+use keyferry::handshake;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

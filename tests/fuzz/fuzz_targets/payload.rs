@@ -1,7 +1,7 @@
 //! A DUMP payload: opened, digested, fitted to every target, converted and read again.
 #![no_main]
 
-use keyferry::rdb::payload::{self, Fit, KNOWN};
+use keyferry::formats::rdb::payload::{self, Fit, KNOWN};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     payload::seal(&mut sealed, &[], *type_id, body, version);
     let Ok(opened) = payload::open(&sealed) else { return };
     // Past the first millisecond of 1970: layouts differ in how they write an expiry of 0.
-    let digest = keyferry::digest::of_payload(&sealed, 1, keyferry::digest::Width::Bits128);
+    let digest = keyferry::formats::digest::of_payload(&sealed, 1, keyferry::formats::digest::Width::Bits128);
     for (_, target) in KNOWN {
         if payload::fit(opened.type_id, opened.dialect, u32::from(version), opened.body, &target) != Fit::Transcode {
             continue;
@@ -24,10 +24,10 @@ fuzz_target!(|bytes: &[u8]| {
         if let Ok(new) = converted {
             let mut again = Vec::new();
             payload::seal(&mut again, &[], new, &out, payload::footer_version(&target));
-            let again = keyferry::digest::of_payload(&again, 1, keyferry::digest::Width::Bits128);
+            let again = keyferry::formats::digest::of_payload(&again, 1, keyferry::formats::digest::Width::Bits128);
             // Streams lose in an older layout what that layout lacks; everything else stays.
             if let (Ok(Some(a)), Ok(Some(b))) = (&digest, again)
-                && a.kind != keyferry::rdb::value::ValueKind::Stream
+                && a.kind != keyferry::formats::rdb::value::ValueKind::Stream
             {
                 assert_eq!(*a, b);
             }

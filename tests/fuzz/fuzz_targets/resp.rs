@@ -1,9 +1,9 @@
 //! RESP in both directions: commands of the stream with their keys and parts, replies of the target.
 #![no_main]
 
-use keyferry::command::{Command, Kind, lookup, split};
-use keyferry::resp;
-use keyferry::types::Slot;
+use keyferry::formats::command::{Command, Kind, lookup, split};
+use keyferry::formats::resp;
+use keyferry::Slot;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
