@@ -1,7 +1,7 @@
 //! Replies read item by item, and bulk strings piece by piece: for what is too large to be held.
 
-use super::Conn;
 use super::answer::Answer;
+use super::conn::Conn;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::resp::{self, Reply};
 use std::io::Write;
