@@ -156,6 +156,13 @@ fn the_rules_can_fail() {
         ]),
         1
     );
+    assert_eq!(
+        circled(&[
+            ("src/a/mod.rs", "pub mod b;\nfn f() { b::g() }\n"),
+            ("src/a/b.rs", "use super::A;\n"),
+        ]),
+        1
+    );
     // Two circles, of which one leads to the other.
     assert_eq!(
         circled(&[

@@ -93,7 +93,7 @@ fn file(path: &[String], known: &BTreeSet<&str>) -> String {
     "src/lib.rs".to_owned()
 }
 
-/// Every path from the crate's root that a file's code names: in a `use`, or beginning with `crate`, `super` or `self`.
+/// Every path from the crate's root that a file's code names: one that begins with `crate`, `super`, `self` or a child.
 fn imports(own: &[String], text: &str) -> Vec<Vec<String>> {
     let lines: Vec<&str> = code(text)
         .map(|(_, line)| line.split(" // ").next().unwrap_or(line))
@@ -123,7 +123,7 @@ fn imports(own: &[String], text: &str) -> Vec<Vec<String>> {
             "crate" => Vec::new(),
             "self" => own.to_vec(),
             "super" => own[..own.len().saturating_sub(1)].to_vec(),
-            child if ahead.ends_with("use ") && children.iter().any(|c| c == child) => {
+            child if children.iter().any(|c| c == child) => {
                 let mut base = own.to_vec();
                 base.push(first);
                 base
