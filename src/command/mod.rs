@@ -104,6 +104,14 @@ pub fn copy_db(cmd: &Command<'_>) -> Option<u32> {
     cmd.number(at).and_then(|n| u32::try_from(n).ok())
 }
 
+/// Whether a command may be what a master sends when a key has expired.
+pub fn removes_expired(cmd: &Command<'_>, may_expire: impl Fn(&[u8]) -> bool) -> bool {
+    let name = cmd.name();
+    (name.eq_ignore_ascii_case(b"DEL") || name.eq_ignore_ascii_case(b"UNLINK"))
+        && cmd.len() == 2
+        && cmd.arg(1).is_some_and(may_expire)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {

@@ -3,7 +3,7 @@
 use crate::check::STOPS;
 use crate::cutover::options::stopped;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::control::{Answer, Ask, Asker};
+use crate::migrate::control::orders::{Answer, Ask, Asker};
 use crate::plan::Plan;
 use crate::store::{Lock, Store};
 use crate::task::{Shutdown, private_dir, private_file};

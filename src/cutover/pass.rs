@@ -9,7 +9,7 @@ use crate::cutover::options::{Options, go_on};
 use crate::cutover::proof::Proof;
 use crate::cutover::watch;
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::{Answer, Ask, ShardNow};
+use crate::migrate::control::orders::{Answer, Ask, ShardNow};
 use crate::plan::{FreezeWay, Job, Plan, Source};
 use crate::source::mix;
 use crate::store::{MIX, MODE, Phase, SWEEPS, Stage, Store};

@@ -3,7 +3,7 @@
 use crate::cutover::migration::Migration;
 use crate::cutover::options::go_on;
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::Ask;
+use crate::migrate::control::orders::Ask;
 use crate::plan::Job;
 use crate::task::Shutdown;
 use crate::types::DbIndex;

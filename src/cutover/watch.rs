@@ -4,7 +4,7 @@ use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
 use crate::cutover::reverse;
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::Ask;
+use crate::migrate::control::orders::Ask;
 use crate::net::{self, server};
 use crate::plan::{Endpoint, Plan, Source, validate};
 use crate::store::{Stage, Store};

@@ -3,69 +3,47 @@
 //! [`run`] finds the source's masters, decides for each whether to begin or to go on, and starts a link (task) and a
 //! pump (thread) for it. Links hear the wish to stop first; pumps end with their spool.
 
-mod admission;
-mod adopt;
-mod begin;
-mod bulk;
-mod carry;
-mod census;
+mod apply;
 mod checkpoint;
+mod context;
 pub mod control;
-mod copy;
-mod debts;
-mod existing;
 mod expiry;
-mod forms;
-mod functions;
-mod guards;
 mod heal;
 mod load;
-mod loaded;
-mod long;
-mod loss_guard;
-mod losses;
-mod obey;
-mod ownership;
+mod preflight;
 pub mod progress;
-mod pump;
-mod queue;
-pub mod rebuild;
-mod reconcile;
-mod reload;
-mod renamed;
-mod repair;
-mod rewind;
-mod router;
-mod saver;
-mod scripts;
+mod recover;
+mod scan;
 mod shard;
-mod shards;
-mod shared;
-mod sweep;
-mod timed;
-mod touched;
-mod trouble;
-mod worker;
+mod slots;
+mod stream;
+mod tally;
+mod workers;
+mod write;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::begin::{
+use crate::migrate::preflight::{
     Found, assign, compare_clocks, find_source, fits_databases, load_estimate_ms, mode_name,
     refuse_existing, remove_spool, since_then, source_name,
 };
-use crate::migrate::ownership::Ownership;
+
+use crate::migrate::checkpoint::writer::Saver;
+use crate::migrate::context::{Facts, Pace, RunOptions, Shared};
+use crate::migrate::control::orders;
+use crate::migrate::load::existing;
 use crate::migrate::progress::{ENDED, Progress, ShardProgress};
-use crate::migrate::saver::Saver;
-use crate::migrate::shards::Shards;
-use crate::migrate::shared::Shared;
+use crate::migrate::shard::set::Shards;
+use crate::migrate::slots::ownership::Ownership;
+use crate::migrate::slots::watch;
 use crate::net::guard;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
 use crate::source::place::Place;
 use crate::source::pulse::{Pulse, While};
-use crate::store::{CHECKED, Claim, Lock, PULSE, Phase, Run, Stage, Store, worker_dir};
+use crate::store::{CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, worker_dir};
 use crate::target::health;
 use crate::target::topology;
-use crate::task::{Shutdown, Throttle, peak_rss, private_dir};
+use crate::task::{Shutdown, peak_rss, private_dir};
 use crate::types::ShardId;
 use crate::types::unix_ms;
 use serde::Serialize;
@@ -75,7 +53,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 /// How long source or target may be away before a run gives up (state is saved, the next run goes on).
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -142,7 +119,7 @@ pub async fn run(
     private_dir(&dir)?;
     let _lock = Lock::acquire(&dir)?;
     if options.share.is_none() && !options.dry_run {
-        worker::refuse_workers(&options.work_dir)?;
+        workers::refuse_workers(&options.work_dir)?;
     }
     let mut store = Store::open(&dir)?;
     let stage = store.stage()?;
@@ -200,6 +177,22 @@ pub async fn run(
         options.dry_run,
         stop.requested() && !(caught_up && options.until_caught_up),
     )
+}
+
+/// What the versions of both sides can and cannot do; a file has no server.
+fn facts(source: Option<&Server>, target: &Server, target_modules: Vec<String>) -> Facts {
+    Facts {
+        relative_ttls: source.is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
+        scripts_can_be_effects: source.is_some_and(|s| s.at_least(5, 0)),
+        silent_entries_read: source.is_some_and(Server::silent_entries_read),
+        silent_field_expiry: source.is_some_and(Server::silent_field_expiry)
+            && target.has_field_expiry(),
+        loses_field_expiry: source.is_some_and(Server::has_field_expiry)
+            && !target.has_field_expiry(),
+        target_modules,
+        target_has_functions: target.has_functions(),
+        target_has_set_pxat: target.has_set_pxat(),
+    }
 }
 
 /// The clients are not where this migration would have them.
@@ -262,7 +255,7 @@ async fn migrate(
         scan,
     } = find_source(job, &mut store).await?;
     let claim = match &options.share {
-        Some(share) => Some(worker::take(
+        Some(share) => Some(workers::take(
             share,
             &mut layout.masters,
             &mut store,
@@ -319,33 +312,26 @@ async fn migrate(
         saver: Saver::start(dir)?,
         runtime: Handle::current(),
         stop: stop.clone(),
-        dry_run: options.dry_run,
-        until_caught_up: options.until_caught_up,
-        accept_loss: options.accept_loss,
+        run: RunOptions {
+            dry_run: options.dry_run,
+            until_caught_up: options.until_caught_up,
+            accept_loss: options.accept_loss,
+            scan,
+            patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
+            load_estimate_ms: estimate,
+        },
+        facts: facts(
+            source.as_ref(),
+            &target,
+            server::modules(&job.target).await?,
+        ),
         reached: AtomicBool::new(false),
-        scan,
-        patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
-        relative_ttls: source
-            .as_ref()
-            .is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
-        scripts_can_be_effects: source.as_ref().is_some_and(|s| s.at_least(5, 0)),
-        silent_entries_read: source.as_ref().is_some_and(Server::silent_entries_read),
-        silent_field_expiry: source.as_ref().is_some_and(Server::silent_field_expiry)
-            && target.has_field_expiry(),
-        ownership,
         health: watch.as_ref().map(health::Watch::health),
-        target_modules: server::modules(&job.target).await?,
-        target_has_functions: target.has_functions(),
-        target_has_set_pxat: target.has_set_pxat(),
-        load_estimate_ms: estimate,
-        shards: layout.masters.len().max(1),
-        for_loaded: Semaphore::new(job.limits.loaded() >> 10),
-        throttle: Throttle::new(job.limits.keys_per_s, job.limits.bytes_per_s),
-        told: Default::default(),
-        control: Default::default(),
+        ownership,
         own: existing::own(job, &topology, dir, claimed.as_ref(), &saved).await?,
-        loses_field_expiry: source.as_ref().is_some_and(Server::has_field_expiry)
-            && !target.has_field_expiry(),
+        pace: Pace::new(job, layout.masters.len().max(1)),
+        control: Default::default(),
+        told: Default::default(),
     });
     shared.event(
         "info",
@@ -370,7 +356,7 @@ async fn migrate(
     shared.store(|s| s.enter_phase(phase, unix_ms()))?;
 
     if !options.dry_run {
-        let served = control::serve(
+        let served = orders::serve(
             dir.to_owned(),
             shared.control.clone(),
             progress.clone(),
@@ -406,7 +392,7 @@ async fn migrate(
     tokio::spawn(guard::watch(
         nodes,
         job.limits.latency_ms.map(Duration::from_millis),
-        shared.throttle.clone(),
+        shared.pace.throttle.clone(),
         ends.clone(),
     ));
     let watching = watch.map(|w| tokio::spawn(w.run(ends.clone())));
@@ -443,7 +429,7 @@ async fn migrate(
         let phases = watch_phases(&shards, pulse.as_deref());
         let slots = async {
             match &shared.ownership {
-                Some(ownership) => ownership::watch(&shards, ownership).await,
+                Some(ownership) => watch::watch(&shards, ownership).await,
                 None => std::future::pending().await,
             }
         };
@@ -473,9 +459,6 @@ async fn migrate(
     // What it had when it ended counts, whatever the link's end has made of it since.
     joined.map(|()| shared.reached.load(Relaxed) || all())
 }
-
-/// The document that keeps the run ids of the target's masters.
-pub(crate) const MASTERS: &str = "target_masters";
 
 fn known_masters(store: &Store) -> Result<BTreeSet<String>> {
     let saved = store.json(MASTERS)?.unwrap_or_default();
@@ -525,12 +508,12 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
     let mut felt = Instant::now();
     while !shared.stop.requested() {
         // The end of a phase is waited for.
-        let nap = match streaming && !shared.until_caught_up {
+        let nap = match streaming && !shared.run.until_caught_up {
             true => Duration::from_millis(50),
             false => Duration::from_millis(10),
         };
         tokio::time::sleep(nap).await;
-        if looked.elapsed() > STAGE_EVERY && !shared.dry_run {
+        if looked.elapsed() > STAGE_EVERY && !shared.run.dry_run {
             looked = Instant::now();
             // A cutover may have been finished by others.
             let stage = shared.store(|s| s.stage()).unwrap_or_default();
@@ -556,7 +539,10 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
                 tracing::warn!("{e}");
             }
         }
-        if shared.until_caught_up && streaming && views.iter().all(|v| v.caught_up.load(Relaxed)) {
+        if shared.run.until_caught_up
+            && streaming
+            && views.iter().all(|v| v.caught_up.load(Relaxed))
+        {
             shared.reached.store(true, Relaxed);
             shared.stop.request();
             return;

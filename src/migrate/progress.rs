@@ -1,4 +1,4 @@
-//! What a running migration shows of itself: numbers that the pumps write and the surface reads.
+//! What a running migration shows of itself: numbers that the shards write and the surface reads.
 
 use crate::types::ShardId;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

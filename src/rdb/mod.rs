@@ -3,6 +3,7 @@
 //! [`frame`] finds where a value ends without decoding it; [`value`] turns its bytes into elements for a sink;
 //! [`file`] is the loop over a snapshot; [`payload`] is the envelope of DUMP and RESTORE.
 
+pub mod commands;
 pub mod cursor;
 pub mod encoding;
 pub mod file;

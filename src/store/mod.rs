@@ -22,7 +22,7 @@ pub use latency::LatencyBlock;
 pub use lock::Lock;
 pub use own::Own;
 pub use record::{
-    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MIX, MODE, PULSE, Phase, PhaseSpan,
+    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MASTERS, MIX, MODE, PULSE, Phase, PhaseSpan,
     REPAIR_FUNCTIONS, Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress,
     VerifyRun, Written,
 };

@@ -292,6 +292,8 @@ pub const LATENCY: &str = "latency";
 
 /// The document that holds what the last check has found out.
 pub const CHECKED: &str = "check";
+/// The document that keeps the run ids of the target's masters.
+pub const MASTERS: &str = "target_masters";
 /// The document that holds the limits set while it runs.
 pub const LIMITS: &str = "limits";
 /// The document that holds the commands that each side refuses.

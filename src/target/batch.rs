@@ -2,11 +2,12 @@
 
 use crate::resp;
 use crate::types::DbIndex;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A database that the target is known to have.
 ///
-/// Only [`Pipe::database`](super::Pipe::database) makes one, so nothing can be written to a database that nobody has
+/// Only [`KnownDatabases::get`] makes one, so nothing can be written to a database that nobody has
 /// asked for: on a server that refuses the SELECT, it would run in whichever database the connection was in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Database(DbIndex);
@@ -15,12 +16,41 @@ impl Database {
     /// Every server has it, and every connection begins in it.
     pub const ZERO: Database = Database(DbIndex::ZERO);
 
-    pub(super) fn confirmed(db: DbIndex) -> Database {
-        Database(db)
-    }
-
     pub fn index(self) -> DbIndex {
         self.0
+    }
+}
+
+/// The databases of the target beside 0, as far as it was asked for them.
+#[derive(Debug, Default)]
+pub struct KnownDatabases {
+    /// There is none, and SELECT is never sent.
+    only_zero: bool,
+    known: BTreeMap<DbIndex, bool>,
+}
+
+impl KnownDatabases {
+    /// `only_zero`: the target is known to have no other.
+    pub fn new(only_zero: bool) -> KnownDatabases {
+        KnownDatabases {
+            only_zero,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// A database, once the target is known to have it; the outer `None` when it has not been asked.
+    pub fn get(&self, db: DbIndex) -> Option<Option<Database>> {
+        let there = match db == DbIndex::ZERO {
+            true => true,
+            false if self.only_zero => false,
+            false => *self.known.get(&db)?,
+        };
+        Some(there.then_some(Database(db)))
+    }
+
+    /// Takes in what the target has answered to a SELECT.
+    pub fn learn(&mut self, db: DbIndex, there: bool) {
+        self.known.insert(db, there);
     }
 }
 

@@ -15,8 +15,7 @@ pub mod writer;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
-use crate::target::batch::Batch;
-pub use crate::target::batch::Database;
+pub use crate::target::batch::{Batch, Database, KnownDatabases};
 use crate::target::flight::Flight;
 use crate::target::groups::Groups;
 use crate::target::shared::{Order, Shared};
@@ -25,8 +24,8 @@ pub use crate::target::trouble::{Fate, Unit};
 use crate::target::units::{split_units, trouble_bytes, units_of};
 use crate::target::writer::Writer;
 use crate::task::event_loop::EventLoop;
-use crate::types::{DbIndex, Mark, SLOTS, Slot};
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use crate::types::{Mark, SLOTS, Slot};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
@@ -64,8 +63,6 @@ pub struct Pipe {
     grouped_at: u64,
     shared: Arc<Shared>,
     fixed_db: bool,
-    /// Databases beside 0, as far as the target was asked for them.
-    databases: BTreeMap<DbIndex, bool>,
     dry_run: bool,
     /// Commands handed over so far.
     pub sent_commands: u64,
@@ -101,18 +98,12 @@ impl Pipe {
             grouped_at: 0,
             shared: Arc::new(shared),
             fixed_db: options.fixed_db,
-            databases: BTreeMap::new(),
             dry_run: options.dry_run,
             sent_commands: 0,
             sent_bytes: 0,
         };
         pipe.connect_nodes();
         pipe
-    }
-
-    /// What its connections are tasks of.
-    pub fn events(&self) -> &EventLoop {
-        &self.events
     }
 
     pub fn topology(&self) -> &Topology {
@@ -168,21 +159,6 @@ impl Pipe {
             1 => 0,
             _ => self.topology.node(slot),
         }
-    }
-
-    /// A database of the target, once that is known to have it; the outer `None` when it has not been asked.
-    pub fn database(&self, db: DbIndex) -> Option<Option<Database>> {
-        let there = match db == DbIndex::ZERO {
-            true => true,
-            false if self.fixed_db => false,
-            false => *self.databases.get(&db)?,
-        };
-        Some(there.then(|| Database::confirmed(db)))
-    }
-
-    /// Takes in what the target has answered to a SELECT.
-    pub fn learn_database(&mut self, db: DbIndex, there: bool) {
-        self.databases.insert(db, there);
     }
 
     /// The open batch of `node`, in database `db`, to encode commands into; then call [`Pipe::added`].

@@ -3,6 +3,7 @@
 use super::trouble::{Failure, NOTHING_THERE, Trouble};
 use super::*;
 use crate::resp;
+use crate::types::DbIndex;
 
 #[test]
 fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
@@ -58,10 +59,11 @@ fn commands_keep_their_database_in_trouble() {
         at: crate::types::ReplOffset(1),
         db: DbIndex::ZERO,
     };
+    let mut databases = KnownDatabases::default();
     for n in 0..6u32 {
         let db = DbIndex(n % 2);
-        pipe.learn_database(db, true);
-        let there = pipe.database(db).flatten().unwrap();
+        databases.learn(db, true);
+        let there = databases.get(db).flatten().unwrap();
         let batch = pipe.batch(0, there, mark).unwrap();
         resp::command(&mut batch.bytes, &[b"SET", b"k", db.to_string().as_bytes()]);
         pipe.added(0, 1);

@@ -29,7 +29,7 @@ pub struct Trouble {
 }
 
 /// A command or a whole transaction that has to be dealt with.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
     pub bytes: Vec<u8>,
     pub commands: u32,

@@ -5,7 +5,7 @@
 use super::members::Members;
 use super::shared::{library, options, temporary, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
-use crate::migrate::rebuild::score_text;
+use crate::rdb::commands::score_text;
 use crate::rdb::file::{Header, Item, Snapshot};
 use crate::rdb::value::stream::{StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};

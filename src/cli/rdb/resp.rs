@@ -2,7 +2,7 @@
 
 use super::shared::{library, options, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
-use crate::migrate::rebuild::Rebuild;
+use crate::rdb::commands::Rebuild;
 use crate::rdb::file::{Item, LargeEntry, Snapshot};
 use crate::rdb::large::Restore;
 use crate::rdb::payload::Target;

@@ -1,0 +1,219 @@
+//! Mode "scan": keys read from the source and written to the target, by page, by told change, by wish.
+
+use crate::error::{Context, ErrorKind, Result};
+use crate::fence::Dump;
+use crate::migrate::heal::fenced_reader::unfenced;
+use crate::migrate::scan::sweep::{CHUNK, MARK, Sweeper};
+use crate::migrate::write::door::Admission;
+use crate::migrate::write::losses::{self, NAME_TAKEN};
+use crate::rdb::payload;
+use crate::source::keys::list::{Page, Position};
+use crate::source::keys::reader::Dumped;
+use crate::types::DbIndex;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// The document that says where an unfinished copy goes on.
+const COPIED: &str = "scan_copied";
+
+impl Sweeper<'_> {
+    /// The first copy, from where an earlier run has stopped.
+    pub(super) fn copy(&mut self) -> Result<()> {
+        let side = self.source.side.clone();
+        let saved = self.ctx.shared.store(|s| s.json(COPIED))?;
+        let from: Option<Position> = saved.and_then(|v| serde_json::from_value(v).ok());
+        // The target has nothing of us that could be lost.
+        self.unproven &= from.is_some();
+        let (mut pages, task) = self.pages(&side, from);
+        let mut saved = Instant::now();
+        while let Some(page) = pages.blocking_recv() {
+            self.go_on()?;
+            self.again(|me| me.copy_page(&page))?;
+            (self.core.marks()).count_read(page.keys.len() as u64);
+            self.core.tick_scan()?;
+            if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
+                self.settle()?;
+                // Before the place, so that a kill in between counts keys twice, not never.
+                self.core.save(false)?;
+                let next = serde_json::to_value(next).unwrap_or_default();
+                self.ctx.shared.store(|s| s.put_json(COPIED, &next))?;
+                saved = Instant::now();
+            }
+        }
+        self.end(task)?;
+        self.settle()?;
+        let end = serde_json::to_value(Position::End).unwrap_or_default();
+        self.ctx.shared.store(|s| s.put_json(COPIED, &end))
+    }
+
+    /// The keys of a database of the source that are to be written.
+    pub(super) fn wanted<'k>(&mut self, db: DbIndex, keys: &'k [Vec<u8>]) -> Result<Vec<&'k [u8]>> {
+        let shared = self.ctx.shared.clone();
+        let Some(to) = shared.job.databases.map(db) else {
+            return Ok(Vec::new());
+        };
+        let wanted: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
+            .filter(|k| shared.job.filter.accepts(k) && !self.is_own(to, k))
+            .collect();
+        if self.core.door().has_database(to)? {
+            return Ok(wanted);
+        }
+        for key in wanted {
+            if let Some(name) = shared.job.renames.to_target(key) {
+                (self.ctx).lose(to, &name, losses::DATABASE, &losses::no_database(db))?;
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// A key that the target held before us; by its name at the source.
+    pub(super) fn is_own(&self, db: DbIndex, key: &[u8]) -> bool {
+        let name = self.ctx.shared.job.renames.to_target(key);
+        name.is_some_and(|name| self.ctx.shared.own.has(db, &name))
+    }
+
+    fn copy_page(&mut self, page: &Page) -> Result<()> {
+        let keys = self.wanted(page.db, &page.keys)?;
+        self.write(page.db, &keys)
+    }
+
+    /// Reads keys of the source and writes what they hold.
+    pub(super) fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
+        let runtime = self.ctx.shared.runtime.clone();
+        let mut moved = false;
+        for window in runtime.block_on(self.source.windows(db, keys))? {
+            self.pace(window.keys.len())?;
+            if window.large {
+                for key in &window.keys {
+                    self.write_large(db, key)?;
+                }
+                continue;
+            }
+            let window = window.keys;
+            let dumps = runtime.block_on(self.source.dumps(db, &window))?;
+            for (key, dump) in window.iter().zip(dumps) {
+                let (payload, expire) = match dump {
+                    Dumped::Gone if self.unproven => continue,
+                    Dumped::Gone => (None, None),
+                    Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
+                    // Its slot is moving: it is read again.
+                    Dumped::Elsewhere => {
+                        self.events.put([(db, key.to_vec())]);
+                        moved = true;
+                        continue;
+                    }
+                };
+                let state = unfenced(payload, expire);
+                let renames = &self.ctx.shared.job.renames;
+                let Some(name) = renames.to_target(key) else {
+                    if state.payload.is_some() {
+                        let to = self.ctx.shared.job.databases.map(db).unwrap_or(db);
+                        self.ctx
+                            .lose_source_key(to, key, losses::NAME, NAME_TAKEN)?;
+                    }
+                    continue;
+                };
+                let written = self.core.write_state(db, &name, &state, MARK)?;
+                self.count(written);
+            }
+            self.resolve()?;
+        }
+        if moved {
+            let _ = runtime.block_on(self.source.side.refresh());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// A key of the first copy, or a change after it.
+    fn count(&mut self, written: bool) {
+        if self.core.marks().shard().snapshot_loaded {
+            self.ctx.progress.commands.fetch_add(1, Relaxed);
+            self.ctx.progress.writes.fetch_add(1, Relaxed);
+        } else if written {
+            self.core.marks().count_written();
+        }
+    }
+
+    /// A value too large for one DUMP: its parts become commands.
+    fn write_large(&mut self, db: DbIndex, key: &[u8]) -> Result<()> {
+        let job = self.ctx.shared.job.clone();
+        let Some(to) = job.databases.map(db) else {
+            return Ok(());
+        };
+        let Some(name) = job.renames.to_target(key) else {
+            return self.ctx.lose_source_key(to, key, losses::NAME, NAME_TAKEN);
+        };
+        let Admission::Yes(pass) = self.core.door().admit(db, &name)? else {
+            return Ok(());
+        };
+        let runtime = self.ctx.shared.runtime.clone();
+        let kind = runtime.block_on(self.source.kind(db, key))?;
+        if kind.is_some_and(|kind| !kind.has_commands()) {
+            return self.write_whole(db, key, &name);
+        }
+        let mut out = Vec::new();
+        let writer = &mut self.core.writer();
+        let mut rebuild = writer.rebuild(pass, &name, MARK, &mut out, |_| false);
+        let read = runtime.block_on(self.source.parts(db, key, &mut rebuild))?;
+        match read {
+            Some(expire) => {
+                if rebuild.finish(expire)? {
+                    let why = payload::NO_FIELD_EXPIRY;
+                    (self.ctx).lose(pass.db(), &name, losses::FIELD_EXPIRY, why)?;
+                }
+            }
+            None => {
+                // Gone meanwhile, perhaps in its middle.
+                drop(rebuild);
+                if self.unproven {
+                    return self.settle();
+                }
+                (self.core.writer()).remove(pass, &name, MARK)?;
+            }
+        }
+        self.count(true);
+        // Its parts must not be mixed with another try.
+        self.settle()
+    }
+
+    /// A large value that no command puts together.
+    fn write_whole(&mut self, db: DbIndex, key: &[u8], name: &[u8]) -> Result<()> {
+        let opened = tempfile::tempfile_in(self.ctx.spool.dir());
+        let mut file = opened.context(ErrorKind::Disk, || {
+            "keep a large value in a file".to_owned()
+        })?;
+        let runtime = self.ctx.shared.runtime.clone();
+        let read = runtime.block_on(self.source.dump_to(db, key, &mut file))?;
+        let (payload, expire) = match read {
+            Some((len, expire)) => (Some(Dump::File(file, len)), expire),
+            None if self.unproven => return Ok(()),
+            None => (None, None),
+        };
+        let state = unfenced(payload, expire);
+        let written = self.core.write_state(db, name, &state, MARK)?;
+        self.count(written);
+        Ok(())
+    }
+
+    /// Writes keys whose change was told; returns how many.
+    pub(super) fn write_changed(&mut self) -> Result<usize> {
+        let some = self.events.take(CHUNK);
+        let mut by_db: HashMap<DbIndex, Vec<Vec<u8>>> = HashMap::new();
+        for (db, key) in &some {
+            by_db.entry(*db).or_default().push(key.clone());
+        }
+        for (db, keys) in by_db {
+            let written = self.again(|me| {
+                let keys = me.wanted(db, &keys)?;
+                me.write(db, &keys)
+            });
+            if let Err(e) = written {
+                self.events.put(some);
+                return Err(e);
+            }
+        }
+        Ok(some.len())
+    }
+}

@@ -1,0 +1,102 @@
+//! Slots that have come to this source shard: which keys are copied before its stream is applied to them.
+
+use crate::error::{Result, Retry};
+use crate::migrate::context::ShardContext;
+use crate::migrate::heal::queue::Key;
+use crate::net::scan::{self, Scan};
+use crate::net::{self, Conn};
+use crate::plan::Renames;
+use crate::source::place::Place;
+use crate::types::{DbIndex, Slot, SlotSet};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The keys of some slots at the source; `None` when the slots are not (or no longer) where the cluster said they were.
+pub(crate) fn source_keys(
+    ctx: &ShardContext,
+    place: &Place,
+    slots: &[u16],
+) -> Result<Option<BTreeSet<Key>>> {
+    let listed = ctx.shared.runtime.block_on(async {
+        let mut conn = net::connect(place.endpoint(), &place.address()).await?;
+        list(&mut conn, slots).await
+    });
+    match listed {
+        Ok(keys) => Ok(Some(keys)),
+        Err(e) if e.retry() == Retry::Later => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The keys of some of the source's slots that the target holds, by the source's names; `nodes` are the slots to look
+/// for by the address of the node, and `listed` says that it is a cluster which lists the keys of its slots.
+pub(crate) fn target_keys(
+    ctx: &ShardContext,
+    nodes: &BTreeMap<String, Vec<u16>>,
+    listed: bool,
+) -> Result<BTreeSet<Key>> {
+    let (endpoint, renames) = (&ctx.job().target, &ctx.job().renames);
+    let mut keys = BTreeSet::new();
+    for (address, slots) in nodes {
+        keys.extend(ctx.shared.runtime.block_on(async {
+            let mut conn = net::connect(endpoint, address).await?;
+            match listed && renames.is_empty() {
+                true => list(&mut conn, slots).await,
+                false => search(&mut conn, slots, renames).await,
+            }
+        })?);
+    }
+    Ok(keys)
+}
+
+/// What is copied: the keys that either side holds and the plan moves, in the source's databases and by the target's
+/// names.
+pub(crate) fn to_copy(
+    ctx: &ShardContext,
+    mut source: BTreeSet<Key>,
+    target: BTreeSet<Key>,
+) -> Vec<Key> {
+    let job = ctx.job();
+    for (to, key) in target {
+        source.extend(job.databases.sources_of(to).map(|from| (from, key.clone())));
+    }
+    (source.into_iter())
+        .filter(|(_, k)| job.filter.accepts(k))
+        .filter_map(|(db, k)| Some((db, job.renames.to_target(&k)?.into_owned())))
+        .collect()
+}
+
+/// The databases of a node, the first always among them: clusters of Valkey 9 may have several.
+async fn databases(conn: &mut Conn) -> Result<BTreeSet<DbIndex>> {
+    let found = scan::databases(conn).await?.into_iter().map(|(db, _)| db);
+    Ok(found.chain([DbIndex::ZERO]).collect())
+}
+
+/// The keys of slots, as a cluster node lists them.
+async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
+    let slots: Vec<Slot> = slots.iter().copied().map(Slot::numbered).collect();
+    let mut keys = BTreeSet::new();
+    for db in databases(conn).await? {
+        conn.select(db).await?;
+        for some in slots.chunks(16) {
+            let listed = scan::slots_keys(conn, some, i64::MAX - 1000).await?;
+            keys.extend(listed.into_iter().flatten().flatten().map(|key| (db, key)));
+        }
+    }
+    Ok(keys)
+}
+
+/// The same of a server that is no cluster, or has the keys under other names.
+async fn search(conn: &mut Conn, slots: &[u16], renames: &Renames) -> Result<BTreeSet<Key>> {
+    let wanted: SlotSet = slots.iter().copied().map(Slot::numbered).collect();
+    let mut keys = BTreeSet::new();
+    for db in databases(conn).await? {
+        conn.select(db).await?;
+        let mut scan = Scan::new();
+        while let Some(page) = scan.next(conn, 1000).await? {
+            let named = (page.iter()).filter_map(|k| Some(renames.to_source(k)?.into_owned()));
+            let named = named.filter(|k| wanted.has(Slot::of(k)));
+            keys.extend(named.map(|key| (db, key)));
+        }
+    }
+    Ok(keys)
+}

@@ -1,0 +1,8 @@
+//! Writing to the target: the door, the writer behind it, values in every form.
+
+pub(crate) mod door;
+pub(crate) mod large_value;
+pub(crate) mod losses;
+pub(crate) mod target_writer;
+pub(crate) mod value;
+pub(crate) mod wire;
