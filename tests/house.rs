@@ -1,7 +1,12 @@
-//! The house rules that a machine can check: floors, first lines, file lengths, unwrap and unsafe.
+//! The house rules that a machine can check: floors, circles, first lines, lengths, unwrap and unsafe.
 //!
-//! Each rule is a function from a file's path and text to complaints, and is seen red on a bad sample.
+//! Each rule is a function from texts to complaints, and is seen red on a bad sample.
 
+mod circles;
+mod types;
+
+use self::circles::circles;
+use self::types::{needless, strangers, wide};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -31,7 +36,10 @@ const SIDEWAYS: &[(&str, &[&str])] = &[
     ("cutover", &["check", "migrate", "verify"]),
 ];
 
-const MAX_LINES: usize = 650;
+const MAX_LINES: usize = 600;
+
+/// What the rules on circles, on a type's home, on fields and on lengths leave out: it is being rewritten.
+const BEING_REWRITTEN: &str = "src/migrate/";
 
 #[test]
 fn imports_go_down() {
@@ -50,6 +58,23 @@ fn a_file_fits_in_the_head() {
     let mut files = sources("src");
     files.extend(sources("tests"));
     report(&files, length);
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    complain(circles(&sources("src")));
+}
+
+#[test]
+fn a_type_is_implemented_where_it_is_defined() {
+    complain(strangers(&sources("src")));
+}
+
+#[test]
+fn a_struct_fits_in_the_head() {
+    let files = sources("src");
+    report(&files, wide);
+    complain(needless(&files));
 }
 
 #[test]
@@ -115,6 +140,88 @@ fn the_rules_can_fail() {
         )
         .is_empty()
     );
+    assert_eq!(
+        circled(&[
+            ("src/a.rs", "use crate::b::B;\n"),
+            ("src/b.rs", "fn f() { crate::a::g() }\n")
+        ]),
+        1
+    );
+    // A child that uses what its parent hands on, and imports of the parent's own.
+    assert_eq!(
+        circled(&[
+            ("src/a/mod.rs", "mod b;\npub use b::B;\n"),
+            ("src/a/b.rs", "use super::{\n    A, c::C,\n};\n"),
+            ("src/a/c.rs", "\n"),
+        ]),
+        1
+    );
+    assert_eq!(
+        circled(&[
+            ("src/a/mod.rs", "pub mod b;\nfn f() { b::g() }\n"),
+            ("src/a/b.rs", "use super::A;\n"),
+        ]),
+        1
+    );
+    // Two circles, of which one leads to the other.
+    assert_eq!(
+        circled(&[
+            ("src/a.rs", "use crate::b;\n"),
+            ("src/b.rs", "use crate::{a, c::d::{self, D}};\n"),
+            ("src/c/d.rs", "use super::e;\n"),
+            ("src/c/e.rs", "use super::super::c::d;\n"),
+        ]),
+        2
+    );
+    assert_eq!(
+        circled(&[
+            ("src/a/mod.rs", "mod b;\nfn f() {}\n"),
+            ("src/a/b.rs", "use super::A;\n"),
+            (
+                "src/c.rs",
+                "pub(in crate::d) struct C;\n// crate::d\n#[cfg(test)]\nuse crate::d;\n"
+            ),
+            ("src/d.rs", "use crate::c::C;\n"),
+        ]),
+        0
+    );
+    let home = (
+        "src/a/b.rs",
+        "pub struct B<T> {\n}\nenum C {}\nimpl<T: Fn() -> u8> B<T> {}\n",
+    );
+    assert_eq!(strange(&[home, ("src/d.rs", "impl B<u8> {\n}\n")]), 1);
+    assert_eq!(
+        strange(&[
+            home,
+            (
+                "src/d/e.rs",
+                "impl<T> From<T>\n    for super::a::b::C\n{\n}\n"
+            )
+        ]),
+        1
+    );
+    assert_eq!(
+        strange(&[
+            home,
+            (
+                "src/a/d/e.rs",
+                "impl<'a> Display for B<&'a u8> {}\nimpl C {}\nimpl Foreign {}\n"
+            ),
+            ("src/f.rs", "struct F(u8);\n"),
+            ("src/f/g.rs", "impl F {}\n"),
+        ]),
+        0
+    );
+    let fields = "    /// Says: what.\n    #[serde(default)]\n    pub a: u8,\n".repeat(15);
+    assert!(wide("src/a.rs", &format!("struct A {{\n{fields}}}\n")).is_empty());
+    assert_eq!(
+        wide(
+            "src/a.rs",
+            &format!("pub struct A {{\n{fields}    b: u8,\n}}\n")
+        )
+        .len(),
+        1
+    );
     assert_eq!(first_line("src/a.rs", "use std::fs;\n").len(), 1);
     assert_eq!(length("src/a.rs", &"\n".repeat(MAX_LINES + 1)).len(), 1);
     assert_eq!(
@@ -143,6 +250,21 @@ fn the_rules_can_fail() {
         unsafety("src/a.rs", &format!("{} {{ }}\n", UNSAFE)).len(),
         1
     );
+}
+
+fn circled(files: &[(&str, &str)]) -> usize {
+    circles(&owned(files)).len()
+}
+
+fn strange(files: &[(&str, &str)]) -> usize {
+    strangers(&owned(files)).len()
+}
+
+fn owned(files: &[(&str, &str)]) -> Vec<(String, String)> {
+    let files = files.iter();
+    files
+        .map(|(path, text)| (path.to_string(), text.to_string()))
+        .collect()
 }
 
 const UNSAFE: &str = concat!("un", "safe");
@@ -181,7 +303,16 @@ fn report(files: &[(String, String)], rule: fn(&str, &str) -> Vec<String>) {
         .iter()
         .flat_map(|(path, text)| rule(path, text))
         .collect();
+    complain(complaints);
+}
+
+#[track_caller]
+fn complain(complaints: Vec<String>) {
     assert!(complaints.is_empty(), "\n{}\n", complaints.join("\n"));
+}
+
+fn skipped(path: &str) -> bool {
+    path.starts_with(BEING_REWRITTEN)
 }
 
 /// A file's lines of code with their numbers, without comments and without the tests at its end.
@@ -283,7 +414,7 @@ fn first_line(path: &str, text: &str) -> Vec<String> {
 
 fn length(path: &str, text: &str) -> Vec<String> {
     let lines = text.lines().count();
-    if lines <= MAX_LINES {
+    if lines <= MAX_LINES || skipped(path) {
         Vec::new()
     } else {
         vec![format!("{path}: {lines} lines, more than {MAX_LINES}")]

@@ -3,36 +3,18 @@
 //! `probe` asks each side what it is and what it lets us do; `rules` makes findings of what both are together.
 //! Invariant: the user's keys are not touched; the probe's own key has a random name and ends by itself.
 
+mod finding;
 mod merge;
 mod probe;
 mod rules;
 
+pub use finding::{Finding, Severity};
 pub use probe::Facts;
 
 use crate::error::Result;
 use crate::plan::{Job, Mode, Source};
 use crate::source::psync;
 use serde::Serialize;
-
-/// How much a finding weighs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    Blocker,
-    Warning,
-    Info,
-}
-
-/// One thing to know before the migration.
-#[derive(Debug, Clone, Serialize)]
-pub struct Finding {
-    /// Stable, for scripts: `target_memory`, `eviction`, …
-    pub id: &'static str,
-    pub severity: Severity,
-    pub message: String,
-    /// What to do about it.
-    pub fix: String,
-}
 
 /// The answer of `check --json`.
 #[derive(Debug, Clone, Serialize)]

@@ -1,8 +1,8 @@
 //! What follows from the facts: findings with a weight and a remedy.
 
+use super::finding::{Finding, Severity};
 use super::merge::Conflicts;
 use super::probe::Facts;
-use super::{Finding, Severity};
 use crate::error::{ErrorKind, Result};
 use crate::plan::{Endpoint, Job, Mode, OnLoss, Source};
 use crate::types::{DbIndex, unix_ms};

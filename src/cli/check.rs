@@ -1,6 +1,7 @@
 //! `keyferry check`: what will work and what blocks, before anything is moved.
 
-use super::{Common, block_on, load_and_warn, output};
+use super::common::{Common, block_on, load_and_warn};
+use super::output;
 use crate::check::{self, Facts, Finding, Report, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{bytes, duration, grouped};

@@ -1,6 +1,7 @@
 //! `keyferry cutover` and `keyferry rollback`: runs them, tells each step as it happens, and says how it ended.
 
-use super::{Common, block_on, output, plan_of};
+use super::common::{Common, block_on, plan_of};
+use super::output;
 use crate::cutover::{self, Options, Outcome};
 use crate::error::Result;
 use crate::report::step_time;

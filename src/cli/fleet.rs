@@ -1,6 +1,7 @@
 //! `keyferry fleet`: one command over many plans, and the roll-up.
 
-use super::{Common, block_on, output};
+use super::common::{Common, block_on};
+use super::output;
 use crate::error::Result;
 use crate::fleet::{self, Options, Row, Summary};
 use crate::report::duration;

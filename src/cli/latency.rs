@@ -1,6 +1,7 @@
 //! `keyferry latency`: measures both sides and says what differs.
 
-use super::{Common, load_and_warn, output};
+use super::common::{Common, load_and_warn};
+use super::output;
 use crate::error::Result;
 use crate::latency::{self, Options};
 use crate::task::Shutdown;

@@ -1,6 +1,7 @@
 //! `keyferry limit`: how fast a migration or a verification may be, changed while it runs.
 
-use super::{Common, load, output};
+use super::common::{Common, load};
+use super::output;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{LIMITS, Store, workers};
 use clap::Args;

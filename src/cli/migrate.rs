@@ -1,7 +1,8 @@
 //! `keyferry migrate`: runs the flow, draws it, and says how it ended.
 
+use super::common::{Common, block_on, load_and_warn};
 use super::progress::Painter;
-use super::{Common, block_on, load_and_warn, metrics, output};
+use super::{metrics, output};
 use crate::check;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::progress::Progress;

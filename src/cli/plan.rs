@@ -1,6 +1,7 @@
 //! `keyferry plan new|validate|schema`: nothing here connects anywhere.
 
-use super::{Common, load, output};
+use super::common::{Common, load};
+use super::output;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, OnExisting, Plan, Source};
 use clap::Subcommand;

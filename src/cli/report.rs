@@ -1,6 +1,7 @@
 //! `keyferry report`: writes report.html, report.md and report.json, each whole or not at all.
 
-use super::{Common, load, output};
+use super::common::{Common, load};
+use super::output;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::report::{Report, fleet, html, json, markdown};
 use crate::task::{private_dir, private_file};

@@ -1,6 +1,7 @@
 //! `keyferry status`: where a migration stands, from its state file.
 
-use super::{Common, load, output};
+use super::common::{Common, load};
+use super::output;
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{Status, bytes, duration, grouped, instant};
 use crate::store::{worker_dir, workers};

@@ -1,7 +1,8 @@
 //! `keyferry verify`: compares both sides; the answer is the exit code.
 
+use super::common::{Common, block_on, load_and_warn};
+use super::output;
 use super::progress::Meter;
-use super::{Common, block_on, load_and_warn, output};
 use crate::digest::Width;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate;

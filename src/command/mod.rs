@@ -4,108 +4,15 @@ pub mod expiry;
 pub mod fields;
 pub mod split;
 mod table;
+mod what;
 
-use crate::error::{Error, ErrorKind, Result};
+pub use table::Spec;
+pub use what::{Access, Command, KeyArg, Kind, SplitKind};
+
 use crate::resp;
 use crate::types::{Slot, SlotSet};
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::LazyLock;
-
-/// A command as it came: the RESP frame and its arguments' ranges in it; the first is the name.
-#[derive(Clone, Copy)]
-pub struct Command<'a> {
-    pub raw: &'a [u8],
-    pub args: &'a [Range<usize>],
-}
-
-impl<'a> Command<'a> {
-    pub fn arg(&self, i: usize) -> Option<&'a [u8]> {
-        self.raw.get(self.args.get(i)?.clone())
-    }
-
-    pub fn len(&self) -> usize {
-        self.args.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.args.is_empty()
-    }
-
-    pub fn name(&self) -> &'a [u8] {
-        self.arg(0).unwrap_or_default()
-    }
-
-    /// An argument as a number.
-    pub fn number(&self, i: usize) -> Option<i64> {
-        std::str::from_utf8(self.arg(i)?).ok()?.parse().ok()
-    }
-
-    /// Where the word stands (any case), from argument `from` on.
-    pub fn find(&self, from: usize, word: &[u8]) -> Option<usize> {
-        (from..self.len()).find(|i| self.arg(*i).is_some_and(|a| a.eq_ignore_ascii_case(word)))
-    }
-}
-
-/// What a command does to a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
-    Read,
-    /// Writes it, or reads and writes it.
-    Write,
-}
-
-/// A key among the arguments.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyArg {
-    pub index: usize,
-    pub access: Access,
-}
-
-/// Commands that act on each of their keys by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SplitKind {
-    /// DEL, UNLINK, TOUCH.
-    Keys,
-    /// MSET, and MSETNX, which in a stream took effect.
-    Pairs,
-    MsetEx,
-}
-
-/// How the stream treats a command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Write,
-    Split(SplitKind),
-    Multi,
-    Exec,
-    Discard,
-    Select,
-    Ping,
-    Replconf,
-    FlushDb,
-    FlushAll,
-    SwapDb,
-    /// Redis 8.4: the keys of slots that have been moved to another master are removed here.
-    TrimSlots,
-    Move,
-    Script,
-    Function,
-    Publish,
-    /// A script as it was called (Redis 4 and older replicate it so).
-    Eval,
-    Read,
-    Ignore,
-}
-
-/// A row of the table.
-pub struct Spec {
-    pub name: &'static str,
-    pub kind: Kind,
-    /// One of its forms sets an expiry.
-    pub carries_expiry: bool,
-    keys: table::Keys,
-}
 
 static INDEX: LazyLock<HashMap<&'static [u8], &'static Spec>> = LazyLock::new(|| {
     table::SPECS
@@ -167,29 +74,6 @@ pub fn keys_in(frames: &[u8]) -> Vec<(Vec<u8>, Access)> {
         rest = rest.get(len..).unwrap_or_default();
     }
     found
-}
-
-impl Spec {
-    /// Whether argument `i` of `count`, the name being the first, may be a key, whatever the others say.
-    pub fn may_be_key(&self, i: usize, count: usize) -> bool {
-        table::may_be_key(&self.keys, i, count)
-    }
-
-    /// The keys in the order of the arguments; an error when the command's shape does not fit.
-    pub fn keys(&self, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Result<()> {
-        out.clear();
-        match table::find(&self.keys, cmd, out) {
-            Some(()) => Ok(()),
-            None => Err(Error::new(
-                ErrorKind::Protocol,
-                format!(
-                    "the keys of {} with {} arguments cannot be found",
-                    self.name,
-                    cmd.len()
-                ),
-            )),
-        }
-    }
 }
 
 /// The slots that a TRIMSLOTS names: `RANGES n first last …`; `None` when its shape does not fit.

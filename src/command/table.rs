@@ -2,8 +2,41 @@
 //!
 //! Checked against the servers' own COMMAND GETKEYS in `tests/command_keys.rs`.
 
-use super::{Access, Command, KeyArg, Kind, Spec, SplitKind};
+use super::what::{Access, Command, KeyArg, Kind, SplitKind};
+use crate::error::{Error, ErrorKind, Result};
 use Access::{Read, Write};
+
+/// A row of the table.
+pub struct Spec {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// One of its forms sets an expiry.
+    pub carries_expiry: bool,
+    keys: Keys,
+}
+
+impl Spec {
+    /// Whether argument `i` of `count`, the name being the first, may be a key, whatever the others say.
+    pub fn may_be_key(&self, i: usize, count: usize) -> bool {
+        may_be_key(&self.keys, i, count)
+    }
+
+    /// The keys in the order of the arguments; an error when the command's shape does not fit.
+    pub fn keys(&self, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Result<()> {
+        out.clear();
+        match find(&self.keys, cmd, out) {
+            Some(()) => Ok(()),
+            None => Err(Error::new(
+                ErrorKind::Protocol,
+                format!(
+                    "the keys of {} with {} arguments cannot be found",
+                    self.name,
+                    cmd.len()
+                ),
+            )),
+        }
+    }
+}
 
 /// Where keys stand.
 pub enum Keys {

@@ -1,7 +1,7 @@
 //! The migration that a cutover asks: one that runs already, or one that it starts and ends.
 
 use crate::check::STOPS;
-use crate::cutover::stopped;
+use crate::cutover::options::stopped;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::control::orders::{Answer, Ask, Asker};
 use crate::plan::Plan;

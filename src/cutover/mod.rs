@@ -10,18 +10,21 @@ mod guard;
 mod hook;
 mod journal;
 mod migration;
+mod options;
 mod pass;
 mod proof;
 mod reverse;
 mod watch;
 
 pub use guard::serve as serve_guard;
-pub use journal::Tell;
+pub use options::Options;
 
 use self::freeze::Freezer;
 use self::journal::Journal;
 use self::migration::Migration;
+use self::options::stopped;
 use self::pass::{Pass, Passed};
+use self::proof::Proof;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, Source, validate};
 use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
@@ -29,21 +32,8 @@ use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::Serialize;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
-
-/// How a cutover is run, beside its plan.
-pub struct Options {
-    /// The folder that holds the plan's own folder.
-    pub work_dir: PathBuf,
-    /// All but the freeze and the switch.
-    pub dry_run: bool,
-    /// Findings of `check` that do not matter.
-    pub ignore: Vec<String>,
-    /// Where a person has seen the clients, when nobody else knows.
-    pub clients_at: Option<Stage>,
-    pub tell: Tell,
-}
 
 /// The answer of `cutover --json` and `rollback --json`.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -153,9 +143,10 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
                 Ok(()) => Ok(outcome),
             };
         }
-        let pass = Pass {
+        let mut pass = Pass {
             plan,
             job: &job,
+            proof: Proof::new(&job, options.work_dir.join(&plan.name), stop),
             work_dir: options.work_dir.clone(),
             home: home.clone(),
             side: "source",
@@ -244,9 +235,10 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     let back_job = validate(&back)?;
     let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
     let work_dir = watch::back_dir(&home);
-    let pass = Pass {
+    let mut pass = Pass {
         plan: &back,
         job: &back_job,
+        proof: Proof::new(&back_job, work_dir.join(&back.name), stop),
         work_dir: work_dir.clone(),
         home: home.clone(),
         side: "target",
@@ -307,10 +299,6 @@ fn took(outcome: &mut Outcome, journal: &Journal, passed: &Passed) {
         .filter_map(|name| Some((name.to_string(), json!(ms(journal.took_us(name)?)))))
         .collect::<serde_json::Map<String, Value>>()
         .into();
-}
-
-fn stopped() -> Error {
-    Error::stopped("the cutover was stopped")
 }
 
 fn side_of(stage: Stage) -> &'static str {

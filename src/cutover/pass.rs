@@ -5,8 +5,9 @@ use crate::cutover::freeze::Freezer;
 use crate::cutover::guard::{self, Handle, Setup};
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
-use crate::cutover::proof::Ready;
-use crate::cutover::{Options, stopped, watch};
+use crate::cutover::options::{Options, go_on};
+use crate::cutover::proof::Proof;
+use crate::cutover::watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::{Answer, Ask, ShardNow};
 use crate::plan::{FreezeWay, Job, Plan, Source};
@@ -30,6 +31,7 @@ pub struct Pass<'a> {
     /// The plan of this direction.
     pub plan: &'a Plan,
     pub job: &'a Job,
+    pub proof: Proof<'a>,
     /// The folder that holds the folder of this direction's state.
     pub work_dir: PathBuf,
     /// The state of the user's plan.
@@ -51,19 +53,16 @@ pub struct Passed {
 }
 
 impl Pass<'_> {
-    pub(super) fn dir(&self) -> PathBuf {
+    fn dir(&self) -> PathBuf {
         self.work_dir.join(&self.plan.name)
     }
 
-    pub(super) fn go_on(&self) -> Result<()> {
-        match self.stop.requested() {
-            true => Err(stopped()),
-            false => Ok(()),
-        }
-    }
-
     /// Everything up to the switch. An error means that the writers go on where they were.
-    pub async fn run(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
+    pub async fn run(
+        &mut self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+    ) -> Result<Passed> {
         // A cutover that was cut off in its switch has left it holding still, and where the clients are is known by now.
         migration.ask(Ask::Follow).await?;
         let mut guard = Handle::start(&self.setup()?, self.plan.cutover.max_pause_ms).await?;
@@ -130,7 +129,7 @@ impl Pass<'_> {
     }
 
     async fn guarded(
-        &self,
+        &mut self,
         journal: &mut Journal,
         migration: &mut Migration,
         guard: &mut Handle,
@@ -147,13 +146,15 @@ impl Pass<'_> {
                 },
             )
             .await?;
-        let mut ready = journal
-            .step("warm-up", self.warm_up(migration, scan), |ready: &Ready| {
-                json!({ "left_keys": ready.left.len(), "compare_us": micros(ready.compare) })
-            })
+        journal
+            .step(
+                "warm-up",
+                self.proof.warm_up(migration, scan),
+                |warm| json!({ "left_keys": warm.left, "compare_us": micros(warm.compare) }),
+            )
             .await?;
         if self.options.dry_run {
-            return self.rehearse(journal, migration, &ready).await;
+            return self.rehearse(journal, migration).await;
         }
         if way == FreezeWay::Operator {
             journal
@@ -164,7 +165,7 @@ impl Pass<'_> {
         }
         let pause = Duration::from_millis(self.plan.cutover.max_pause_ms);
         let began = Instant::now();
-        let paused = self.paused(journal, migration, guard, &mut ready, way);
+        let paused = self.paused(journal, migration, guard, way);
         match tokio::time::timeout(pause, paused).await {
             Ok(done) => done?,
             Err(_) => {
@@ -245,7 +246,7 @@ impl Pass<'_> {
         let patience = Duration::from_secs(self.plan.cutover.wait_s);
         let began = Instant::now();
         loop {
-            self.go_on()?;
+            go_on(self.stop)?;
             let now = migration.ask(Ask::State).await?;
             let loaded = !now.shards.is_empty() && now.shards.iter().all(|s| s.phase == "stream");
             let lag = now.shards.iter().map(|s| s.lag_ms).max().unwrap_or(0);
@@ -271,11 +272,10 @@ impl Pass<'_> {
 
     /// From the freeze to the fence: all that happens while writers wait, but for the switch.
     async fn paused(
-        &self,
+        &mut self,
         journal: &mut Journal,
         migration: &mut Migration,
         guard: &mut Handle,
-        ready: &mut Ready,
         way: FreezeWay,
     ) -> Result<()> {
         journal
@@ -292,14 +292,14 @@ impl Pass<'_> {
         journal
             .step(
                 "verify",
-                self.prove(migration, ready),
+                self.proof.prove(migration),
                 |keys| json!({ "keys": keys }),
             )
             .await?;
         journal
             .step(
                 "fence",
-                self.fence(migration, ready),
+                self.fence(migration),
                 |keys| json!({ "keys": keys }),
             )
             .await?;
@@ -352,7 +352,7 @@ impl Pass<'_> {
     async fn drained(&self, migration: &mut Migration) -> Result<Answer> {
         migration.ask(Ask::Drain).await?;
         loop {
-            self.go_on()?;
+            go_on(self.stop)?;
             let now = migration.ask(Ask::State).await?;
             if !now.shards.is_empty() && now.shards.iter().all(|s| s.drained) {
                 return Ok(now);
@@ -363,17 +363,17 @@ impl Pass<'_> {
 
     /// From here on nothing of the old side is applied; nothing was written since it was frozen, and what was applied
     /// up to this moment is proven. Returns how many keys that still were.
-    async fn fence(&self, migration: &mut Migration, ready: &mut Ready) -> Result<usize> {
+    async fn fence(&mut self, migration: &mut Migration) -> Result<usize> {
         migration.ask(Ask::Fence).await?;
         loop {
-            self.go_on()?;
+            go_on(self.stop)?;
             let now = migration.ask(Ask::State).await?;
             if self.is_fenced(&now)? {
                 break;
             }
             tokio::time::sleep(POLL).await;
         }
-        self.prove(migration, ready).await
+        self.proof.prove(migration).await
     }
 
     /// Whether all that the source had written is looked at; an error when something of it is not at the target.
@@ -401,7 +401,7 @@ impl Pass<'_> {
         let patience = Duration::from_secs(self.plan.cutover.wait_s);
         let (began, mut since, mut last) = (Instant::now(), Instant::now(), None);
         loop {
-            self.go_on()?;
+            go_on(self.stop)?;
             let now = migration.ask(Ask::State).await?;
             if now.scan {
                 // Only a sweep that finds nothing tells.
@@ -427,29 +427,24 @@ impl Pass<'_> {
     }
 
     /// All but the freeze and the switch; foretells how long writers will wait.
-    async fn rehearse(
-        &self,
-        journal: &mut Journal,
-        migration: &mut Migration,
-        ready: &Ready,
-    ) -> Result<Passed> {
+    async fn rehearse(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
         let drain = journal
             .step(
                 "drain",
-                self.drained_live(migration, ready),
+                self.drained_live(migration),
                 |took| json!({ "us": micros(*took) }),
             )
             .await?;
         migration.ask(Ask::Follow).await?;
-        let predicted = micros(drain) + micros(ready.compare) + 10_000;
+        let predicted = micros(drain) + micros(self.proof.compare()) + 10_000;
         Ok(Passed {
             pause_us: None,
             predicted_ms: u64::try_from(predicted / 1000).ok(),
         })
     }
 
-    async fn drained_live(&self, migration: &mut Migration, ready: &Ready) -> Result<Duration> {
-        if ready.live.is_none() {
+    async fn drained_live(&self, migration: &mut Migration) -> Result<Duration> {
+        if !self.proof.is_live() {
             // Under traffic a sweep always finds something; the pause will have to wait for one that does not.
             let last = Store::open(&self.dir())?.json(SWEEPS)?.unwrap_or_default();
             let ms = last["took_ms"].as_u64().unwrap_or(0);

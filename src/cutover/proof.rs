@@ -1,11 +1,14 @@
 //! The proof that both sides are equal: everything while writers write, and what they have written since while they wait.
 
 use crate::cutover::migration::Migration;
-use crate::cutover::pass::Pass;
+use crate::cutover::options::go_on;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::Ask;
+use crate::plan::Job;
+use crate::task::Shutdown;
 use crate::types::DbIndex;
 use crate::verify::{self, Live};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Rounds of comparing what has changed before the writers are frozen.
@@ -13,37 +16,75 @@ const ROUNDS: u32 = 20;
 /// A round as quick as this is quick enough.
 const QUICK: Duration = Duration::from_millis(100);
 
-/// What was prepared while the writers still wrote.
-pub struct Ready {
-    pub live: Option<Live>,
+/// The proof of one pass, prepared while the writers still write.
+pub struct Proof<'a> {
+    job: &'a Job,
+    /// The state of the migration that is proven.
+    dir: PathBuf,
+    stop: &'a Shutdown,
+    /// Absent before the warm-up, and of a scan.
+    live: Option<Live>,
     /// Keys still to be compared.
-    pub left: Vec<(DbIndex, Vec<u8>)>,
+    left: Vec<(DbIndex, Vec<u8>)>,
+    /// How long the last comparison of what had changed has taken.
+    compare: Duration,
+}
+
+/// What a warm-up has left to do.
+pub struct Warm {
+    /// Keys still to be compared.
+    pub left: usize,
     /// How long the last comparison of what had changed has taken.
     pub compare: Duration,
 }
 
-impl Pass<'_> {
-    /// Compares everything, then what was written meanwhile, until that is quickly done.
-    pub(super) async fn warm_up(&self, migration: &mut Migration, scan: bool) -> Result<Ready> {
-        migration.ask(Ask::Record).await?;
-        self.compare(migration, false, false).await?;
-        if scan {
-            // The sweep after the freeze compares everything anyway.
-            return Ok(Ready {
-                live: None,
-                left: Vec::new(),
-                compare: Duration::ZERO,
-            });
+impl Proof<'_> {
+    pub fn new<'a>(job: &'a Job, dir: PathBuf, stop: &'a Shutdown) -> Proof<'a> {
+        Proof {
+            job,
+            dir,
+            stop,
+            live: None,
+            left: Vec::new(),
+            compare: Duration::ZERO,
         }
+    }
+
+    /// How long the last comparison of what had changed has taken.
+    pub fn compare(&self) -> Duration {
+        self.compare
+    }
+
+    /// Whether keys are compared as they are written; of a scan, a whole sweep is the proof.
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Compares everything, then what was written meanwhile, until that is quickly done.
+    pub async fn warm_up(&mut self, migration: &mut Migration, scan: bool) -> Result<Warm> {
+        migration.ask(Ask::Record).await?;
+        self.compare_all(migration, false, false).await?;
+        // The sweep after the freeze compares everything anyway.
+        if !scan {
+            self.follow(migration).await?;
+        }
+        Ok(Warm {
+            left: self.left.len(),
+            compare: self.compare,
+        })
+    }
+
+    /// Compares what is written, round by round.
+    async fn follow(&mut self, migration: &mut Migration) -> Result<()> {
         let options = self.verify_options(false);
         let mut live = Live::open(self.job.clone(), &options, self.stop.clone()).await?;
         live.warm().await?;
         let (mut left, mut before) = (Vec::new(), None);
         for _ in 0..ROUNDS {
-            self.go_on()?;
+            go_on(self.stop)?;
             let written = migration.ask(Ask::Take).await?;
             if written.more {
-                self.compare(migration, true, false).await?;
+                self.compare_all(migration, true, false).await?;
                 continue;
             }
             let mut names = written.names();
@@ -64,23 +105,22 @@ impl Pass<'_> {
                 break;
             }
         }
-        Ok(Ready {
-            live: Some(live),
-            left,
-            compare: before.unwrap_or_default(),
-        })
+        self.live = Some(live);
+        self.left = left;
+        self.compare = before.unwrap_or_default();
+        Ok(())
     }
 
     fn verify_options(&self, incremental: bool) -> verify::Options {
         verify::Options {
-            work_dir: self.dir(),
+            work_dir: self.dir.clone(),
             incremental,
             ..verify::Options::default()
         }
     }
 
     /// `standing`: nothing is written, so what cannot be proven is a difference.
-    async fn compare(
+    async fn compare_all(
         &self,
         migration: &mut Migration,
         incremental: bool,
@@ -107,21 +147,20 @@ impl Pass<'_> {
     }
 
     /// Compares what was written since it was compared last; returns how many keys.
-    pub(super) async fn prove(
-        &self,
-        migration: &mut Migration,
-        ready: &mut Ready,
-    ) -> Result<usize> {
-        let Some(live) = &mut ready.live else {
+    pub async fn prove(&mut self, migration: &mut Migration) -> Result<usize> {
+        if self.live.is_none() {
             // Of a scan, the last sweep was this proof.
             return Ok(0);
-        };
+        }
         let written = migration.ask(Ask::Take).await?;
         if written.more {
-            self.compare(migration, true, true).await?;
+            self.compare_all(migration, true, true).await?;
         }
+        let Some(live) = &mut self.live else {
+            return Ok(0);
+        };
         let mut names = written.names();
-        names.append(&mut ready.left);
+        names.append(&mut self.left);
         let keys = names.len();
         let apart = live.differing(names).await?;
         match apart.is_empty() {

@@ -1,13 +1,16 @@
 //! Beyond the rates of the plan: raised until a side is saturated (only when asked for), then more than it can do.
 
-use super::load::{Block, Measured};
+use super::load::{self, Block, Measured, WARM_UP, is_late};
+use super::options::stopped;
+use super::side::Side;
 use super::workload::Workload;
-use super::{OVERLOAD, Side, WARM_UP, is_late, stopped};
 use crate::error::Result;
 use crate::histogram::told as times;
 use crate::task::Shutdown;
 use serde_json::{Value, json};
 
+/// Beyond the highest rate of the plan.
+const OVERLOAD: [f64; 2] = [1.5, 2.0];
 /// How long one stage lasts, at most.
 const STAGE_S: f64 = 3.0;
 /// From one stage of a sweep to the next.
@@ -128,7 +131,7 @@ impl Course<'_> {
             seed: 7,
             even: self.even,
         };
-        let measured = side.lines.run(requests, &block).await?;
+        let measured = load::run(&mut side.lines, requests, &block).await?;
         let row = row(name, side, rate, &measured);
         Ok((measured, row))
     }

@@ -1,8 +1,9 @@
 //! One workload at one rate: what each side's blocks come to, how the target differs from the others, the verdicts.
 
+use super::load::{SLIP_SHARE, is_late};
+use super::side::Side;
 use super::stats::{Difference, Verdict, differences, is_judged, verdict};
 use super::workload::{Recipe, Workload};
-use super::{SLIP_SHARE, Side, is_late};
 use crate::error::Result;
 use crate::histogram::{Times, merged, told as times, unpacked};
 use crate::store::LatencyBlock;

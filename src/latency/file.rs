@@ -2,7 +2,7 @@
 //!
 //! Invariant: a command that writes names only keys under our own prefix; anything else is refused when it is read.
 
-use super::request::PREFIX;
+use super::own::PREFIX;
 use crate::command::{self, Kind};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::resp;

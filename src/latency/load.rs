@@ -8,12 +8,12 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::{self, Times, micros};
-use crate::latency::request::{Exchange, Request};
+use crate::latency::lines::Lines;
+use crate::latency::request::Request;
+use crate::latency::rng::Rng;
 use crate::latency::workload::Workload;
-use crate::net::{self, Conn, server};
+use crate::net::{self, Conn};
 use crate::plan::Endpoint;
-use crate::resp::Reply;
-use crate::types::Slot;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
@@ -44,18 +44,11 @@ const QUEUE_BYTES: usize = 32 << 20;
 const BEHIND: Duration = Duration::from_millis(200);
 /// Requests planned at one go.
 const AT_ONCE: u32 = 16;
-
-/// Connections to one side, kept between blocks.
-pub struct Lines {
-    pub endpoint: Endpoint,
-    nodes: Vec<Node>,
-    owner: Vec<usize>,
-}
-
-struct Node {
-    address: String,
-    idle: Vec<Conn>,
-}
+/// The share of a block that is not counted.
+pub const WARM_UP: f64 = 0.1;
+/// A p99 of our own lateness above this share of the median colours the result.
+pub const SLIP_SHARE: f64 = 0.2;
+const SLIP_US: f64 = 100.0;
 
 /// One stretch of measuring.
 #[derive(Debug, Clone, Copy)]
@@ -120,228 +113,144 @@ impl Measured {
     }
 }
 
-impl Lines {
-    /// Opens `connections` in all, shared out among the masters, at least one to each.
-    pub async fn open(endpoint: &Endpoint, connections: u32) -> Result<Lines> {
-        let (layout, _) = server::layout(endpoint).await?;
-        let each = (connections as usize / layout.masters.len().max(1)).max(1);
-        let mut nodes = Vec::new();
-        for master in &layout.masters {
-            let mut idle = Vec::with_capacity(each);
-            for _ in 0..each {
-                idle.push(net::connect(endpoint, &master.address).await?);
-            }
-            nodes.push(Node {
-                address: master.address.clone(),
-                idle,
-            });
+/// Runs a block. Must be called inside of [`spin`].
+pub async fn run(lines: &mut Lines, workload: &Workload, block: &Block) -> Result<Measured> {
+    let shared = Arc::new(Shared {
+        queues: lines.nodes.iter().map(|_| Queue::default()).collect(),
+        measured: Mutex::new(Measured::new()),
+        over: AtomicBool::new(false),
+        open: AtomicU64::new(0),
+    });
+    let began = Instant::now() + Duration::from_millis(5);
+    let counted_from = began + Duration::from_secs_f64(block.warm_up.min(block.seconds));
+    // A timer that is due before any request's limit: without it, each of those would wake the runtime to say so.
+    let mut timer = JoinSet::<()>::new();
+    timer.spawn(async {
+        loop {
+            tokio::time::sleep(LIMIT / 2).await;
         }
-        let owner = Slot::all().map(|slot| {
-            layout
-                .masters
-                .iter()
-                .position(|m| m.slots.has(slot))
-                .unwrap_or(0)
-        });
-        Ok(Lines {
-            endpoint: endpoint.clone(),
-            nodes,
-            owner: owner.collect(),
-        })
+    });
+    let mut workers = JoinSet::new();
+    for (at, node) in lines.nodes.iter_mut().enumerate() {
+        for conn in node.idle.drain(..) {
+            let (shared, endpoint) = (shared.clone(), lines.endpoint.clone());
+            let address = node.address.clone();
+            workers.spawn(async move { (at, work(conn, &endpoint, &address, at, &shared).await) });
+        }
     }
-
-    /// How many masters there are.
-    pub fn masters(&self) -> usize {
-        self.nodes.len()
+    plan(lines, workload, block, began, counted_from, &shared).await;
+    shared.measured().wanted = Duration::from_secs_f64(block.seconds - block.warm_up);
+    // What is under way has its own limit.
+    let drained = Instant::now();
+    while shared.open.load(Relaxed) > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
-
-    pub fn node_of(&self, key: &[u8]) -> usize {
-        self.owner.get(Slot::of(key).index()).copied().unwrap_or(0)
+    // What still waits for a connection will not be answered in time.
+    for queue in &shared.queues {
+        let left: Vec<Planned> = queue.waiting().drain(..).collect();
+        let mut measured = shared.measured();
+        for planned in left {
+            shared.open.fetch_sub(1, Relaxed);
+            if planned.counted {
+                measured.errors += 1;
+                measured
+                    .response
+                    .saturating_record(micros(planned.at.elapsed()));
+                measured
+                    .first_error
+                    .get_or_insert_with(|| "no answer in time".into());
+            }
+        }
     }
-
-    /// Whether a key is there.
-    pub async fn holds(&mut self, key: &[u8]) -> Result<bool> {
-        let conn = self.spare(key).await?;
-        Ok(conn.call(&[b"EXISTS", key]).await? == Reply::Int(1))
-    }
-
-    /// Sends one exchange to the node of its key, outside of any measuring.
-    pub async fn exchange(&mut self, key: &[u8], exchange: &Exchange) -> Result<()> {
-        exchange.run(self.spare(key).await?).await
-    }
-
-    /// A connection to the node of a key, while nothing is measured.
-    async fn spare(&mut self, key: &[u8]) -> Result<&mut Conn> {
-        let at = self.node_of(key);
-        let Some(node) = self.nodes.get_mut(at) else {
-            return Err(Error::new(ErrorKind::Bug, "a slot leads to no node"));
+    shared.measured().counted = counted_from.elapsed();
+    shared.over.store(true, Relaxed);
+    shared.queues.iter().for_each(|q| q.notify.notify_waiters());
+    while let Some(ended) = workers.join_next().await {
+        let (at, conn) = ended
+            .map_err(|e| Error::new(ErrorKind::Bug, "a connection's task panicked").cause(e))?;
+        let conn = match conn {
+            Some(conn) => conn,
+            None => {
+                let address = lines.nodes.get(at).map(|n| n.address.clone());
+                net::connect(&lines.endpoint, &address.unwrap_or_default()).await?
+            }
         };
-        if node.idle.is_empty() {
-            // They were lost with a block that has failed.
-            node.idle
-                .push(net::connect(&self.endpoint, &node.address).await?);
+        if let Some(node) = lines.nodes.get_mut(at) {
+            node.idle.push(conn);
         }
-        (node.idle.first_mut())
-            .ok_or_else(|| Error::new(ErrorKind::Bug, "a node has no connection"))
     }
+    Ok(shared.measured().clone())
+}
 
-    /// Round trips of PING to each master, one after the other, in µs.
-    pub async fn floor(&mut self, times: u32) -> Result<Times> {
-        let mut floor = histogram::new();
-        for node in &mut self.nodes {
-            let Some(conn) = node.idle.first_mut() else {
-                continue;
-            };
-            for _ in 0..times {
-                let began = Instant::now();
-                conn.call(&[b"PING"]).await?;
-                floor.saturating_record(micros(began.elapsed()));
+/// Plans every request at its time.
+async fn plan(
+    lines: &Lines,
+    workload: &Workload,
+    block: &Block,
+    began: Instant,
+    counted_from: Instant,
+    shared: &Arc<Shared>,
+) {
+    let mut rng = Rng::new(block.seed);
+    let alarm = Alarm::new();
+    let spin = match block.rate < BUSY_RATE {
+        true => SPIN,
+        false => Duration::MAX,
+    };
+    let end = began + Duration::from_secs_f64(block.seconds);
+    let most = ((block.rate * QUEUE_S) as usize).clamp(QUEUE.0, QUEUE.1);
+    let (mut next, mut at_once) = (began, 0);
+    while next < end {
+        loop {
+            let wait = next.saturating_duration_since(Instant::now());
+            at_once += 1;
+            if wait.is_zero() && at_once < AT_ONCE {
+                break;
+            }
+            at_once = 0;
+            match wait.checked_sub(spin) {
+                Some(sleep) if !sleep.is_zero() => alarm.sleep(sleep).await,
+                // Gives way to whatever has come in.
+                _ => tokio::task::yield_now().await,
             }
         }
-        Ok(floor)
-    }
-
-    /// Runs a block. Must be called inside of [`spin`].
-    pub async fn run(&mut self, workload: &Workload, block: &Block) -> Result<Measured> {
-        let shared = Arc::new(Shared {
-            queues: self.nodes.iter().map(|_| Queue::default()).collect(),
-            measured: Mutex::new(Measured::new()),
-            over: AtomicBool::new(false),
-            open: AtomicU64::new(0),
-        });
-        let began = Instant::now() + Duration::from_millis(5);
-        let counted_from = began + Duration::from_secs_f64(block.warm_up.min(block.seconds));
-        // A timer that is due before any request's limit: without it, each of those would wake the runtime to say so.
-        let mut timer = JoinSet::<()>::new();
-        timer.spawn(async {
-            loop {
-                tokio::time::sleep(LIMIT / 2).await;
-            }
-        });
-        let mut workers = JoinSet::new();
-        for (at, node) in self.nodes.iter_mut().enumerate() {
-            for conn in node.idle.drain(..) {
-                let (shared, endpoint) = (shared.clone(), self.endpoint.clone());
-                let address = node.address.clone();
-                workers
-                    .spawn(async move { (at, work(conn, &endpoint, &address, at, &shared).await) });
-            }
+        let counted = next >= counted_from;
+        if counted {
+            shared.measured().planned += 1;
         }
-        self.plan(workload, block, began, counted_from, &shared)
-            .await;
-        shared.measured().wanted = Duration::from_secs_f64(block.seconds - block.warm_up);
-        // What is under way has its own limit.
-        let drained = Instant::now();
-        while shared.open.load(Relaxed) > 0 && drained.elapsed() < LIMIT + Duration::from_secs(1) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        // What still waits for a connection will not be answered in time.
-        for queue in &shared.queues {
-            let left: Vec<Planned> = queue.waiting().drain(..).collect();
-            let mut measured = shared.measured();
-            for planned in left {
-                shared.open.fetch_sub(1, Relaxed);
-                if planned.counted {
-                    measured.errors += 1;
-                    measured
-                        .response
-                        .saturating_record(micros(planned.at.elapsed()));
-                    measured
-                        .first_error
-                        .get_or_insert_with(|| "no answer in time".into());
-                }
-            }
-        }
-        shared.measured().counted = counted_from.elapsed();
-        shared.over.store(true, Relaxed);
-        shared.queues.iter().for_each(|q| q.notify.notify_waiters());
-        while let Some(ended) = workers.join_next().await {
-            let (at, conn) = ended
-                .map_err(|e| Error::new(ErrorKind::Bug, "a connection's task panicked").cause(e))?;
-            let conn = match conn {
-                Some(conn) => conn,
-                None => {
-                    let address = self.nodes.get(at).map(|n| n.address.clone());
-                    net::connect(&self.endpoint, &address.unwrap_or_default()).await?
-                }
-            };
-            if let Some(node) = self.nodes.get_mut(at) {
-                node.idle.push(conn);
-            }
-        }
-        Ok(shared.measured().clone())
-    }
-
-    /// Plans every request at its time.
-    async fn plan(
-        &self,
-        workload: &Workload,
-        block: &Block,
-        began: Instant,
-        counted_from: Instant,
-        shared: &Arc<Shared>,
-    ) {
-        let mut rng = Rng::new(block.seed);
-        let alarm = Alarm::new();
-        let spin = match block.rate < BUSY_RATE {
-            true => SPIN,
-            false => Duration::MAX,
+        let distance = match block.even {
+            true => 1.0 / block.rate,
+            false => -(1.0 - rng.unit()).ln() / block.rate,
         };
-        let end = began + Duration::from_secs_f64(block.seconds);
-        let most = ((block.rate * QUEUE_S) as usize).clamp(QUEUE.0, QUEUE.1);
-        let (mut next, mut at_once) = (began, 0);
-        while next < end {
-            loop {
-                let wait = next.saturating_duration_since(Instant::now());
-                at_once += 1;
-                if wait.is_zero() && at_once < AT_ONCE {
-                    break;
-                }
-                at_once = 0;
-                match wait.checked_sub(spin) {
-                    Some(sleep) if !sleep.is_zero() => alarm.sleep(sleep).await,
-                    // Gives way to whatever has come in.
-                    _ => tokio::task::yield_now().await,
-                }
-            }
-            let counted = next >= counted_from;
+        let planned = next;
+        next += Duration::from_secs_f64(distance);
+        if planned.elapsed() > BEHIND {
             if counted {
-                shared.measured().planned += 1;
+                let mut measured = shared.measured();
+                measured.shed += 1;
+                measured.shed_late += 1;
             }
-            let distance = match block.even {
-                true => 1.0 / block.rate,
-                false => -(1.0 - rng.unit()).ln() / block.rate,
-            };
-            let planned = next;
-            next += Duration::from_secs_f64(distance);
-            if planned.elapsed() > BEHIND {
+            continue;
+        }
+        let request = workload.next(&mut rng);
+        let at = lines.node_of(&request.key);
+        if let Some(queue) = shared.queues.get(at) {
+            let mut waiting = queue.waiting();
+            if waiting.len() >= most || queue.bytes.load(Relaxed) >= QUEUE_BYTES {
                 if counted {
-                    let mut measured = shared.measured();
-                    measured.shed += 1;
-                    measured.shed_late += 1;
+                    shared.measured().shed += 1;
                 }
-                continue;
-            }
-            let request = workload.next(&mut rng);
-            let at = self.node_of(&request.key);
-            if let Some(queue) = shared.queues.get(at) {
-                let mut waiting = queue.waiting();
-                if waiting.len() >= most || queue.bytes.load(Relaxed) >= QUEUE_BYTES {
-                    if counted {
-                        shared.measured().shed += 1;
-                    }
-                } else {
-                    let free = waiting.is_empty() && queue.idle.load(Relaxed) > 0;
-                    queue.bytes.fetch_add(request.len(), Relaxed);
-                    waiting.push_back(Planned {
-                        request,
-                        at: planned,
-                        counted,
-                        free,
-                    });
-                    shared.open.fetch_add(1, Relaxed);
-                    queue.notify.notify_one();
-                }
+            } else {
+                let free = waiting.is_empty() && queue.idle.load(Relaxed) > 0;
+                queue.bytes.fetch_add(request.len(), Relaxed);
+                waiting.push_back(Planned {
+                    request,
+                    at: planned,
+                    counted,
+                    free,
+                });
+                shared.open.fetch_add(1, Relaxed);
+                queue.notify.notify_one();
             }
         }
     }
@@ -493,6 +402,12 @@ async fn work(
     }
 }
 
+/// Whether our own lateness, at its p99, colours times like these.
+pub fn is_late(slip_us: f64, response: &Times) -> bool {
+    let middle = response.value_at_quantile(0.5) as f64;
+    slip_us > SLIP_US.max(middle * SLIP_SHARE)
+}
+
 /// Runs the work of a measurement on a thread that looks at its sockets at every turn.
 pub fn spin<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -502,35 +417,4 @@ pub fn spin<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .map_err(|e| Error::new(ErrorKind::Bug, "start the runtime").cause(e))?;
     runtime.block_on(work)
-}
-
-/// xorshift: which request comes next need not be unforeseeable, but the same for the same seed.
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Rng {
-        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// In [0, 1).
-    pub fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    pub fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, self.below(i + 1));
-        }
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.unit() * n as f64) as usize
-    }
 }

@@ -8,23 +8,31 @@ mod beyond;
 mod compare;
 mod export;
 mod file;
+mod lines;
 mod load;
+mod options;
+mod own;
 mod request;
+mod rng;
 mod sample;
 mod servers;
+mod side;
 mod stats;
 mod workload;
 
 pub use load::spin;
+pub use options::Options;
 pub use stats::{TOLERANCE_SHARE, TOLERANCE_US};
 
 use self::beyond::{Beyond, Course};
 use self::compare::{Asked, conclude};
-use self::load::{Block, Lines, Measured};
-use self::request::furnish;
-use self::workload::{RealKeys, Recipe, Workload};
+use self::load::{Block, Measured, WARM_UP};
+use self::options::stopped;
+use self::own::furnish;
+use self::side::Side;
+use self::workload::{Recipe, Workload};
 use crate::error::{Error, ErrorKind, Result};
-use crate::histogram::{Times, packed, told as times};
+use crate::histogram::{packed, told as times};
 use crate::plan::{Endpoint, Job, Source, WORKLOAD_FILE};
 use crate::source::mix::{self, Mix};
 use crate::store::{LATENCY, LatencyBlock, Lock, Store};
@@ -33,8 +41,6 @@ use crate::types::unix_ms;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::Arc;
 
 /// The document of the measurement that is under way.
 const BEGUN: &str = "latency_begun";
@@ -42,63 +48,6 @@ const BEGUN: &str = "latency_begun";
 const USUAL_RATE: f64 = 1_000.0;
 /// Round trips that show the floor of the network.
 const PINGS: u32 = 500;
-/// The share of a block that is not counted.
-const WARM_UP: f64 = 0.1;
-/// Beyond the highest rate of the plan.
-const OVERLOAD: [f64; 2] = [1.5, 2.0];
-/// A p99 of our own lateness above this share of the median colours the result.
-const SLIP_SHARE: f64 = 0.2;
-const SLIP_US: f64 = 100.0;
-
-/// How a measurement is run, beside its plan.
-pub struct Options {
-    /// The plan's own folder.
-    pub work_dir: PathBuf,
-    /// Forgets blocks of a measurement that was stopped.
-    pub fresh: bool,
-    /// Requests at even distances.
-    pub even: bool,
-    /// Which requests come in which order.
-    pub seed: Option<u64>,
-    pub tell: Arc<dyn Fn(&str) + Send + Sync>,
-}
-
-/// One side while it is measured.
-struct Side {
-    /// `source`, `target`, or as the plan calls a further one.
-    name: String,
-    lines: Lines,
-    real: RealKeys,
-    /// The share of the keys to read that it holds; `None` when there are none to read.
-    there: Option<f64>,
-}
-
-impl Side {
-    /// In sentences.
-    fn called(&self) -> String {
-        match self.name.as_str() {
-            name @ ("source" | "target") => format!("the {name}"),
-            name => format!("{name:?}"),
-        }
-    }
-
-    async fn open(
-        name: &str,
-        endpoint: &Endpoint,
-        real: RealKeys,
-        connections: u32,
-    ) -> Result<Side> {
-        let mut lines = Lines::open(endpoint, connections).await?;
-        let there = sample::there(&mut lines, &real).await?;
-        Ok(Side {
-            name: name.to_owned(),
-            lines,
-            real,
-            there,
-        })
-    }
-}
-
 /// Measures both sides of `job`; the answer of `latency --json`. Must run inside of [`spin`].
 ///
 /// Stopped, it goes on with the next block when it is run again.
@@ -231,7 +180,7 @@ async fn measure(
                     order.reverse();
                 }
                 for at in order {
-                    let (Some(side), Some(load)) = (sides.get_mut(at), loads.get(at)) else {
+                    let (Some(side), Some(of_side)) = (sides.get_mut(at), loads.get(at)) else {
                         continue;
                     };
                     if blocks
@@ -252,7 +201,7 @@ async fn measure(
                         even: options.even,
                     };
                     let started_ms = unix_ms();
-                    let measured = side.lines.run(load, &block).await?;
+                    let measured = load::run(&mut side.lines, of_side, &block).await?;
                     let row = row(
                         &begun.run, name, *rate, turn, &side.name, started_ms, &measured,
                     )?;
@@ -322,10 +271,6 @@ async fn measure(
     }))
 }
 
-fn stopped() -> Error {
-    Error::stopped("the measurement was stopped; run again, it goes on with the next block")
-}
-
 /// What this program itself, which uses one core, has held.
 fn client(results: &[Value], beyond: &Beyond) -> Value {
     let blocks = results.iter().flat_map(|r| {
@@ -343,12 +288,6 @@ fn client(results: &[Value], beyond: &Beyond) -> Value {
         // False: it was never asked for more than it could do.
         "was_the_limit": at_limit,
     })
-}
-
-/// Whether our own lateness, at its p99, colours times like these.
-fn is_late(slip_us: f64, response: &Times) -> bool {
-    let middle = response.value_at_quantile(0.5) as f64;
-    slip_us > SLIP_US.max(middle * SLIP_SHARE)
 }
 
 /// What a measurement keeps to, also when it goes on after a stop.

@@ -1,6 +1,7 @@
 //! What the source's own traffic is like: which commands, how often, on which keys, of what size.
 
-use super::load::{Lines, Rng};
+use super::lines::Lines;
+use super::rng::Rng;
 use super::workload::RealKeys;
 use crate::error::Result;
 use crate::net::scan::{self, Scan};

@@ -4,7 +4,7 @@
 //! them one by one would make the interval too narrow. Both sides' blocks of one turn are drawn together.
 
 use crate::histogram::{self, PERCENTILES, Times, is_known, merged};
-use crate::latency::load::Rng;
+use crate::latency::rng::Rng;
 use serde::Serialize;
 
 /// How often blocks are drawn.

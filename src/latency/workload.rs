@@ -4,8 +4,9 @@
 //! and is removed afterwards.
 
 use super::file::{self, Fill, Template};
-use super::load::Rng;
-use super::request::{Exchange, LIFE_S, OWN, Request, TOGETHER, What, own};
+use super::own::{LIFE_S, OWN, TOGETHER, own};
+use super::request::{Exchange, Request, What};
+use super::rng::Rng;
 use crate::error::Result;
 use crate::plan::{Renames, WORKLOAD_FILE};
 use crate::resp;
@@ -389,7 +390,7 @@ fn zipf(n: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::request::PREFIX;
+    use super::super::own::PREFIX;
     use super::*;
 
     fn mix(parts: &[(&str, f64)]) -> Mix {

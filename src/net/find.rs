@@ -1,7 +1,8 @@
 //! Where a node is really reached: by way of Sentinel, or at the plan's host where a cluster announces private addresses.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, credentials, open, open_over};
+use crate::net::conn::{Conn, open_over};
+use crate::net::credentials;
 use crate::plan::{Endpoint, Held, Learnt, Sentinel, Topology, is_for_good};
 use crate::resp::Reply;
 use crate::types::address::{join, split};
@@ -74,9 +75,15 @@ async fn sentinel_conn(endpoint: &Endpoint, node: &str, held: Option<Held>) -> R
     }
 }
 
+/// One attempt at a connection to an address that is not mapped any more.
+pub async fn open(endpoint: &Endpoint, address: &str, held: Option<Held>) -> Result<Conn> {
+    let tcp = tcp(endpoint, address).await?;
+    open_over(tcp, endpoint, address, held).await
+}
+
 /// A TCP connection to a node; where its announced address is private and does not answer, the plan's host is asked at the
 /// same port, and taken when the node there is the one that was meant.
-pub async fn tcp(endpoint: &Endpoint, address: &str) -> Result<TcpStream> {
+async fn tcp(endpoint: &Endpoint, address: &str) -> Result<TcpStream> {
     if let Some(at) = endpoint.learnt.reached_at(address) {
         return connected(&at).await;
     }

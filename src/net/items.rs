@@ -1,16 +1,10 @@
 //! Replies read item by item, and bulk strings piece by piece: for what is too large to be held.
 
-use super::Conn;
+use super::answer::Answer;
+use super::conn::Conn;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::resp::{self, Reply};
 use std::io::Write;
-
-/// An array reply of which only the head has been read, or another reply.
-pub enum Answer {
-    /// So many items follow, to be read by [`Conn::item`].
-    Items(usize),
-    Other(Reply),
-}
 
 impl Conn {
     /// Begins to read a reply.

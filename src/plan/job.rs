@@ -2,15 +2,18 @@
 //!
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
-use super::{
-    CutoverPlan, Expired, ExpiryFilter, Glob, LatencyPlan, Learnt, OnExisting, OnLoss, PricePlan,
-    Renames, Topology,
+use super::document::{
+    CutoverPlan, Expired, ExpiryFilter, LatencyPlan, OnExisting, OnLoss, PricePlan, Topology,
 };
+use super::glob::Glob;
+use super::learnt::Learnt;
+use super::rename::Renames;
+use super::secret::Secret;
+use super::url::Sentinel;
 use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// One migration, as the flows get it.
 #[derive(Debug, Clone)]
@@ -134,15 +137,6 @@ pub struct Endpoint {
     pub learnt: Learnt,
 }
 
-/// The sentinels that watch a master.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sentinel {
-    /// The master's name there.
-    pub name: String,
-    /// `host:port` of each.
-    pub nodes: Vec<String>,
-}
-
 impl Endpoint {
     /// `host:port`, with brackets around an IPv6 address.
     pub fn address(&self) -> String {
@@ -180,63 +174,6 @@ pub struct TlsOptions {
     pub key: Option<PathBuf>,
     pub server_name: Option<String>,
     pub insecure: bool,
-}
-
-/// Where a password comes from.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Secret {
-    Env(String),
-    File(PathBuf),
-    Command {
-        argv: Vec<String>,
-        /// Run it again before this time is over.
-        refresh: Option<Duration>,
-    },
-    Plain(Redacted),
-}
-
-/// Arguments of a command may be secrets too.
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Secret::Env(name) => write!(f, "Env({name})"),
-            Secret::File(path) => write!(f, "File({})", path.display()),
-            Secret::Command { argv, refresh } => {
-                write!(
-                    f,
-                    "Command({} …, {refresh:?})",
-                    argv.first().map_or("", String::as_str)
-                )
-            }
-            Secret::Plain(_) => f.write_str("Plain(***)"),
-        }
-    }
-}
-
-/// A value that no message shows.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Redacted(String);
-
-impl Redacted {
-    pub fn new(value: String) -> Redacted {
-        Redacted(value)
-    }
-
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl fmt::Display for Redacted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
 }
 
 /// Which databases are moved, and where to.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a command that was refused for good is not sent a second time.
 
-use crate::plan::Redacted;
+use crate::plan::secret::Redacted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

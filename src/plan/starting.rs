@@ -1,6 +1,7 @@
 //! The plan that `plan new` writes: every section that can be used, filled with its default.
 
-use super::{PasswordPlan, PasswordSource, Plan, SourcePlan, TargetPlan, TlsPlan, url};
+use super::document::{PasswordPlan, PasswordSource, Plan, SourcePlan, TargetPlan, TlsPlan};
+use super::url;
 use crate::error::Result;
 use crate::types::address;
 
@@ -27,7 +28,7 @@ impl Plan {
             rename: Default::default(),
             on_existing: Default::default(),
             on_loss: Default::default(),
-            max_loss_percent: super::default_max_loss_percent(),
+            max_loss_percent: super::document::default_max_loss_percent(),
             expired: Default::default(),
             limits: Default::default(),
             verify: Default::default(),

@@ -1,6 +1,7 @@
 //! Tests of the plan file: what it takes, and what it refuses.
 
 use super::*;
+use crate::error::ErrorKind;
 
 const FULL: &str = r#"{
       "name": "sessions-brazil",

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no error shows the url, because it may hold a password.
 
-use super::job::{Redacted, Sentinel};
+use super::secret::Redacted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::address;
 
@@ -18,6 +18,15 @@ pub(super) struct ServerUrl {
 
 const DEFAULT_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
+
+/// The sentinels that watch a master.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sentinel {
+    /// The master's name there.
+    pub name: String,
+    /// `host:port` of each.
+    pub nodes: Vec<String>,
+}
 
 /// Reads the url that stands at `path` in the plan.
 pub(super) fn parse(path: &str, text: &str) -> Result<ServerUrl> {

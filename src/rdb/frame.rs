@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::rdb::cursor::{Bytes, Reader, corrupt};
 use crate::rdb::encoding::{Len, len_size, length_or_encoding};
 use crate::rdb::opcode::{self as op, Dialect};
-use crate::rdb::value::{Layout, layout};
+use crate::rdb::value::layout::{Layout, layout};
 
 /// A walk over bytes that are not consumed; `at` counts from their start.
 pub struct Walk<'b, B> {

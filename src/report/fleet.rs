@@ -1,7 +1,7 @@
 //! Many plans on one page: a row for each service, the totals, and what got worse first.
 
-use super::html::{Card, Table, render_page, table};
 use super::markdown::text;
+use super::view::{Card, Table, render_page, table};
 use super::{Report, grouped, instant, price_text};
 use crate::error::Result;
 use crate::store::Stage;

@@ -3,8 +3,9 @@
 //! It shows what is in report.json, nothing else; a chart never stands without its numbers.
 
 use super::measured::{by_load, latency, more_latency, source_cost};
+use super::view::{Card, Chart, Part, Table, mood, render_page, table};
 use super::{Report, STEP, charts, duration, grouped, instant, price_text, step_row};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::store::Stage;
 use askama::Template;
 use serde_json::Value;
@@ -35,44 +36,6 @@ struct Page {
     plan: String,
     limits: Vec<&'static str>,
     repeat: String,
-}
-
-pub(super) struct Card {
-    pub title: &'static str,
-    pub value: String,
-    pub text: String,
-    /// `good`, `bad`, `warn` or nothing.
-    pub mood: &'static str,
-}
-
-#[derive(Default)]
-pub(super) struct Table {
-    pub caption: String,
-    pub head: Vec<String>,
-    pub rows: Vec<Vec<String>>,
-}
-
-/// One workload at one rate.
-pub(super) struct Part {
-    pub title: String,
-    pub verdict: String,
-    pub mood: &'static str,
-    pub why: String,
-    pub charts: Vec<Chart>,
-    pub tables: Vec<Table>,
-}
-
-pub(super) struct Chart {
-    pub svg: String,
-    pub text: String,
-}
-
-pub(super) fn table(caption: &str, head: &[&str], rows: Vec<Vec<String>>) -> Table {
-    Table {
-        caption: caption.to_owned(),
-        head: head.iter().map(|h| (*h).to_owned()).collect(),
-        rows,
-    }
 }
 
 pub fn render(report: &Report) -> Result<String> {
@@ -110,11 +73,6 @@ pub fn render(report: &Report) -> Result<String> {
         repeat: REPEAT.replace("PLAN", &format!("{}.json", report.job.name)),
     };
     render_page(&page)
-}
-
-pub(super) fn render_page(page: &impl Template) -> Result<String> {
-    page.render()
-        .map_err(|e| Error::new(ErrorKind::Bug, "write the page").cause(e))
 }
 
 const LIMITS: [&str; 6] = [
@@ -238,15 +196,6 @@ fn latency_card(report: &Report) -> Card {
         value,
         text,
         mood,
-    }
-}
-
-pub(super) fn mood(verdict: &str) -> &'static str {
-    match verdict {
-        "faster" => "good",
-        "slower" => "bad",
-        "mixed" | "no verdict" => "warn",
-        _ => "",
     }
 }
 

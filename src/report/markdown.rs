@@ -1,7 +1,7 @@
 //! The report for people: report.md, one page.
 
-use super::html::Table;
 use super::measured::{latency, more_latency, source_cost};
+use super::view::Table;
 use super::{Report, STEP, Verification, bytes, duration, grouped, instant, step_row};
 use crate::store::CutoverStep;
 use serde_json::Value;

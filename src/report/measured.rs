@@ -1,6 +1,6 @@
 //! The latency part of the HTML report: charts and tables from the answer of `keyferry latency`.
 
-use super::html::{Chart, Part, Table, mood, table};
+use super::view::{Chart, Part, Table, mood, table};
 use super::{Report, charts, grouped};
 use crate::histogram::PERCENTILES;
 use serde_json::Value;

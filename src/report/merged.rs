@@ -2,31 +2,23 @@
 //!
 //! Invariant: a share of the source that no worker is known to have is said, and nothing is called done without it.
 
-use super::status::totals;
-use super::{EVENTS_LISTED, LOSSES_LISTED, Report, ShardStatus, Status};
+use super::status::{ShardStatus, Status, WorkerStatus, totals};
 use crate::error::Result;
 use crate::plan::Job;
-use crate::source::pulse::Pulse;
-use crate::store::{PULSE, Phase, PhaseSpan, Worker, coverage};
+use crate::store::{Lock, Phase, PhaseSpan, Store, Worker, coverage, workers_and};
 use crate::types::unix_ms;
-use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-/// One worker in the answer of `status --json`.
-#[derive(Debug, Clone, Serialize)]
-pub struct WorkerStatus {
-    /// The name of its folder.
-    pub worker: String,
-    /// As it was started: `--worker 0/3`.
-    pub share: String,
-    /// The numbers of its masters when it began, and how many there were.
-    pub masters: Vec<usize>,
-    pub of: usize,
-    pub slots: String,
-    pub phase: Phase,
-    /// The process that works on it now, where that is this machine.
-    pub pid: Option<u32>,
-    pub updated_at: Option<i64>,
+impl Status {
+    /// Reads the state of `job` in its folder, also while others work on it; workers' states in it, and in `also`, count.
+    pub fn read(dir: &Path, also: &[PathBuf], job: &Job) -> Result<Status> {
+        let own = match Store::open_readonly(dir)? {
+            Some(store) => Status::of(&store, job, Lock::holder(dir))?,
+            None => Status::new(job),
+        };
+        merge(own, &workers_and(dir, &job.name, also)?, job)
+    }
 }
 
 /// Puts the workers' states into the plan's own, which holds the verifications.
@@ -85,40 +77,8 @@ pub fn merge(own: Status, workers: &[Worker], job: &Job) -> Result<Status> {
     Ok(merged)
 }
 
-/// The same for a whole report, whose other parts are the plan's own.
-pub fn into_report(report: &mut Report, workers: &[Worker]) -> Result<()> {
-    if workers.is_empty() {
-        return Ok(());
-    }
-    let own = report.status.clone();
-    report.status = merge(own, workers, &report.job)?;
-    let (mut phases, pulse) = (Vec::new(), Pulse::default());
-    for worker in workers {
-        let store = &worker.store;
-        let run = store.run()?;
-        let earlier = |now: i64| run.as_ref().is_some_and(|r| r.run.started_ms < now);
-        if (report.run.as_ref()).is_none_or(|r| earlier(r.run.started_ms)) {
-            report.run = run;
-        }
-        add(&mut report.counts, store.counts()?);
-        for mut event in store.events(EVENTS_LISTED)? {
-            event.message = format!("{}: {}", worker.name, event.message);
-            report.events.push(event);
-        }
-        let left = LOSSES_LISTED.saturating_sub(report.losses.len() as u64);
-        report.losses.extend(store.losses(left)?);
-        pulse.add(store.json(PULSE)?.as_ref());
-        phases.push(store.phases()?);
-    }
-    report.events.sort_by_key(|e| e.at_ms);
-    let excess = report.events.len().saturating_sub(EVENTS_LISTED as usize);
-    report.events.drain(..excess);
-    report.phases = together(&phases);
-    report.pulse = Some(pulse.document()?);
-    Ok(())
-}
-
-fn add(sums: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
+/// Adds counters of the same name.
+pub fn add(sums: &mut BTreeMap<String, u64>, more: BTreeMap<String, u64>) {
     for (name, n) in more {
         *sums.entry(name).or_default() += n;
     }
@@ -144,7 +104,7 @@ fn least(phases: &[Phase]) -> Phase {
 }
 
 /// The phases of the whole over time, once all have begun.
-fn together(workers: &[Vec<PhaseSpan>]) -> Vec<PhaseSpan> {
+pub fn together(workers: &[Vec<PhaseSpan>]) -> Vec<PhaseSpan> {
     let mut times: Vec<i64> = workers.iter().flatten().map(|p| p.entered_ms).collect();
     times.sort_unstable();
     times.dedup();
@@ -176,7 +136,7 @@ fn together(workers: &[Vec<PhaseSpan>]) -> Vec<PhaseSpan> {
 mod tests {
     use super::*;
     use crate::plan::{Plan, validate};
-    use crate::report::markdown;
+    use crate::report::{Report, markdown};
     use crate::store::{Claim, Lock, Run, ShardState, Store, worker_dir, workers};
     use crate::types::{ReplOffset, ShardId};
     use std::path::Path;

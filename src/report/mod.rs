@@ -11,16 +11,19 @@ pub mod markdown;
 mod measured;
 mod merged;
 mod status;
+mod view;
 
-pub use status::{ShardStatus, SnapshotStatus, Status, StreamStatus};
+pub use status::{SnapshotStatus, Status, StreamStatus};
 
 use crate::error::Result;
 use crate::plan::{Job, OnExisting};
+use crate::source::pulse::Pulse;
 use crate::store::{
     CutoverStep, Difference, Event, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun, SlotApart,
-    Stage, Store, VerifyRun, workers_and,
+    Stage, Store, VerifyRun, Worker, workers_and,
 };
 use crate::types::DbIndex;
+use merged::{add, merge, together};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -112,7 +115,7 @@ impl Report {
                 .map(|run| verification(&store, run))
                 .transpose()?;
         }
-        merged::into_report(&mut report, &workers_and(dir, &job.name, also)?)?;
+        report.add_workers(&workers_and(dir, &job.name, also)?)?;
         let parts = report.pulse.as_mut().and_then(Value::as_object_mut);
         for part in parts.into_iter().flat_map(|p| p.values_mut()) {
             // For merging, not for reading.
@@ -122,6 +125,39 @@ impl Report {
         }
         report.unproven = unproven(&report);
         Ok(report)
+    }
+
+    /// Takes in the workers' states; what is not of the migration itself is the plan's own.
+    fn add_workers(&mut self, workers: &[Worker]) -> Result<()> {
+        if workers.is_empty() {
+            return Ok(());
+        }
+        let own = self.status.clone();
+        self.status = merge(own, workers, &self.job)?;
+        let (mut phases, pulse) = (Vec::new(), Pulse::default());
+        for worker in workers {
+            let store = &worker.store;
+            let run = store.run()?;
+            let earlier = |now: i64| run.as_ref().is_some_and(|r| r.run.started_ms < now);
+            if (self.run.as_ref()).is_none_or(|r| earlier(r.run.started_ms)) {
+                self.run = run;
+            }
+            add(&mut self.counts, store.counts()?);
+            for mut event in store.events(EVENTS_LISTED)? {
+                event.message = format!("{}: {}", worker.name, event.message);
+                self.events.push(event);
+            }
+            let left = LOSSES_LISTED.saturating_sub(self.losses.len() as u64);
+            self.losses.extend(store.losses(left)?);
+            pulse.add(store.json(PULSE)?.as_ref());
+            phases.push(store.phases()?);
+        }
+        self.events.sort_by_key(|e| e.at_ms);
+        let excess = self.events.len().saturating_sub(EVENTS_LISTED as usize);
+        self.events.drain(..excess);
+        self.phases = together(&phases);
+        self.pulse = Some(pulse.document()?);
+        Ok(())
     }
 
     /// The comparison that the first screen tells: the first one that allows a verdict.

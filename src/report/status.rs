@@ -1,14 +1,12 @@
 //! Where a migration stands: the answer of `status`, and the head of a report.
 
-use super::merged::{self, WorkerStatus};
 use crate::error::Result;
 use crate::plan::Job;
-use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun, workers_and};
+use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun};
 use crate::types::{ReplOffset, unix_ms};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 /// The answer of `status --json`.
 #[derive(Debug, Clone, Serialize)]
@@ -80,16 +78,24 @@ pub struct ShardStatus {
     pub updated_at: i64,
 }
 
-impl Status {
-    /// Reads the state of `job` in its folder, also while others work on it; workers' states in it, and in `also`, count.
-    pub fn read(dir: &Path, also: &[PathBuf], job: &Job) -> Result<Status> {
-        let own = match Store::open_readonly(dir)? {
-            Some(store) => Status::of(&store, job, Lock::holder(dir))?,
-            None => Status::new(job),
-        };
-        merged::merge(own, &workers_and(dir, &job.name, also)?, job)
-    }
+/// One worker in the answer of `status --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct WorkerStatus {
+    /// The name of its folder.
+    pub worker: String,
+    /// As it was started: `--worker 0/3`.
+    pub share: String,
+    /// The numbers of its masters when it began, and how many there were.
+    pub masters: Vec<usize>,
+    pub of: usize,
+    pub slots: String,
+    pub phase: Phase,
+    /// The process that works on it now, where that is this machine.
+    pub pid: Option<u32>,
+    pub updated_at: Option<i64>,
+}
 
+impl Status {
     /// A plan that never ran.
     pub fn new(job: &Job) -> Status {
         Status {

@@ -9,4 +9,5 @@ pub mod mix;
 pub mod place;
 pub mod psync;
 pub mod pulse;
+mod receiver;
 pub mod spool;

@@ -1,7 +1,7 @@
 //! What is kept of cutovers: each step of each attempt, and on which side the clients are.
 
-use super::Store;
 use super::column::{document, unreadable};
+use super::state::Store;
 use crate::error::Result;
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! What was measured: one row for each block of one side, with its histograms.
 
-use super::Store;
 use super::column::{big, document, int};
+use super::state::Store;
 use crate::error::Result;
 use rusqlite::{Row, params};
 use serde_json::Value;

@@ -1,8 +1,13 @@
 //! What is written comes back, what does not fit is refused.
 
+use super::state::FILE;
 use super::*;
+use crate::error::ErrorKind;
+use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 fn run() -> Run {
     Run {

@@ -1,7 +1,8 @@
 //! What verifications have found, and the keys that are to be repaired.
 
 use super::column::{big, document, int};
-use super::{Difference, SlotApart, SlotRow, Store, VerifyProgress, VerifyRun, Written};
+use super::record::{Difference, SlotApart, SlotRow, VerifyProgress, VerifyRun, Written};
+use super::state::Store;
 use crate::error::Result;
 use crate::types::{DbIndex, ShardId};
 use rusqlite::{OptionalExtension, Row, params};

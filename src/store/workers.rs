@@ -2,7 +2,8 @@
 //!
 //! A claim says which slots are a worker's business; it is made at its first start and holds until `--fresh`.
 
-use super::{FILE, Lock, Store};
+use super::lock::Lock;
+use super::state::{FILE, Store};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::types::SlotSet;
 use serde::{Deserialize, Serialize};

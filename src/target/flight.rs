@@ -3,11 +3,12 @@
 //! A small batch that nothing is in front of is written by the pump itself, without waking the connection's task.
 //! Invariant: the pump writes only while the task has no order; the task writes nothing of its own meanwhile.
 
-use super::writer::{Order, Shared};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Stream};
 use crate::resp::{self, Outcome};
 use crate::target::batch::{Batch, Database};
+use crate::target::shared::{Order, Shared};
+use crate::target::trouble::{Failure, NOTHING_THERE};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::net::TcpStream;
@@ -16,17 +17,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::Notify;
-
-/// A reply that was an error (or a 0 or -2 where none was expected).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Index of the command in its batch.
-    pub index: u32,
-    pub text: String,
-}
-
-/// The text of a [`Failure`] that is not an error: a command found no key where the source had one.
-pub const NOTHING_THERE: &str = "(nothing there)";
 
 /// A larger batch is written by the connection's task, while the pump goes on.
 const SMALL: usize = 16 << 10;

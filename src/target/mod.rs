@@ -7,7 +7,9 @@ mod batch;
 pub mod flight;
 mod groups;
 pub mod health;
+mod shared;
 pub mod topology;
+pub mod trouble;
 mod units;
 pub mod writer;
 
@@ -16,9 +18,11 @@ use crate::plan::Endpoint;
 pub use crate::target::batch::{Batch, Database, KnownDatabases};
 use crate::target::flight::Flight;
 use crate::target::groups::Groups;
+use crate::target::shared::{Order, Shared};
 use crate::target::topology::{Pairs, Topology};
+pub use crate::target::trouble::{Fate, Unit};
 use crate::target::units::{split_units, trouble_bytes, units_of};
-use crate::target::writer::{Order, Shared, Writer};
+use crate::target::writer::Writer;
 use crate::task::event_loop::EventLoop;
 use crate::types::{Mark, SLOTS, Slot};
 use std::collections::{HashSet, VecDeque};
@@ -31,28 +35,6 @@ const BATCH_BYTES: usize = 64 * 1024;
 const BATCH_COMMANDS: u32 = 4096;
 /// Strings of at most this many bytes are set several at a time where any may stand together.
 const SHORT: usize = 4 << 10;
-
-/// A command or a whole transaction that has to be dealt with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unit {
-    pub bytes: Vec<u8>,
-    pub commands: u32,
-    pub db: Database,
-    /// It writes a key's whole state, not a change of the source's.
-    pub state: bool,
-    pub fate: Fate,
-}
-
-/// What is known of a [`Unit`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fate {
-    /// The target answered with this error.
-    Refused(String),
-    /// The connection was lost before the answer: it ran, or it did not.
-    Uncertain,
-    /// It never left.
-    Unsent,
-}
 
 /// One node's side of the pipe.
 struct Node {

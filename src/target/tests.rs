@@ -1,7 +1,6 @@
 //! Batches, what becomes of them in trouble, and strings that go together.
 
-use super::flight::{Failure, NOTHING_THERE};
-use super::writer::Trouble;
+use super::trouble::{Failure, NOTHING_THERE, Trouble};
 use super::*;
 use crate::resp;
 use crate::types::DbIndex;

@@ -1,9 +1,7 @@
 //! What trouble leaves, taken apart: each command or transaction that has to be dealt with, and what is known of it.
 
 use super::batch::{Batch, GUARDS};
-use super::flight::{Failure, NOTHING_THERE};
-use super::writer::Trouble;
-use super::{Fate, Unit};
+use super::trouble::{Failure, Fate, NOTHING_THERE, Trouble, Unit};
 use crate::command::{self, Access};
 use crate::error::Error;
 use crate::resp;

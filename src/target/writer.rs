@@ -9,137 +9,14 @@ use crate::net::{self, LoggedIn, Stream};
 use crate::plan::Endpoint;
 use crate::resp;
 use crate::target::batch::{Batch, Database};
-use crate::target::flight::{Before, Failure, Flight, cut, read_replies};
-use crate::task::event_loop::EventLoop;
+use crate::target::flight::{Before, Flight, cut, read_replies};
+use crate::target::shared::{Order, Shared};
+use crate::target::trouble::{Failure, Trouble};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::WriteHalf;
-use tokio::sync::{mpsc, oneshot};
-
-/// What a node could not do, in the order in which it was sent.
-#[derive(Debug, Default)]
-pub struct Trouble {
-    /// Batches that were answered, from the first with errors on, with the errors among the answers.
-    pub failed: Vec<(Arc<Batch>, Vec<Failure>)>,
-    /// Batches cut off with the connection: how many commands were answered, and the errors among those.
-    pub uncertain: Vec<(Arc<Batch>, u32, Vec<Failure>)>,
-    /// Batches that were not sent because of the above.
-    pub unsent: Vec<Arc<Batch>>,
-    /// Why the connection was lost or could not be opened.
-    pub error: Option<Error>,
-}
-
-pub enum Order {
-    Send(Arc<Batch>),
-    /// Write the rest of a batch that is on its way, from this byte on.
-    Finish(Arc<Batch>, usize),
-    /// Settle everything sent so far and say what went wrong.
-    Settle(oneshot::Sender<Trouble>),
-}
-
-/// Bytes on their way, and whether the pump waits for fewer.
-#[derive(Default)]
-struct Used {
-    bytes: usize,
-    awaited: bool,
-}
-
-/// Counts and signals that all writers of one pump share with it.
-#[derive(Default)]
-pub struct Shared {
-    /// Something waits to be resolved.
-    pub trouble: AtomicBool,
-    /// Bytes that may wait for replies on one connection.
-    pub in_flight: usize,
-    /// Bytes that may be on their way in all, or wait to be.
-    pub budget: usize,
-    used: Mutex<Used>,
-    freed: Condvar,
-    spare: Mutex<Vec<Vec<u8>>>,
-}
-
-/// Buffers kept for reuse.
-const SPARE_BUFFERS: usize = 64;
-
-impl Shared {
-    pub fn new(budget: usize, nodes: usize) -> Shared {
-        let in_flight = (budget / 4).max(1);
-        Shared {
-            in_flight,
-            // What one connection does not take would only wait, and the target would work on it alone in the end.
-            budget: match nodes {
-                1 => in_flight + in_flight / 2,
-                _ => budget,
-            },
-            ..Shared::default()
-        }
-    }
-
-    fn used(&self) -> MutexGuard<'_, Used> {
-        self.used
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Takes `n` bytes of the budget, waiting while others hold it; false when trouble must be resolved first.
-    pub fn acquire(&self, n: usize, events: &EventLoop) -> bool {
-        let mut used = self.used();
-        while used.bytes > 0 && used.bytes + n > self.budget {
-            if self.trouble.load(Ordering::Acquire) {
-                return false;
-            }
-            used.awaited = true;
-            events.press();
-            used = self
-                .freed
-                .wait(used)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-        }
-        used.awaited = false;
-        used.bytes += n;
-        true
-    }
-
-    /// Takes `n` bytes over the budget.
-    pub fn exceed(&self, n: usize) {
-        self.used().bytes += n;
-    }
-
-    pub fn release(&self, n: usize) {
-        let mut used = self.used();
-        used.bytes -= n;
-        // A word to nobody costs a system call as well.
-        if used.awaited {
-            self.freed.notify_all();
-        }
-    }
-
-    pub fn signal(&self) {
-        let _guard = self.used();
-        self.trouble.store(true, Ordering::Release);
-        self.freed.notify_all();
-    }
-
-    pub fn buffer(&self) -> Vec<u8> {
-        self.spare
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .pop()
-            .unwrap_or_default()
-    }
-
-    pub fn recycle(&self, mut buffer: Vec<u8>) {
-        let mut spare = self
-            .spare
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if spare.len() < SPARE_BUFFERS && buffer.capacity() <= 512 * 1024 {
-            buffer.clear();
-            spare.push(buffer);
-        }
-    }
-}
+use tokio::sync::mpsc;
 
 /// A node's writer; owned by one pump.
 pub struct Writer {

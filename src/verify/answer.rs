@@ -1,7 +1,8 @@
 //! What a verification answers: the shape of `verify --json`, made from the state.
 
+use super::check::{Check, Origin};
+use super::options::Options;
 use super::progress::UNPROVABLE;
-use super::{Check, Options, Origin};
 use crate::error::Result;
 use crate::source::keys::fact::NOT_REPLICATED;
 use crate::store::SlotRow;

@@ -4,9 +4,10 @@
 //! the target is read, then the source once more. Only a key that the source did not change in between can be called
 //! different, and only when two such rounds say the same.
 
+use super::check::Check;
 use super::migration::{self, Migration};
 use super::progress::{Name, UNPROVABLE};
-use super::{Check, walk};
+use super::reading;
 use crate::digest::{SlotSum, Unreplicated};
 use crate::error::{Error, Result};
 use crate::net::Tries;
@@ -155,17 +156,17 @@ async fn confirm(
         let list: Vec<Name> = open.iter().filter_map(|i| names.get(*i)).cloned().collect();
         let round = async {
             if attempt < QUICK {
-                let both = walk::both(check, source.as_deref_mut(), target, &list).await?;
+                let both = reading::both(check, source.as_deref_mut(), target, &list).await?;
                 return Ok::<_, Error>((both, None));
             }
             match source.as_deref_mut() {
                 None => Ok((
-                    walk::both(check, None, target, &list).await?,
+                    reading::both(check, None, target, &list).await?,
                     Some(Vec::new()),
                 )),
                 Some(source) => {
                     source.side.meet_replicas().await?;
-                    let before = walk::of_names(check, source, &list).await?;
+                    let before = reading::of_names(check, source, &list).await?;
                     let caught_up = match check.migrations.iter().any(Migration::runs) {
                         true => {
                             let side = source.side.clone();
@@ -174,8 +175,8 @@ async fn confirm(
                         }
                         false => true,
                     };
-                    let theirs = walk::of_names(check, target, &list).await?;
-                    let after = walk::of_names(check, source, &list).await?;
+                    let theirs = reading::of_names(check, target, &list).await?;
+                    let after = reading::of_names(check, source, &list).await?;
                     let both = before.into_iter().zip(theirs).collect();
                     Ok((both, caught_up.then_some(after)))
                 }
@@ -237,7 +238,7 @@ async fn confirm(
 
 /// Why two findings differ; `None` when they do not.
 fn difference(check: &Check, a: &Found, b: &Found, may: Unreplicated) -> Option<&'static str> {
-    let wanted = |f: &Found| f.fact().is_some_and(|f| walk::accepted(check, f));
+    let wanted = |f: &Found| f.fact().is_some_and(|f| reading::accepted(check, f));
     match (a, b) {
         (Found::Elsewhere, _) | (_, Found::Elsewhere) => None,
         (Found::Here(x), Found::Here(y)) if wanted(a) => {

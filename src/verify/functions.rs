@@ -1,6 +1,6 @@
 //! Function libraries of both sides: by name and code, on every master of the target.
 
-use super::{Check, Origin};
+use super::check::{Check, Origin};
 use crate::error::Result;
 use crate::source::keys::functions;
 

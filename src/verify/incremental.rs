@@ -3,7 +3,8 @@
 //! What the source has written is known from the migration's stream. What somebody else writes to the target is not:
 //! that takes a verification of everything.
 
-use super::{Check, Origin, migration};
+use super::check::{Check, Origin};
+use super::migration;
 use crate::error::Result;
 use crate::store::{Store, Written};
 use crate::types::{Slot, SlotSet};

@@ -1,7 +1,10 @@
 //! Some keys compared again and again over connections that stay open: what a cutover does while writers wait.
 
+use super::answer::KeyReport;
+use super::check::Check;
+use super::options::Options;
 use super::progress::Name;
-use super::{Check, KeyReport, Options, assemble, confirm, walk};
+use super::{confirm, reading};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Job;
 use crate::source::keys::fact::{Found, NOT_REPLICATED};
@@ -25,7 +28,7 @@ pub struct Live {
 impl Live {
     pub async fn open(job: Job, options: &Options, stop: Shutdown) -> Result<Live> {
         let store = Store::open(&options.work_dir)?;
-        let check = Arc::new(assemble(job, options, store, stop).await?);
+        let check = Arc::new(Check::open(job, options, store, stop).await?);
         let Some(source) = check.origin.server() else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -67,7 +70,8 @@ impl Live {
                 };
                 let check = self.check.clone();
                 workers.spawn(async move {
-                    let both = walk::both(&check, Some(&mut source), &mut target, &chunk).await?;
+                    let both =
+                        reading::both(&check, Some(&mut source), &mut target, &chunk).await?;
                     let apart = chunk.into_iter().zip(both);
                     let apart = apart.filter(|(_, (a, b))| !same(&check, a, b));
                     Ok((apart.map(|(name, _)| name).collect(), source, target))

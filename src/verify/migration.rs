@@ -1,6 +1,6 @@
 //! The migration that a verification waits for and asks for repairs: one process, or the workers it is spread over.
 
-use super::Options;
+use super::options::Options;
 use crate::error::Result;
 use crate::net::server;
 use crate::plan::Job;

@@ -1,31 +1,32 @@
 //! The workers: each takes a page of keys, reads them on both sides at the same time, and says what did not agree.
 
-use super::progress::{Done, Name, Pass};
-use super::{Check, Origin, confirm};
-use crate::digest::{SlotSum, Unreplicated};
+use super::check::{Check, Origin};
+use super::progress::{Done, Pass};
+use super::reading::accepted;
+use super::{confirm, file_keys};
+use crate::digest::SlotSum;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::Put;
 use crate::net::Tries;
-use crate::source::keys::fact::{Found, KeyFact};
-use crate::source::keys::list::{Listing, PAGE, Page};
+use crate::source::keys::fact::Found;
+use crate::source::keys::list::{Listing, Page};
 use crate::source::keys::reader::{Reader, pairs};
 use crate::source::keys::short::ShortStrings;
-use crate::source::keys::side::Role;
 use crate::types::{DbIndex, Slot, SlotSet};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, mpsc};
 
-pub const WORKERS: usize = 4;
+/// Pages that wait for a worker.
+const PAGES: usize = 4;
 /// Keys that did not agree are confirmed before the end when there are more than this.
 const CANDIDATES: usize = 100_000;
 
 /// Walks one listing to its end.
 pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Result<()> {
-    let (send, pages) = mpsc::channel(WORKERS);
+    let (send, pages) = mpsc::channel(PAGES);
     let pages = Arc::new(Mutex::new(pages));
     check.progress().begin();
     let mut workers = tokio::task::JoinSet::new();
@@ -43,7 +44,7 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
     drop(pages);
     let listing = async {
         let side = match (&check.origin, pass) {
-            (Origin::File(file), Pass::Source) => return file.list(check, send).await,
+            (Origin::File(file), Pass::Source) => return file_keys::list(file, check, send).await,
             (Origin::Server(side), Pass::Source) => side,
             _ => &check.target,
         };
@@ -279,79 +280,5 @@ impl Tally<'_> {
                 self.done.candidates.push((db, key.to_vec()));
             }
         }
-    }
-}
-
-/// What both sides hold of given keys (of the target's databases), read at the same time.
-pub async fn both(
-    check: &Check,
-    source: Option<&mut Reader>,
-    target: &mut Reader,
-    names: &[Name],
-) -> Result<Vec<(Found, Found)>> {
-    let theirs = of_names(check, target, names);
-    match source {
-        Some(source) => {
-            let ours = of_names(check, source, names);
-            let (a, b) = tokio::try_join!(ours, theirs)?;
-            Ok(a.into_iter().zip(b).collect())
-        }
-        None => {
-            let ours = (names.iter()).map(|name| check.origin.file_fact(name));
-            Ok(ours.zip(theirs.await?).collect())
-        }
-    }
-}
-
-/// What one side holds of given keys (of the target's databases).
-pub async fn of_names(check: &Check, reader: &mut Reader, names: &[Name]) -> Result<Vec<Found>> {
-    let mut found = vec![Found::Gone; names.len()];
-    let mut by_db: HashMap<DbIndex, Vec<usize>> = HashMap::new();
-    for (i, (db, _)) in names.iter().enumerate() {
-        by_db.entry(*db).or_default().push(i);
-    }
-    for (db, places) in by_db {
-        let dbs = match reader.side.role {
-            Role::Source => check.job.databases.sources_of(db).collect(),
-            Role::Target => vec![db],
-        };
-        for from in dbs {
-            for places in places.chunks(PAGE) {
-                let keys: Vec<&[u8]> = (places.iter())
-                    .filter_map(|i| names.get(*i))
-                    .map(|(_, k)| k.as_slice())
-                    .collect();
-                let facts = reader.facts(from, &keys).await?;
-                for (i, fact) in places.iter().zip(facts) {
-                    if let Some(place) = found.get_mut(*i)
-                        && fact != Found::Gone
-                    {
-                        *place = fact;
-                    }
-                }
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Whether a key of this content is one that the plan moves.
-pub fn accepted(check: &Check, fact: &KeyFact) -> bool {
-    (check.job.filter).accepts_value(fact.digest.kind.name(), fact.expire.is_some())
-}
-
-impl Check {
-    /// Asks both sides anew who serves which slot.
-    pub async fn look_again(&self) {
-        let _ = self.target.refresh().await;
-        if let Some(source) = self.origin.server() {
-            let _ = source.refresh().await;
-        }
-    }
-
-    /// Whether two facts are the same, the plan's tolerance granted.
-    pub fn agree(&self, a: &KeyFact, b: &KeyFact) -> bool {
-        a.difference(b, self.job.verify.ttl_tolerance_ms, Unreplicated::default())
-            .is_none()
     }
 }

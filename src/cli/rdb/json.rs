@@ -3,7 +3,7 @@
 //! Memory is bounded: members are sorted in [`Members`], long strings and streams wait in a temporary file.
 
 use super::members::Members;
-use super::{library, options, temporary, to_stdout};
+use super::shared::{library, options, temporary, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::score_text;
 use crate::rdb::file::{Header, Item, Snapshot};

@@ -2,7 +2,7 @@
 //!
 //! What does not fit is sorted and written to an unnamed temporary file; at the end the runs are merged.
 
-use super::temporary;
+use super::shared::temporary;
 use crate::error::{Context, ErrorKind, Result};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

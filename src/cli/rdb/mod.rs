@@ -3,14 +3,15 @@
 mod json;
 mod members;
 mod resp;
+mod shared;
 mod summary;
 
 pub use json::write_json;
 pub use resp::write_resp;
 
+use self::shared::{options, to_stdout};
 use super::output::print;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::rdb::file::Options;
 use crate::source::gzip;
 use clap::Subcommand;
 use std::io::{BufWriter, Read, Write};
@@ -74,14 +75,6 @@ pub fn run(command: RdbCommand) -> Result<u8> {
     Ok(0)
 }
 
-fn options(ignore_checksum: bool) -> Options {
-    Options {
-        ignore_checksum,
-        unpacked_limit: 8 << 20,
-        ..Options::default()
-    }
-}
-
 /// Runs `work` from the file to standard output; what came before a break is written whatever broke.
 fn stream_out(
     file: &Path,
@@ -99,22 +92,6 @@ fn stream_out(
         }
         _ => Ok(()),
     }
-}
-
-/// The code of a library as FUNCTION LOAD takes it, from the form of Redis 7.0's release candidates.
-fn library(name: &[u8], engine: &[u8], code: &[u8]) -> Vec<u8> {
-    [b"#!", engine, b" name=", name, b"\n", code].concat()
-}
-
-fn temporary() -> String {
-    format!(
-        "keep a large value in a temporary file in {} (TMPDIR chooses another folder)",
-        std::env::temp_dir().display()
-    )
-}
-
-fn to_stdout() -> String {
-    "write to standard output".into()
 }
 
 fn is_broken_pipe(e: &Error) -> bool {

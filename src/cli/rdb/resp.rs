@@ -1,6 +1,6 @@
 //! Commands that recreate the data of a snapshot, as RESP for `redis-cli --pipe`.
 
-use super::{library, options, to_stdout};
+use super::shared::{library, options, to_stdout};
 use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::Rebuild;
 use crate::rdb::file::{Item, LargeEntry, Snapshot};

@@ -9,7 +9,7 @@ use crate::migrate::heal::queue::Key;
 use crate::net;
 use crate::plan::Databases;
 use crate::resp;
-use crate::target::flight::NOTHING_THERE;
+use crate::target::trouble::NOTHING_THERE;
 use crate::target::{Fate, Unit};
 use crate::types::{DbIndex, db_key, shown};
 use std::collections::HashSet;

@@ -1,11 +1,12 @@
 //! One side of a plan: its url, credentials, TLS and addresses.
 
-use super::{check_db_zero, wrong};
+use super::refusal::{check_db_zero, wrong};
 use crate::error::Result;
-use crate::plan::{
-    Endpoint, Learnt, PasswordPlan, Redacted, Secret, TargetPlan, TlsOptions, TlsPlan, Topology,
-    url,
-};
+use crate::plan::document::{PasswordPlan, TargetPlan, TlsPlan, Topology};
+use crate::plan::job::{Endpoint, TlsOptions};
+use crate::plan::learnt::Learnt;
+use crate::plan::secret::{Redacted, Secret};
+use crate::plan::url;
 use std::time::Duration;
 
 /// Url, credentials, TLS and addresses of one side.

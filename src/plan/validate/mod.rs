@@ -3,14 +3,18 @@
 //! Invariant: a `Job` has no contradiction that can be seen without a connection.
 
 mod endpoint;
+mod refusal;
 
 use self::endpoint::endpoint;
-use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
-use super::{
-    FreezeWay, Glob, LatencyPlan, Plan, ReadFrom, Renames, SourceMode, TargetPlan, Topology,
-    WORKLOAD_FILE, WORKLOADS,
+use self::refusal::{check_db_zero, wrong};
+use super::document::{
+    FreezeWay, LatencyPlan, Plan, ReadFrom, SourceMode, TargetPlan, Topology, WORKLOAD_FILE,
+    WORKLOADS,
 };
-use crate::error::{Error, ErrorKind, Result};
+use super::glob::Glob;
+use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
+use super::rename::Renames;
+use crate::error::Result;
 use crate::types::{DbIndex, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +42,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
             ..
         }
     );
-    if scans && plan.on_existing == super::OnExisting::Replace {
+    if scans && plan.on_existing == super::document::OnExisting::Replace {
         return Err(wrong("on_existing \"replace\" does not go with source.mode \"scan\": a scan cannot tell the target's own keys from those that the source has deleted")
             .hint("\"skip\" keeps the target's own keys, \"reconcile\" has only the source's there"));
     }
@@ -68,7 +72,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         let at = endpoint(&format!("latency.also.{name}"), typed, &mut warnings)?;
         also.push((name.clone(), at));
     }
-    let skip = plan.on_existing == super::OnExisting::Skip;
+    let skip = plan.on_existing == super::document::OnExisting::Skip;
     let fingerprint = fingerprint(&source, &target, &databases, (&filter, &renames), skip);
     Ok(Job {
         name: plan.name.clone(),
@@ -94,10 +98,6 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         fingerprint,
         redacted: plan.redacted(),
     })
-}
-
-fn wrong(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Plan, message)
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -183,29 +183,6 @@ fn rdb_source(plan: &Plan) -> Result<Source> {
         Some(path) => Ok(Source::Rdb {
             path: RdbPath::File(path.into()),
         }),
-    }
-}
-
-fn check_db_zero(side: &str, who: &str, topology: Topology, db: Option<u32>) -> Result<()> {
-    let (name, hint) = match topology {
-        Topology::Cluster => (
-            "cluster",
-            format!(
-                "map it to 0 in databases.map; for a Valkey cluster with several databases leave {side}.topology at \"auto\""
-            ),
-        ),
-        Topology::Proxy => (
-            "proxy",
-            "map it to 0 in databases.map: a proxy has one database".to_string(),
-        ),
-        Topology::Auto | Topology::Standalone => return Ok(()),
-    };
-    match db {
-        Some(n) if n > 0 => Err(wrong(format!(
-            "{who} database {n}, but {side}.topology is \"{name}\""
-        ))
-        .hint(hint)),
-        _ => Ok(()),
     }
 }
 

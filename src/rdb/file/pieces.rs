@@ -62,7 +62,7 @@ impl<R: Read> Snapshot<R> {
                     let n = walk.at;
                     let at = self.input.position();
                     let bytes = self.input.peek().get(..n).unwrap_or_default();
-                    value::stream::node(&mut Reader::new(bytes, at), sink)?;
+                    value::entries::node(&mut Reader::new(bytes, at), sink)?;
                     self.input.consume(n);
                 }
                 // What follows is as large as the pending lists are.

@@ -3,10 +3,18 @@
 //! A value is a head and items ([`head`], [`item`]), a packed string, a stream, or a module's opcodes.
 //! A new consumer is a new [`ValueSink`], never a second parser.
 
+pub mod entries;
+pub mod layout;
+mod module;
+mod sink;
 pub mod stream;
 pub mod vectorset;
 
-use crate::error::{Error, ErrorKind, Result};
+pub use layout::{Layout, ValueKind, kind, layout};
+pub use module::{module_name, module_version};
+pub use sink::ValueSink;
+
+use crate::error::Result;
 use crate::rdb::cursor::{Reader, Slice};
 use crate::rdb::encoding::listpack::{Listpack, Packed};
 use crate::rdb::encoding::ziplist::Ziplist;
@@ -14,173 +22,6 @@ use crate::rdb::encoding::{self, length, string};
 use crate::rdb::frame::Walk;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::types::ExpireAt;
-use stream::{StreamId, StreamMeta};
-
-/// What a key holds, whatever its encoding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ValueKind {
-    String,
-    List,
-    Set,
-    Zset,
-    Hash,
-    Stream,
-    Array,
-    Gcra,
-    Module,
-}
-
-impl ValueKind {
-    /// The name that TYPE answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            ValueKind::String => "string",
-            ValueKind::List => "list",
-            ValueKind::Set => "set",
-            ValueKind::Zset => "zset",
-            ValueKind::Hash => "hash",
-            ValueKind::Stream => "stream",
-            ValueKind::Array => "array",
-            ValueKind::Gcra => "gcra",
-            ValueKind::Module => "module",
-        }
-    }
-
-    /// Whether a key of it is gone with its last element.
-    pub fn is_collection(self) -> bool {
-        matches!(
-            self,
-            ValueKind::List | ValueKind::Set | ValueKind::Zset | ValueKind::Hash
-        )
-    }
-
-    /// Whether commands put such a value together; without them it only goes by RESTORE.
-    pub fn has_commands(self) -> bool {
-        !matches!(self, ValueKind::Array | ValueKind::Gcra | ValueKind::Module)
-    }
-}
-
-/// The kind behind a type number; an unknown number is an error that names it.
-pub fn kind(type_id: u8, dialect: Dialect) -> Result<ValueKind> {
-    Ok(match type_id {
-        op::STRING => ValueKind::String,
-        op::LIST | op::LIST_ZIPLIST | op::LIST_QUICKLIST | op::LIST_QUICKLIST_2 => ValueKind::List,
-        op::SET | op::SET_INTSET | op::SET_LISTPACK => ValueKind::Set,
-        op::ZSET | op::ZSET_2 | op::ZSET_ZIPLIST | op::ZSET_LISTPACK => ValueKind::Zset,
-        op::HASH | op::HASH_ZIPMAP | op::HASH_ZIPLIST | op::HASH_LISTPACK | op::HASH_22 => {
-            ValueKind::Hash
-        }
-        op::STREAM | op::STREAM_2 | op::STREAM_3 => ValueKind::Stream,
-        op::MODULE_PRE_GA | op::MODULE_2 => ValueKind::Module,
-        op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX
-            if dialect == Dialect::Redis =>
-        {
-            ValueKind::Hash
-        }
-        op::STREAM_4 | op::STREAM_5 if dialect == Dialect::Redis => ValueKind::Stream,
-        op::ARRAY if dialect == Dialect::Redis => ValueKind::Array,
-        op::GCRA if dialect == Dialect::Redis => ValueKind::Gcra,
-        other => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("the value type {other} ({dialect:?}) is not known"),
-            ));
-        }
-    })
-}
-
-/// Takes a value's elements in the order of its bytes; every method does nothing unless overridden.
-#[allow(unused_variables)]
-pub trait ValueSink {
-    fn string(&mut self, value: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    /// A piece of a string too large to be held; after the last piece comes an empty one with `last`.
-    fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
-        Ok(())
-    }
-    fn list_item(&mut self, item: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    fn set_member(&mut self, member: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    fn zset_member(&mut self, member: &[u8], score: f64) -> Result<()> {
-        Ok(())
-    }
-    fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
-        Ok(())
-    }
-    fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
-        Ok(())
-    }
-    /// Everything of a stream but its entries; comes last.
-    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
-        Ok(())
-    }
-    /// The array's cursor (Redis 8.8) comes before its elements.
-    fn array_cursor(&mut self, next: Option<u64>) -> Result<()> {
-        Ok(())
-    }
-    fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    fn number(&mut self, n: u64) -> Result<()> {
-        Ok(())
-    }
-    fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    /// What a vector set's vectors have in common; they come next.
-    fn vector_set(&mut self, dimensions: u64, config: u64, projection: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    /// `scale` holds the vector's length, and its range where it was made smaller.
-    fn vector(&mut self, name: &[u8], attributes: &[u8], vector: &[u8], scale: u64) -> Result<()> {
-        Ok(())
-    }
-    /// A piece of a module's value too large to be held; after the last piece comes an empty one with `last`.
-    fn module_part(&mut self, name: &str, version: u16, part: &[u8], last: bool) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// How a type's bytes are laid out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Layout {
-    /// One string that is the value.
-    String,
-    /// One string that is a packed encoding (after an 8-byte minimum expiry for type 25).
-    Packed,
-    /// A count, then items.
-    Items,
-    Stream,
-    Array,
-    Number,
-    Module,
-}
-
-pub fn layout(type_id: u8, dialect: Dialect) -> Result<Layout> {
-    Ok(match type_id {
-        op::STRING => Layout::String,
-        op::LIST
-        | op::SET
-        | op::ZSET
-        | op::HASH
-        | op::ZSET_2
-        | op::LIST_QUICKLIST
-        | op::LIST_QUICKLIST_2
-        | op::HASH_22 => Layout::Items,
-        op::HASH_METADATA => Layout::Items,
-        _ => match kind(type_id, dialect)? {
-            ValueKind::Stream => Layout::Stream,
-            ValueKind::Array => Layout::Array,
-            ValueKind::Gcra => Layout::Number,
-            ValueKind::Module => Layout::Module,
-            _ => Layout::Packed,
-        },
-    })
-}
 
 /// What stands before a value's items.
 #[derive(Debug, Clone, Copy)]
@@ -336,7 +177,7 @@ pub fn decode(
             let at = r.position();
             packed(type_id, &string(&mut r, "a packed value")?, at, sink)?;
         }
-        Layout::Stream => stream::decode(type_id, &mut r, sink)?,
+        Layout::Stream => entries::decode(type_id, &mut r, sink)?,
         Layout::Array => array(&mut r, sink)?,
         Layout::Number => {
             let n = length(&mut r, "a number")?;
@@ -450,21 +291,4 @@ pub fn array_element(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()
         ),
         other => Err(r.fail(WHAT, format_args!("the element tag {other} is unknown"))),
     }
-}
-
-/// The version of a module type's values.
-pub fn module_version(id: u64) -> u16 {
-    (id & 0x3ff) as u16
-}
-
-/// The nine characters of a module type's name (module.c moduleTypeEncodeId).
-pub fn module_name(id: u64) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    (0..9)
-        .map(|i| {
-            ALPHABET
-                .get((id >> (58 - 6 * i)) as usize & 63)
-                .map_or('?', |c| char::from(*c))
-        })
-        .collect()
 }

@@ -3,7 +3,8 @@
 //! Format: modules/vector-sets/vset.c VectorSetRdbSave, hnsw.c hnsw_serialize_node. The graph that links the vectors is
 //! each server's own and is left out: what a set holds is names, attributes and vectors.
 
-use super::{ValueSink, module_name, module_version};
+use super::module::{module_name, module_version};
+use super::sink::ValueSink;
 use crate::error::Result;
 use crate::rdb::cursor::{Bytes, Reader};
 use crate::rdb::encoding::{length, string};

@@ -24,7 +24,7 @@ async fn ask(conn: &mut Conn, key: &[u8]) -> Result<Option<u64>> {
         Reply::Error(text) => {
             Err(refusal("DUMP", &text).context("read a value that no other command reads"))
         }
-        _ => Err(super::reader::unforeseen("DUMP")),
+        _ => Err(super::unforeseen("DUMP")),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! For verification on both sides, and for sources that refuse to be replicated.
 
+use crate::error::{Error, ErrorKind};
+
 mod dumped;
 pub mod events;
 pub mod fact;
@@ -12,3 +14,11 @@ mod replicas;
 pub mod short;
 pub mod side;
 pub mod typed;
+
+/// The error of an answer that no server is known to give.
+fn unforeseen(command: &str) -> Error {
+    Error::new(
+        ErrorKind::Protocol,
+        format!("{command} was answered in a form that is not understood"),
+    )
+}

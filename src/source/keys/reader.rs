@@ -4,6 +4,7 @@ use super::dumped;
 use super::fact::{Found, KeyFact};
 use super::side::Side;
 use super::typed;
+use super::unforeseen;
 use crate::digest::{self, Width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Server;
@@ -501,11 +502,4 @@ fn same_body(a: &[u8], b: &[u8]) -> bool {
         (Some(n), Some(m)) => n == m && a.get(..n) == b.get(..m),
         _ => false,
     }
-}
-
-pub(super) fn unforeseen(command: &str) -> Error {
-    Error::new(
-        ErrorKind::Protocol,
-        format!("{command} was answered in a form that is not understood"),
-    )
 }

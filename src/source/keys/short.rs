@@ -4,7 +4,8 @@
 //! nothing but strings for a while.
 
 use super::fact::{Found, KeyFact};
-use super::reader::{Reader, unforeseen};
+use super::reader::Reader;
+use super::unforeseen;
 use crate::digest::{self, Width};
 use crate::error::{ErrorKind, Result};
 use crate::net::server::Server;

@@ -4,7 +4,7 @@
 //! late. The times are kept in a file for the next run, which takes what a kill has cut off from it for late.
 //! Invariant: a time that is told is right to within [`COARSEST_MS`]; where that is not known, none is told.
 
-use super::create;
+use super::files::create;
 use crate::types::ReplOffset;
 use std::collections::VecDeque;
 use std::fs::File;

@@ -1,6 +1,7 @@
 //! Reading the spool while it grows: the snapshot to its end, the stream from an offset on.
 
-use super::{Spool, segments};
+use super::files::segments;
+use super::shared::Spool;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::types::ReplOffset;
 use std::fs::File;
@@ -27,9 +28,9 @@ impl SnapshotTail {
 impl Read for SnapshotTail {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let mut state = self.spool.state();
-        state.snapshot_read = self.at;
-        while state.snapshot_len <= self.at {
-            if state.snapshot_complete {
+        state.snapshot.read = self.at;
+        while state.snapshot.len <= self.at {
+            if state.snapshot.complete {
                 return Ok(0);
             }
             if state.ended_early() {
@@ -44,7 +45,7 @@ impl Read for SnapshotTail {
         if state.ended_early() {
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
-        let there = state.snapshot_len - self.at;
+        let there = state.snapshot.len - self.at;
         drop(state);
         let file = match &mut self.file {
             Some(file) => file,

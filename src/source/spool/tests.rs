@@ -1,6 +1,9 @@
 //! What is spooled comes back, also over segments, restarts and what was left to the disk.
 
+use super::files::segments;
+use super::shared::{SEGMENT_BYTES, UNREAD_BYTES};
 use super::*;
+use crate::types::ReplOffset;
 use std::io::Read;
 use std::time::Duration;
 
@@ -50,7 +53,10 @@ fn what_was_left_to_the_disk_can_be_read_again() {
         writer.append_snapshot(piece).unwrap();
         spool.leave_to_disk(UNREAD_BYTES * (i as u64 + 1));
     }
-    assert_eq!(spool.state().on_disk, (3 * UNREAD_BYTES, 4 * UNREAD_BYTES));
+    assert_eq!(
+        spool.state().snapshot.on_disk,
+        (3 * UNREAD_BYTES, 4 * UNREAD_BYTES)
+    );
     spool.leave_to_disk(UNREAD_BYTES);
     writer.finish_snapshot()().unwrap();
     let mut again = Vec::new();

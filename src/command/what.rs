@@ -1,0 +1,89 @@
+//! A command as it came, and what can be said of one.
+
+use std::ops::Range;
+
+/// A command as it came: the RESP frame and its arguments' ranges in it; the first is the name.
+#[derive(Clone, Copy)]
+pub struct Command<'a> {
+    pub raw: &'a [u8],
+    pub args: &'a [Range<usize>],
+}
+
+impl<'a> Command<'a> {
+    pub fn arg(&self, i: usize) -> Option<&'a [u8]> {
+        self.raw.get(self.args.get(i)?.clone())
+    }
+
+    pub fn len(&self) -> usize {
+        self.args.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.args.is_empty()
+    }
+
+    pub fn name(&self) -> &'a [u8] {
+        self.arg(0).unwrap_or_default()
+    }
+
+    /// An argument as a number.
+    pub fn number(&self, i: usize) -> Option<i64> {
+        std::str::from_utf8(self.arg(i)?).ok()?.parse().ok()
+    }
+
+    /// Where the word stands (any case), from argument `from` on.
+    pub fn find(&self, from: usize, word: &[u8]) -> Option<usize> {
+        (from..self.len()).find(|i| self.arg(*i).is_some_and(|a| a.eq_ignore_ascii_case(word)))
+    }
+}
+
+/// What a command does to a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    /// Writes it, or reads and writes it.
+    Write,
+}
+
+/// A key among the arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyArg {
+    pub index: usize,
+    pub access: Access,
+}
+
+/// Commands that act on each of their keys by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SplitKind {
+    /// DEL, UNLINK, TOUCH.
+    Keys,
+    /// MSET, and MSETNX, which in a stream took effect.
+    Pairs,
+    MsetEx,
+}
+
+/// How the stream treats a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Write,
+    Split(SplitKind),
+    Multi,
+    Exec,
+    Discard,
+    Select,
+    Ping,
+    Replconf,
+    FlushDb,
+    FlushAll,
+    SwapDb,
+    /// Redis 8.4: the keys of slots that have been moved to another master are removed here.
+    TrimSlots,
+    Move,
+    Script,
+    Function,
+    Publish,
+    /// A script as it was called (Redis 4 and older replicate it so).
+    Eval,
+    Read,
+    Ignore,
+}

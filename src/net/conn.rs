@@ -1,0 +1,475 @@
+//! One connection: its bytes, who it is, and plain requests and replies.
+
+use super::refusals::{self, refusal};
+use super::{credentials, tls};
+use crate::error::{Error, ErrorKind, Result};
+use crate::plan::{Endpoint, Held, Learnt, Secret};
+use crate::resp::{self, Reply};
+use crate::types::DbIndex;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+/// A server that answers nothing for this long is taken for gone.
+pub const REPLY_LIMIT: Duration = Duration::from_secs(60);
+const READ_CHUNK: usize = 64 * 1024;
+
+/// A byte stream to a server.
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Another handle of the same socket, which does not block; none under TLS, whose bytes only the stream can write.
+    pub fn handle(&self) -> Option<std::net::TcpStream> {
+        match self {
+            Stream::Plain(s) => s.as_fd().try_clone_to_owned().ok().map(Into::into),
+            Stream::Tls(_) => None,
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Tls(s) => Pin::new(s).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Stream::Tls(s) => Pin::new(s).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Stream::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        matches!(self, Stream::Plain(_))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_flush(cx),
+            Stream::Tls(s) => Pin::new(s).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
+        }
+    }
+}
+
+/// TLS and AUTH over a socket that is connected.
+pub async fn open_over(
+    tcp: TcpStream,
+    endpoint: &Endpoint,
+    address: &str,
+    held: Option<Held>,
+) -> Result<Conn> {
+    tune(&tcp);
+    let stream = match &endpoint.tls {
+        None => Stream::Plain(tcp),
+        Some(options) => Stream::Tls(Box::new(
+            tls::wrap(tcp, options, address, &endpoint.host).await?,
+        )),
+    };
+    let mut conn = Conn::over(stream, endpoint, address);
+    conn.enter(endpoint, held).await?;
+    Ok(conn)
+}
+
+fn tune(tcp: &TcpStream) {
+    // Best effort: a platform without these options still works.
+    let _ = tcp.set_nodelay(true);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(30))
+        .with_interval(Duration::from_secs(10));
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+}
+
+/// One connection: commands out, replies in, in order.
+pub struct Conn {
+    stream: Stream,
+    pub(super) read: Vec<u8>,
+    pub(super) at: usize,
+    write: Vec<u8>,
+    received: u64,
+    /// The selected database.
+    db: DbIndex,
+    /// Replies that are still to come, and those of what is queued.
+    pub(super) due: u64,
+    queued: u64,
+    learnt: Learnt,
+    login: Option<Login>,
+    address: String,
+}
+
+/// Who a connection is.
+#[derive(Clone)]
+struct Login {
+    username: Option<String>,
+    secret: Secret,
+    held: Held,
+}
+
+impl Login {
+    /// The same with the password of now; `None` when it has not changed.
+    async fn renewed(&self, learnt: &Learnt) -> Option<Login> {
+        if self.held.version == learnt.version() {
+            return None;
+        }
+        let held = learnt.held.lock().await.clone()?;
+        Some(Login {
+            held,
+            ..self.clone()
+        })
+    }
+
+    fn command(&self) -> Vec<&[u8]> {
+        let mut words: Vec<&[u8]> = vec![b"AUTH"];
+        words.extend(self.username.as_ref().map(String::as_bytes));
+        words.push(self.held.password.reveal().as_bytes());
+        words
+    }
+}
+
+/// Keeps a raw connection logged in.
+pub struct LoggedIn {
+    learnt: Learnt,
+    login: Option<Login>,
+}
+
+impl LoggedIn {
+    /// Appends AUTH when the password has changed; true when it did.
+    pub async fn renew(&mut self, out: &mut Vec<u8>) -> bool {
+        let Some(before) = &mut self.login else {
+            return false;
+        };
+        let Some(login) = before.renewed(&self.learnt).await else {
+            return false;
+        };
+        resp::command(out, &login.command());
+        *before = login;
+        true
+    }
+
+    /// The server has not taken the password of the last [`LoggedIn::renew`]: another is looked for.
+    pub fn refused(&self) {
+        if let Some(login) = &self.login {
+            tracing::warn!("a server does not take the new password yet");
+            credentials::read_again(&login.secret, &self.learnt, login.held.version);
+        }
+    }
+}
+
+/// A server without a password refuses AUTH; that is the plan's mistake, but a harmless one.
+fn is_without_password(text: &str) -> bool {
+    text.contains("without any password configured") || text.contains("no password is set")
+}
+
+impl Conn {
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A connection over a stream; nobody has logged in yet.
+    fn over(stream: Stream, endpoint: &Endpoint, address: &str) -> Conn {
+        Conn {
+            stream,
+            read: Vec::with_capacity(READ_CHUNK),
+            at: 0,
+            write: Vec::new(),
+            received: 0,
+            db: DbIndex::ZERO,
+            due: 0,
+            queued: 0,
+            learnt: endpoint.learnt.clone(),
+            login: None,
+            address: address.to_owned(),
+        }
+    }
+
+    /// Logs in, and sees that commands are answered.
+    async fn enter(&mut self, endpoint: &Endpoint, held: Option<Held>) -> Result<()> {
+        if let (Some(held), Some(secret)) = (held, &endpoint.password) {
+            self.log_in(Login {
+                username: endpoint.username.clone(),
+                secret: secret.clone(),
+                held,
+            })
+            .await?;
+        }
+        match self.ask(&[b"PING"]).await? {
+            Reply::Error(text) => Err(refusal("PING", &text)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Authenticates; what was queued is sent after it.
+    async fn log_in(&mut self, login: Login) -> Result<()> {
+        let queued = std::mem::take(&mut self.write);
+        resp::command(&mut self.write, &login.command());
+        let sent = self.send().await;
+        self.write = queued;
+        sent?;
+        self.due += 1;
+        match self.reply().await? {
+            Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
+                ErrorKind::Auth,
+                format!(
+                    "the server refused AUTH: {}",
+                    refusals::without_arguments(&text)
+                ),
+            )),
+            _ => {
+                self.learnt.worked.store(true, Relaxed);
+                self.login = Some(login);
+                Ok(())
+            }
+        }
+    }
+
+    /// Authenticates anew when the password has changed; called when no reply is due.
+    async fn stay_logged_in(&mut self) -> Result<()> {
+        let Some(before) = &self.login else {
+            return Ok(());
+        };
+        let Some(login) = before.renewed(&self.learnt).await else {
+            return Ok(());
+        };
+        match self.log_in(login.clone()).await {
+            // As it was: the server goes on with who we were until that ends.
+            Err(e) if e.kind() == ErrorKind::Auth => {
+                tracing::warn!("{} does not take the new password yet: {e}", self.address);
+                credentials::read_again(&login.secret, &self.learnt, login.held.version);
+                self.login = Some(login);
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
+    /// Queues a command; [`Conn::flush`] sends it.
+    pub fn push(&mut self, args: &[&[u8]]) {
+        resp::command(&mut self.write, args);
+        self.queued += 1;
+    }
+
+    /// The buffer that [`Conn::flush`] sends, for commands encoded elsewhere.
+    pub fn outgoing(&mut self) -> &mut Vec<u8> {
+        &mut self.write
+    }
+
+    pub async fn flush(&mut self) -> Result<()> {
+        if self.due == 0 {
+            self.stay_logged_in().await?;
+        }
+        self.due += std::mem::take(&mut self.queued);
+        self.send().await
+    }
+
+    async fn send(&mut self) -> Result<()> {
+        let sent = put(&mut self.stream, &self.write).await;
+        self.write.clear();
+        sent.map_err(|e| self.lost(e))
+    }
+
+    fn lost(&self, e: std::io::Error) -> Error {
+        Error::new(
+            ErrorKind::Connection,
+            format!("the connection to {} was cut", self.address),
+        )
+        .cause(e)
+    }
+
+    /// Reads one reply, whatever it is.
+    pub async fn reply(&mut self) -> Result<Reply> {
+        let reply = self.item().await?;
+        self.due = self.due.saturating_sub(1);
+        Ok(reply)
+    }
+
+    /// Reads more bytes; refuses the end of the stream.
+    pub(super) async fn fill(&mut self) -> Result<()> {
+        if self.at > 0 {
+            self.read.drain(..self.at);
+            self.at = 0;
+        }
+        if self.read.capacity() > 4 * READ_CHUNK && self.read.is_empty() {
+            self.read = Vec::with_capacity(READ_CHUNK);
+        }
+        self.read.reserve(READ_CHUNK);
+        match tokio::time::timeout(REPLY_LIMIT, self.stream.read_buf(&mut self.read)).await {
+            Err(_) => Err(Error::new(
+                ErrorKind::Connection,
+                format!(
+                    "{} did not answer for {} s",
+                    self.address,
+                    REPLY_LIMIT.as_secs()
+                ),
+            )),
+            Ok(Err(e)) => Err(self.lost(e)),
+            Ok(Ok(0)) => Err(Error::new(
+                ErrorKind::Connection,
+                format!("{} closed the connection", self.address),
+            )),
+            Ok(Ok(n)) => {
+                self.received += n as u64;
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives the buffer of replies back if it is larger than so many bytes, and all in it has been read.
+    pub fn trim(&mut self, most: usize) {
+        if self.at == self.read.len() && self.read.capacity() > most.max(READ_CHUNK) {
+            self.read = Vec::new();
+            self.at = 0;
+        }
+    }
+
+    /// Bytes received since this was asked last.
+    pub fn take_received(&mut self) -> u64 {
+        std::mem::take(&mut self.received)
+    }
+
+    /// Sends a command and returns its reply, an error reply included.
+    ///
+    /// What the server has refused for good is not sent again: the refusal is repeated.
+    pub async fn ask(&mut self, args: &[&[u8]]) -> Result<Reply> {
+        if self.learnt.refuses(args) {
+            return Ok(Reply::Error(
+                "NOPERM it was refused before, so it was not sent again".to_owned(),
+            ));
+        }
+        self.push(args);
+        self.flush().await?;
+        let reply = self.reply().await?;
+        match &reply {
+            Reply::Error(text) => self.learnt.note(args, text),
+            _ => self.learnt.works(args),
+        }
+        Ok(reply)
+    }
+
+    /// Sends a command; an error reply becomes an error that names the command.
+    pub async fn call(&mut self, args: &[&[u8]]) -> Result<Reply> {
+        let reply = self.ask(args).await?;
+        self.accepted(args.first().unwrap_or(&b"".as_slice()), reply)
+    }
+
+    /// A reply to the command of that name; an error reply becomes an error that names it.
+    pub(super) fn accepted(&self, name: &[u8], reply: Reply) -> Result<Reply> {
+        match reply {
+            Reply::Error(text) => {
+                let name = String::from_utf8_lossy(name);
+                Err(refusal(&name, &text).context(format!("run {name} on {}", self.address)))
+            }
+            reply => Ok(reply),
+        }
+    }
+
+    /// Selects a database, unless it already is.
+    ///
+    /// Errors: `Refused` when the server has no such database.
+    pub async fn select(&mut self, db: DbIndex) -> Result<()> {
+        if self.db != db {
+            self.call(&[b"SELECT", db.to_string().as_bytes()]).await?;
+            self.db = db;
+        }
+        Ok(())
+    }
+
+    /// When the server's certificate ends, as Unix time in ms; `None` without TLS.
+    pub fn certificate_ends_ms(&self) -> Option<i64> {
+        match &self.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(stream) => tls::certificate_ends_ms(stream),
+        }
+    }
+
+    /// For a connection that takes no more commands: a new password is not told to it.
+    pub fn stays_as_it_is(&mut self) {
+        self.login = None;
+    }
+
+    /// Who the connection is, for a protocol of its own that has to stay logged in.
+    pub fn login(&self) -> LoggedIn {
+        LoggedIn {
+            learnt: self.learnt.clone(),
+            login: self.login.clone(),
+        }
+    }
+
+    /// Gives the raw stream and the bytes already read from it, for a protocol of its own (replication, bulk writing).
+    pub fn into_parts(self) -> (Stream, Vec<u8>) {
+        let mut unread = self.read;
+        unread.drain(..self.at);
+        (self.stream, unread)
+    }
+
+    /// The raw stream for reading beside replies, as the replication handshake needs it.
+    pub async fn read_line(&mut self) -> Result<Vec<u8>> {
+        loop {
+            let unread = self.read.get(self.at..).unwrap_or_default();
+            if let Some(n) = memchr::memchr(b'\n', unread) {
+                let text = unread.get(..n).unwrap_or_default();
+                let text = text.strip_suffix(b"\r").unwrap_or(text).to_vec();
+                self.at += n + 1;
+                return Ok(text);
+            }
+            if unread.len() > READ_CHUNK {
+                return Err(Error::new(
+                    ErrorKind::Protocol,
+                    format!("{} sent a line without an end", self.address),
+                ));
+            }
+            self.fill().await?;
+        }
+    }
+}
+
+/// Writes all of it; `TimedOut` when the other end takes nothing for [`REPLY_LIMIT`], however much there is to send.
+pub async fn put(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> std::io::Result<()> {
+    let late = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+    while !bytes.is_empty() {
+        let n = tokio::time::timeout(REPLY_LIMIT, to.write(bytes)).await;
+        match n.map_err(late)?? {
+            0 => return Err(std::io::ErrorKind::WriteZero.into()),
+            n => bytes = bytes.get(n..).unwrap_or_default(),
+        }
+    }
+    let flushed = tokio::time::timeout(REPLY_LIMIT, to.flush()).await;
+    flushed.map_err(late)?
+}

@@ -1,0 +1,514 @@
+//! The document itself, as it is typed.
+
+use super::{shape, url};
+use crate::error::{Error, ErrorKind, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A migration plan of keyferry.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Names the folder of the saved state: letters, digits, dot, underscore and hyphen.
+    pub name: String,
+    /// Where the data comes from.
+    pub source: SourcePlan,
+    /// Where the data goes.
+    pub target: TargetPlan,
+    /// Which logical databases are moved, and where to.
+    #[serde(default)]
+    pub databases: DatabasesPlan,
+    /// Which keys are moved.
+    #[serde(default)]
+    pub filter: FilterPlan,
+    /// Prefixes that keys change on their way: the source's to the target's, as {"old:": "new:"}.
+    #[serde(default)]
+    pub rename: BTreeMap<String, String>,
+    /// What to do when the target holds keys already.
+    #[serde(default)]
+    pub on_existing: OnExisting,
+    /// What to do with what the target cannot hold.
+    #[serde(default)]
+    pub on_loss: OnLoss,
+    /// A new full sync or sweep that would remove more than this share of the keys that the target got (and at least
+    /// 1,000 of them) stops before removing; 100 never stops.
+    #[serde(default = "default_max_loss_percent")]
+    #[schemars(range(max = 100))]
+    pub max_loss_percent: u8,
+    /// What to do with keys whose expiry has passed.
+    #[serde(default)]
+    pub expired: Expired,
+    /// Upper bounds; 0 or absent means chosen by the program.
+    #[serde(default)]
+    pub limits: LimitsPlan,
+    /// How both sides are compared.
+    #[serde(default)]
+    pub verify: VerifyPlan,
+    /// The bounds and hooks of the switch to the target.
+    #[serde(default)]
+    pub cutover: CutoverPlan,
+    /// The A/B latency measurement.
+    #[serde(default)]
+    pub latency: LatencyPlan,
+    /// What both sides cost, for the report.
+    #[serde(default)]
+    pub price: Option<PricePlan>,
+}
+
+/// Where the data comes from: a server, or a snapshot file with mode "rdb".
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourcePlan {
+    /// How the source is read.
+    #[serde(default)]
+    pub mode: SourceMode,
+    /// redis://host:port/db, or rediss:// for TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// The snapshot file of mode "rdb"; "-" is standard input.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// The ACL user; absent means "default".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Where the password comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<PasswordPlan>,
+    /// Options of a rediss:// connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsPlan>,
+    /// The shape of the server.
+    #[serde(default)]
+    pub topology: Topology,
+    /// Announced address to reachable address, for clusters behind a private network.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub address_map: BTreeMap<String, String>,
+    /// Which of its servers answer SCAN, DUMP and what `verify` reads; the replication stream comes from the master.
+    #[serde(default)]
+    pub read_from: ReadFrom,
+}
+
+/// Which servers of a side are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadFrom {
+    #[default]
+    Master,
+    /// A replica of each master, once it is in step; the master itself where there is none.
+    Replica,
+}
+
+/// Where the data goes.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TargetPlan {
+    /// redis://host:port/db, or rediss:// for TLS.
+    pub url: String,
+    /// The ACL user; absent means "default".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Where the password comes from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<PasswordPlan>,
+    /// Options of a rediss:// connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsPlan>,
+    /// The shape of the server.
+    #[serde(default)]
+    pub topology: Topology,
+    /// Announced address to reachable address, for clusters behind a private network.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub address_map: BTreeMap<String, String>,
+}
+
+/// How the source is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceMode {
+    /// As a replica where the provider allows it, else by scanning.
+    #[default]
+    Auto,
+    /// As a replica (PSYNC).
+    Replica,
+    /// By SCAN and DUMP.
+    Scan,
+    /// From a snapshot file.
+    Rdb,
+}
+
+/// The shape of a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Topology {
+    /// Found out when connecting.
+    #[default]
+    Auto,
+    /// One server.
+    Standalone,
+    /// The cluster protocol: slots, MOVED, ASK.
+    Cluster,
+    /// One endpoint in front of shards: never CLUSTER, never SELECT, cross-slot rules hold.
+    Proxy,
+}
+
+/// What to do when the target holds keys already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExisting {
+    /// Refuse to start.
+    #[default]
+    Fail,
+    /// Overwrite keys of the same name, as soon as the source has one, and leave all others.
+    Replace,
+    /// Leave keys of the same name as they are.
+    Skip,
+    /// Make the target equal: overwrite keys, and remove those that the source does not hold.
+    Reconcile,
+}
+
+pub(super) fn default_max_loss_percent() -> u8 {
+    20
+}
+
+/// What to do with what the target cannot hold: a module's value, a field's expiry, a database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLoss {
+    /// Stop, with the key named.
+    #[default]
+    Fail,
+    /// Go on without it, and list the key.
+    List,
+}
+
+/// What to do with keys of a snapshot whose expiry has passed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Expired {
+    /// Write them with their expiry, as a replica would: the target removes them.
+    #[default]
+    Carry,
+    /// Leave them out.
+    Drop,
+    /// Write them without an expiry.
+    Persist,
+}
+
+/// A password as plain text (accepted with a warning), or where to get it.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "a password is a string, {\"env\": …}, {\"file\": …} or {\"command\": […], \"refresh_s\": n}"
+)]
+pub enum PasswordPlan {
+    Text(String),
+    From(PasswordSource),
+}
+
+/// Exactly one of env, file and command.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PasswordSource {
+    /// The name of an environment variable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub env: Option<String>,
+    /// A file whose first line is the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// A program with its arguments; its standard output is the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// Run the command again before so many seconds are over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_s: Option<u64>,
+}
+
+/// Options of a rediss:// connection.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TlsPlan {
+    /// A file with the certificates to trust instead of the system's.
+    pub ca: Option<String>,
+    /// The client certificate.
+    pub cert: Option<String>,
+    /// The client certificate's key.
+    pub key: Option<String>,
+    /// The name the server's certificate must hold, when it is not the url's host.
+    pub server_name: Option<String>,
+    /// Accept any certificate.
+    pub insecure: bool,
+}
+
+/// Which logical databases are moved, and where to.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatabasesPlan {
+    /// The source databases to move; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub include: Option<Vec<u32>>,
+    /// Source database to target database; one that is not named keeps its number.
+    pub map: BTreeMap<String, u32>,
+}
+
+/// Which keys are moved; an empty list does not restrict.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilterPlan {
+    /// Globs as in KEYS; a key is moved when one matches.
+    pub include: Vec<String>,
+    /// Globs as in KEYS; a key is left out when one matches, whatever include says.
+    pub exclude: Vec<String>,
+    /// Type names: string, list, set, zset, hash, stream, array, module.
+    pub types: Vec<String>,
+    /// Hash slots, as "0-8191,9000"; empty is all.
+    pub slots: String,
+    /// Only keys with an expiry, or only those without.
+    pub expiry: ExpiryFilter,
+}
+
+/// Whether keys with an expiry are moved, or those without.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpiryFilter {
+    /// Both.
+    #[default]
+    Any,
+    /// Keys that end by themselves.
+    With,
+    /// Keys that stay.
+    Without,
+}
+
+/// Upper bounds; 0 means chosen by the program.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsPlan {
+    /// Keys written per second.
+    pub keys_per_s: u64,
+    /// Bytes written per second.
+    pub bytes_per_s: u64,
+    /// Disk space of the spool.
+    pub spool_bytes: u64,
+    /// Memory of the whole process.
+    pub memory_bytes: u64,
+    /// Connections to each side: a verification reads with fewer at a time, and `check` wants room for so many.
+    pub connections: u32,
+    /// How long source or target may be away before the run gives up; it goes on when it is run again.
+    pub outage_s: u64,
+    /// When a PING of source or target takes longer than this, reading and writing slow down.
+    pub latency_ms: u64,
+}
+
+/// How both sides are compared.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VerifyPlan {
+    /// By how much the expiry of a key may differ.
+    pub ttl_tolerance_ms: u64,
+    /// Globs of keys that are not compared.
+    pub exclude: Vec<String>,
+}
+
+impl Default for VerifyPlan {
+    fn default() -> VerifyPlan {
+        VerifyPlan {
+            ttl_tolerance_ms: 1000,
+            exclude: Vec::new(),
+        }
+    }
+}
+
+/// The bounds and hooks of the switch to the target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CutoverPlan {
+    /// The lag at which the switch may begin.
+    pub max_lag_ms: u64,
+    /// How long writers may be paused; a cutover that takes longer gives up, and they go on at the source.
+    pub max_pause_ms: u64,
+    /// How writers are kept from writing.
+    pub freeze: FreezeWay,
+    /// The ACL users of the application, for freeze "acl"; empty is all that may log in.
+    pub users: Vec<String>,
+    /// How long the cutover waits for the lag to fall below its bound, and for an operator to stop the writers.
+    pub wait_s: u64,
+    /// How long the new side is watched, with the way back kept open, before the cutover ends.
+    pub watch_s: u64,
+    /// After the switch, clients that are still connected to the old side are cut off.
+    pub cut_clients: bool,
+    /// Programs that move the clients.
+    pub hooks: HooksPlan,
+}
+
+impl Default for CutoverPlan {
+    fn default() -> CutoverPlan {
+        CutoverPlan {
+            max_lag_ms: 500,
+            max_pause_ms: 10_000,
+            freeze: FreezeWay::Auto,
+            users: Vec::new(),
+            wait_s: 60,
+            watch_s: 10,
+            cut_clients: true,
+            hooks: HooksPlan::default(),
+        }
+    }
+}
+
+/// Programs that move the clients; each is a program with its arguments.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HooksPlan {
+    /// Points the clients to the target.
+    pub switch: Vec<String>,
+    /// Points the clients back to the source.
+    pub switch_back: Vec<String>,
+    /// Keeps the clients from writing, for freeze "hook"; which side is in KEYFERRY_SIDE.
+    pub freeze: Vec<String>,
+    /// Lets them write again, after a switch or without one: KEYFERRY_CLIENTS_AT says where they are.
+    pub thaw: Vec<String>,
+}
+
+/// How writers are kept from writing while the clients are moved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FreezeWay {
+    /// The first of these that the server allows and the plan provides for.
+    #[default]
+    Auto,
+    /// CLIENT PAUSE … WRITE, renewed, so that it ends by itself.
+    Pause,
+    /// The users lose the right to write.
+    Acl,
+    /// The programs cutover.hooks.freeze and thaw.
+    Hook,
+    /// A person stops the writers; that the source stands still is the proof.
+    Operator,
+}
+
+/// The A/B latency measurement.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LatencyPlan {
+    /// Names of workloads: observed, session-store, cache-aside, entity-lookup, counter, pipeline; or file:PATH, requests of your own (docs/report.md).
+    pub workloads: Vec<String>,
+    /// Request rates as multiples of the observed one.
+    pub rates: Vec<f64>,
+    /// How many interleaved blocks are measured.
+    pub blocks: u32,
+    /// The length of a block in seconds.
+    pub block_s: u32,
+    /// Connections to each side.
+    pub connections: u32,
+    /// Whether workloads may write keys of their own.
+    pub allow_writes: bool,
+    /// Whether the rate is raised until each side is saturated. That is felt by its other clients.
+    pub sweep: bool,
+    /// Further servers to measure beside source and target, by names of your own: a legacy service, another offer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub also: BTreeMap<String, TargetPlan>,
+}
+
+/// The workloads a plan can name.
+pub const WORKLOADS: [&str; 6] = [
+    "observed",
+    "session-store",
+    "cache-aside",
+    "entity-lookup",
+    "counter",
+    "pipeline",
+];
+
+/// Before the path of a file with a workload of the user's.
+pub const WORKLOAD_FILE: &str = "file:";
+
+/// What a month costs; shown in the report beside what it brings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PricePlan {
+    /// Of the source, for a month.
+    pub source: f64,
+    /// Of the target, for a month.
+    pub target: f64,
+    /// As it is to be written: EUR, USD.
+    pub currency: String,
+}
+
+impl Default for LatencyPlan {
+    fn default() -> LatencyPlan {
+        LatencyPlan {
+            workloads: (WORKLOADS.iter())
+                .filter(|name| **name != "pipeline")
+                .map(|name| (*name).to_owned())
+                .collect(),
+            rates: vec![1.0],
+            blocks: 12,
+            block_s: 60,
+            connections: 50,
+            allow_writes: false,
+            sweep: false,
+            also: BTreeMap::new(),
+        }
+    }
+}
+
+impl Plan {
+    /// Reads a plan; an error names the line and column, or the JSON path.
+    pub fn parse(text: &str) -> Result<Plan> {
+        let value: Value = serde_json::from_str(text).map_err(|e| {
+            Error::new(ErrorKind::Plan, format!("the plan is not JSON: {e}"))
+                .hint("correct the plan at this line and column")
+        })?;
+        shape::check(&value, &Plan::schema())?;
+        // From the text again: only this sees a key that is written twice.
+        serde_json::from_str(text)
+            .map_err(|e| Error::new(ErrorKind::Plan, format!("the plan has a mistake: {e}")))
+    }
+
+    /// The JSON Schema of a plan.
+    pub fn schema() -> Value {
+        schemars::schema_for!(Plan).to_value()
+    }
+
+    /// The plan as it may be stored and shown: without passwords and without the arguments of password commands.
+    pub fn redacted(&self) -> Value {
+        let mut plan = self.clone();
+        plan.source.url = plan.source.url.as_deref().map(url::without_password);
+        let further = plan.latency.also.values_mut();
+        let mut passwords = vec![&mut plan.source.password];
+        for side in [&mut plan.target].into_iter().chain(further) {
+            side.url = url::without_password(&side.url);
+            passwords.push(&mut side.password);
+        }
+        for password in passwords {
+            match password {
+                Some(PasswordPlan::Text(text)) => *text = "***".into(),
+                Some(PasswordPlan::From(PasswordSource {
+                    command: Some(command),
+                    ..
+                })) => {
+                    for argument in command.iter_mut().skip(1) {
+                        *argument = "***".into();
+                    }
+                }
+                _ => {}
+            }
+        }
+        serde_json::to_value(&plan).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for TargetPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&url::without_password(&self.url))
+    }
+}
+
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.redacted().fmt(f)
+    }
+}

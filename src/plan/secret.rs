@@ -1,0 +1,62 @@
+//! What no message shows.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a password comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    Env(String),
+    File(PathBuf),
+    Command {
+        argv: Vec<String>,
+        /// Run it again before this time is over.
+        refresh: Option<Duration>,
+    },
+    Plain(Redacted),
+}
+
+/// Arguments of a command may be secrets too.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Secret::Env(name) => write!(f, "Env({name})"),
+            Secret::File(path) => write!(f, "File({})", path.display()),
+            Secret::Command { argv, refresh } => {
+                write!(
+                    f,
+                    "Command({} …, {refresh:?})",
+                    argv.first().map_or("", String::as_str)
+                )
+            }
+            Secret::Plain(_) => f.write_str("Plain(***)"),
+        }
+    }
+}
+
+/// A value that no message shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redacted(String);
+
+impl Redacted {
+    pub fn new(value: String) -> Redacted {
+        Redacted(value)
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl fmt::Display for Redacted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}

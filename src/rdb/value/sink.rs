@@ -1,0 +1,61 @@
+//! Who takes a value's elements.
+
+use crate::error::Result;
+use crate::rdb::value::stream::{StreamId, StreamMeta};
+use crate::types::ExpireAt;
+
+/// Takes a value's elements in the order of its bytes; every method does nothing unless overridden.
+#[allow(unused_variables)]
+pub trait ValueSink {
+    fn string(&mut self, value: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// A piece of a string too large to be held; after the last piece comes an empty one with `last`.
+    fn string_part(&mut self, part: &[u8], last: bool) -> Result<()> {
+        Ok(())
+    }
+    fn list_item(&mut self, item: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn set_member(&mut self, member: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn zset_member(&mut self, member: &[u8], score: f64) -> Result<()> {
+        Ok(())
+    }
+    fn hash_field(&mut self, field: &[u8], value: &[u8], expire: Option<ExpireAt>) -> Result<()> {
+        Ok(())
+    }
+    fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        Ok(())
+    }
+    /// Everything of a stream but its entries; comes last.
+    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
+        Ok(())
+    }
+    /// The array's cursor (Redis 8.8) comes before its elements.
+    fn array_cursor(&mut self, next: Option<u64>) -> Result<()> {
+        Ok(())
+    }
+    fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn number(&mut self, n: u64) -> Result<()> {
+        Ok(())
+    }
+    fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// What a vector set's vectors have in common; they come next.
+    fn vector_set(&mut self, dimensions: u64, config: u64, projection: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// `scale` holds the vector's length, and its range where it was made smaller.
+    fn vector(&mut self, name: &[u8], attributes: &[u8], vector: &[u8], scale: u64) -> Result<()> {
+        Ok(())
+    }
+    /// A piece of a module's value too large to be held; after the last piece comes an empty one with `last`.
+    fn module_part(&mut self, name: &str, version: u16, part: &[u8], last: bool) -> Result<()> {
+        Ok(())
+    }
+}
