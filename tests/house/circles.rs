@@ -1,6 +1,6 @@
 //! No circle of files: who imports whom, and the groups of files that import each other.
 
-use super::{code, skipped, word};
+use super::{code, is_test, word};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Who imports whom: from a file to a file, and the paths by which it does.
@@ -58,12 +58,12 @@ fn edges(files: &[(String, String)]) -> Edges {
     let mut edges = Edges::new();
     for (path, text) in files {
         // The program's own file is another crate than the library.
-        if path == "src/main.rs" || skipped(path) {
+        if path == "src/main.rs" || is_test(path) {
             continue;
         }
         for import in imports(&module(path), text) {
             let to = file(&import, &known);
-            if to != *path && !skipped(&to) {
+            if to != *path {
                 let paths = edges.entry((path.clone(), to)).or_default();
                 paths.insert(import.join("::"));
             }

@@ -1,6 +1,6 @@
 //! Where a type's `impl` may lie, and how many fields a struct may have.
 
-use super::{code, skipped, word};
+use super::{code, is_test, word};
 use std::collections::BTreeMap;
 
 const MAX_FIELDS: usize = 15;
@@ -34,25 +34,26 @@ const WIDE: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Each `impl` outside the folder of the file that defines its type.
+/// Each `impl` outside the folder of the file that defines its type, or for a trait's outside of that of the trait too.
 pub fn strangers(files: &[(String, String)]) -> Vec<String> {
     let mut homes: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for (path, text) in files {
         for (_, line) in code(text) {
-            if let Some(name) = defined(line, &["struct ", "enum "]) {
+            if let Some(name) = defined(line, &["struct ", "enum ", "trait "]) {
                 homes.entry(name).or_default().push(path);
             }
         }
     }
     let mut complaints = Vec::new();
-    for (path, text) in files.iter().filter(|(path, _)| !skipped(path)) {
-        for (n, name) in impls(text) {
-            let Some(homes) = homes.get(&name) else {
+    for (path, text) in files.iter().filter(|(path, _)| !is_test(path)) {
+        for (n, of, name) in impls(text) {
+            let Some(own) = homes.get(&name) else {
                 continue;
             };
-            if !homes.iter().any(|home| at_home(path, home)) {
-                let homes = homes.join(", ");
-                complaints.push(format!("{path}:{n}: impl of {name}, which is of {homes}"));
+            let traits = of.and_then(|of| homes.get(&of)).into_iter().flatten();
+            if !own.iter().chain(traits).any(|home| at_home(path, home)) {
+                let own = own.join(", ");
+                complaints.push(format!("{path}:{n}: impl of {name}, which is of {own}"));
             }
         }
     }
@@ -86,8 +87,8 @@ fn defined(line: &str, kinds: &[&str]) -> Option<String> {
         .map(word)
 }
 
-/// The type that each `impl` of a file is for, with the line.
-fn impls(text: &str) -> Vec<(usize, String)> {
+/// The type that each `impl` of a file is for, with the line and the trait.
+fn impls(text: &str) -> Vec<(usize, Option<String>, String)> {
     let lines: Vec<(usize, &str)> = code(text).collect();
     let mut found = Vec::new();
     for (at, (n, line)) in lines.iter().enumerate() {
@@ -99,13 +100,17 @@ fn impls(text: &str) -> Vec<(usize, String)> {
         let head = head.split('{').next().unwrap_or_default();
         let head = plain(head.trim_start_matches("impl"));
         let head = head.split(" where ").next().unwrap_or_default();
-        let of = head.rsplit(" for ").next().unwrap_or_default();
-        let of = of
-            .trim()
-            .trim_start_matches(['&', '[', '('])
-            .trim_start_matches("mut ");
-        let name = word(of.trim().rsplit("::").next().unwrap_or_default());
-        found.push((*n, name));
+        let named = |text: &str| {
+            let text = text
+                .trim()
+                .trim_start_matches(['&', '[', '('])
+                .trim_start_matches("mut ");
+            word(text.trim().rsplit("::").next().unwrap_or_default())
+        };
+        found.push(match head.rsplit_once(" for ") {
+            Some((of, name)) => (*n, Some(named(of)), named(name)),
+            None => (*n, None, named(head)),
+        });
     }
     found
 }
@@ -130,9 +135,6 @@ fn plain(text: &str) -> String {
 
 /// Each struct of too many fields.
 pub fn wide(path: &str, text: &str) -> Vec<String> {
-    if skipped(path) {
-        return Vec::new();
-    }
     let mut complaints = Vec::new();
     let mut open: Option<(usize, String, String, usize)> = None;
     for (n, line) in code(text) {

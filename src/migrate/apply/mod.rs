@@ -4,7 +4,8 @@ pub(crate) mod applier;
 pub(crate) mod apply_loop;
 pub(crate) mod chores;
 pub(crate) mod load;
-#[cfg(test)]
-mod model;
 pub(crate) mod settle;
 pub(crate) mod transaction;
+
+#[cfg(test)]
+mod tests;
