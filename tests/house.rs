@@ -133,7 +133,7 @@ fn the_rules_can_fail() {
     assert!(
         floors(
             "src/migrate/mod.rs",
-            "use crate::{\n    net,\n    migrate::pump,\n};\n// crate::cli\n"
+            "use crate::{\n    net,\n    migrate::shard,\n};\n// crate::cli\n"
         )
         .is_empty()
     );
