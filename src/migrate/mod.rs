@@ -337,7 +337,8 @@ async fn migrate(
         own: existing::own(job, &topology, dir, claimed.as_ref(), &saved).await?,
         pace: Pace::new(job, layout.masters.len().max(1)),
         control: Default::default(),
-        losses_seen: Default::default(),
+        // All of them, so that none that is still connecting is passed over.
+        losses_seen: Mutex::new(assigned.iter().map(|s| (s.shard, 0)).collect()),
         told: Default::default(),
     });
     shared.event(
