@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Result};
 use crate::plan::{Endpoint, Job, Mode, OnLoss, Source};
 use crate::types::{DbIndex, unix_ms};
 
-/// Connections that we open at most to a server: pumps, heals, watcher, verification.
+/// Connections that we open at most to a server: loops, heals, watcher, verification.
 const CONNECTIONS: u64 = 32;
 /// Clocks that differ by more than this let keys expire early or late beyond the tolerance.
 const CLOCK_WARNING_MS: i64 = 250;

@@ -1,7 +1,7 @@
 //! The migration: bulk load, then follow the stream. The file to read first.
 //!
 //! [`run`] finds the source's masters, decides for each whether to begin or to go on, and starts a link (task) and a
-//! pump (thread) for it. Links hear the wish to stop first; pumps end with their spool.
+//! loop (thread) for it. Links hear the wish to stop first; loops end with their spool.
 
 mod apply;
 mod checkpoint;
@@ -504,7 +504,7 @@ fn save_pulse(shared: &Shared, pulse: &Pulse) -> Result<()> {
 
 /// How often a run looks whether the clients have been moved.
 const STAGE_EVERY: Duration = Duration::from_secs(1);
-/// How often it saves how fast the source answers: seldom, as a pump waits for the disk meanwhile.
+/// How often it saves how fast the source answers: seldom, as a loop waits for the disk meanwhile.
 const PULSE_EVERY: Duration = Duration::from_secs(10);
 
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.

@@ -6,7 +6,7 @@ use crate::plan::Endpoint;
 use crate::types::SlotSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// One source shard's place; shared by its link, its pump and the watch over the cluster.
+/// One source shard's place; shared by its link, its loop and the watch over the cluster.
 pub struct Place {
     endpoint: Endpoint,
     cluster: bool,

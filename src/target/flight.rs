@@ -1,7 +1,7 @@
-//! What is on its way on one connection: sent, not answered. Its two halves and the pump share it.
+//! What is on its way on one connection: sent, not answered. Its two halves and the loop share it.
 //!
-//! A small batch that nothing is in front of is written by the pump itself, without waking the connection's task.
-//! Invariant: the pump writes only while the task has no order; the task writes nothing of its own meanwhile.
+//! A small batch that nothing is in front of is written by the shard's loop itself, without waking the connection's task.
+//! Invariant: the loop writes only while the task has no order; the task writes nothing of its own meanwhile.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Stream};
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::Notify;
 
-/// A larger batch is written by the connection's task, while the pump goes on.
+/// A larger batch is written by the connection's task, while the loop goes on.
 const SMALL: usize = 16 << 10;
 
 /// Commands of our own that go before a batch: first AUTH, then SELECT.
@@ -39,7 +39,7 @@ impl Before {
     }
 }
 
-/// What a connection's writing and reading half share, and the pump with them.
+/// What a connection's writing and reading half share, and the loop with them.
 pub struct Flight {
     waiting: Mutex<Waiting>,
     gate: Mutex<Gate>,
@@ -140,7 +140,7 @@ impl Flight {
         selects
     }
 
-    /// Writes a batch, for the pump, if that can be done at once; else returns what the task has to be told.
+    /// Writes a batch, for the loop, if that can be done at once; else returns what the task has to be told.
     pub fn write_now(&self, batch: Batch, address: &str) -> Option<Order> {
         let batch = Arc::new(batch);
         let mut gate = self.gate();

@@ -21,7 +21,7 @@ const EVERY: Duration = Duration::from_millis(500);
 /// Samples kept for a replica that does not keep up.
 const SAMPLES: usize = 4096;
 
-/// What the watcher has found out; read by every pump.
+/// What the watcher has found out; read by every shard's loop.
 #[derive(Debug, Clone, Default)]
 pub struct View {
     /// What was acknowledged before this moment is stable.
@@ -104,7 +104,7 @@ impl Watch {
         self.health.clone()
     }
 
-    /// Looks again and again until `stop`; a target that does not answer is the pumps' trouble, not ours.
+    /// Looks again and again until `stop`; a target that does not answer is the loops' trouble, not ours.
     pub async fn run(mut self, stop: Shutdown) {
         while stop.sleep(EVERY).await {
             if let Err(e) = self.look().await {

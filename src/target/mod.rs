@@ -1,4 +1,4 @@
-//! The target as one pump sees it: commands in by slot, acknowledged marks out, trouble resolved in one place.
+//! The target as one shard sees it: commands in by slot, acknowledged marks out, trouble resolved in one place.
 //!
 //! [`Pipe`] keeps an open batch for each node and remembers the mark at which each batch began.
 //! Invariant: `applied()` is the lowest mark over all nodes; nothing is done before the target has replied.

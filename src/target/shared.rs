@@ -1,4 +1,4 @@
-//! What a pump and its connections share: the orders to them, and the bytes that may be on their way.
+//! What a shard's loop and its connections share: the orders to them, and the bytes that may be on their way.
 
 use crate::target::batch::Batch;
 use crate::target::trouble::Trouble;
@@ -16,14 +16,14 @@ pub enum Order {
     Settle(oneshot::Sender<Trouble>),
 }
 
-/// Bytes on their way, and whether the pump waits for fewer.
+/// Bytes on their way, and whether the loop waits for fewer.
 #[derive(Default)]
 struct Used {
     bytes: usize,
     awaited: bool,
 }
 
-/// Counts and signals that all writers of one pump share with it.
+/// Counts and signals that all writers of one shard share with it.
 #[derive(Default)]
 pub struct Shared {
     /// Something waits to be resolved.

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::WriteHalf;
 use tokio::sync::mpsc;
 
-/// A node's writer; owned by one pump.
+/// A node's writer; owned by one shard.
 pub struct Writer {
     endpoint: Endpoint,
     address: String,
@@ -62,7 +62,7 @@ impl Writer {
         }
     }
 
-    /// What the pump shares with it.
+    /// What the loop shares with it.
     pub fn flight(&self) -> Arc<Flight> {
         self.flight.clone()
     }
@@ -134,7 +134,7 @@ impl Writer {
         }
     }
 
-    /// The pump has begun to write a batch; what is left of it.
+    /// The loop has begun to write a batch; what is left of it.
     async fn finish(&mut self, batch: &Batch, at: usize) {
         let rest = batch.bytes.get(at..).unwrap_or_default();
         if let Some(live) = &mut self.live

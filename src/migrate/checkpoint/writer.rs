@@ -1,6 +1,6 @@
 //! Writes checkpoints beside the shards, so that forcing them to disk delays no command.
 //!
-//! A thread of its own with a connection of its own to the state. A pump has at most one checkpoint on its way, and waits
+//! A thread of its own with a connection of its own to the state. A loop has at most one checkpoint on its way, and waits
 //! for it before it saves anything itself: so the states of a shard are written in the order in which they came about.
 
 use crate::error::{Error, ErrorKind, Result};
@@ -51,7 +51,7 @@ impl Checkpoint {
 
 type Order = (Checkpoint, SyncSender<Result<()>>);
 
-/// The thread; it ends with the last pump.
+/// The thread; it ends with the last loop.
 pub(crate) struct Saver {
     orders: Sender<Order>,
 }
@@ -65,7 +65,7 @@ impl Saver {
             .name("saver".into())
             .spawn(move || {
                 for (checkpoint, tell) in inbox {
-                    // A pump that does not listen any more has ended with an error of its own.
+                    // A loop that does not listen any more has ended with an error of its own.
                     let _ = tell.send(checkpoint.write(&mut store));
                 }
             })

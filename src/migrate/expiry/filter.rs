@@ -35,7 +35,7 @@ const SOON: usize = 32;
 /// each. A place of the set takes 9 bytes, and up to half of them are free.
 const FOR_ABSENT: usize = 18;
 
-/// A line of the processor's cache. The pump sets bits while the saver reads others of them.
+/// A line of the processor's cache. The loop sets bits while the saver reads others of them.
 #[repr(align(64))]
 #[derive(Default)]
 struct Line([AtomicU64; LINE / 64]);

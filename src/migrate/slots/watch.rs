@@ -11,7 +11,7 @@ use std::time::Duration;
 /// How often the source is asked for its masters.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Looks at the source cluster every second: failovers move places, reshards move slots, new masters get a pump.
+/// Looks at the source cluster every second: failovers move places, reshards move slots, new masters get a shard.
 ///
 /// Slots that go to or come from another worker's master end the run with an error: nobody can order that.
 pub(crate) async fn watch(shards: &Shards, ownership: &Ownership) -> Result<()> {

@@ -1,4 +1,4 @@
-//! One source shard's spool, as the link and the pump have it.
+//! One source shard's spool, as the link and the loop have it.
 
 use super::arrivals::Arrivals;
 use super::files::segments;
@@ -19,7 +19,7 @@ const DISK_RESERVE: u64 = 128 << 20;
 pub(super) const UNREAD_BYTES: u64 = 8 << 20;
 const SNAPSHOT: &str = "snapshot.rdb";
 
-/// One source shard's spool, shared by the link that fills it and the pump that empties it.
+/// One source shard's spool, shared by the link that fills it and the loop that empties it.
 pub struct Spool {
     pub(super) dir: PathBuf,
     limit: u64,
@@ -153,7 +153,7 @@ impl Spool {
         self.state().snapshot.total = total;
     }
 
-    /// Bytes of the snapshot that are here, and how many of them the pump has read.
+    /// Bytes of the snapshot that are here, and how many of them the loop has read.
     pub fn load(&self) -> (u64, u64) {
         let state = self.state();
         (state.snapshot.len, state.snapshot.read)

@@ -38,7 +38,7 @@ pub struct State {
 #[derive(Debug, Default)]
 pub struct Snapshot {
     pub len: u64,
-    /// How far the pump has read it.
+    /// How far the loop has read it.
     pub read: u64,
     /// Before the first, it has been left to the disk; before the second it is on its way there.
     pub on_disk: (u64, u64),
