@@ -361,26 +361,26 @@ impl ApplyLoop {
         }
         let down_ms = ctx.spool.down_ms(now);
         let lag_ms = (ctx.spool.lag_ms(applied, now)).max(down_ms.unwrap_or(0));
-        let lag = ctx.spool.known_end().since(applied);
-        ctx.progress.lag_bytes.store(lag, Relaxed);
+        let lag_bytes = ctx.spool.known_end().since(applied);
+        ctx.progress.lag_bytes.store(lag_bytes, Relaxed);
         (ctx.progress.lag_ms).store(ctx.spool.age_ms(applied, now), Relaxed);
         if loaded {
             self.narrow_window();
-            let pressure = self.applier.expiry.on_lag(Lag {
+            let lag = Lag {
                 applied,
                 expected: ctx.spool.expected(),
                 stream_end: ctx.spool.stream_end(),
                 lag_ms,
                 down_ms,
                 in_window: self.applier.position.window_open(),
-            });
-            match pressure {
+            };
+            match self.applier.expiry.on_lag(lag) {
                 Pressure::Behind => ctx.progress.caught_up.store(false, Relaxed),
                 Pressure::Near { release } => {
                     if release {
                         self.release_held()?;
                     }
-                    self.applier.expiry.near(applied);
+                    self.applier.expiry.near(lag);
                     let holding = self.applier.expiry.is_holding();
                     let settled = !self.slots_unsettled() && !self.repairs_pending;
                     ctx.progress.caught_up.store(!holding && settled, Relaxed);

@@ -289,36 +289,45 @@ impl ExpiryGuard {
 
     /// Takes in how far the target is behind.
     pub fn on_lag(&mut self, lag: Lag) -> Pressure {
-        let mut pressure = Pressure::Between;
         if let Some(ms) = lag.down_ms {
             // What the source has written since is not known.
             self.lagging |= ms > 2 * LAG_MS;
             return Pressure::Behind;
         }
-        if lag.applied < lag.expected {
-            // This was written while the link was down, however lately it has arrived.
-            self.lagging |= !self.holding;
-            pressure = Pressure::Behind;
-        } else if lag.lag_ms < LAG_MS && !lag.in_window {
-            pressure = Pressure::Near {
+        if lag.applied >= lag.expected && lag.lag_ms < LAG_MS && !lag.in_window {
+            return Pressure::Near {
                 release: self.holding || self.held.count > 0,
             };
         }
-        if lag.lag_ms > SHORT_LAG_MS && self.asks {
-            // During the first catching-up every near expiry is held already.
-            if self.lagging || !self.holding {
-                self.lagging = true;
-                self.lag_until = lag.stream_end;
-            }
-            self.holding |= lag.lag_ms > 2 * LAG_MS;
+        let behind = lag.applied < lag.expected;
+        if behind {
+            // This was written while the link was down, however lately it has arrived.
+            self.lagging |= !self.holding;
         }
-        pressure
+        self.on_short_lag(lag);
+        match behind {
+            true => Pressure::Behind,
+            false => Pressure::Between,
+        }
     }
 
-    /// The target is close behind the source, and what was held back is released.
-    pub fn near(&mut self, applied: ReplOffset) {
+    /// The target is [near](Pressure::Near), and what was held back is released.
+    pub fn near(&mut self, lag: Lag) {
         self.holding = self.held.count > 0;
-        self.lagging &= applied < self.lag_until;
+        self.lagging &= lag.applied < self.lag_until;
+        self.on_short_lag(lag);
+    }
+
+    fn on_short_lag(&mut self, lag: Lag) {
+        if lag.lag_ms <= SHORT_LAG_MS || !self.asks {
+            return;
+        }
+        // During the first catching-up every near expiry is held already.
+        if self.lagging || !self.holding {
+            self.lagging = true;
+            self.lag_until = lag.stream_end;
+        }
+        self.holding |= lag.lag_ms > 2 * LAG_MS;
     }
 
     /// All that the source had written is at the target, and its writers are held.
