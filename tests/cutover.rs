@@ -413,7 +413,7 @@ fn by_scan_between_managed_providers() {
         json!([
             "sh",
             "-c",
-            format!("echo {word} > at.new && mv at.new at; sleep 0.1")
+            format!("echo {word} > at.new && mv at.new at; sleep 0.4")
         ])
     };
     let mut it = Move::with(story, json!({}));
