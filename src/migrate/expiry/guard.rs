@@ -394,3 +394,6 @@ impl ValueSink for TimedFields<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
