@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use super::*;
+use crate::error::{Error, ErrorKind};
 use crate::migrate::testing;
 use crate::target::health::{Health, View};
 use crate::types::ShardId;
@@ -301,6 +302,35 @@ fn fences_are_durable_before_they_are_used_and_move_no_mark() {
     // A checkpoint never takes it back.
     bench.save(stream(300), None);
     assert_eq!(bench.stored().fence_high, high);
+}
+
+/// A checkpoint that the disk has refused is told by whatever is saved next: nothing goes on without it.
+#[test]
+fn what_could_not_be_saved_beside_is_an_error_of_the_next() {
+    let failed = |bench: &mut Bench, told: Option<Result<()>>| {
+        let (tell, result) = std::sync::mpsc::sync_channel(1);
+        if let Some(told) = told {
+            tell.send(told).unwrap();
+        }
+        bench.marks.saving = Some(result);
+    };
+    let full = || Some(Err(Error::new(ErrorKind::Disk, "it is full")));
+    let mut bench = Bench::at(true);
+    assert_eq!(bench.saved_at(100), 100);
+    for (told, kind) in [(full(), ErrorKind::Disk), (None, ErrorKind::Bug)] {
+        failed(&mut bench, told);
+        let e = bench.marks.reserve(ReplOffset(50 << 20)).unwrap_err();
+        assert_eq!(e.kind(), kind);
+        assert_eq!(bench.stored().fence_high, None);
+        bench.marks.shard.fence_high = None;
+    }
+    failed(&mut bench, full());
+    let standing = standing(stream(200), None);
+    let e = bench.marks.save(standing, None).unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Disk);
+    assert_eq!(saved(&bench.stored()).0, 100);
+    // What is saved after that is saved.
+    assert_eq!(bench.saved_at(300), 300);
 }
 
 #[test]
