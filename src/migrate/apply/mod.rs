@@ -8,4 +8,4 @@ pub(crate) mod settle;
 pub(crate) mod transaction;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

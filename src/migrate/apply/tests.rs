@@ -4,7 +4,7 @@
 //! `KEYFERRY_FULL=1` runs it for a minute; `KEYFERRY_SEED=n` repeats one run.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod servers;
+pub(crate) mod servers;
 
 use crate::migrate::apply::applier::{Applier, Parts};
 use crate::migrate::checkpoint::checkpoints::Checkpoints;

@@ -440,3 +440,6 @@ fn down_text(down: Option<(u64, Down)>) -> Option<String> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests;

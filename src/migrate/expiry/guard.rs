@@ -403,3 +403,6 @@ impl ValueSink for TimedFields<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

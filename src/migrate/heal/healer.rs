@@ -306,18 +306,4 @@ fn windows_of(sizes: &[Option<u64>]) -> Vec<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_read_at_a_time_by_number_and_by_size() {
-        assert_eq!(windows_of(&[]), [] as [usize; 0]);
-        assert_eq!(windows_of(&[Some(100); 130]), [64, 64, 2]);
-        assert_eq!(windows_of(&[None; 20]), [16, 4]);
-        let mb = Some(1 << 20);
-        assert_eq!(
-            windows_of(&[mb, mb, mb, Some(1 << 30), Some(0), mb]),
-            [2, 1, 1, 2]
-        );
-    }
-}
+mod tests;

@@ -293,3 +293,6 @@ fn key_of(unit: &Unit) -> Vec<u8> {
         .unwrap_or_default()
         .to_vec()
 }
+
+#[cfg(test)]
+mod tests;

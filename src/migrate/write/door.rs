@@ -230,3 +230,6 @@ fn ask(ctx: &ShardContext, db: DbIndex) -> Result<bool> {
         (ctx.shared.runtime).block_on(tries.again(e, what, &ctx.shared.stop))?;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,11 +18,11 @@ use std::rc::Rc;
 use tokio::runtime::Handle;
 
 /// Databases that the target has; the source has two more.
-pub(super) const DATABASES: u32 = 4;
-pub(super) const KEYS: [&str; 7] = ["a", "b", "c", "own", "keep:a", "keep:b", "keep:n"];
+pub(crate) const DATABASES: u32 = 4;
+pub(crate) const KEYS: [&str; 7] = ["a", "b", "c", "own", "keep:a", "keep:b", "keep:n"];
 
 /// Numbers that follow from a seed.
-pub(super) struct Random(pub u64);
+pub(crate) struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, n: u64) -> u64 {
@@ -43,7 +43,7 @@ impl Random {
 
 /// A server that holds strings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Strings(pub BTreeMap<(u32, String), String>);
+pub(crate) struct Strings(pub BTreeMap<(u32, String), String>);
 
 impl Strings {
     /// Runs a command in a database; an error says what a server would.
@@ -94,7 +94,7 @@ impl Strings {
     }
 }
 
-pub(super) fn words_of(raw: &[u8]) -> Vec<Vec<String>> {
+pub(crate) fn words_of(raw: &[u8]) -> Vec<Vec<String>> {
     let (mut all, mut at, mut args) = (Vec::new(), 0, Vec::new());
     while let Some(len) = resp::parse_command(&raw[at..], &mut args).unwrap() {
         let cmd = Command {
@@ -110,7 +110,7 @@ pub(super) fn words_of(raw: &[u8]) -> Vec<Vec<String>> {
 
 /// The source: what it holds now, and everything that it has sent.
 #[derive(Default)]
-pub(super) struct Source {
+pub(crate) struct Source {
     pub strings: Strings,
     pub stream: Vec<u8>,
     /// The database that the stream has selected.
@@ -151,7 +151,7 @@ impl Source {
 }
 
 /// One command or transaction on its way.
-pub(super) struct Sent {
+pub(crate) struct Sent {
     pub mark: Mark,
     pub db: Database,
     pub bytes: Vec<u8>,
@@ -172,7 +172,7 @@ impl Sent {
 
 /// What the plan admits, told without the door.
 #[derive(Clone, Copy)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     pub only_keep: bool,
     pub skips_own: bool,
     pub leaves_out_1: bool,
@@ -202,7 +202,7 @@ impl Rules {
 }
 
 /// The target and what is on its way there; it outlives a crash.
-pub(super) struct Model {
+pub(crate) struct Model {
     pub strings: Strings,
     pub rules: Rules,
     /// By node.
@@ -265,12 +265,12 @@ impl Model {
     }
 }
 
-pub(super) fn node_of(slot: Slot, nodes: usize) -> usize {
+pub(crate) fn node_of(slot: Slot, nodes: usize) -> usize {
     usize::from(slot.number()) % nodes
 }
 
 /// The pipe: commands go to the model.
-pub(super) struct FakeWire {
+pub(crate) struct FakeWire {
     pub model: Rc<RefCell<Model>>,
     pub open: Batch,
     pub open_mark: Option<Mark>,
@@ -402,7 +402,7 @@ impl Wire for FakeWire {
 }
 
 /// The source's own answers: what it holds now, at the offset where it stands.
-pub(super) struct FakeReader(pub Rc<RefCell<Source>>);
+pub(crate) struct FakeReader(pub Rc<RefCell<Source>>);
 
 impl ReadStates for FakeReader {
     fn asks(&self) -> bool {
