@@ -368,3 +368,35 @@ fn whatever_happens_the_target_becomes_the_source() {
     }
     assert!(runs > 3, "{runs} runs");
 }
+
+/// What a transaction makes itself is not there before it: a rate limiter's counter must not cost a reading each time.
+#[test]
+fn a_transaction_that_makes_a_timed_key_asks_for_nothing() {
+    let plain =
+        |run: &Run| run.nodes == 1 && run.rules.plan() == serde_json::json!({"on_loss": "list"});
+    let mut run = (1..).map(Run::new).find(plain).unwrap();
+    let mut stream = Vec::new();
+    for line in [
+        "MULTI",
+        "SET keep:n 0 PXAT 99999999999999",
+        "INCR keep:n",
+        "EXEC",
+    ] {
+        let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+        crate::resp::command(&mut stream, &words);
+    }
+    run.shard().expiry.drained();
+    let taken = run.shard().take(&stream, &mut Vec::new(), 1 << 20);
+    assert_eq!(taken.unwrap(), Some(stream.len()));
+    let model = run.model.borrow();
+    let sent: Vec<u8> = model
+        .flight
+        .iter()
+        .flatten()
+        .flat_map(|s| s.bytes.clone())
+        .collect();
+    assert_eq!(
+        String::from_utf8_lossy(&sent),
+        String::from_utf8_lossy(&stream)
+    );
+}

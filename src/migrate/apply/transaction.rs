@@ -73,11 +73,11 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         let mut guarded: Vec<(Vec<u8>, Option<Vec<u8>>)> = Vec::new();
         let mut fields = false;
         let mut keys = std::mem::take(&mut self.keys);
+        // They stand before the MULTI, so they ask for what is there before any of its commands.
         for raw in router::parts(whole, ends) {
             resp::parse_command(raw, &mut args)?;
             let cmd = Command { raw, args: &args };
             let spec = router::known(&cmd)?;
-            self.note_unreplicated(&cmd, spec, mark);
             fields |= command::expiry::expects_field(cmd.name());
             spec.keys(&cmd, &mut keys)?;
             self.expiry.guards(db, &cmd, spec, &keys, |key, field| {
@@ -86,6 +86,13 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
                     guarded.push(new);
                 }
             });
+        }
+        for raw in router::parts(whole, ends) {
+            resp::parse_command(raw, &mut args)?;
+            let cmd = Command { raw, args: &args };
+            let spec = router::known(&cmd)?;
+            spec.keys(&cmd, &mut keys)?;
+            self.note_unreplicated(&cmd, spec, mark);
             self.expiry.observe(&cmd, spec, &keys);
             self.expiry.observe_sent(db, &cmd, spec, &keys);
             for key in &keys {

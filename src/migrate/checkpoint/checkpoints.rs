@@ -45,6 +45,10 @@ pub(crate) struct Standing {
 pub(crate) struct Checkpoints {
     ctx: Rc<ShardContext>,
     shard: ShardState,
+    /// The same as it is on disk, or on its way there.
+    saved: ShardState,
+    /// The fence that is on disk for sure.
+    durable_fence: Option<ReplOffset>,
     holds: Holds,
     stable: StableMarks,
     /// Which slots were written to since the stream began; none before that.
@@ -72,6 +76,8 @@ impl Checkpoints {
         };
         Checkpoints {
             ctx,
+            saved: shard.clone(),
+            durable_fence: shard.fence_high,
             shard,
             holds: Holds::default(),
             stable: StableMarks::new(stable),
@@ -227,14 +233,23 @@ impl Checkpoints {
 
     /// Makes durable how far ahead of the stream the target's keys may be, before they are.
     pub fn reserve(&mut self, offset: ReplOffset) -> Result<()> {
-        if self.shard.fence_high.is_some_and(|high| offset <= high) {
+        let durable = |me: &Self| me.durable_fence.is_some_and(|high| offset <= high);
+        if durable(self) {
             return Ok(());
         }
-        self.shard.fence_high = Some(offset.plus(FENCE_RESERVE));
+        // A checkpoint that is on its way may bring it.
         self.wait_saved()?;
-        // The marks are those of the last checkpoint: nothing is passed by this.
-        let shard = std::slice::from_ref(&self.shard);
-        (self.ctx.shared).store(|s| s.save_shards(shard, &BTreeMap::new(), None))
+        if durable(self) {
+            return Ok(());
+        }
+        let high = self.shard.fence_high.unwrap_or(offset).max(offset);
+        // Marks and counters stay those of the last checkpoint: nothing is passed by this.
+        self.saved.fence_high = Some(high.plus(FENCE_RESERVE));
+        let shard = std::slice::from_ref(&self.saved);
+        (self.ctx.shared).store(|s| s.save_shards(shard, &BTreeMap::new(), None))?;
+        self.shard.fence_high = self.saved.fence_high;
+        self.durable_fence = self.saved.fence_high;
+        Ok(())
     }
 
     /// Whether it is time for a checkpoint, and the last one is on disk.
@@ -245,7 +260,10 @@ impl Checkpoints {
         match self.saving.as_ref().map(Receiver::try_recv) {
             Some(Err(TryRecvError::Empty)) => return Ok(false),
             Some(Err(TryRecvError::Disconnected)) => return Err(writer::gone()),
-            Some(Ok(result)) => result?,
+            Some(Ok(result)) => {
+                result?;
+                self.durable_fence = self.saved.fence_high;
+            }
             None => {}
         }
         self.saving = None;
@@ -253,10 +271,11 @@ impl Checkpoints {
     }
 
     fn wait_saved(&mut self) -> Result<()> {
-        match self.saving.take() {
-            Some(saving) => saving.recv().map_err(|_| writer::gone())?,
-            None => Ok(()),
+        if let Some(saving) = self.saving.take() {
+            saving.recv().map_err(|_| writer::gone())??;
+            self.durable_fence = self.saved.fence_high;
         }
+        Ok(())
     }
 
     /// Saves a checkpoint and waits until it is on disk; returns what is stable in the stream.
@@ -268,6 +287,7 @@ impl Checkpoints {
         self.wait_saved()?;
         let checkpoint = self.checkpoint(standing, timed)?;
         self.ctx.shared.store(|store| checkpoint.write(store))?;
+        self.durable_fence = self.saved.fence_high;
         Ok(self.stable.in_stream())
     }
 
@@ -308,6 +328,7 @@ impl Checkpoints {
         let commands = self.ctx.progress.commands.load(Relaxed);
         self.shard.commands_applied += commands - self.last_commands;
         self.last_commands = commands;
+        self.saved = self.shard.clone();
         let (counts, losses) = self.ctx.take_tally();
         let release = match self.shard.snapshot_loaded {
             true => Some(self.stable.stable()),
@@ -315,7 +336,7 @@ impl Checkpoints {
         };
         Ok(Checkpoint {
             written: (self.written.as_mut()).and_then(|w| w.take(self.shard.shard)),
-            shard: self.shard.clone(),
+            shard: self.saved.clone(),
             counts,
             losses,
             timed,

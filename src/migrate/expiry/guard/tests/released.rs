@@ -28,7 +28,7 @@ fn what_was_released_and_lost_is_released_again() {
     let mut bench = Bench::new();
     bench.hold("k");
     assert_eq!(bench.release(100), 1);
-    bench.guard.near(ReplOffset(100));
+    bench.guard.near(applied(100));
     assert!(!bench.guard.is_holding());
     bench.guard.target_lost();
     assert!(bench.guard.held() > 0 && bench.guard.is_holding());
