@@ -111,20 +111,32 @@ impl Shared {
     /// Says that a shard's saved marks have taken in so many losses of the target, and notes its masters once those of
     /// all shards have: a run that is killed before must find the loss again, or it would go on behind what was lost.
     pub fn loss_taken_in(&self, shard: ShardId, losses: u64) -> Result<()> {
+        let seen = self.losses_seen.lock();
+        (seen.unwrap_or_else(PoisonError::into_inner)).insert(shard, losses);
+        self.note_masters()
+    }
+
+    /// Notes the target's masters as known, if all of its losses are taken in.
+    pub fn note_masters(&self) -> Result<()> {
         let Some(health) = &self.health else {
             return Ok(());
         };
         let view = health.view();
         let all = {
             let seen = self.losses_seen.lock();
-            let mut seen = seen.unwrap_or_else(PoisonError::into_inner);
-            seen.insert(shard, losses);
+            let seen = seen.unwrap_or_else(PoisonError::into_inner);
             seen.values().all(|seen| *seen == view.losses)
         };
         match all {
             true => self.store(|s| s.put_json(MASTERS, &view.masters_document())),
             false => Ok(()),
         }
+    }
+
+    /// A shard has nothing more to bring: nobody waits for it.
+    pub fn shard_gone(&self, shard: ShardId) {
+        let seen = self.losses_seen.lock();
+        seen.unwrap_or_else(PoisonError::into_inner).remove(&shard);
     }
 
     /// Waits until so many bytes are free for a load's keys; `None` when a stop is asked for.

@@ -460,6 +460,8 @@ async fn migrate(
     if let Some(watching) = watching {
         watching.abort();
     }
+    // Masters that have joined meanwhile are known ones for the next run.
+    shared.note_masters()?;
     let all = || shards.views().iter().all(|v| v.caught_up.load(Relaxed));
     // What it had when it ended counts, whatever the link's end has made of it since.
     joined.map(|()| shared.reached.load(Relaxed) || all())

@@ -178,7 +178,8 @@ impl Pipe {
             .get_mut(node)
             .ok_or_else(|| Error::new(ErrorKind::Bug, "a slot leads to no node"))?;
         node.open.db = db;
-        node.open_mark.get_or_insert(mark);
+        // A heal has the mark of the command that it stands for, which may be earlier than what was added before it.
+        node.open_mark = Some(node.open_mark.map_or(mark, |open| open.earlier(mark)));
         Ok(&mut node.open)
     }
 
@@ -363,15 +364,8 @@ impl Pipe {
             {
                 node.outstanding.pop_front();
             }
-            let front = node
-                .outstanding
-                .front()
-                .map(|(_, mark)| *mark)
-                .or(node.open_mark);
-            oldest = match (oldest, front) {
-                (Some(a), Some(b)) => Some(a.earlier(b)),
-                (a, b) => a.or(b),
-            };
+            let marks = node.outstanding.iter().map(|(_, mark)| *mark);
+            oldest = (marks.chain(node.open_mark).chain(oldest)).reduce(Mark::earlier);
         }
         oldest
     }

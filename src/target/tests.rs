@@ -205,3 +205,44 @@ fn strings_of_one_slot_are_set_together() {
     all.push(("SET".to_owned(), 3));
     assert_eq!(names, all);
 }
+
+/// A heal carries the mark of the command that it stands for: the lowest mark is not always the first.
+#[test]
+fn the_lowest_mark_counts_wherever_it_stands() {
+    let plan = r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://127.0.0.1:1"}}"#;
+    let job = crate::plan::validate(&crate::plan::Plan::parse(plan).unwrap()).unwrap();
+    let events = crate::task::event_loop::EventLoop::start().unwrap();
+    let layout = crate::net::server::Layout {
+        cluster: false,
+        masters: vec![crate::net::server::Master {
+            address: "127.0.0.1:1".into(),
+            slots: crate::types::SlotSet::all(),
+            replicas: Vec::new(),
+        }],
+    };
+    let options = PipeOptions {
+        budget: 1 << 20,
+        fixed_db: true,
+        dry_run: false,
+    };
+    let topology = Topology::of(&layout, false).unwrap();
+    let mut pipe = Pipe::new(job.target, topology, events, options);
+    let mark = |at| Mark::Stream {
+        at: crate::types::ReplOffset(at),
+        db: DbIndex::ZERO,
+    };
+    for (at, lowest) in [(150, 150), (100, 100), (170, 100)] {
+        let batch = pipe.batch(0, Database::ZERO, mark(at)).unwrap();
+        resp::command(&mut batch.bytes, &[b"SET", b"k", b"v"]);
+        pipe.added(0, 1);
+        assert_eq!(pipe.oldest(), Some(mark(lowest)));
+    }
+    // Behind batches that are on their way, too.
+    pipe.flush();
+    let batch = pipe.batch(0, Database::ZERO, mark(90)).unwrap();
+    resp::command(&mut batch.bytes, &[b"SET", b"k", b"v"]);
+    pipe.added(0, 1);
+    assert_eq!(pipe.oldest(), Some(mark(90)));
+    pipe.flush();
+    assert_eq!(pipe.oldest(), Some(mark(90)));
+}

@@ -26,11 +26,13 @@ use crate::migrate::write::door::{Door, Flush, Pass};
 use crate::migrate::write::losses;
 use crate::migrate::write::target_writer::TargetWriter;
 use crate::migrate::write::wire::Wire;
+use crate::net::Backoff;
 use crate::resp;
 use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
 use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 /// The parts of a shard; `W` carries commands to the target, `S` reads states at the source.
 pub(crate) struct Applier<W, S> {
@@ -45,10 +47,30 @@ pub(crate) struct Applier<W, S> {
     pub(super) healer: Healer,
     pub(super) unreplicated: Unreplicated,
     pub(super) flush: PendingFlush,
+    /// What the target is in, since it got no further.
+    pub(super) trouble: Option<Trouble>,
     pub(super) forms: Forms,
     /// Keeps checkpoints before a long transaction that is taken command by command.
     inside: Option<HoldId>,
     pub(super) keys: Vec<KeyArg>,
+}
+
+/// Trouble of the target: how long it lasts counts against the plan's patience.
+pub(crate) struct Trouble {
+    /// The lowest mark that was not done.
+    pub mark: Mark,
+    pub began: Instant,
+    pub backoff: Backoff,
+}
+
+impl Trouble {
+    pub fn at(mark: Mark) -> Trouble {
+        Trouble {
+            mark,
+            began: Instant::now(),
+            backoff: Backoff::new(),
+        }
+    }
 }
 
 /// The parts that an [`Applier`] is made of.
@@ -66,7 +88,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         Applier {
             ctx,
             position: parts.position,
-            loading: LoadPosition::new(),
+            loading: LoadPosition::new(&parts.marks),
             marks: parts.marks,
             expiry: parts.expiry,
             door: parts.door,
@@ -75,6 +97,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             healer: Healer::new(),
             unreplicated: Unreplicated::default(),
             flush: PendingFlush::default(),
+            trouble: None,
             forms: Forms::default(),
             inside: None,
             keys: Vec::new(),
@@ -110,7 +133,11 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
 
     /// Everything of the stream before this offset is acknowledged.
     pub(super) fn applied(&mut self) -> ReplOffset {
-        match self.oldest() {
+        let oldest = self.oldest();
+        if oldest.is_none() && !self.writer.troubled() {
+            self.trouble = None;
+        }
+        match oldest {
             Some(Mark::Stream { at, .. }) => at,
             _ => self.position.at(),
         }
@@ -238,6 +265,9 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         for k in keys.iter().filter(|k| k.access == Access::Write) {
             self.marks.touch(db, cmd.arg(k.index).unwrap_or_default());
         }
+        // Before the decision: between it and the sending nothing may be healed or resolved, or the command could run on
+        // a state that has it already.
+        self.heal_due()?;
         let route = router::route(&cmd, spec, keys, end, &mut self.view())?;
         self.act(route, &cmd, spec, keys, end, mark)
     }
@@ -270,7 +300,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             Route::Forward(leave, slot) => {
                 self.expiry.observe(cmd, spec, keys);
                 let pass = self.enter(leave, mark)?;
-                self.before_sending(end)?;
+                self.healer.pass(end);
                 self.note_unreplicated(cmd, spec, mark);
                 self.forward(cmd, spec, keys, slot, pass, mark)?;
                 self.expiry.observe_sent(db, cmd, spec, keys);
@@ -279,7 +309,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             Route::Split(leave, kind) => {
                 self.expiry.observe(cmd, spec, keys);
                 let pass = self.enter(leave, mark)?;
-                self.before_sending(end)?;
+                self.healer.pass(end);
                 self.split(cmd, spec, kind, pass, mark)?;
                 self.expiry.observe_sent(db, cmd, spec, keys);
                 Ok(())
@@ -287,7 +317,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             Route::Restore(leave) => {
                 self.expiry.observe(cmd, spec, keys);
                 let pass = self.enter(leave, mark)?;
-                self.before_sending(end)?;
+                self.healer.pass(end);
                 self.restored(cmd, pass, mark)
             }
             Route::Heal(reads) => {
@@ -306,13 +336,6 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             pass = Some(claimed);
         }
         pass.ok_or_else(|| Error::new(ErrorKind::Bug, "a command without a pass"))
-    }
-
-    /// Keys that have waited long enough are healed first; what is ahead of the stream no more is forgotten.
-    fn before_sending(&mut self, end: ReplOffset) -> Result<()> {
-        self.heal_due()?;
-        self.healer.pass(end);
-        Ok(())
     }
 
     /// Queues what is read instead of sent, and accounts for the rest.
@@ -360,6 +383,8 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         self.heal_all()?;
         match self.door.admit_flush(all, db)? {
             Flush::Skip => {}
+            // What follows in the same transaction must not be taken for older than the flush.
+            Flush::Compare(db) if !self.reader.asks() => self.forget_ours(db)?,
             Flush::Compare(db) => self.flush.add(db, mark, &mut self.marks),
             Flush::Send(pass) => {
                 self.writer.flush_all(pass, mark)?;
@@ -515,6 +540,9 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             Rewound::Load(at) => self.position.rewind(at, DbIndex::ZERO, window_end),
             Rewound::Snapshot(_) => self.position.reread(),
         }
+        // What is saved from now on must not say that the snapshot is read up to where it was.
+        let shard = self.marks.shard();
+        self.loading.seek(shard.snapshot_at, shard.snapshot_db);
         back
     }
 }

@@ -217,7 +217,9 @@ impl ApplyLoop {
             // Before anything of it is routed.
             self.meet_history()?;
             if self.obey(&buf, tail.at())? {
-                // Fenced: what comes is only counted.
+                // Told to hold still: what comes is only counted, what was routed before is brought to its end.
+                self.applier.heal_all()?;
+                self.applier.writer.flush();
                 if ctx.shared.stop.requested() || ctx.spool.ended().is_some() {
                     break;
                 }
@@ -411,6 +413,10 @@ impl ApplyLoop {
     fn checkpoint(&mut self, clean: bool, wait: bool) -> Result<()> {
         let ctx = self.ctx.clone();
         ctx.shared.meet_limits()?;
+        if wait {
+            // What the last checkpoint could not save must not be taken for saved.
+            self.applier.marks.wait_saved()?;
+        }
         // Before the mark that relies on it.
         let timed = self.applier.expiry.save()?;
         self.loaded.save()?;

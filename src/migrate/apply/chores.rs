@@ -206,6 +206,10 @@ impl ApplyLoop {
             })?,
         };
         for chunk in handover::to_copy(&ctx, source, target).chunks(CHUNK) {
+            if ctx.shared.stop.requested() {
+                // The slots stay noted as being on their way.
+                return Ok(false);
+            }
             self.heal_now(chunk.to_vec())?;
         }
         Ok(true)
@@ -266,7 +270,7 @@ impl ApplyLoop {
             if to_ask.functions {
                 self.sync_functions()?;
             }
-            let mark = self.applier.position.mark();
+            let mark = to_ask.mark;
             let me = &mut self.applier;
             let format = me.writer.format();
             if format.valkey || format.version >= (7, 0, 0) {

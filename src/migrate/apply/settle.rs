@@ -2,12 +2,13 @@
 
 use crate::command::Access;
 use crate::error::{Error, ErrorKind, Result, Retry};
-use crate::migrate::apply::applier::Applier;
+use crate::migrate::apply::applier::{Applier, Trouble};
 use crate::migrate::checkpoint::holds::Why;
 use crate::migrate::heal::fenced_reader::{ReadStates, source_of};
 use crate::migrate::heal::healer::Drained;
 use crate::migrate::heal::queue::Key;
 use crate::migrate::heal::state::StateWriter;
+use crate::migrate::load::our_keys::OurKeys;
 use crate::migrate::recover::resolve::{self, Action, Circumstances};
 use crate::migrate::stream::scripts;
 use crate::migrate::write::large_value::Delivery;
@@ -17,6 +18,15 @@ use crate::target::{Fate, Unit};
 use crate::types::{DbIndex, Mark, shown};
 use std::collections::HashSet;
 use std::time::Instant;
+
+/// The end of a file's run whose flush was sent while the target was away.
+fn flush_unsure() -> Error {
+    Error::new(
+        ErrorKind::NotReady,
+        "the target was away while the file's flush was sent to it, and a file cannot be asked what was to be flushed",
+    )
+    .hint("run the same command again: the file is loaded from its beginning")
+}
 
 /// How one attempt to settle trouble has ended.
 enum Settled {
@@ -140,7 +150,6 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
     /// True when the snapshot must be read again from its saved mark, because it is not known what has run. After an
     /// error the mark stays held: what was not done lies behind it.
     pub(super) fn resolve(&mut self) -> Result<bool> {
-        let (began, mut backoff) = (Instant::now(), net::Backoff::new());
         loop {
             let here = match self.loading.is_active() {
                 true => self.loading.mark(),
@@ -152,9 +161,14 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             let (units, error) = self.writer.settle();
             let settled = if units.is_empty() && error.is_none() {
                 self.ctx.progress.set_note("");
+                self.trouble = None;
                 Settled::Done
             } else {
-                self.resolve_units(units, error, mark, began, &mut backoff)?
+                // The same trouble as before, as long as the target has got no further.
+                if self.trouble.as_ref().is_none_or(|t| t.mark != mark) {
+                    self.trouble = Some(Trouble::at(mark));
+                }
+                self.resolve_units(units, error, mark)?
             };
             self.marks.release(hold);
             match settled {
@@ -170,8 +184,6 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         units: Vec<Unit>,
         error: Option<Error>,
         mark: Mark,
-        began: Instant,
-        backoff: &mut net::Backoff,
     ) -> Result<Settled> {
         let ctx = self.ctx.clone();
         let loading = self.loading.is_active();
@@ -201,7 +213,8 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         if let Some(e) = error.filter(|e| e.retry() == Retry::Never) {
             return Err(e);
         }
-        if began.elapsed() > ctx.shared.run.patience {
+        let began = self.trouble.as_ref().map(|t| t.began);
+        if began.is_some_and(|began| began.elapsed() > ctx.shared.run.patience) {
             let s = ctx.shared.run.patience.as_secs();
             return Err(Error::new(
                 ErrorKind::NotReady,
@@ -216,11 +229,11 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         ctx.progress.set_note(format!("target: {why}"));
         ctx.shared.event("warning", "target", &why);
         if resolve::wants_wait(&units) {
-            std::thread::sleep(backoff.next());
+            self.wait_a_little();
         }
         if let Err(e) = self.writer.refresh() {
             tracing::warn!("the target's topology could not be read: {e}");
-            std::thread::sleep(backoff.next());
+            self.wait_a_little();
         }
         let uncertain = (units.iter()).any(|u| u.fate == Fate::Uncertain);
         let mixed = uncertain || self.loading.in_large();
@@ -233,6 +246,12 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             ctx.progress.set_note("");
         }
         Ok(settled)
+    }
+
+    fn wait_a_little(&mut self) {
+        if let Some(trouble) = &mut self.trouble {
+            std::thread::sleep(trouble.backoff.next());
+        }
     }
 
     fn load_again_from(&mut self, mark: Mark) {
@@ -271,6 +290,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
                     let keys = self.placed(keys)?;
                     self.queue(keys, mark);
                 }
+                Action::CompareFlushed(_) if !self.reader.asks() => return Err(flush_unsure()),
                 Action::CompareFlushed(db) => self.flush.add(db, mark, &mut self.marks),
                 Action::CompareFunctions => self.owe_functions(mark),
                 Action::Learn(unit, text) => {
@@ -281,7 +301,8 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
                     self.ctx.count("healed.refused");
                     for (db, key) in keys {
                         if refused.insert((db, key.clone())) {
-                            (self.healer).refused(db, &key, net::refusal(&name, &text))?;
+                            let why = net::refusal(&name, &text);
+                            (self.healer).refused(db, &key, why, Instant::now())?;
                         }
                     }
                 }
@@ -353,18 +374,26 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         }
     }
 
+    /// A file's flush of the target's `db`, or of all: at this point of the file there is nothing of ours.
+    pub(super) fn forget_ours(&mut self, db: Option<DbIndex>) -> Result<()> {
+        self.settle_sent()?;
+        self.asked("listing the target's keys", |me| {
+            let mark = me.position.mark();
+            let mut pages = OurKeys::of(me.writer.addresses(), db);
+            while let Some((db, keys)) = pages.next(&me.ctx, &me.door)? {
+                for key in &keys {
+                    if let Some(pass) = me.door.admit_removal(db, key)? {
+                        me.writer.remove(pass, key, mark)?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Reads keys of ours of the target's `db` from the source again.
     pub(super) fn compare(&mut self, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<()> {
         let mark = self.position.mark();
-        if !self.reader.asks() {
-            // A file that says FLUSHALL: at this point of it there is nothing.
-            for key in &keys {
-                if let Some(pass) = self.door.admit_removal(db, key)? {
-                    self.writer.remove(pass, key, mark)?;
-                }
-            }
-            return Ok(());
-        }
         let mut ours: Vec<Key> = Vec::with_capacity(keys.len());
         for key in keys {
             ours.push((self.source_of(db, &key)?, key));

@@ -65,6 +65,7 @@ impl Run {
             refused: Vec::new(),
             texts: Vec::new(),
             cut: false,
+            cuts: 2,
             random: Random(seed | 1),
         };
         let mut run = Run {
@@ -132,7 +133,7 @@ impl Run {
             expiry,
             door: Door::new(ctx.clone(), testing::databases(DATABASES)),
             writer: TargetWriter::new(ctx.clone(), wire, format),
-            reader: FakeReader(self.source.clone()),
+            reader: FakeReader(self.source.clone(), self.model.clone()),
         };
         self.shard = Some(Applier::new(ctx, parts));
     }
@@ -172,6 +173,10 @@ impl Run {
     /// The shard takes some of what has come.
     fn take(&mut self, most: u64) {
         let stream = self.source.borrow().stream.clone();
+        // Long enough for what waits to be due.
+        if most < 10 && !self.shard().healer.is_idle() && self.random.one_in(6) {
+            std::thread::sleep(Duration::from_millis(21));
+        }
         for _ in 0..most {
             let shard = self.shard();
             if shard.writer.troubled() {
@@ -399,4 +404,34 @@ fn a_transaction_that_makes_a_timed_key_asks_for_nothing() {
         String::from_utf8_lossy(&sent),
         String::from_utf8_lossy(&stream)
     );
+}
+
+/// A failover during the load, or right after it: what is saved goes back with the shard, and is not where it had been.
+#[test]
+fn a_lost_master_takes_the_load_back() {
+    for loaded in [false, true] {
+        let mut run = Run::new(4);
+        run.start(ShardState {
+            snapshot_loaded: false,
+            ..testing::streaming()
+        });
+        let shard = run.shard();
+        shard.loading.set_active(!loaded);
+        shard.loading.seek(5_000, DbIndex(2));
+        if loaded {
+            shard.marks.loaded(ReplOffset(0), DbIndex(0));
+        }
+        run.health.show(View {
+            losses: 1,
+            ..View::default()
+        });
+        run.shard().go_back(1);
+        let timed = run.shard().expiry.save().unwrap();
+        let standing = run.shard().standing(false);
+        run.shard().marks.save(standing, timed).unwrap();
+        let ctx = run.shard().ctx.clone();
+        let saved = ctx.shared.store(|s| s.shards()).unwrap().remove(0);
+        assert_eq!((saved.snapshot_at, saved.snapshot_loaded), (0, false));
+        assert_eq!(run.shard().loading.at(), 0);
+    }
 }

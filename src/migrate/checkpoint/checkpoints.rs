@@ -117,8 +117,13 @@ impl Checkpoints {
         let undone = earlier(standing.in_flight, self.holds.lowest());
         match (undone, standing.routed) {
             // What is left of the load is done before its end is noted.
-            (Some(mark @ Mark::Snapshot { .. }), Mark::Snapshot { .. }) => mark,
-            (Some(mark @ Mark::Stream { .. }), Mark::Stream { .. }) => mark,
+            // After a rewind a hold may lie ahead of what is routed.
+            (Some(mark @ Mark::Snapshot { .. }), routed @ Mark::Snapshot { .. }) => {
+                mark.earlier(routed)
+            }
+            (Some(mark @ Mark::Stream { .. }), routed @ Mark::Stream { .. }) => {
+                mark.earlier(routed)
+            }
             (Some(_), Mark::Stream { .. }) => self.acknowledged().unwrap_or(standing.routed),
             (_, routed) => routed,
         }
@@ -270,7 +275,8 @@ impl Checkpoints {
         Ok(true)
     }
 
-    fn wait_saved(&mut self) -> Result<()> {
+    /// Waits until the checkpoint that is on its way is on disk.
+    pub fn wait_saved(&mut self) -> Result<()> {
         if let Some(saving) = self.saving.take() {
             saving.recv().map_err(|_| writer::gone())??;
             self.durable_fence = self.saved.fence_high;
@@ -305,14 +311,16 @@ impl Checkpoints {
     /// The checkpoint: the lowest mark over all target nodes, with the counters, to be written in one transaction.
     fn checkpoint(&mut self, standing: Standing, timed: Option<Pages>) -> Result<Checkpoint> {
         self.last_save = Instant::now();
-        match self.saved(standing) {
+        let saved = self.saved(standing);
+        match saved {
             Mark::Stream { at, db } => {
                 self.shard.applied = Some(at);
                 self.shard.applied_db = db;
             }
             Mark::Snapshot { at, db } => self.load_from(at, db),
         }
-        self.shard.clean = standing.clean;
+        // What lies behind the mark may have run.
+        self.shard.clean = standing.clean && saved == standing.routed;
         if let Some(replid) = self.ctx.spool.replid() {
             self.shard.replid = Some(replid);
         }

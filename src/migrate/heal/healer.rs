@@ -17,7 +17,7 @@ use crate::migrate::write::wire::Wire;
 use crate::task::failpoint;
 use crate::types::{DbIndex, Mark, ReplOffset, Slot, db_key, shown, split_db_key};
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Keys read in one round trip to the source, and the memory that they may take there in bytes.
 const HEAL_CHUNK: usize = 64;
@@ -28,6 +28,8 @@ const SIZES_CHUNK: usize = 512;
 const UNTOLD: u64 = HEAL_BYTES / 16;
 /// Maximum times that a key's state, which the target keeps refusing, is written again.
 const MOST_REFUSALS: u32 = 8;
+/// After this long without another, a refusal no longer counts.
+const REFUSALS_APART: Duration = Duration::from_secs(60);
 
 /// How a drain of the queue has ended.
 pub(crate) enum Drained {
@@ -47,8 +49,8 @@ pub(crate) struct Healer {
     /// Keys whose state on the target is already that of a later offset, by [`db_key`].
     ahead: HashMap<Vec<u8>, ReplOffset>,
     ahead_to: ReplOffset,
-    /// How often the target has refused the state of such keys, for good.
-    refusals: HashMap<Vec<u8>, u32>,
+    /// How often the target has refused a key's state for good, and when last.
+    refusals: HashMap<Vec<u8>, (u32, Instant)>,
 }
 
 impl Healer {
@@ -115,7 +117,6 @@ impl Healer {
     pub fn pass(&mut self, end: ReplOffset) {
         if !self.ahead.is_empty() && end > self.ahead_to {
             self.ahead.clear();
-            self.refusals.clear();
         }
     }
 
@@ -134,9 +135,11 @@ impl Healer {
     }
 
     /// The target has refused a key's state for good; an error once that has been too often.
-    pub fn refused(&mut self, db: DbIndex, key: &[u8], why: Error) -> Result<()> {
-        let times = self.refusals.entry(db_key(db, key)).or_default();
-        *times += 1;
+    pub fn refused(&mut self, db: DbIndex, key: &[u8], why: Error, now: Instant) -> Result<()> {
+        (self.refusals).retain(|_, (_, last)| now.duration_since(*last) < REFUSALS_APART);
+        let entry = self.refusals.entry(db_key(db, key));
+        let (times, last) = entry.or_insert((0, now));
+        (*times, *last) = (*times + 1, now);
         match *times > MOST_REFUSALS {
             true => Err(why.context(format!("write the key {} to the target", shown(key)))),
             false => Ok(()),
@@ -218,6 +221,9 @@ impl Healer {
         }
         if self.queue.is_empty() && ended.is_none() {
             self.let_go(marks);
+        } else {
+            // Values that trouble has cut off wait again.
+            ended.get_or_insert(Drained::Troubled);
         }
         Ok(ended.unwrap_or(Drained::Empty))
     }

@@ -1,5 +1,6 @@
 //! Where the snapshot stands while it is loaded.
 
+use crate::migrate::checkpoint::checkpoints::Checkpoints;
 use crate::types::{DbIndex, Mark};
 
 /// The load of one shard's snapshot.
@@ -17,10 +18,12 @@ pub(crate) struct LoadPosition {
 }
 
 impl LoadPosition {
-    pub fn new() -> LoadPosition {
+    /// Begins where the last run was.
+    pub fn new(marks: &Checkpoints) -> LoadPosition {
+        let shard = marks.shard();
         LoadPosition {
-            at: 0,
-            db: DbIndex::ZERO,
+            at: shard.snapshot_at,
+            db: shard.snapshot_db,
             active: false,
             again: false,
             in_large: false,

@@ -161,6 +161,8 @@ impl Shards {
             );
             entry.stop.request();
         }
+        drop(running);
+        self.shared.shard_gone(shard);
     }
 
     /// Waits for all, those that come in the meantime included; the first error stops the others.

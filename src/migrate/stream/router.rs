@@ -196,7 +196,7 @@ fn write(
         written.retain(|(db, k)| !view.healer.covers(*db, k, end));
         written
     };
-    let waits = !view.healer.is_idle() && keys.iter().any(|k| view.healer.waits(db, key(k)));
+    let waits = !view.healer.is_idle() && keys.iter().any(|k| waits(view, db, key(k)));
     // What was too long to be held cannot run.
     let read = view.position.in_window(end)
         || view.position.is_cut()
@@ -237,6 +237,15 @@ fn write(
             ..Reads::default()
         }),
     })
+}
+
+/// Whether a key waits to be healed, from whichever of the source's databases that lead to the same one of the target.
+fn waits(view: &View<'_>, db: DbIndex, key: &[u8]) -> bool {
+    let databases = &view.ctx.job().databases;
+    match databases.map(db).filter(|_| !databases.is_identity()) {
+        Some(to) => (databases.sources_of(to)).any(|from| view.healer.waits(from, key)),
+        None => view.healer.waits(db, key),
+    }
 }
 
 /// Some key of a command is not simply admitted, so the command cannot run: what it writes is healed as far as each

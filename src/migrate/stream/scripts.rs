@@ -58,6 +58,8 @@ fn why_not_run(
         "it may have run already, before the last run of keyferry was cut off"
     } else if any(&|k| !view.door.slots().owns(view.ctx, k)) {
         "its slot is moving inside the source"
+    } else if any(&|k| view.healer.waits(db, k)) {
+        "one of its keys could not be written yet"
     } else if any(&|k| view.healer.covers(db, k, end)) {
         "one of its keys was read from the source after it had run"
     } else if view.expiry.is_lagging() && any(&|k| view.expiry.may(k)) {

@@ -30,8 +30,8 @@ pub(crate) struct Unreplicated {
     fields: BTreeSet<Field>,
     /// The libraries of functions are to be compared.
     functions: bool,
-    /// Keeps checkpoints before the first command that left some, and when it came.
-    since: Option<(HoldId, Instant)>,
+    /// Keeps checkpoints before the first command that left some, with its mark, and when it came.
+    since: Option<(HoldId, Mark, Instant)>,
 }
 
 /// What [`Unreplicated::take`] hands out.
@@ -39,15 +39,15 @@ pub(crate) struct ToAsk {
     pub groups: BTreeSet<Key>,
     pub fields: Vec<Field>,
     pub functions: bool,
-    hold: Option<HoldId>,
+    /// Of the first command that left some: what is written on its account has this mark.
+    pub mark: Mark,
+    hold: HoldId,
 }
 
 impl ToAsk {
     /// All of it is on its way.
     pub fn done(self, marks: &mut Checkpoints) {
-        if let Some(hold) = self.hold {
-            marks.release(hold);
-        }
+        marks.release(self.hold);
     }
 }
 
@@ -92,7 +92,7 @@ impl Unreplicated {
 
     fn hold(&mut self, mark: Mark, marks: &mut Checkpoints) {
         if self.since.is_none() {
-            self.since = Some((marks.hold(mark, Why::ToAsk), Instant::now()));
+            self.since = Some((marks.hold(mark, Why::ToAsk), mark, Instant::now()));
         }
     }
 
@@ -116,17 +116,18 @@ impl Unreplicated {
 
     /// Whether to ask with this checkpoint; while much is still to come, the same would be asked again and again.
     pub fn is_due(&self, lag_ms: u64) -> bool {
-        (self.since).is_some_and(|(_, since)| lag_ms < LAG_MS || since.elapsed() > LONG)
+        (self.since).is_some_and(|(.., since)| lag_ms < LAG_MS || since.elapsed() > LONG)
     }
 
     /// Hands out what is to be asked, if anything is.
     pub fn take(&mut self) -> Option<ToAsk> {
-        let (hold, _) = self.since.take()?;
+        let (hold, mark, _) = self.since.take()?;
         Some(ToAsk {
             groups: std::mem::take(&mut self.groups),
             fields: std::mem::take(&mut self.fields).into_iter().collect(),
             functions: std::mem::take(&mut self.functions),
-            hold: Some(hold),
+            mark,
+            hold,
         })
     }
 }

@@ -212,6 +212,8 @@ pub(crate) struct Model {
     pub texts: Vec<String>,
     /// The next settlement finds its connections cut.
     pub cut: bool,
+    /// How often they may be cut while the source is read: each costs a pause.
+    pub cuts: u32,
     /// States since the last that a failover cannot take away, which is the first.
     pub survives: Vec<Strings>,
     pub random: Random,
@@ -226,6 +228,18 @@ impl Model {
         if let Err(text) = self.execute(&sent, node) {
             self.refused.push(sent);
             self.texts.push(text);
+        }
+    }
+
+    /// What happens at the target while something is awaited elsewhere.
+    fn meanwhile(&mut self) {
+        if self.cuts > 0 && self.random.one_in(8) {
+            self.cuts -= 1;
+            self.cut = true;
+        }
+        if self.random.one_in(4) {
+            let node = self.random.below(self.flight.len() as u64) as usize;
+            self.run_one(node);
         }
     }
 
@@ -402,7 +416,9 @@ impl Wire for FakeWire {
 }
 
 /// The source's own answers: what it holds now, at the offset where it stands.
-pub(crate) struct FakeReader(pub Rc<RefCell<Source>>);
+///
+/// While it answers, the target goes on: it may run what is on its way, or lose its connections.
+pub(crate) struct FakeReader(pub Rc<RefCell<Source>>, pub Rc<RefCell<Model>>);
 
 impl ReadStates for FakeReader {
     fn asks(&self) -> bool {
@@ -419,6 +435,7 @@ impl ReadStates for FakeReader {
         keys: &[&[u8]],
         _: &dyn Fn(&[u8]) -> bool,
     ) -> Result<Vec<KeyState>> {
+        self.1.borrow_mut().meanwhile();
         let source = self.0.borrow();
         let offset = ReplOffset(source.stream.len() as u64);
         let state = |key: &&[u8]| {

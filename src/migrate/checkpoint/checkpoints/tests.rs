@@ -363,6 +363,7 @@ fn a_lost_master_takes_the_stream_back_to_what_survived() {
     assert!(shard.snapshot_loaded && !shard.reconcile);
     // What was not done comes again; what is to be asked is asked still.
     assert_eq!(bench.marks.oldest(None), None);
+    assert_eq!(bench.saved_at(302), 302);
     assert_eq!(bench.saved_at(900), 310);
     bench.marks.release(to_ask);
     assert_eq!(bench.saved_at(900), 900);

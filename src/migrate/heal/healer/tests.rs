@@ -112,6 +112,7 @@ impl Bench {
             refused: Vec::new(),
             texts: Vec::new(),
             cut: false,
+            cuts: 0,
             survives: Vec::new(),
             random: Random(1),
         }));
@@ -130,7 +131,7 @@ impl Bench {
             writer: TargetWriter::new(quiet.ctx.clone(), wire, format),
             quiet,
             reader: Reader {
-                source: FakeReader(source.clone()),
+                source: FakeReader(source.clone(), model.clone()),
                 model: model.clone(),
                 size: 10,
                 log: Vec::new(),
@@ -366,8 +367,12 @@ fn a_state_covers_the_stream_up_to_its_offset() {
 fn a_state_that_is_refused_too_often_is_an_error_that_names_the_key() {
     let mut bench = Bench::new();
     let why = || Error::new(ErrorKind::Refused, "WRONGTYPE");
-    let refused =
-        |healer: &mut Healer, db, key: &str| healer.refused(DbIndex(db), key.as_bytes(), why());
+    let begun = Instant::now();
+    let at = |healer: &mut Healer, db, key: &str, s: u64| {
+        let now = begun + Duration::from_secs(s);
+        healer.refused(DbIndex(db), key.as_bytes(), why(), now)
+    };
+    let refused = |healer: &mut Healer, db, key: &str| at(healer, db, key, 0);
     for _ in 0..8 {
         refused(&mut bench.healer, 0, "stubborn").unwrap();
     }
@@ -378,12 +383,13 @@ fn a_state_that_is_refused_too_often_is_an_error_that_names_the_key() {
     };
     assert!(e.chain().contains("\"stubborn\"") && e.chain().contains("WRONGTYPE"));
     assert_eq!(e.kind(), ErrorKind::Refused);
-    // What the stream has passed counts no more.
+    // However far the stream gets meanwhile; but a minute without a refusal makes good.
     let end = bench.run(0, "SET other 1");
     bench.queue(0, &["other"], 0);
     bench.drains();
     bench.healer.pass(end.plus(1));
-    refused(&mut bench.healer, 0, "stubborn").unwrap();
+    at(&mut bench.healer, 0, "stubborn", 59).unwrap_err();
+    at(&mut bench.healer, 0, "stubborn", 119).unwrap();
 }
 
 /// A source of two shards, of which this one has the lower slots; and a key of either.
