@@ -33,6 +33,21 @@ fn a_source_that_is_down_ends_with_3() {
     assert_eq!(target.run("DBSIZE").int(), Some(0));
 }
 
+/// However often it is looked at: the plan's patience is one.
+#[test]
+fn a_target_that_stays_away_ends_with_3() {
+    let Some([name]) = need(["any"]) else { return };
+    let (source, mut target) = (Server::start(&name), Server::start(&name));
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/limits", json!({ "outage_s": 3 }));
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, Duration::from_secs(60));
+    target.kill();
+    source.run("SET a 1");
+    let outcome = running.wait(Duration::from_secs(60)).exits(3);
+    outcome.says(&["the target was not usable for 3 s"]);
+}
+
 #[test]
 fn a_target_that_refuses_the_password_ends_with_3() {
     let Some([name]) = need(["any"]) else { return };

@@ -236,8 +236,21 @@ fn a_flush_that_one_node_has_missed_takes_nothing_that_came_after_it() {
     for n in 0..300 {
         source.run(&format!("SET old{n} 1"));
     }
+    source.run("SET timed 1 PX 50000");
     let mut running = follow(&plan);
-    // Until the first release of held expiries is over, which waits for every node.
+    // The release of held expiries waits for every node: until it is over, none may fall silent.
+    let ask = Command::new("PTTL timed");
+    // The others answer MOVED.
+    let ttl = |node: &Server| {
+        node.client()
+            .run(&ask)
+            .ok()
+            .and_then(|ms| ms.int())
+            .unwrap_or(-2)
+    };
+    wait_until("expiries are released", SOON, || {
+        (target.nodes().iter().map(ttl)).any(|ms| (1..=50_000).contains(&ms))
+    });
     plan.wait_caught_up(&mut running, SOON);
     lines[1].silence(true);
     source.run("FLUSHALL");
@@ -246,6 +259,9 @@ fn a_flush_that_one_node_has_missed_takes_nothing_that_came_after_it() {
     }
     let has = |node: &Server, what: &str| node.run(&format!("KEYS {what}*")).items().len();
     wait_until("the others have gone on", SOON, || {
+        if let Some(code) = running.ended() {
+            panic!("it ended ({code}): {}", running.stderr_now());
+        }
         [0, 2].iter().all(|n| has(&target.nodes()[*n], "new") > 50)
     });
     lines[1].cut();

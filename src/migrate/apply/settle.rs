@@ -45,13 +45,14 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
 
     /// Heals what waits, if it has waited long enough.
     pub(super) fn heal_due(&mut self) -> Result<()> {
-        match self.healer.is_due(Instant::now()) {
+        // Asked for every command: without anything that waits, not even the clock is.
+        match !self.healer.is_idle() && self.healer.is_due(Instant::now()) {
             true => self.heal_all(),
             false => Ok(()),
         }
     }
 
-    /// Heals until nothing waits any more.
+    /// Heals what waits. A value that trouble has cut off may wait still: [`Applier::settle_all`] does not leave it so.
     pub(super) fn heal_all(&mut self) -> Result<()> {
         loop {
             if self.healer.is_idle() {

@@ -221,9 +221,6 @@ impl Healer {
         }
         if self.queue.is_empty() && ended.is_none() {
             self.let_go(marks);
-        } else {
-            // Values that trouble has cut off wait again.
-            ended.get_or_insert(Drained::Troubled);
         }
         Ok(ended.unwrap_or(Drained::Empty))
     }
