@@ -6,6 +6,7 @@ use crate::migrate::control::orders::Control;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::slots::ownership::Ownership;
 use crate::migrate::tally::{Tally, cannot_hold, loss_text};
+use crate::migrate::write::losses;
 use crate::plan::{Job, OnLoss};
 use crate::source::spool::Spool;
 use crate::store::{MASTERS, Own, Store};
@@ -16,7 +17,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -111,9 +112,12 @@ impl Shared {
     /// Says that a shard's saved marks have taken in so many losses of the target, and notes its masters once those of
     /// all shards have: a run that is killed before must find the loss again, or it would go on behind what was lost.
     pub fn loss_taken_in(&self, shard: ShardId, losses: u64) -> Result<()> {
-        let seen = self.losses_seen.lock();
-        (seen.unwrap_or_else(PoisonError::into_inner)).insert(shard, losses);
+        self.losses_seen().insert(shard, losses);
         self.note_masters()
+    }
+
+    fn losses_seen(&self) -> MutexGuard<'_, BTreeMap<ShardId, u64>> {
+        (self.losses_seen.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes the target's masters as known, if all of its losses are taken in.
@@ -122,11 +126,7 @@ impl Shared {
             return Ok(());
         };
         let view = health.view();
-        let all = {
-            let seen = self.losses_seen.lock();
-            let seen = seen.unwrap_or_else(PoisonError::into_inner);
-            seen.values().all(|seen| *seen == view.losses)
-        };
+        let all = (self.losses_seen().values()).all(|seen| *seen == view.losses);
         match all {
             true => self.store(|s| s.put_json(MASTERS, &view.masters_document())),
             false => Ok(()),
@@ -135,8 +135,7 @@ impl Shared {
 
     /// A shard has nothing more to bring: nobody waits for it.
     pub fn shard_gone(&self, shard: ShardId) {
-        let seen = self.losses_seen.lock();
-        seen.unwrap_or_else(PoisonError::into_inner).remove(&shard);
+        self.losses_seen().remove(&shard);
     }
 
     /// Waits until so many bytes are free for a load's keys; `None` when a stop is asked for.
@@ -249,6 +248,11 @@ impl ShardContext {
     /// A key of the target's database `db` that cannot be held: an error, or a line in the list of losses.
     pub fn lose(&self, db: DbIndex, name: &[u8], code: &'static str, why: &str) -> Result<()> {
         self.lose_source_key(db, &self.source_name(name), code, why)
+    }
+
+    /// A key of the source's database `from` that cannot be held, as the target lacks the database `to`.
+    pub fn lose_for_want_of(&self, from: DbIndex, to: DbIndex, name: &[u8]) -> Result<()> {
+        self.lose(to, name, losses::DATABASE, &losses::no_database(from))
     }
 
     /// The same of a key by the name that it has at the source.

@@ -60,8 +60,7 @@ impl Tally {
 
 /// The stop at a key that the target cannot hold (`on_loss: "fail"`).
 pub(crate) fn cannot_hold(key: &[u8], why: &str) -> Error {
-    let text = format!("the target cannot hold the key {}: {why}", shown(key));
-    Error::new(ErrorKind::Unsupported, text).hint(
+    Error::new(ErrorKind::Unsupported, loss_text(key, why)).hint(
         "leave such keys out with filter.exclude, choose a target that can hold them, or set on_loss to \"list\" to go on without them",
     )
 }

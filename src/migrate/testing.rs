@@ -121,6 +121,14 @@ impl Quiet {
     }
 }
 
+/// A command of words without spaces, as it comes in the stream.
+pub(crate) fn encoded(line: &str) -> Vec<u8> {
+    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
+    let mut raw = Vec::new();
+    crate::resp::command(&mut raw, &words);
+    raw
+}
+
 /// A guard of a source that can be asked.
 pub(crate) fn guard(ctx: &Rc<ShardContext>, dir: &Path) -> ExpiryGuard {
     let timed = MaybeTimed::open(dir, false, 8 << 20);

@@ -34,9 +34,8 @@ fn a_guard_that_fails_is_the_fate_of_what_it_guards() {
     assert_eq!(units[0].fate, Fate::Refused(NOTHING_THERE.into()));
 }
 
-/// The budget is full, the target is gone, and the source changes its database: each command keeps its own.
-#[test]
-fn commands_keep_their_database_in_trouble() {
+/// A pipe of so many bytes to a server that is not there.
+fn nowhere(budget: usize, fixed_db: bool) -> Pipe {
     let plan = r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://127.0.0.1:1"}}"#;
     let job = crate::plan::validate(&crate::plan::Plan::parse(plan).unwrap()).unwrap();
     let events = crate::task::event_loop::EventLoop::start().unwrap();
@@ -49,12 +48,18 @@ fn commands_keep_their_database_in_trouble() {
         }],
     };
     let options = PipeOptions {
-        budget: 1,
-        fixed_db: false,
+        budget,
+        fixed_db,
         dry_run: false,
     };
     let topology = Topology::of(&layout, false).unwrap();
-    let mut pipe = Pipe::new(job.target, topology, events, options);
+    Pipe::new(job.target, topology, events, options)
+}
+
+/// The budget is full, the target is gone, and the source changes its database: each command keeps its own.
+#[test]
+fn commands_keep_their_database_in_trouble() {
+    let mut pipe = nowhere(1, false);
     let mark = Mark::Stream {
         at: crate::types::ReplOffset(1),
         db: DbIndex::ZERO,
@@ -209,24 +214,7 @@ fn strings_of_one_slot_are_set_together() {
 /// A heal carries the mark of the command that it stands for: the lowest mark is not always the first.
 #[test]
 fn the_lowest_mark_counts_wherever_it_stands() {
-    let plan = r#"{"name": "a", "source": {"url": "redis://s:1"}, "target": {"url": "redis://127.0.0.1:1"}}"#;
-    let job = crate::plan::validate(&crate::plan::Plan::parse(plan).unwrap()).unwrap();
-    let events = crate::task::event_loop::EventLoop::start().unwrap();
-    let layout = crate::net::server::Layout {
-        cluster: false,
-        masters: vec![crate::net::server::Master {
-            address: "127.0.0.1:1".into(),
-            slots: crate::types::SlotSet::all(),
-            replicas: Vec::new(),
-        }],
-    };
-    let options = PipeOptions {
-        budget: 1 << 20,
-        fixed_db: true,
-        dry_run: false,
-    };
-    let topology = Topology::of(&layout, false).unwrap();
-    let mut pipe = Pipe::new(job.target, topology, events, options);
+    let mut pipe = nowhere(1 << 20, true);
     let mark = |at| Mark::Stream {
         at: crate::types::ReplOffset(at),
         db: DbIndex::ZERO,

@@ -341,7 +341,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
     /// Queues what is read instead of sent, and accounts for the rest.
     fn read(&mut self, reads: Reads, mark: Mark) -> Result<()> {
         for (from, to, name) in reads.lost {
-            (self.ctx).lose(to, &name, losses::DATABASE, &losses::no_database(from))?;
+            self.ctx.lose_for_want_of(from, to, &name)?;
         }
         for name in reads.suspects {
             self.door.suspect(&name);

@@ -84,6 +84,23 @@ impl Run {
         run
     }
 
+    /// One node, and a plan that leaves nothing out.
+    fn plain() -> Run {
+        let plain = Rules {
+            only_keep: false,
+            skips_own: false,
+            leaves_out_1: false,
+        };
+        let is = |run: &Run| run.nodes == 1 && run.rules == plain;
+        (1..).map(Run::new).find(is).unwrap()
+    }
+
+    /// What the next run finds.
+    fn stored(&mut self) -> ShardState {
+        let ctx = self.shard().ctx.clone();
+        ctx.shared.store(|s| s.shards()).unwrap().remove(0)
+    }
+
     /// Begins, or goes on from what was saved.
     fn start(&mut self, shard: ShardState) {
         self.shard = None;
@@ -237,9 +254,7 @@ impl Run {
             model.texts.clear();
             model.cut = false;
         }
-        let ctx = self.shard().ctx.clone();
-        let saved = ctx.shared.store(|s| s.shards()).unwrap().remove(0);
-        drop(ctx);
+        let saved = self.stored();
         self.start(saved);
     }
 
@@ -377,9 +392,7 @@ fn whatever_happens_the_target_becomes_the_source() {
 /// What a transaction makes itself is not there before it: a rate limiter's counter must not cost a reading each time.
 #[test]
 fn a_transaction_that_makes_a_timed_key_asks_for_nothing() {
-    let plain =
-        |run: &Run| run.nodes == 1 && run.rules.plan() == serde_json::json!({"on_loss": "list"});
-    let mut run = (1..).map(Run::new).find(plain).unwrap();
+    let mut run = Run::plain();
     let mut stream = Vec::new();
     for line in [
         "MULTI",
@@ -387,8 +400,7 @@ fn a_transaction_that_makes_a_timed_key_asks_for_nothing() {
         "INCR keep:n",
         "EXEC",
     ] {
-        let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-        crate::resp::command(&mut stream, &words);
+        stream.extend(testing::encoded(line));
     }
     run.shard().expiry.drained();
     let taken = run.shard().take(&stream, &mut Vec::new(), 1 << 20);
@@ -426,11 +438,8 @@ fn a_lost_master_takes_the_load_back() {
             ..View::default()
         });
         run.shard().go_back(1);
-        let timed = run.shard().expiry.save().unwrap();
-        let standing = run.shard().standing(false);
-        run.shard().marks.save(standing, timed).unwrap();
-        let ctx = run.shard().ctx.clone();
-        let saved = ctx.shared.store(|s| s.shards()).unwrap().remove(0);
+        run.save();
+        let saved = run.stored();
         assert_eq!((saved.snapshot_at, saved.snapshot_loaded), (0, false));
         assert_eq!(run.shard().loading.at(), 0);
     }
@@ -439,34 +448,30 @@ fn a_lost_master_takes_the_load_back() {
 /// Trouble that comes up while others are healed may heal the key of the command at hand: then that is there already.
 #[test]
 fn a_command_is_decided_after_what_is_due_is_healed() {
-    let plain =
-        |run: &Run| run.nodes == 1 && run.rules.plan() == serde_json::json!({"on_loss": "list"});
     // The first is lost with its connection.
     let lost = |k: &u64| Random(*k).below(2) == 0;
     let lost = (1u64..)
         .map(|k| k.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
         .find(lost)
         .unwrap();
-    for mut run in (1..).map(Run::new).filter(plain).take(1) {
-        run.shard().expiry.drained();
-        run.model.borrow_mut().cuts = 0;
-        let command =
-            |line: &str| vec![line.split(' ').map(str::to_owned).collect::<Vec<String>>()];
-        for line in ["INCR keep:n", "INCR keep:n"] {
-            run.source.borrow_mut().run(0, &command(line));
-        }
-        run.take(1);
-        // On its way, and its connection is lost; meanwhile another key is due to be healed.
-        let mark = run.shard().position.mark();
-        run.shard().queue([(DbIndex(0), b"a".to_vec())], mark);
-        std::thread::sleep(Duration::from_millis(25));
-        run.model.borrow_mut().random = Random(lost);
-        run.model.borrow_mut().cut = true;
-        let stream = run.source.borrow().stream.clone();
-        let at = run.shard().position.at().0 as usize;
-        run.shard()
-            .take(&stream[at..], &mut Vec::new(), 1 << 20)
-            .unwrap();
-        run.end();
+    let mut run = Run::plain();
+    run.shard().expiry.drained();
+    run.model.borrow_mut().cuts = 0;
+    let command = |line: &str| vec![line.split(' ').map(str::to_owned).collect::<Vec<String>>()];
+    for line in ["INCR keep:n", "INCR keep:n"] {
+        run.source.borrow_mut().run(0, &command(line));
     }
+    run.take(1);
+    // On its way, and its connection is lost; meanwhile another key is due to be healed.
+    let mark = run.shard().position.mark();
+    run.shard().queue([(DbIndex(0), b"a".to_vec())], mark);
+    std::thread::sleep(Duration::from_millis(25));
+    run.model.borrow_mut().random = Random(lost);
+    run.model.borrow_mut().cut = true;
+    let stream = run.source.borrow().stream.clone();
+    let at = run.shard().position.at().0 as usize;
+    run.shard()
+        .take(&stream[at..], &mut Vec::new(), 1 << 20)
+        .unwrap();
+    run.end();
 }

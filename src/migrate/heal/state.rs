@@ -6,7 +6,6 @@ use crate::migrate::context::ShardContext;
 use crate::migrate::expiry::guard::ExpiryGuard;
 use crate::migrate::write::door::{Admission, Barred, Door, Pass};
 use crate::migrate::write::large_value::{self, Carried, Delivery};
-use crate::migrate::write::losses;
 use crate::migrate::write::target_writer::TargetWriter;
 use crate::migrate::write::value::Encoded;
 use crate::migrate::write::wire::Wire;
@@ -62,7 +61,7 @@ impl<W: Wire> StateWriter<'_, W> {
             (Admission::Yes(pass), _) => pass,
             (Admission::Replace(own), Some(_)) => self.door.claim(own, key)?,
             (Admission::No(Barred::NoDatabase(to)), Some(_)) => {
-                (self.ctx).lose(to, key, losses::DATABASE, &losses::no_database(db))?;
+                self.ctx.lose_for_want_of(db, to, key)?;
                 return Ok(Written::Nothing);
             }
             // A write of the stream is why it is read, so the source had such a key, and has deleted it since.

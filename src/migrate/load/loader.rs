@@ -127,7 +127,7 @@ impl<W: Wire> Loader<'_, W> {
             Admission::Yes(pass) => pass,
             Admission::Replace(own) => self.door.claim(own, &name)?,
             Admission::No(Barred::NoDatabase(to)) => {
-                ctx.lose(to, &name, losses::DATABASE, &losses::no_database(h.db))?;
+                ctx.lose_for_want_of(h.db, to, &name)?;
                 return Ok(None);
             }
             Admission::No(why) => {

@@ -61,7 +61,7 @@ impl Sweeper<'_> {
         }
         for key in wanted {
             if let Some(name) = shared.job.renames.to_target(key) {
-                (self.ctx).lose(to, &name, losses::DATABASE, &losses::no_database(db))?;
+                self.ctx.lose_for_want_of(db, to, &name)?;
             }
         }
         Ok(Vec::new())

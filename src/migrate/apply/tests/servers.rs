@@ -171,7 +171,7 @@ impl Sent {
 }
 
 /// What the plan admits, told without the door.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rules {
     pub only_keep: bool,
     pub skips_own: bool,

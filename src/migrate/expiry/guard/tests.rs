@@ -8,7 +8,7 @@ mod released;
 
 use super::*;
 use crate::migrate::expiry::held::HeldKey;
-use crate::migrate::testing;
+use crate::migrate::testing::{self, encoded};
 use crate::rdb::opcode;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -110,13 +110,6 @@ fn open(ctx: &Rc<ShardContext>, dir: &TempDir, asks: bool, loaded: bool) -> Expi
     let timed = MaybeTimed::open(dir.path(), loaded, 1 << 20);
     let held = Held::open(dir.path());
     ExpiryGuard::new(ctx.clone(), held, timed, asks, loaded)
-}
-
-fn encoded(line: &str) -> Vec<u8> {
-    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-    let mut raw = Vec::new();
-    resp::command(&mut raw, &words);
-    raw
 }
 
 fn parsed<T>(line: &str, look: impl FnOnce(&Command<'_>, &Spec, &[KeyArg]) -> T) -> T {

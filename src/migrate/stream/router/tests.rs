@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::migrate::slots::ownership::Ownership;
-use crate::migrate::testing::Quiet;
+use crate::migrate::testing::{Quiet, encoded};
 use crate::net::server::Master;
 use crate::plan::Databases;
 use crate::store::{Existing, Own};
@@ -21,13 +21,6 @@ struct Bench {
     forms: Forms,
     one_slot: bool,
     asks: bool,
-}
-
-fn encoded(line: &str) -> Vec<u8> {
-    let words: Vec<&[u8]> = line.split(' ').map(str::as_bytes).collect();
-    let mut raw = Vec::new();
-    resp::command(&mut raw, &words);
-    raw
 }
 
 impl Bench {
