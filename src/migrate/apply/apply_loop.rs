@@ -281,7 +281,7 @@ impl ApplyLoop {
     /// The stream ends: what is left to do is done, and everything is saved.
     fn end_stream(&mut self) -> Result<Ended> {
         let ctx = self.ctx.clone();
-        if ctx.shared.control.order() == Order::Fence {
+        if let Order::Fence(_) = ctx.shared.control.order() {
             // Nothing more of the source: what is there is what was proven.
             self.save(true)?;
             self.finish_stats()?;

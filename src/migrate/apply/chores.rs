@@ -426,7 +426,7 @@ impl ApplyLoop {
                 Ok(false)
             }
             Order::Drain(number) => {
-                if self.drain.is_none_or(|d| !d.is_number(number)) {
+                if !self.drain.as_ref().is_some_and(|d| d.is_number(number)) {
                     let Some(goal) = self.source_stands_at() else {
                         return Ok(false);
                     };
@@ -434,7 +434,7 @@ impl ApplyLoop {
                 }
                 let at = self.applier.position.at();
                 // Where it is not finished, the next round tries again.
-                if self.drain.is_some_and(|d| d.is_reached(at))
+                if self.drain.as_ref().is_some_and(|d| d.is_reached(at))
                     && self.finish_drain()?
                     && let Some(drain) = &mut self.drain
                 {
@@ -442,29 +442,30 @@ impl ApplyLoop {
                 }
                 Ok(false)
             }
-            Order::Fence => {
-                self.hold_still(buf, to);
+            Order::Fence(number) => {
+                self.hold_still(number, buf, to);
                 Ok(true)
             }
         }
     }
 
-    /// Behind the fence: what has come, up to where the source stood when it was put up, is looked at.
-    fn hold_still(&mut self, buf: &[u8], to: ReplOffset) {
+    /// Behind the fence: what has come, up to where the source stood when this was asked for, is looked at.
+    fn hold_still(&mut self, number: u64, buf: &[u8], to: ReplOffset) {
         let ctx = self.ctx.clone();
         if self.applier.marks.has_lost() {
             ctx.shared.control.lost();
         }
-        let Some(mut drain) = self.drain else {
+        let Some(mut drain) = self.drain.take() else {
             // Nothing was drained, so nothing is in order.
             return ctx.shared.control.lost();
         };
-        let Some(goal) = drain.fence().or_else(|| self.source_stands_at()) else {
-            return;
-        };
-        let (most, expiry) = (self.longest(), &self.applier.expiry);
-        if let Some(late) = drain.look(goal, buf, to, most, |key| expiry.may(key)) {
-            ctx.shared.control.fenced(ctx.id.0, late);
+        if let Some(goal) = drain.fence(number).or_else(|| self.source_stands_at()) {
+            drain.put_fence(number, goal, self.applier.position.db());
+            let (most, expiry) = (self.longest(), &self.applier.expiry);
+            if drain.look(buf, to, most, |key| expiry.may(key)) {
+                let (late, keys) = drain.late();
+                ctx.shared.control.fenced(ctx.id.0, number, late, keys);
+            }
         }
         self.drain = Some(drain);
     }

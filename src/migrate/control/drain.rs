@@ -1,13 +1,14 @@
 //! A drain that a cutover asks for: to where the source stands then; and the fence behind it, where what comes is only
 //! counted.
 
-use crate::command::{self, Command, Kind};
+use crate::command::{self, Access, Command, Kind};
 use crate::error::{Error, ErrorKind};
 use crate::migrate::context::ShardContext;
+use crate::migrate::control::orders::LATE_KEYS;
 use crate::net::{self, server};
 use crate::resp;
 use crate::source::place::Place;
-use crate::types::ReplOffset;
+use crate::types::{DbIndex, ReplOffset};
 use std::time::Duration;
 
 /// How soon an order is noticed while a cutover is connected.
@@ -15,18 +16,29 @@ pub(crate) const ATTENDED_POLL: Duration = Duration::from_millis(2);
 /// How long the source may take to tell where it stands: whoever asks waits for it, with the writers.
 const STANDS_LIMIT: Duration = Duration::from_secs(5);
 
-/// A drain that was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A drain that was asked for, and what came behind the fence after it.
+#[derive(Debug)]
 pub(crate) struct Drain {
     number: u64,
     /// Where the source stood then.
     goal: ReplOffset,
     done: bool,
-    /// Where the source stood when the fence was put up.
-    fence: Option<ReplOffset>,
-    /// How many bytes that have come behind the fence were looked at, and how many commands in them write.
+    /// The last fence that was asked for: its number, and where the source stood then.
+    fence: Option<(u64, ReplOffset)>,
+    /// How many bytes that have come behind the fence were looked at.
     looked: usize,
+    behind: Behind,
+}
+
+/// What was written behind the fence.
+#[derive(Debug)]
+struct Behind {
+    /// The source's database at the end of what was looked at.
+    db: DbIndex,
+    /// Commands that write.
     late: u64,
+    /// The first keys of theirs.
+    keys: Vec<(DbIndex, Vec<u8>)>,
 }
 
 impl Drain {
@@ -38,7 +50,11 @@ impl Drain {
             done: false,
             fence: None,
             looked: 0,
-            late: 0,
+            behind: Behind {
+                db: DbIndex::ZERO,
+                late: 0,
+                keys: Vec::new(),
+            },
         }
     }
 
@@ -55,28 +71,96 @@ impl Drain {
         self.done = true;
     }
 
-    /// Where the source stood when the fence was put up, once that is known.
-    pub fn fence(&self) -> Option<ReplOffset> {
-        self.fence
+    /// Where the source stood when the fence of this number was put up, once that is known.
+    pub fn fence(&self, number: u64) -> Option<ReplOffset> {
+        let (_, at) = self.fence.filter(|(n, _)| *n == number)?;
+        Some(at)
     }
 
-    /// Looks at what has come behind the fence: `buf` is not routed and reaches up to `to`. Returns how many commands of
-    /// it write, once everything up to the fence, or `most` bytes, has been looked at.
+    /// Notes where the source stands for the fence of this number; `db` is the stream's database where routing has ended.
+    pub fn put_fence(&mut self, number: u64, at: ReplOffset, db: DbIndex) {
+        if self.fence.is_none() {
+            self.behind.db = db;
+        }
+        self.fence = Some((number, at));
+    }
+
+    /// Looks at what has come behind the fence: `buf` is not routed and reaches up to `to`. Returns whether everything
+    /// up to the fence, or `most` bytes, has been looked at.
     pub fn look(
         &mut self,
-        fence: ReplOffset,
         buf: &[u8],
         to: ReplOffset,
         most: usize,
         may_expire: impl Fn(&[u8]) -> bool,
-    ) -> Option<u64> {
-        self.fence = Some(fence);
+    ) -> bool {
+        let Some((_, fence)) = self.fence else {
+            return false;
+        };
         // Nothing is taken out of the buffer meanwhile.
-        let (writes, len) = writes_in(buf.get(self.looked..).unwrap_or_default(), may_expire);
-        self.looked += len;
-        self.late += writes;
-        // So much more was not to come, whatever it is.
-        (to >= fence || buf.len() >= most).then(|| self.late.max(u64::from(to < fence)))
+        let unseen = buf.get(self.looked..).unwrap_or_default();
+        self.looked += self.behind.look(unseen, may_expire);
+        if to < fence && buf.len() < most {
+            return false;
+        }
+        if to < fence {
+            // So much more was not to come, whatever it is.
+            self.behind.late = self.behind.late.max(1);
+        }
+        true
+    }
+
+    /// How many commands that write have come behind the fence, and the first keys that they name.
+    pub fn late(&self) -> (u64, &[(DbIndex, Vec<u8>)]) {
+        (self.behind.late, &self.behind.keys)
+    }
+}
+
+impl Behind {
+    /// Looks at a piece of the stream; returns how long its whole commands are.
+    fn look(&mut self, mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> usize {
+        let (mut args, all) = (Vec::new(), stream.len());
+        while let Ok(Some(len)) = resp::parse_command(stream, &mut args) {
+            let raw = stream.get(..len).unwrap_or_default();
+            let cmd = Command { raw, args: &args };
+            if !self.is_harmless(&cmd, &may_expire) {
+                self.late += 1;
+                self.name_keys(&cmd);
+            }
+            stream = stream.get(len..).unwrap_or_default();
+        }
+        all - stream.len()
+    }
+
+    fn is_harmless(&mut self, cmd: &Command<'_>, may_expire: impl Fn(&[u8]) -> bool) -> bool {
+        let known = command::lookup(cmd.name()).is_some_and(|spec| match spec.kind {
+            Kind::Select => {
+                let db = cmd.number(1).and_then(|n| u32::try_from(n).ok());
+                self.db = db.map_or(self.db, DbIndex);
+                true
+            }
+            Kind::Ping
+            | Kind::Replconf
+            | Kind::Read
+            | Kind::Ignore
+            | Kind::Multi
+            | Kind::Exec
+            | Kind::Discard
+            | Kind::Publish
+            | Kind::TrimSlots => true,
+            _ => false,
+        });
+        known || cmd.is_empty() || command::removes_expired(cmd, may_expire)
+    }
+
+    fn name_keys(&mut self, cmd: &Command<'_>) {
+        for (key, access) in command::keys_in(cmd.raw) {
+            let named = (self.db, key);
+            if access != Access::Read && self.keys.len() < LATE_KEYS && !self.keys.contains(&named)
+            {
+                self.keys.push(named);
+            }
+        }
     }
 }
 
@@ -95,36 +179,6 @@ pub(crate) fn source_stands_at(ctx: &ShardContext, place: &Place) -> Option<Repl
         .ok()
 }
 
-/// How many commands that write lie in a piece of the stream, and how long its whole commands are.
-fn writes_in(mut stream: &[u8], may_expire: impl Fn(&[u8]) -> bool) -> (u64, usize) {
-    let (mut writes, mut args, all) = (0, Vec::new(), stream.len());
-    while let Ok(Some(len)) = resp::parse_command(stream, &mut args) {
-        let cmd = Command {
-            raw: stream,
-            args: &args,
-        };
-        let harmless = (command::lookup(cmd.name())).is_some_and(|spec| {
-            matches!(
-                spec.kind,
-                Kind::Ping
-                    | Kind::Replconf
-                    | Kind::Select
-                    | Kind::Read
-                    | Kind::Ignore
-                    | Kind::Multi
-                    | Kind::Exec
-                    | Kind::Discard
-                    | Kind::Publish
-                    | Kind::TrimSlots
-            )
-        });
-        let harmless = harmless || cmd.is_empty() || command::removes_expired(&cmd, &may_expire);
-        writes += u64::from(!harmless);
-        stream = stream.get(len..).unwrap_or_default();
-    }
-    (writes, all - stream.len())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,21 +195,35 @@ mod tests {
         let whole = buf.len();
         // Half a command is not looked at yet.
         buf.extend_from_slice(b"*2\r\n$3\r\nDEL\r\n");
-        let fence = ReplOffset(200);
-        assert_eq!(
-            drain.look(fence, &buf, ReplOffset(190), 1 << 20, |_| true),
-            None
+        let (fence, at) = (ReplOffset(200), ReplOffset(190));
+        assert!(
+            !drain.look(&buf, at, 1 << 20, |_| true),
+            "no fence was asked for"
         );
+        drain.put_fence(1, fence, DbIndex(3));
+        assert_eq!((drain.fence(1), drain.fence(2)), (Some(fence), None));
+        assert!(!drain.look(&buf, at, 1 << 20, |_| true));
         assert_eq!(drain.looked, whole);
         buf.extend_from_slice(b"$1\r\nk\r\n");
         // A key that has expired is no write.
-        assert_eq!(drain.look(fence, &buf, fence, 1 << 20, |_| true), Some(1));
-        assert_eq!(drain.look(fence, &buf, fence, 1 << 20, |_| true), Some(1));
+        for _ in 0..2 {
+            assert!(drain.look(&buf, fence, 1 << 20, |_| true));
+            assert_eq!(drain.late(), (1, &[(DbIndex(3), b"k".to_vec())][..]));
+        }
+        // A second fence is a new barrier, and what comes before it counts with the rest.
+        drain.put_fence(2, ReplOffset(300), DbIndex(0));
+        assert!(!drain.look(&buf, fence, 1 << 20, |_| true));
+        resp::command(&mut buf, &[b"SELECT", b"7"]);
+        resp::command(&mut buf, &[b"MSET", b"a", b"1", b"b", b"2"]);
+        assert!(drain.look(&buf, ReplOffset(300), 1 << 20, |_| true));
+        let (late, keys) = drain.late();
+        let named = |db, key: &[u8]| (DbIndex(db), key.to_vec());
+        assert_eq!(late, 2);
+        assert_eq!(keys, [named(3, b"k"), named(7, b"a"), named(7, b"b")]);
         // More than is held was not to come.
         let mut drain = Drain::begin(2, ReplOffset(100));
-        assert_eq!(
-            drain.look(fence, &buf, ReplOffset(190), 10, |_| false),
-            Some(2)
-        );
+        drain.put_fence(1, fence, DbIndex(0));
+        assert!(drain.look(&buf[..40], at, 10, |_| false));
+        assert!(drain.late().0 > 0);
     }
 }

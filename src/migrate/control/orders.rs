@@ -22,6 +22,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 /// Names of written keys that are kept; beyond, only that there were more.
 const NAMES_BYTES: usize = 64 << 20;
+/// Names of keys written behind the fence that are told.
+pub const LATE_KEYS: usize = 1_000;
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +37,7 @@ pub enum Ask {
     Take,
     /// Apply all that the source has written until now, expiries that were held back included.
     Drain,
-    /// Apply nothing more of the source.
+    /// Apply nothing more of the source. Asked again: look at all that it has written until now.
     Fence,
     /// As before.
     Follow,
@@ -55,13 +57,30 @@ pub struct Answer {
     pub keys: Vec<(u32, String)>,
     /// More keys were written than could be noted.
     pub more: bool,
+    /// Keys written behind the fence, in base64 with the source's database: the first [`LATE_KEYS`] of them.
+    #[serde(default)]
+    pub late_keys: Vec<(u32, String)>,
 }
 
 impl Answer {
     pub fn names(&self) -> Vec<(DbIndex, Vec<u8>)> {
-        let name = |(db, key): &(u32, String)| Some((DbIndex(*db), BASE64.decode(key).ok()?));
-        self.keys.iter().filter_map(name).collect()
+        names(&self.keys)
     }
+
+    /// Keys of the source that were written behind the fence.
+    pub fn late_names(&self) -> Vec<(DbIndex, Vec<u8>)> {
+        names(&self.late_keys)
+    }
+
+    /// Commands that write which came behind the fence.
+    pub fn late(&self) -> u64 {
+        self.shards.iter().map(|s| s.late).sum()
+    }
+}
+
+fn names(keys: &[(u32, String)]) -> Vec<(DbIndex, Vec<u8>)> {
+    let name = |(db, key): &(u32, String)| Some((DbIndex(*db), BASE64.decode(key).ok()?));
+    keys.iter().filter_map(name).collect()
 }
 
 /// One source shard.
@@ -90,7 +109,8 @@ pub enum Order {
     Follow,
     /// With a number of its own, as it may be asked for again.
     Drain(u64),
-    Fence,
+    /// Likewise: each number wants all looked at that the source has written until then.
+    Fence(u64),
 }
 
 #[derive(Default)]
@@ -101,17 +121,20 @@ struct Changed {
 }
 
 /// What a shard has done of what was asked.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Obeyed {
     drained: bool,
-    fenced: bool,
+    /// The last fence up to which all was looked at; 0 is none.
+    fenced: u64,
     late: u64,
+    late_keys: Vec<(DbIndex, Vec<u8>)>,
 }
 
 #[derive(Default)]
 struct Orders {
     order: Order,
     drains: u64,
+    fences: u64,
     shards: BTreeMap<u16, Obeyed>,
     lost: bool,
 }
@@ -166,11 +189,15 @@ impl Control {
         self.orders().shards.entry(shard).or_default().drained = true;
     }
 
-    /// Behind the fence; so much has come too late.
-    pub fn fenced(&self, shard: u16, late: u64) {
+    /// All that the source had written when the fence of this number was asked for has been looked at: so many commands
+    /// came too late, which wrote these keys (by the source's databases).
+    pub fn fenced(&self, shard: u16, number: u64, late: u64, keys: &[(DbIndex, Vec<u8>)]) {
         let mut orders = self.orders();
         let obeyed = orders.shards.entry(shard).or_default();
-        (obeyed.fenced, obeyed.late) = (true, late);
+        (obeyed.fenced, obeyed.late) = (number, late);
+        let known = obeyed.late_keys.len();
+        let new = keys.iter().take(LATE_KEYS).skip(known).cloned();
+        obeyed.late_keys.extend(new);
     }
 
     pub fn lost(&self) {
@@ -191,7 +218,10 @@ impl Control {
                 orders.shards.clear();
                 orders.lost = false;
             }
-            Ask::Fence => orders.order = Order::Fence,
+            Ask::Fence => {
+                orders.fences += 1;
+                orders.order = Order::Fence(orders.fences);
+            }
             Ask::Follow => orders.order = Order::Follow,
             Ask::Stop => {
                 stop.request();
@@ -201,6 +231,10 @@ impl Control {
 
     fn answer(&self, ask: Ask, progress: &Progress, scan: bool) -> Answer {
         let orders = self.orders();
+        let wanted = match orders.order {
+            Order::Fence(number) => Some(number),
+            Order::Follow | Order::Drain(_) => None,
+        };
         let shards = progress
             .shards
             .lock()
@@ -210,7 +244,7 @@ impl Control {
             // A master that has given all its slots away has nothing more to bring.
             .filter(|(_, view)| view.phase != ENDED)
             .map(|(shard, view)| {
-                let obeyed = orders.shards.get(&view.shard).copied().unwrap_or_default();
+                let obeyed = orders.shards.get(&view.shard).cloned().unwrap_or_default();
                 ShardNow {
                     address: view.address,
                     phase: view.phase.into(),
@@ -220,7 +254,7 @@ impl Control {
                     note: view.note,
                     writes: shard.writes.load(Relaxed),
                     drained: obeyed.drained,
-                    fenced: obeyed.fenced,
+                    fenced: wanted == Some(obeyed.fenced),
                     late: obeyed.late,
                 }
             })
@@ -229,14 +263,17 @@ impl Control {
             Ask::Take => std::mem::take(&mut *self.changed()),
             _ => Changed::default(),
         };
+        let encoded = |(db, key): &(DbIndex, Vec<u8>)| (db.0, BASE64.encode(key));
         Answer {
             shards,
             scan,
             lost: orders.lost,
-            keys: (taken.keys.iter())
-                .map(|(db, key)| (db.0, BASE64.encode(key)))
-                .collect(),
+            keys: taken.keys.iter().map(encoded).collect(),
             more: taken.more,
+            late_keys: (orders.shards.values())
+                .flat_map(|obeyed| obeyed.late_keys.iter().map(encoded))
+                .take(LATE_KEYS)
+                .collect(),
         }
     }
 }
@@ -298,7 +335,7 @@ pub async fn serve(
 async fn release(dir: &Path, control: &Control, stop: &Shutdown) {
     control.recording.store(false, Relaxed);
     *control.changed() = Changed::default();
-    while control.order() == Order::Fence && !control.attended() {
+    while matches!(control.order(), Order::Fence(_)) && !control.attended() {
         match stage(dir) {
             Stage::Source => break,
             Stage::Switching => tokio::time::sleep(Duration::from_millis(50)).await,
@@ -336,7 +373,10 @@ async fn attend(
             return Ok(());
         };
         // A fence outlives the wish to go on, once the clients are being moved.
-        if !(ask == Ask::Follow && control.order() == Order::Fence && stage(dir) != Stage::Source) {
+        if !(ask == Ask::Follow
+            && matches!(control.order(), Order::Fence(_))
+            && stage(dir) != Stage::Source)
+        {
             control.give(ask, stop);
         }
         let answer = control.answer(ask, progress, scan);

@@ -145,7 +145,7 @@ impl Sweeper<'_> {
             Err(e) => return Err(e),
             Ok(()) => {}
         }
-        if self.ctx.shared.control.order() != Order::Fence {
+        if !matches!(self.ctx.shared.control.order(), Order::Fence(_)) {
             self.write_changed()?;
         }
         self.settle()?;
@@ -518,9 +518,9 @@ impl Sweeper<'_> {
                 *due = Instant::now();
             }
             Order::Drain(_) => {}
-            Order::Fence => {
+            Order::Fence(number) => {
                 let late = self.events.told() - self.told_then;
-                control.fenced(self.ctx.id.0, late);
+                control.fenced(self.ctx.id.0, number, late, &[]);
                 return true;
             }
         }
