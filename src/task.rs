@@ -4,6 +4,7 @@
 
 pub mod event_loop;
 mod private;
+pub mod socket;
 
 pub use private::{private_dir, private_file};
 

@@ -5,6 +5,9 @@
 pub mod address;
 
 use crate::error::{Error, ErrorKind, Result};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -321,6 +324,14 @@ pub fn unix_ms() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// A byte string in a JSON answer: text when it is valid UTF-8, else `{"base64": "…"}`.
+pub fn byte_string(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
+    }
+}
+
 /// A key in a message: printable, and not longer than a line.
 pub fn shown(key: &[u8]) -> String {
     let text: String = key.escape_ascii().map(char::from).take(120).collect();
@@ -330,6 +341,19 @@ pub fn shown(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_text_or_base64() {
+        assert_eq!(byte_string("ключ".as_bytes()), json!("ключ"));
+        for (bytes, wanted) in [
+            (&b"\xff"[..], "/w=="),
+            (b"\xff\xfe", "//4="),
+            (b"\xff\xfe\xfd", "//79"),
+            (b"\xff\xfe\xfd\x00", "//79AA=="),
+        ] {
+            assert_eq!(byte_string(bytes), json!({"base64": wanted}));
+        }
+    }
 
     #[test]
     fn slots_are_those_of_the_cluster_specification() {

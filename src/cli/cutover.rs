@@ -3,7 +3,7 @@
 use super::common::{Common, block_on, plan_of};
 use super::output;
 use crate::cutover::{self, Options, Outcome};
-use crate::error::Result;
+use crate::error::Result as Done;
 use crate::report::step_time;
 use crate::store::{CutoverStep, Stage};
 use crate::task::Shutdown;
@@ -13,6 +13,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Freeze the writers, drain, prove both sides equal, move the clients
 ///
@@ -32,6 +33,32 @@ pub struct Arguments {
     /// Everything but the freeze and the switch; foretells the pause
     #[arg(long)]
     dry_run: bool,
+    /// With --dry-run: freeze the writers for so long at most, and measure the pause that clients feel
+    #[arg(long, value_name = "TIME", requires = "dry_run", value_parser = duration)]
+    freeze_for: Option<Duration>,
+    /// Let writers write again at the side that the clients have left; nothing else is done
+    #[arg(long, conflicts_with_all = ["dry_run", "clients_at", "accept_late", "ignore"])]
+    reopen: bool,
+}
+
+/// `2s`, `500ms`, `1m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no time: write 500ms, 2s or 1m");
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => return Err(wrong()),
+    };
+    match number.checked_mul(ms) {
+        Some(ms) if ms > 0 && ms <= 3_600_000 => Ok(Duration::from_millis(ms)),
+        _ => Err(format!("{text:?} is out of range: from 1ms to 60m")),
+    }
 }
 
 /// Take the clients back to the source, with everything that was written to the target
@@ -55,6 +82,9 @@ struct Usual {
     /// Where the clients are, after a cutover that was cut off with its guard
     #[arg(long, value_name = "SIDE")]
     clients_at: Option<Side>,
+    /// Go on although something was written to the old side that is not at the new one
+    #[arg(long)]
+    accept_late: bool,
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
@@ -75,19 +105,37 @@ impl Side {
     }
 }
 
-pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
-    perform(&arguments.usual, arguments.dry_run, false, common)
+pub fn run(arguments: &Arguments, common: &Common) -> Done<u8> {
+    let what = match (arguments.reopen, arguments.dry_run) {
+        (true, _) => What::Reopen,
+        (false, true) => What::Rehearse(arguments.freeze_for),
+        (false, false) => What::Move,
+    };
+    perform(&arguments.usual, what, common)
 }
 
-pub fn roll_back(arguments: &RollbackArguments, common: &Common) -> Result<u8> {
-    perform(&arguments.usual, false, true, common)
+pub fn roll_back(arguments: &RollbackArguments, common: &Common) -> Done<u8> {
+    perform(&arguments.usual, What::Return, common)
 }
 
-fn perform(usual: &Usual, dry_run: bool, back: bool, common: &Common) -> Result<u8> {
+#[derive(Clone, Copy)]
+enum What {
+    Move,
+    Rehearse(Option<Duration>),
+    Return,
+    Reopen,
+}
+
+fn perform(usual: &Usual, what: What, common: &Common) -> Done<u8> {
     let plan = plan_of(&usual.plan)?;
     let options = Options {
         work_dir: common.work_dir.clone(),
-        dry_run,
+        dry_run: matches!(what, What::Rehearse(_)),
+        freeze_for: match what {
+            What::Rehearse(time) => time,
+            _ => None,
+        },
+        accept_late: usual.accept_late,
         ignore: usual.ignore.clone(),
         clients_at: usual.clients_at.map(Side::stage),
         tell: Arc::new(tell),
@@ -95,9 +143,10 @@ fn perform(usual: &Usual, dry_run: bool, back: bool, common: &Common) -> Result<
     let outcome = block_on(async {
         let stop = Shutdown::default();
         stop.on_signals()?;
-        match back {
-            true => cutover::roll_back(&plan, &options, &stop).await,
-            false => cutover::run(&plan, &options, &stop).await,
+        match what {
+            What::Return => cutover::roll_back(&plan, &options, &stop).await,
+            What::Reopen => cutover::reopen(&plan, &options, &stop).await,
+            What::Move | What::Rehearse(_) => cutover::run(&plan, &options, &stop).await,
         }
     })?;
     match usual.json {
@@ -108,7 +157,7 @@ fn perform(usual: &Usual, dry_run: bool, back: bool, common: &Common) -> Result<
 }
 
 /// The process that freezes and moves the clients.
-pub fn guard() -> Result<u8> {
+pub fn guard() -> Done<u8> {
     block_on(cutover::serve_guard()).map(|()| 0)
 }
 

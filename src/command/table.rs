@@ -21,6 +21,24 @@ impl Spec {
         may_be_key(&self.keys, i, count)
     }
 
+    /// Whether a call of it may change what the server holds; what a script calls counts for itself.
+    pub fn may_write(&self) -> bool {
+        !matches!(
+            self.kind,
+            Kind::Read
+                | Kind::Eval
+                | Kind::Script
+                | Kind::Ignore
+                | Kind::Ping
+                | Kind::Replconf
+                | Kind::Select
+                | Kind::Multi
+                | Kind::Exec
+                | Kind::Discard
+                | Kind::Publish
+        )
+    }
+
     /// The keys in the order of the arguments; an error when the command's shape does not fit.
     pub fn keys(&self, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Result<()> {
         out.clear();

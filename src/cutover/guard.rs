@@ -4,8 +4,10 @@
 //! go on at once; when it goes away during the switch, the switch is brought to its end and its result is written down.
 //! Each side speaks lines of JSON; the first one is the [`Setup`].
 
-use crate::cutover::freeze::Freezer;
 use crate::cutover::hook::{self, Hook};
+use crate::cutover::migration::Migration;
+use crate::cutover::options::late_writes;
+use crate::cutover::side::{Closed, Foretold, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{CutoverPlan, FreezeWay, Plan, Source, validate};
 use crate::store::{Lock, Stage, Store};
@@ -25,6 +27,10 @@ const RENEW: Duration = Duration::from_millis(500);
 const BACK_LIMIT: Duration = Duration::from_secs(10);
 /// How long before the end of the pause the switch hook has to be done.
 const MARGIN: Duration = Duration::from_millis(500);
+/// How long the last proof may take, when the hook has left less time.
+const PROOF: Duration = Duration::from_secs(5);
+/// How often the migration is asked in it.
+const POLL: Duration = Duration::from_millis(2);
 /// How long a guard may take to answer, beyond the pause.
 const ANSWER: Duration = Duration::from_secs(40);
 
@@ -60,7 +66,13 @@ enum Order {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 enum Said {
     Done(Value),
-    Refused { why: String, hint: String },
+    Refused {
+        why: String,
+        hint: String,
+        /// Nobody knows where the clients are.
+        #[serde(default)]
+        unknown: bool,
+    },
 }
 
 impl From<Result<Value>> for Said {
@@ -70,6 +82,7 @@ impl From<Result<Value>> for Said {
             Err(e) => Said::Refused {
                 why: e.chain(),
                 hint: e.remedy().to_owned(),
+                unknown: e.kind() == ErrorKind::State,
             },
         }
     }
@@ -125,6 +138,8 @@ struct Guard {
     setup: Setup,
     plan: CutoverPlan,
     freezer: Freezer,
+    /// The clients have been moved, or may have been: nothing is undone when the cutover goes away.
+    moved: bool,
     /// As long as it is held, the switch may still come to an end.
     _lock: Lock,
 }
@@ -146,6 +161,7 @@ impl Guard {
             plan: job.cutover,
             setup,
             freezer,
+            moved: false,
         })
     }
 
@@ -160,6 +176,9 @@ impl Guard {
                 }
             };
             let Some(order) = line.and_then(|l| serde_json::from_str::<Order>(&l).ok()) else {
+                if self.moved {
+                    return;
+                }
                 // The cutover has gone: the writers go on, and nothing was begun.
                 let thawed = self.freezer.thaw().await;
                 let noted = match self.stage() {
@@ -174,7 +193,7 @@ impl Guard {
                 return;
             };
             let done = match order {
-                Order::Rehearse => self.freezer.rehearse().await.map(|way| json!(way)),
+                Order::Rehearse => self.freezer.rehearse().await.map(|found| json!(found)),
                 Order::Freeze(way) => self.freezer.freeze(way).await.map(|()| Value::Null),
                 Order::Thaw => self.freezer.thaw().await.map(|()| Value::Null),
                 Order::Switch => self.switch().await,
@@ -200,47 +219,119 @@ impl Guard {
     /// Moves the clients: to its end, whoever listens.
     async fn switch(&mut self) -> Result<Value> {
         // Whoever gives the order has written down that it begins; so it is known whatever happens to both.
-        if let Err(e) = self.freezer.holds().await {
+        let held = tokio::time::timeout(PROOF, self.freezer.holds()).await;
+        if let Err(e) = held.unwrap_or_else(|_| Err(too_late())) {
             self.note(self.setup.before, Stage::Source)?;
             self.freezer.thaw().await?;
             return Err(e);
         }
         failpoint("guard-switching");
+        let ran = self.run_hook().await;
+        let began = ran.is_ok();
+        let said = ran.and_then(|ran| hook::succeeded("switch", &ran).map(|()| json!(ran)));
+        let proven = match said {
+            Ok(said) => self.close().await.map(|closed| (said, closed)),
+            Err(e) => Err(e),
+        };
+        let (mut said, closed) = match proven {
+            Ok(proven) => proven,
+            Err(e) => return Err(self.lead_back(e, began).await),
+        };
+        self.moved = true;
+        failpoint("guard-closed");
+        // When it cannot be written down, it stays "switching", and closed: nobody takes it for undone.
+        self.note(self.setup.done, Stage::Switched)?;
+        let gone = self.freezer.let_go().await;
+        let opened = match self.setup.side.as_str() {
+            // The clients are where they began: what is left behind need not be kept from anybody.
+            "target" => self.freezer.thaw().await,
+            _ => Ok(()),
+        };
+        match gone {
+            Ok(cut) => {
+                said["clients_ended"] = json!(cut.clients);
+                said["subscribers_ended"] = json!(cut.subscribers);
+            }
+            Err(e) => tracing::warn!("the old side could not be let go: {e}"),
+        }
+        if let Err(e) = opened {
+            tracing::warn!("the side that the clients have left could not be let go: {e}");
+        }
+        said["old_side"] = json!(closed);
+        Ok(said)
+    }
+
+    /// The switch hook.
+    async fn run_hook(&mut self) -> Result<hook::Ran> {
         // What follows the hook has to fit into the pause as well.
         let pause = Duration::from_millis(self.plan.max_pause_ms);
         let limit = (self.freezer.deadline()).saturating_duration_since(Instant::now());
         let limit = limit.saturating_sub(MARGIN.min(pause / 5));
-        let argv = self.plan.hooks.switch.clone();
+        let told = self.setup.told.clone();
+        self.run("switch", limit, &told).await
+    }
+
+    /// Runs a hook while the pause is renewed.
+    async fn run(&mut self, name: &str, limit: Duration, told: &Value) -> Result<hook::Ran> {
+        let argv = match name {
+            "switch" => self.plan.hooks.switch.clone(),
+            _ => self.plan.hooks.switch_back.clone(),
+        };
         let hook = Hook {
-            name: "switch",
+            name,
             argv: &argv,
             limit,
         };
-        let told = self.setup.told.clone();
-        let ran = {
-            let running = hook.run(&told);
-            tokio::pin!(running);
-            let mut tick = tokio::time::interval(RENEW);
-            loop {
-                tokio::select! {
-                    ran = &mut running => break ran,
-                    _ = tick.tick() => {
-                        if let Err(e) = self.freezer.renew().await {
-                            tracing::warn!("{e}");
-                        }
+        let running = hook.run(told);
+        tokio::pin!(running);
+        let mut tick = tokio::time::interval(RENEW);
+        loop {
+            tokio::select! {
+                ran = &mut running => return ran,
+                _ = tick.tick() => {
+                    if let Err(e) = self.freezer.renew().await {
+                        tracing::warn!("{e}");
                     }
                 }
             }
-        };
-        let began = ran.is_ok();
-        match ran.and_then(|ran| hook::succeeded("switch", &ran).map(|()| json!(ran))) {
-            Ok(ran) => {
-                let noted = self.note(self.setup.done, Stage::Switched);
-                self.let_go().await;
-                // When it could not be written down, it stays "switching": nobody takes it for undone.
-                noted.map(|()| ran)
+        }
+    }
+
+    /// The clients have been told to go: the side that they leave is closed for good, and then proven to have been
+    /// closed all the time, and all that it holds to be at the other side.
+    async fn close(&mut self) -> Result<Closed> {
+        let until = self.freezer.deadline().max(Instant::now() + PROOF);
+        loop {
+            let tried = tokio::time::timeout_at(until.into(), self.try_to_close()).await;
+            match tried {
+                Err(_) => return Err(too_late()),
+                // It may be a line that is cut for a while.
+                Ok(Err(e)) if e.kind() == ErrorKind::Connection && Instant::now() < until => {
+                    tracing::warn!("{e}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Ok(done) => return done,
             }
-            Err(e) => Err(self.lead_back(e, began).await),
+        }
+    }
+
+    async fn try_to_close(&mut self) -> Result<Closed> {
+        self.freezer.renew().await?;
+        let closed = self.freezer.close().await?;
+        self.freezer.holds().await?;
+        self.freezer.passed_on().await?;
+        let mut migration = Migration::connect(&self.setup.dir).await?;
+        let now = migration.fence_again(POLL).await?;
+        if now.lost {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "the new side has lost a master while the clients were moved",
+            )
+            .hint("wait until its failover is over, then run the same command again"));
+        }
+        match now.late() {
+            0 => Ok(closed),
+            late => Err(late_writes(late, &now.late_names())),
         }
     }
 
@@ -253,45 +344,25 @@ impl Guard {
         Store::open(&self.setup.home)?.stage()
     }
 
-    /// After the switch: whoever is still here is sent away before the pause ends.
-    async fn let_go(&mut self) {
-        self.freezer.moved();
-        if self.plan.cut_clients
-            && let Err(e) = self.freezer.cut_clients().await
-        {
-            tracing::warn!("clients of the old side could not be cut off: {e}");
-        }
-        if let Err(e) = self.freezer.thaw().await {
-            tracing::warn!("the old side could not be let go: {e}");
-        }
-    }
-
-    /// A switch has failed: clients that may have moved (where the hook has begun) are led back, and the writers go on where they were.
+    /// A switch has failed: clients that may have moved (where the hook has begun) are led back, and the writers go on
+    /// where they were. Where nobody can lead them back, a person has to say where they are: until then nothing is written
+    /// to the side that they were at.
     async fn lead_back(&mut self, e: Error, began: bool) -> Error {
-        let argv = self.plan.hooks.switch_back.clone();
         let mut also = String::new();
-        if !argv.is_empty() && began {
-            let hook = Hook {
-                name: "switch_back",
-                argv: &argv,
-                limit: BACK_LIMIT,
-            };
-            let mut told = self.setup.told.clone();
-            told["step"] = json!("switch_back");
-            // Beyond the pause's limit nobody waits for it.
-            let left = (self.freezer.deadline()).saturating_duration_since(Instant::now());
-            let running = hook.run(&told);
-            tokio::pin!(running);
-            let ended = match tokio::time::timeout(left, &mut running).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    let _ = self.freezer.thaw().await;
-                    running.await
+        if began {
+            match self.run_back_hook().await {
+                Ok(()) => {}
+                Err(why) => {
+                    self.moved = true;
+                    if let Err(e) = self.freezer.close().await {
+                        also = format!("; {e}");
+                    }
+                    return Error::new(
+                        ErrorKind::State,
+                        format!("{}; {}{also}", e.chain(), why.chain()),
+                    )
+                    .hint("the clients may be on either side, and the side that they were at is closed to writers: look where they are, then run the same command with --clients-at source or --clients-at target");
                 }
-            };
-            let back = ended.and_then(|ran| hook::succeeded("switch_back", &ran));
-            if let Err(e) = back {
-                also = format!("; {e}");
             }
         }
         let thawed = self.freezer.thaw().await;
@@ -308,6 +379,28 @@ impl Guard {
             }
         }
     }
+
+    /// Leads the clients back; an error when that was not done.
+    async fn run_back_hook(&mut self) -> Result<()> {
+        if self.plan.hooks.switch_back.is_empty() {
+            return Err(Error::new(
+                ErrorKind::State,
+                "the plan names no program that leads clients back (cutover.hooks.switch_back)",
+            ));
+        }
+        let mut told = self.setup.told.clone();
+        told["step"] = json!("switch_back");
+        let ran = self.run("switch_back", BACK_LIMIT, &told).await?;
+        hook::succeeded("switch_back", &ran)
+    }
+}
+
+fn too_late() -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        "the side that the clients leave did not answer in time, so nobody knows whether it was frozen",
+    )
+    .hint("see that it answers, then run the same command again")
 }
 
 /// Writes down where the clients are: in the state of the user's plan last, as that is what counts.
@@ -375,7 +468,13 @@ impl Handle {
             .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))?;
         match said {
             Said::Done(detail) => Ok(detail),
-            Said::Refused { why, hint } => Err(Error::new(ErrorKind::Refused, why).hint(hint)),
+            Said::Refused { why, hint, unknown } => {
+                let kind = match unknown {
+                    true => ErrorKind::State,
+                    false => ErrorKind::Refused,
+                };
+                Err(Error::new(kind, why).hint(hint))
+            }
         }
     }
 
@@ -387,10 +486,10 @@ impl Handle {
         answered.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Which way would be taken.
-    pub async fn rehearse(&mut self) -> Result<FreezeWay> {
-        let way = self.order(Order::Rehearse).await?;
-        serde_json::from_value(way)
+    /// What would be done.
+    pub async fn rehearse(&mut self) -> Result<Foretold> {
+        let found = self.order(Order::Rehearse).await?;
+        serde_json::from_value(found)
             .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))
     }
 

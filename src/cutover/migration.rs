@@ -56,6 +56,26 @@ impl Migration {
         }
     }
 
+    /// The one that runs already.
+    pub async fn connect(dir: &Path) -> Result<Migration> {
+        Ok(Migration {
+            dir: dir.to_owned(),
+            asker: Asker::connect(dir).await?,
+            child: None,
+        })
+    }
+
+    /// Has all looked at that the source has written until now, and waits for that; asked every `poll`.
+    pub async fn fence_again(&mut self, poll: Duration) -> Result<Answer> {
+        let mut now = self.ask(Ask::Fence).await?;
+        // What is lost will not be fenced.
+        while !now.lost && !(now.shards.iter().all(|s| s.fenced) && !now.shards.is_empty()) {
+            tokio::time::sleep(poll).await;
+            now = self.ask(Ask::State).await?;
+        }
+        Ok(now)
+    }
+
     pub async fn ask(&mut self, ask: Ask) -> Result<Answer> {
         match tokio::time::timeout(ANSWER, self.asker.ask(ask)).await {
             Ok(asked) => asked.map_err(|e| ended(&self.dir).cause(e)),

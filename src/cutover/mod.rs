@@ -5,26 +5,29 @@
 //! frozen writers nor a broken stream. On which side the clients are is in SQLite (`store/cutover.rs`).
 //! Invariant: one direction at a time; from the fence on nothing of the old side is applied to the new one.
 
-mod freeze;
 mod guard;
 mod hook;
 mod journal;
 mod migration;
+mod old_side;
 mod options;
 mod pass;
 mod proof;
 mod reverse;
+mod side;
+mod take_over;
 mod watch;
 
 pub use guard::serve as serve_guard;
 pub use options::Options;
 
-use self::freeze::Freezer;
 use self::journal::Journal;
 use self::migration::Migration;
+use self::old_side::{Late, OldSide};
 use self::options::stopped;
 use self::pass::{Pass, Passed};
 use self::proof::Proof;
+use self::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, Source, validate};
 use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
@@ -57,14 +60,14 @@ pub struct Outcome {
     pub would_run: Vec<String>,
     /// How the way back stands.
     pub way_back: Value,
+    /// How the side that the clients have left is kept closed, and what was written to it all the same.
+    pub old_side: Value,
     pub message: String,
     pub steps: Vec<CutoverStep>,
 }
 
 /// How long a guard that has outlived its cutover may take to finish.
 const GUARD_PATIENCE: Duration = Duration::from_secs(30);
-/// How long another cutover of the same plan may take to end when it is asked to.
-const TAKE_OVER: Duration = Duration::from_secs(60);
 
 /// A cutover asks one process to drain and to hold still; workers on other machines cannot be asked.
 fn refuse_workers(home: &Path) -> Result<()> {
@@ -91,6 +94,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
     refuse_workers(&home)?;
     private_dir(&home)?;
     let _lock = Lock::acquire(&home.join("cutover"))?;
+    let _listening = take_over::listen(&home, stop)?;
     let stage = settled(plan, &job, &home, options, stop).await?;
     let direction = match options.dry_run {
         true => "rehearsal",
@@ -113,6 +117,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         Stage::Committed => {
             outcome.done = true;
             outcome.message = "the clients are at the target already".into();
+            outcome.old_side = Late::load(&home)?.json(side::closed(&home)?);
             return Ok(outcome);
         }
         Stage::Switched if options.dry_run => {
@@ -125,6 +130,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         Stage::Switched => migration::end(&home).await?,
         _ => {}
     }
+    let mut forth = None;
     let mut journal = Journal::open(&home, direction, options.tell.clone())?;
     if stage == Stage::Source {
         if Store::open(&home)?.shards()?.is_empty() {
@@ -162,7 +168,11 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         let passed = pass.run(&mut journal, &mut migration).await;
         let passed = match passed {
             Ok(passed) if !options.dry_run => {
-                migration.end().await?;
+                // It holds still, and sees what still comes to the old side.
+                match passed.closed {
+                    Closed::ByRights => migration.end().await?,
+                    _ => forth = Some(migration),
+                }
                 passed
             }
             other => {
@@ -180,6 +190,10 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
                 left?;
                 outcome.would_run = plan.cutover.hooks.switch.clone();
                 outcome.predicted_pause_ms = passed.predicted_ms;
+                outcome.pause_ms = passed.pause_us.map(ms);
+                if passed.pause_us.is_some() {
+                    outcome.parts_ms = parts(&journal);
+                }
                 outcome.done = true;
                 outcome.message = follow_up(stays).into();
                 outcome.way_back = match watch::way_back(plan, &home) {
@@ -192,9 +206,12 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         };
         took(&mut outcome, &journal, &passed);
     }
-    outcome.done = true;
     outcome.clients_at = "target";
-    let watched = watch::run(plan, &home, &mut journal, stop).await;
+    let mut old = OldSide::open(plan, &job, &home, forth).await?;
+    let accept = options.accept_late;
+    let watched = watch::run(plan, &home, &mut journal, (&mut old, accept), stop).await;
+    outcome.old_side = old.late().json(old.closed());
+    outcome.done = accept || old.late().is_empty();
     match watched {
         Ok(way_back) => outcome.way_back = way_back,
         Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
@@ -209,13 +226,49 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
     Ok(outcome)
 }
 
+/// Lets writers write again at the side that the clients have left.
+pub async fn reopen(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
+    let job = validate(plan)?;
+    let home = options.work_dir.join(&plan.name);
+    private_dir(&home)?;
+    let _lock = Lock::acquire(&home.join("cutover"))?;
+    await_guard(plan, &home, stop).await?;
+    let stage = Store::open(&home)?.stage()?;
+    if stage == Stage::Switching {
+        return Err(nobody_knows());
+    }
+    if let Source::Server { endpoint, .. } = &job.source {
+        let mut freezer = Freezer::open(endpoint, &plan.cutover, "source", home.clone()).await?;
+        freezer.clean_up(side_of(stage)).await?;
+    }
+    if matches!(stage, Stage::Switched | Stage::Committed) {
+        let mut late = Late::load(&home)?;
+        late.may_be("it was opened by `cutover --reopen`".into());
+        late.save(&home)?;
+    }
+    Ok(Outcome {
+        plan: plan.name.clone(),
+        direction: "reopen",
+        done: true,
+        clients_at: side_of(stage),
+        message: match stage {
+            Stage::Switched | Stage::Committed => {
+                "the source takes writes again; nobody brings them to the target".into()
+            }
+            _ => "the source takes writes".into(),
+        },
+        ..Outcome::default()
+    })
+}
+
 /// Takes the clients back to the source, with what was written to the target.
 pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
     let job = validate(plan)?;
     let home = options.work_dir.join(&plan.name);
     refuse_workers(&home)?;
     private_dir(&home)?;
-    let _lock = take_over(&home).await?;
+    let _lock = take_over::lock(&home).await?;
+    let _listening = take_over::listen(&home, stop)?;
     let stage = settled(plan, &job, &home, options, stop).await?;
     let mut outcome = Outcome {
         plan: plan.name.clone(),
@@ -229,9 +282,31 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         outcome.message = "the clients are at the source, and are not frozen".into();
         return Ok(outcome);
     }
-    // One that was started again while the clients were moved.
+    // One that holds still sees what came late.
+    let mut old = OldSide::open(plan, &job, &home, Migration::connect(&home).await.ok()).await?;
+    old.end_forth().await?;
     migration::end(&home).await?;
-    let back = watch::way_back(plan, &home)?;
+    if let Some(e) = old.late().refusal().filter(|_| !options.accept_late) {
+        outcome.old_side = old.late().json(old.closed());
+        let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
+        let late = journal.step("late-writes", std::future::ready(Err(e)), |()| Value::Null);
+        return match late.await {
+            Err(e) => refuse(outcome, journal, e, false),
+            Ok(()) => Ok(outcome),
+        };
+    }
+    let Some(source) = old.freezer() else {
+        return Err(Error::new(
+            ErrorKind::Connection,
+            "the source does not answer, so nobody can go back to it",
+        )
+        .hint("bring it back, then run the same command again"));
+    };
+    if source.closed() != Some(Closed::ByRights) {
+        // What comes back has to get in.
+        source.clean_up("target").await?;
+    }
+    let back = watch::admitted(plan, &home, source).await?;
     let back_job = validate(&back)?;
     let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
     let work_dir = watch::back_dir(&home);
@@ -257,6 +332,8 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
             return refuse(outcome, journal, e, false);
         }
     };
+    // The clients are there: they must be able to write.
+    source.clean_up("source").await?;
     migration.end().await?;
     took(&mut outcome, &journal, &passed);
     outcome.done = true;
@@ -292,13 +369,21 @@ fn follow_up(stays: bool) -> &'static str {
 }
 
 fn took(outcome: &mut Outcome, journal: &Journal, passed: &Passed) {
-    let ms = |us: i64| us as f64 / 1000.0;
     outcome.pause_ms = passed.pause_us.map(ms);
+    outcome.parts_ms = parts(journal);
+}
+
+/// What a pause was spent on.
+fn parts(journal: &Journal) -> Value {
     let parts = ["freeze", "drain", "verify", "fence", "switch"];
-    outcome.parts_ms = (parts.iter())
+    (parts.iter())
         .filter_map(|name| Some((name.to_string(), json!(ms(journal.took_us(name)?)))))
         .collect::<serde_json::Map<String, Value>>()
-        .into();
+        .into()
+}
+
+fn ms(us: i64) -> f64 {
+    us as f64 / 1000.0
 }
 
 fn side_of(stage: Stage) -> &'static str {
@@ -309,14 +394,8 @@ fn side_of(stage: Stage) -> &'static str {
     }
 }
 
-/// Where the clients are, after whatever an earlier cutover has left behind has come to its end.
-async fn settled(
-    plan: &Plan,
-    job: &Job,
-    home: &Path,
-    options: &Options,
-    stop: &Shutdown,
-) -> Result<Stage> {
+/// The guard of an earlier cutover brings its switch to an end.
+async fn await_guard(plan: &Plan, home: &Path, stop: &Shutdown) -> Result<()> {
     let place = guard::place(home);
     let began = Instant::now();
     while Lock::is_held(&place) {
@@ -331,9 +410,21 @@ async fn settled(
             return Err(stopped());
         }
     }
+    Ok(())
+}
+
+/// Where the clients are, after whatever an earlier cutover has left behind has come to its end.
+async fn settled(
+    plan: &Plan,
+    job: &Job,
+    home: &Path,
+    options: &Options,
+    stop: &Shutdown,
+) -> Result<Stage> {
+    await_guard(plan, home, stop).await?;
     let mut store = Store::open(home)?;
     let back = watch::back_dir(home).join(&plan.name);
-    let stage = known(&mut store, home, &back, options.clients_at)?;
+    let stage = known(&mut store, home, &back, options.clients_at).await?;
     let Source::Server { endpoint, .. } = &job.source else {
         return Err(Error::new(
             ErrorKind::Plan,
@@ -344,12 +435,22 @@ async fn settled(
     // A pause is written down nowhere, as it ends by itself; but why wait.
     let paused = store.phase()? == Phase::Frozen;
     for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
-        if paused || store.json(&frozen(side))?.is_some_and(|v| !v.is_null()) {
-            let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
-            freezer.clean_up(side_of(stage)).await?;
-            if paused {
-                freezer.unpause().await;
+        let left = store.json(&frozen(side))?.is_some_and(|v| !v.is_null());
+        let has_left = side == "source" && matches!(stage, Stage::Switched | Stage::Committed);
+        if !paused && !(left && !has_left) {
+            continue;
+        }
+        let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
+        match has_left {
+            // It stays closed, but lets go of the clients.
+            true => {
+                freezer.close_again().await?;
+                freezer.let_go().await?;
             }
+            false => freezer.clean_up(side_of(stage)).await?,
+        }
+        if paused && freezer.closed() != Some(Closed::ByPause) {
+            freezer.unpause_if_allowed().await;
         }
     }
     if paused {
@@ -366,7 +467,7 @@ async fn settled(
 }
 
 /// Where the clients are: what is written down, or what a person has seen where that says "switching".
-fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Result<Stage> {
+async fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Result<Stage> {
     let stage = store.stage()?;
     // What the way back has written down for its own direction.
     let own = match Store::open_readonly(back)? {
@@ -381,11 +482,7 @@ fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Re
         return Ok(stage);
     }
     let Some(seen) = seen else {
-        return Err(Error::new(
-            ErrorKind::State,
-            "an earlier cutover and its guard were both cut off while the clients were moved: nobody knows where they are",
-        )
-        .hint("look where your clients are, then say so: --clients-at source, or --clients-at target"));
+        return Err(nobody_knows());
     };
     let returning = own != Stage::Source;
     let (at_home, own) = match (returning, seen) {
@@ -394,33 +491,18 @@ fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Re
         (false, seen) => (seen, seen),
     };
     let dir = if returning { back } else { home };
+    if at_home == Stage::Switched && !returning {
+        // What was written to the source since the freeze is not at the target.
+        old_side::last_words(dir, home).await?;
+    }
     guard::note(home, dir, at_home, own)?;
     Ok(at_home)
 }
 
-/// The lock of the plan's cutover; one that watches the new side is asked to end.
-async fn take_over(home: &Path) -> Result<Lock> {
-    let place = home.join("cutover");
-    let began = Instant::now();
-    let mut asked = false;
-    loop {
-        match Lock::acquire(&place) {
-            Err(e) if e.kind() == ErrorKind::Locked && began.elapsed() < TAKE_OVER => {
-                if let (Some(pid), false) = (Lock::holder(&place), asked) {
-                    interrupt(pid);
-                    asked = true;
-                }
-            }
-            other => return other,
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// As by Ctrl-C.
-fn interrupt(pid: u32) {
-    use rustix::process::{Pid, Signal, kill_process};
-    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
-        let _ = kill_process(pid, Signal::INT);
-    }
+fn nobody_knows() -> Error {
+    Error::new(
+        ErrorKind::State,
+        "an earlier cutover was cut off while the clients were moved, or its hook failed: nobody knows where they are",
+    )
+    .hint("look where your clients are, then say so: --clients-at source, or --clients-at target")
 }

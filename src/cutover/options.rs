@@ -1,10 +1,12 @@
 //! How a cutover is run, beside its plan, and how it is stopped.
 
 use crate::cutover::journal::Tell;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::Stage;
 use crate::task::Shutdown;
+use crate::types::{DbIndex, shown};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How a cutover is run, beside its plan.
 pub struct Options {
@@ -12,6 +14,10 @@ pub struct Options {
     pub work_dir: PathBuf,
     /// All but the freeze and the switch.
     pub dry_run: bool,
+    /// In a dry run: freeze the writers as well, for so long at most.
+    pub freeze_for: Option<Duration>,
+    /// Go on although something was written to the old side that is not at the new one.
+    pub accept_late: bool,
     /// Findings of `check` that do not matter.
     pub ignore: Vec<String>,
     /// Where a person has seen the clients, when nobody else knows.
@@ -29,4 +35,26 @@ pub fn go_on(stop: &Shutdown) -> Result<()> {
 
 pub fn stopped() -> Error {
     Error::stopped("the cutover was stopped")
+}
+
+/// Keys that a message names.
+const NAMED: usize = 10;
+
+/// What somebody has written to the old side although it was frozen is not at the new one.
+pub fn late_writes(late: u64, keys: &[(DbIndex, Vec<u8>)]) -> Error {
+    let named: Vec<String> = (keys.iter().take(NAMED))
+        .map(|(db, key)| match db {
+            &DbIndex::ZERO => shown(key),
+            db => format!("{} in database {db}", shown(key)),
+        })
+        .collect();
+    let named = match named.is_empty() {
+        true => String::new(),
+        false => format!(": {}", named.join(", ")),
+    };
+    Error::new(
+        ErrorKind::Refused,
+        format!("somebody has written {late} times although the writers were frozen{named}"),
+    )
+    .hint("find who it is, or freeze another way (cutover.freeze)")
 }

@@ -1,12 +1,12 @@
 //! One direction of a cutover: from the first look to the moment when the clients are on the other side.
 
 use crate::check;
-use crate::cutover::freeze::Freezer;
 use crate::cutover::guard::{self, Handle, Setup};
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
-use crate::cutover::options::{Options, go_on};
+use crate::cutover::options::{Options, go_on, late_writes};
 use crate::cutover::proof::Proof;
+use crate::cutover::side::{Closed, Foretold, Freezer};
 use crate::cutover::watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::{Answer, Ask, ShardNow};
@@ -50,6 +50,8 @@ pub struct Passed {
     pub pause_us: Option<i64>,
     /// What a rehearsal foretells.
     pub predicted_ms: Option<u64>,
+    /// How the side that the clients have left is kept closed.
+    pub closed: Closed,
 }
 
 impl Pass<'_> {
@@ -134,18 +136,22 @@ impl Pass<'_> {
         migration: &mut Migration,
         guard: &mut Handle,
     ) -> Result<Passed> {
-        let (way, scan) = journal
+        let (found, scan) = journal
             .step(
                 "preflight",
                 self.preflight(migration, guard),
-                |(way, scan)| {
+                |(found, scan)| {
                     let back = watch::way_back(self.plan, &self.home)
                         .err()
                         .map(|e| e.to_string());
-                    json!({ "freeze": way, "scan": scan, "no_way_back": back })
+                    json!({
+                        "freeze": found.way, "old_side": found.closed, "scan": scan, "no_way_back": back,
+                        "no_switch_back": self.plan.cutover.hooks.switch_back.is_empty(),
+                    })
                 },
             )
             .await?;
+        let way = found.way;
         journal
             .step(
                 "warm-up",
@@ -154,7 +160,13 @@ impl Pass<'_> {
             )
             .await?;
         if self.options.dry_run {
-            return self.rehearse(journal, migration).await;
+            return match self.options.freeze_for {
+                Some(time) => {
+                    self.rehearse_frozen(journal, migration, guard, (found, time))
+                        .await
+                }
+                None => self.rehearse(journal, migration, found.closed).await,
+            };
         }
         if way == FreezeWay::Operator {
             journal
@@ -185,6 +197,7 @@ impl Pass<'_> {
         Ok(Passed {
             pause_us,
             predicted_ms: None,
+            closed: found.closed,
         })
     }
 
@@ -193,7 +206,7 @@ impl Pass<'_> {
         &self,
         migration: &mut Migration,
         guard: &mut Handle,
-    ) -> Result<(FreezeWay, bool)> {
+    ) -> Result<(Foretold, bool)> {
         if self.plan.cutover.hooks.switch.is_empty() {
             return Err(Error::new(
                 ErrorKind::Plan,
@@ -222,8 +235,8 @@ impl Pass<'_> {
         }
         let scan = self.caught_up(migration).await?;
         self.note_traffic().await?;
-        let way = guard.rehearse().await?;
-        Ok((way, scan))
+        let found = guard.rehearse().await?;
+        Ok((found, scan))
     }
 
     /// Keeps what the clients do now, for a measurement when they are gone.
@@ -328,13 +341,8 @@ impl Pass<'_> {
             return Err(e);
         }
         let e = match guard.switch().await {
-            Ok(mut said) => {
-                // What somebody has written to the old side after the fence is not at the new one.
-                if let Ok(now) = migration.ask(Ask::State).await {
-                    said["late_writes"] = json!(now.shards.iter().map(|s| s.late).sum::<u64>());
-                }
-                return Ok(said);
-            }
+            Ok(said) => return Ok(said),
+            Err(e) if e.kind() == ErrorKind::State => return Err(e),
             Err(e) => e,
         };
         match Store::open(home)?.stage()? {
@@ -385,12 +393,8 @@ impl Pass<'_> {
             )
             .hint("wait until its failover is over, then run the same command again"));
         }
-        if now.shards.iter().any(|s| s.late > 0) {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                "somebody has written although the writers were frozen",
-            )
-            .hint("freeze them another way (cutover.freeze)"));
+        if now.late() > 0 {
+            return Err(late_writes(now.late(), &now.late_names()));
         }
         let held = |s: &ShardNow| s.fenced && s.phase == "stream";
         Ok(!now.shards.is_empty() && now.shards.iter().all(held))
@@ -427,7 +431,12 @@ impl Pass<'_> {
     }
 
     /// All but the freeze and the switch; foretells how long writers will wait.
-    async fn rehearse(&self, journal: &mut Journal, migration: &mut Migration) -> Result<Passed> {
+    async fn rehearse(
+        &self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+        closed: Closed,
+    ) -> Result<Passed> {
         let drain = journal
             .step(
                 "drain",
@@ -440,6 +449,45 @@ impl Pass<'_> {
         Ok(Passed {
             pause_us: None,
             predicted_ms: u64::try_from(predicted / 1000).ok(),
+            closed,
+        })
+    }
+
+    /// The same with a freeze, which is what clients would feel: until both sides are proven equal, or for so long.
+    async fn rehearse_frozen(
+        &mut self,
+        journal: &mut Journal,
+        migration: &mut Migration,
+        guard: &mut Handle,
+        (found, time): (Foretold, Duration),
+    ) -> Result<Passed> {
+        let began = Instant::now();
+        let paused = self.paused(journal, migration, guard, found.way);
+        let done = tokio::time::timeout(time, paused).await;
+        journal.step("thaw", guard.thaw(), |()| Value::Null).await?;
+        let pause_us = micros(began.elapsed());
+        migration.ask(Ask::Follow).await?;
+        self.phase(Phase::Stream);
+        match done {
+            Ok(done) => done?,
+            Err(_) => {
+                let over = Error::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "within the {} ms of --freeze-for the sides were not proven equal; the writers go on",
+                        time.as_millis()
+                    ),
+                )
+                .hint("the steps say what takes so long: choose an hour with fewer writes, or allow more");
+                journal
+                    .step("time", std::future::ready(Err(over)), |()| Value::Null)
+                    .await?;
+            }
+        }
+        Ok(Passed {
+            pause_us: Some(pause_us),
+            predicted_ms: u64::try_from(pause_us / 1000).ok(),
+            closed: found.closed,
         })
     }
 

@@ -1,12 +1,14 @@
 //! After the switch: the way back is opened, and the new side is looked at for a while.
 
 use crate::cutover::journal::Journal;
-use crate::cutover::migration::Migration;
+use crate::cutover::migration::{self, Migration};
+use crate::cutover::old_side::OldSide;
 use crate::cutover::reverse;
+use crate::cutover::side::Freezer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::Ask;
 use crate::net::{self, server};
-use crate::plan::{Endpoint, Plan, Source, validate};
+use crate::plan::{Endpoint, PasswordPlan, Plan, Source, validate};
 use crate::store::{Stage, Store};
 use crate::task::Shutdown;
 use serde_json::{Value, json};
@@ -25,19 +27,17 @@ pub fn back_dir(home: &Path) -> PathBuf {
     home.join("back")
 }
 
-/// Opens the way back, watches, commits; how the way back stood at the end.
+/// Opens the way back, watches both sides, commits; how the way back stood at the end.
+///
+/// What came late to the old side is in `old`; then nothing is committed.
 pub async fn run(
     plan: &Plan,
     home: &Path,
     journal: &mut Journal,
+    (old, accept_late): (&mut OldSide, bool),
     stop: &Shutdown,
 ) -> Result<Value> {
-    let left = match &validate(plan)?.source {
-        // Nobody of ours is there at this moment.
-        Source::Server { endpoint, .. } => clients(endpoint).await,
-        Source::Rdb { .. } => None,
-    };
-    let armed = match way_back(plan, home) {
+    let armed = match arm(plan, home, old, accept_late).await {
         Ok(back) => {
             journal
                 .step(
@@ -55,7 +55,11 @@ pub async fn run(
         Err(e) => (None, Some(e.chain())),
     };
     let watched = journal
-        .step("watch", look(plan, migration.as_mut(), stop), Value::clone)
+        .step(
+            "watch",
+            look(plan, migration.as_mut(), old, stop),
+            Value::clone,
+        )
         .await;
     let ended = match migration {
         Some(migration) => migration.end().await,
@@ -66,13 +70,57 @@ pub async fn run(
     if let Some(why) = none {
         seen = json!({ "none": why });
     }
-    if left.is_some() {
-        seen["clients_left_at_source"] = json!(left);
+    old.end_forth().await?;
+    let late = old.late().refusal().filter(|_| !accept_late);
+    match late {
+        Some(e) => {
+            let late = std::future::ready(Err(e));
+            journal.step("late-writes", late, |()| Value::Null).await?;
+        }
+        None => {
+            journal
+                .step("commit", commit(home), |()| Value::Null)
+                .await?;
+        }
     }
-    journal
-        .step("commit", commit(home), |()| Value::Null)
-        .await?;
     Ok(seen)
+}
+
+/// The plan of the way back, by which we may write to the old side; an error says why there is none now.
+async fn arm(plan: &Plan, home: &Path, old: &mut OldSide, accept_late: bool) -> Result<Plan> {
+    let no = |why: &str| Error::new(ErrorKind::Plan, why.to_owned());
+    if let Some(why) = old.keeps_out_the_way_back() {
+        return Err(no(why));
+    }
+    // What the way back writes must not be taken for a late write, nor overwrite one.
+    old.end_forth().await?;
+    if !old.late().is_empty() && !accept_late {
+        return Err(no(
+            "what was written late to the old side would be overwritten",
+        ));
+    }
+    match old.freezer() {
+        Some(freezer) => admitted(plan, home, freezer).await,
+        None => Err(no("the old side does not answer")),
+    }
+}
+
+/// The plan of the way back, with a user that may write to the old side.
+pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result<Plan> {
+    let mut back = way_back(plan, home)?;
+    if let Some(master) = freezer.master_elsewhere() {
+        let Source::Server { endpoint, .. } = validate(plan)?.source else {
+            return Ok(back);
+        };
+        back.target.url = back.target.url.replacen(&endpoint.address(), master, 1);
+    }
+    if let Some((user, password)) = freezer.way_back_user().await? {
+        // One that was left running by a cutover that was killed has a password that is no more.
+        migration::end(&back_dir(home).join(&back.name)).await?;
+        back.target.username = Some(user);
+        back.target.password = Some(PasswordPlan::Text(password));
+    }
+    Ok(back)
 }
 
 /// The plan of the way back, where there is one.
@@ -103,7 +151,12 @@ async fn commit(home: &Path) -> Result<()> {
 }
 
 /// Looks at the new side until the plan's time is over.
-async fn look(plan: &Plan, mut back: Option<&mut Migration>, stop: &Shutdown) -> Result<Value> {
+async fn look(
+    plan: &Plan,
+    mut back: Option<&mut Migration>,
+    old: &mut OldSide,
+    stop: &Shutdown,
+) -> Result<Value> {
     let job = validate(plan)?;
     let began = Instant::now();
     let (mut failures, mut seen) = (0, Value::Null);
@@ -117,6 +170,7 @@ async fn look(plan: &Plan, mut back: Option<&mut Migration>, stop: &Shutdown) ->
                 }
             }
         }
+        old.look().await?;
         if let Some(migration) = &mut back {
             let now = migration.ask(Ask::State).await?;
             let loaded = !now.shards.is_empty() && now.shards.iter().all(|s| s.phase == "stream");
@@ -148,16 +202,4 @@ async fn ping(endpoint: &Endpoint) -> Result<()> {
         conn.call(&[b"PING"]).await?;
     }
     Ok(())
-}
-
-/// Clients at one master of the old side; `None` where that is not told.
-async fn clients(endpoint: &Endpoint) -> Option<u64> {
-    let mut conn = net::connect(endpoint, &endpoint.address()).await.ok()?;
-    let reply = conn
-        .ask(&[b"CLIENT", b"LIST", b"TYPE", b"normal"])
-        .await
-        .ok()?;
-    let text = reply.text()?;
-    // One of them is this connection.
-    Some(text.lines().count().saturating_sub(1) as u64)
 }

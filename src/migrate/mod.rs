@@ -522,9 +522,10 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
         tokio::time::sleep(nap).await;
         if looked.elapsed() > STAGE_EVERY && !shared.run.dry_run {
             looked = Instant::now();
-            // A cutover may have been finished by others.
-            let stage = shared.store(|s| s.stage()).unwrap_or_default();
-            if !matches!(stage, Stage::Source | Stage::Switching) {
+            // A cutover may have been finished by others; one that is still here may have us watch the old side.
+            let stage = shared.store(|s| s.stage());
+            let moved = stage.is_ok_and(|s| !matches!(s, Stage::Source | Stage::Switching));
+            if moved && !shared.control.attended() {
                 shared.stop.request();
                 return;
             }

@@ -337,8 +337,10 @@ pub struct CutoverPlan {
     pub wait_s: u64,
     /// How long the new side is watched, with the way back kept open, before the cutover ends.
     pub watch_s: u64,
-    /// After the switch, clients that are still connected to the old side are cut off.
+    /// After the switch, clients and subscribers that are still connected to the old side are cut off.
     pub cut_clients: bool,
+    /// Whether writers are kept out of the old side after the switch.
+    pub old_side: OldSide,
     /// Programs that move the clients.
     pub hooks: HooksPlan,
 }
@@ -353,6 +355,7 @@ impl Default for CutoverPlan {
             wait_s: 60,
             watch_s: 10,
             cut_clients: true,
+            old_side: OldSide::Closed,
             hooks: HooksPlan::default(),
         }
     }
@@ -370,6 +373,18 @@ pub struct HooksPlan {
     pub freeze: Vec<String>,
     /// Lets them write again, after a switch or without one: KEYFERRY_CLIENTS_AT says where they are.
     pub thaw: Vec<String>,
+}
+
+/// What becomes of the side that the clients have left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OldSide {
+    /// Writers stay shut out until `keyferry cutover --reopen`; where the server allows that to nobody, it is watched
+    /// until the commit, and what is written there is listed.
+    #[default]
+    Closed,
+    /// Whoever still comes may write there; what the way back brings overwrites it.
+    Open,
 }
 
 /// How writers are kept from writing while the clients are moved.

@@ -17,8 +17,9 @@ mod url;
 mod validate;
 
 pub use document::{
-    CutoverPlan, DatabasesPlan, Expired, ExpiryFilter, FilterPlan, FreezeWay, HooksPlan,
-    OnExisting, OnLoss, Plan, SourceMode, SourcePlan, TargetPlan, Topology, WORKLOAD_FILE,
+    CutoverPlan, DatabasesPlan, Expired, ExpiryFilter, FilterPlan, FreezeWay, HooksPlan, OldSide,
+    OnExisting, OnLoss, PasswordPlan, Plan, SourceMode, SourcePlan, TargetPlan, Topology,
+    WORKLOAD_FILE,
 };
 pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
 pub use learnt::{Held, Learnt, is_for_good};

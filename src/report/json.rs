@@ -2,8 +2,7 @@
 
 use super::{DryRun, Report, Verification, status};
 use crate::store::Difference;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use crate::types::byte_string;
 use serde_json::{Value, json};
 
 /// The whole report as one object; times are Unix milliseconds.
@@ -51,30 +50,4 @@ fn verification(v: &Verification) -> Value {
 
 fn difference(d: &Difference) -> Value {
     json!({"db": d.db.0, "key": byte_string(&d.key), "slot": d.slot, "reason": d.reason, "detail": d.detail})
-}
-
-/// A byte string is a JSON string when it is valid UTF-8, else `{"base64": "…"}`.
-pub fn byte_string(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => json!(text),
-        Err(_) => json!({"base64": STANDARD.encode(bytes)}),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_text_or_base64() {
-        assert_eq!(byte_string("ключ".as_bytes()), json!("ключ"));
-        for (bytes, wanted) in [
-            (&b"\xff"[..], "/w=="),
-            (b"\xff\xfe", "//4="),
-            (b"\xff\xfe\xfd", "//79"),
-            (b"\xff\xfe\xfd\x00", "//79AA=="),
-        ] {
-            assert_eq!(byte_string(bytes), json!({"base64": wanted}));
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use super::column::{document, unreadable};
 use super::state::Store;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,6 +14,9 @@ const STAGE: &str = "cutover_stage";
 pub fn frozen(side: &str) -> String {
     format!("cutover_frozen_{side}")
 }
+
+/// The document with what was written to the old side after its clients had left it.
+pub const LATE: &str = "cutover_late";
 
 /// On which side the clients are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,10 +62,21 @@ pub struct CutoverStep {
 
 impl Store {
     pub fn stage(&self) -> Result<Stage> {
-        let saved = self.json(STAGE)?;
-        Ok(saved
-            .and_then(|v| serde_json::from_value(v).ok())
-            .unwrap_or_default())
+        let Some(saved) = self.json(STAGE)? else {
+            return Ok(Stage::default());
+        };
+        // Taken for the first one, it would let the source overwrite what the clients have written.
+        serde_json::from_value(saved.clone()).map_err(|e| {
+            Error::new(
+                ErrorKind::State,
+                format!(
+                    "{} says {saved} of where the clients are, which is not understood",
+                    self.path().display()
+                ),
+            )
+            .cause(e)
+            .hint("use the keyferry that has written it, or a newer one")
+        })
     }
 
     /// Something is frozen by means that do not end by themselves.

@@ -16,7 +16,7 @@ mod state;
 mod verification;
 mod workers;
 
-pub use cutover::{CutoverStep, Stage, frozen};
+pub use cutover::{CutoverStep, LATE, Stage, frozen};
 pub use existing::{Existing, NameFile};
 pub use latency::LatencyBlock;
 pub use lock::Lock;

@@ -6,19 +6,18 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::progress::{ENDED, Progress};
 use crate::store::{Stage, Store};
-use crate::task::Shutdown;
+use crate::task::{Shutdown, socket};
 use crate::types::DbIndex;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 /// Names of written keys that are kept; beyond, only that there were more.
 const NAMES_BYTES: usize = 64 << 20;
@@ -278,22 +277,8 @@ impl Control {
     }
 }
 
-/// Where the migration of a plan's folder is asked.
-pub fn socket(dir: &Path) -> PathBuf {
-    dir.join("control")
-}
-
-/// The same place by a name that fits: a socket's has 108 bytes at most. The folder must be kept open as long as it is
-/// used.
-fn short(dir: &Path) -> std::io::Result<(PathBuf, Option<std::fs::File>)> {
-    let path = socket(dir);
-    if path.as_os_str().len() < 100 {
-        return Ok((path, None));
-    }
-    let folder = std::fs::File::open(dir)?;
-    let name = format!("/proc/self/fd/{}/control", folder.as_raw_fd());
-    Ok((name.into(), Some(folder)))
-}
+/// The name of the socket in a plan's folder.
+const NAME: &str = "control";
 
 /// Answers until the run ends.
 pub async fn serve(
@@ -303,13 +288,9 @@ pub async fn serve(
     scan: bool,
     stop: Shutdown,
 ) -> Result<()> {
-    let path = socket(&dir);
-    // Whoever left it there has ended: we hold the lock.
-    let _ = std::fs::remove_file(&path);
-    let (short, _held) =
-        short(&dir).context(ErrorKind::Disk, || format!("open {}", dir.display()))?;
-    let listener = UnixListener::bind(short).context(ErrorKind::Disk, || {
-        format!("open the socket {} for cutovers", path.display())
+    // We hold the lock.
+    let listener = socket::listen(&dir, NAME).context(ErrorKind::Disk, || {
+        format!("open a socket for cutovers in {}", dir.display())
     })?;
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -396,11 +377,8 @@ pub struct Asker {
 impl Asker {
     /// `NotReady` when no migration runs there.
     pub async fn connect(dir: &Path) -> Result<Asker> {
-        let path = socket(dir);
-        let gone = || format!("no migration answers at {}", path.display());
-        let (short, _held) = short(dir).context(ErrorKind::NotReady, gone)?;
-        let stream = (UnixStream::connect(short).await).context(ErrorKind::NotReady, || {
-            format!("no migration answers at {}", path.display())
+        let stream = (socket::connect(dir, NAME).await).context(ErrorKind::NotReady, || {
+            format!("no migration answers in {}", dir.display())
         })?;
         let (read, write) = stream.into_split();
         let lines = BufReader::new(read).lines();

@@ -1,0 +1,230 @@
+//! The side that the clients have left: kept closed, watched, and what was written to it all the same.
+
+use crate::cutover::migration::{self, Migration};
+use crate::cutover::options::late_writes;
+use crate::cutover::side::{Closed, Freezer};
+use crate::error::{Error, ErrorKind, Result};
+use crate::migrate::control::orders::{Answer, Ask, LATE_KEYS};
+use crate::plan::{Job, Plan, Source};
+use crate::store::{LATE, Store};
+use crate::types::{DbIndex, byte_string};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often the migration is asked for the last time.
+const POLL: Duration = Duration::from_millis(10);
+/// How long it may take to look at the last of the old side.
+const LAST_LOOK: Duration = Duration::from_secs(10);
+
+/// What was written to the old side after its clients had left it, and is not at the new one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Late {
+    /// Commands that wrote.
+    pub writes: u64,
+    /// The first keys that they wrote, each with its database of the source.
+    pub keys: Vec<Value>,
+    /// What may have been written without anybody knowing the keys.
+    pub unknown: Vec<String>,
+    /// Calls of commands that write, as the old side counted them when it was looked at last.
+    pub calls: Option<u64>,
+}
+
+impl Late {
+    pub fn load(home: &Path) -> Result<Late> {
+        let saved = Store::open(home)?.json(LATE)?;
+        Ok(saved
+            .and_then(|v| serde_json::from_value(v).ok())
+            .unwrap_or_default())
+    }
+
+    pub fn save(&self, home: &Path) -> Result<()> {
+        let value = serde_json::to_value(self)
+            .map_err(|e| Error::new(ErrorKind::Bug, "write down late writes").cause(e))?;
+        Store::open(home)?.put_json(LATE, &value)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes == 0 && self.unknown.is_empty()
+    }
+
+    /// From what the migration that holds still has seen.
+    fn take(&mut self, now: &Answer) {
+        if now.late() <= self.writes {
+            return;
+        }
+        self.writes = now.late();
+        let key = |(db, name): &(DbIndex, Vec<u8>)| json!({"db": db.0, "key": byte_string(name)});
+        self.keys = now.late_names().iter().map(key).take(LATE_KEYS).collect();
+    }
+
+    pub fn may_be(&mut self, why: String) {
+        if !self.unknown.contains(&why) {
+            self.unknown.push(why);
+        }
+    }
+
+    /// Why nobody may call the cutover done; `None` when nothing came late.
+    pub fn refusal(&self) -> Option<Error> {
+        let what_to_do = "copy what matters of it to the new side (`keyferry status PLAN --json` lists the keys), then run the same command with --accept-late";
+        let name = |key: &Value| {
+            let db = key["db"].as_u64().and_then(|db| u32::try_from(db).ok());
+            let name = key["key"].as_str().unwrap_or("(not text)");
+            (DbIndex(db.unwrap_or(0)), name.as_bytes().to_vec())
+        };
+        let keys: Vec<_> = self.keys.iter().map(name).collect();
+        let e = match (self.writes, self.unknown.first()) {
+            (0, None) => return None,
+            (0, Some(why)) => Error::new(
+                ErrorKind::Refused,
+                format!("something may have been written to the old side: {why}"),
+            ),
+            (n, _) => late_writes(n, &keys),
+        };
+        Some(e.hint(what_to_do))
+    }
+
+    pub fn json(&self, closed: Option<Closed>) -> Value {
+        json!({
+            "closed": closed, "late_writes": self.writes, "late_keys": self.keys,
+            "may_have_been_written": self.unknown,
+        })
+    }
+}
+
+/// The old side, from the switch on.
+pub struct OldSide {
+    home: PathBuf,
+    /// Absent where it does not answer, and in a plan from a file.
+    freezer: Option<Freezer>,
+    /// The migration that holds still, as long as it has to tell what comes late.
+    forth: Option<Migration>,
+    late: Late,
+}
+
+impl OldSide {
+    /// Closes it where that was cut off; `forth` is the migration that has brought the clients' data, if it still runs.
+    pub async fn open(
+        plan: &Plan,
+        job: &Job,
+        home: &Path,
+        forth: Option<Migration>,
+    ) -> Result<OldSide> {
+        let mut late = Late::load(home)?;
+        let freezer = match &job.source {
+            Source::Server { endpoint, .. } => {
+                Freezer::open(endpoint, &plan.cutover, "source", home.to_owned()).await
+            }
+            Source::Rdb { .. } => Err(Error::new(ErrorKind::Plan, "a file has no writers")),
+        };
+        let mut freezer = match freezer {
+            Ok(freezer) => Some(freezer),
+            Err(e) => {
+                tracing::warn!("the old side cannot be looked at: {e}");
+                None
+            }
+        };
+        if let Some(freezer) = &mut freezer {
+            freezer.close_again().await?;
+            if forth.is_none() && is_watched(freezer) {
+                let calls = freezer.write_calls().await?;
+                if late.calls.is_none() || calls != late.calls {
+                    late.may_be("nobody watched it since the cutover was cut off".into());
+                }
+            }
+        }
+        Ok(OldSide {
+            home: home.to_owned(),
+            freezer,
+            forth,
+            late,
+        })
+    }
+
+    pub fn closed(&self) -> Option<Closed> {
+        self.freezer.as_ref().and_then(Freezer::closed)
+    }
+
+    pub fn late(&self) -> &Late {
+        &self.late
+    }
+
+    pub fn freezer(&mut self) -> Option<&mut Freezer> {
+        self.freezer.as_mut()
+    }
+
+    /// Why the way back cannot be opened yet; `None` when it may write here.
+    pub fn keeps_out_the_way_back(&self) -> Option<&'static str> {
+        match self.closed() {
+            Some(Closed::ByPause) => Some(
+                "the old side is kept closed by a pause, which keeps us out as well: `keyferry rollback` ends it and brings everything back",
+            ),
+            Some(Closed::Watched) => Some(
+                "the old side cannot be closed, so until the commit it is watched, and nothing is written to it: `keyferry rollback` brings everything back",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Looks at it once.
+    pub async fn look(&mut self) -> Result<()> {
+        if let Some(freezer) = &mut self.freezer {
+            match freezer.keep_closed().await {
+                Ok(None) => {}
+                // Where the stream is still read, it tells what was written.
+                Ok(Some(why)) if self.forth.is_none() => self.late.may_be(why),
+                Ok(Some(why)) => tracing::warn!("the old side: {why}"),
+                Err(e) => tracing::warn!("the old side cannot be looked at: {e}"),
+            }
+            if is_watched(freezer) {
+                self.late.calls = freezer.write_calls().await.unwrap_or(None);
+            }
+        }
+        if let Some(forth) = &mut self.forth {
+            let before = self.late.clone();
+            self.late.take(&forth.ask(Ask::State).await?);
+            if before != self.late {
+                self.late.save(&self.home)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at all that was written until now, and has the migration end: from now on nobody reads it.
+    pub async fn end_forth(&mut self) -> Result<()> {
+        let Some(mut forth) = self.forth.take() else {
+            return self.late.save(&self.home);
+        };
+        match tokio::time::timeout(LAST_LOOK, forth.fence_again(POLL)).await {
+            Ok(Ok(now)) => self.late.take(&now),
+            Ok(Err(e)) => self.late.may_be(e.chain()),
+            Err(_) => self.late.may_be(format!(
+                "it did not tell within {} s where it stands",
+                LAST_LOOK.as_secs()
+            )),
+        }
+        self.late.save(&self.home)?;
+        forth.end().await
+    }
+}
+
+/// Nobody is kept out of it, or a server that takes its place would not be.
+fn is_watched(freezer: &Freezer) -> bool {
+    matches!(freezer.closed(), Some(Closed::Watched | Closed::ByPause))
+}
+
+/// What a migration that holds still since a switch that was cut off has seen; it is ended.
+pub async fn last_words(dir: &Path, home: &Path) -> Result<()> {
+    let mut late = Late::load(home)?;
+    match Migration::connect(dir).await {
+        Ok(mut forth) => match tokio::time::timeout(LAST_LOOK, forth.fence_again(POLL)).await {
+            Ok(Ok(now)) => late.take(&now),
+            _ => late.may_be("the migration did not tell what was written since the freeze".into()),
+        },
+        Err(_) => late.may_be("no migration watched it since the switch was cut off".into()),
+    }
+    late.save(home)?;
+    migration::end(dir).await
+}

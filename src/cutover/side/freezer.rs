@@ -1,0 +1,495 @@
+//! How the writers of one side are kept from writing, let go again, or kept out for good.
+
+use crate::cutover::hook::{self, Hook};
+use crate::cutover::side::nodes::{Cut, Nodes};
+use crate::cutover::side::record::{Closed, Record};
+use crate::cutover::side::rights::{self, Rights, WAY_BACK_USER};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net;
+use crate::plan::{CutoverPlan, Endpoint, FreezeWay, OldSide};
+use crate::resp::info;
+use crate::types::ReplOffset;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// A pause ends by itself after this long, unless it is renewed.
+const LEASE: Duration = Duration::from_secs(3);
+/// How often a replica is asked whether it has got what its master has written.
+const PASSED_ON: Duration = Duration::from_millis(2);
+
+/// How we ourselves keep everybody from writing, whoever else does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lock {
+    Pause,
+    Rights,
+}
+
+/// What would be done, found out without doing it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foretold {
+    pub way: FreezeWay,
+    /// How the old side will be kept closed.
+    pub closed: Closed,
+}
+
+/// The writers of one side.
+pub struct Freezer {
+    endpoint: Endpoint,
+    plan: CutoverPlan,
+    /// Where it is written down how the writers are frozen.
+    home: PathBuf,
+    /// `source` or `target`.
+    side: &'static str,
+    /// Where the clients are: told to the hooks.
+    clients_at: &'static str,
+    masters: Nodes,
+    rights: Rights,
+    way: Option<FreezeWay>,
+    lock: Option<Lock>,
+    deadline: Instant,
+    record: Record,
+    /// What the server lets us do: a pause, taking rights.
+    may: (bool, bool),
+}
+
+impl Freezer {
+    /// With whatever was done to the side before.
+    pub async fn open(
+        endpoint: &Endpoint,
+        plan: &CutoverPlan,
+        side: &'static str,
+        home: PathBuf,
+    ) -> Result<Freezer> {
+        let record = Record::load(&home, side)?;
+        Ok(Freezer {
+            endpoint: endpoint.clone(),
+            plan: plan.clone(),
+            side,
+            clients_at: side,
+            masters: Nodes::masters(endpoint).await?,
+            rights: Rights::new(plan, side),
+            way: record.way,
+            lock: None,
+            deadline: Instant::now(),
+            record,
+            home,
+            may: (false, false),
+        })
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub fn is_frozen(&self) -> bool {
+        self.way.is_some() && self.record.closed.is_none()
+    }
+
+    /// How the side is closed since its clients have left; `None` when it is not.
+    pub fn closed(&self) -> Option<Closed> {
+        self.record.closed
+    }
+
+    /// An error unless the writers have been frozen without a gap since [`Freezer::freeze`], on the servers that are
+    /// masters now.
+    pub async fn holds(&mut self) -> Result<()> {
+        if self.way.is_none() {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                "the pause had to end before the clients could be moved",
+            )
+            .hint("allow a longer pause (cutover.max_pause_ms), or make the steps before it shorter: --dry-run shows them"));
+        }
+        let not_held = |why: &str| {
+            Error::new(
+                ErrorKind::Refused,
+                format!("the freeze has not held: {why}"),
+            )
+            .hint("run the same command again")
+        };
+        // A pause without an end says when it was too late for it.
+        if self.masters.has_gap() {
+            return Err(not_held(
+                "the pause has ended for a moment, as this machine or its line stood still",
+            ));
+        }
+        match self.masters.changed().await? {
+            Some(why) => Err(not_held(&why)),
+            None => Ok(()),
+        }
+    }
+
+    /// Which ways are to be tried.
+    fn ways(&self) -> Vec<FreezeWay> {
+        match self.plan.freeze {
+            FreezeWay::Auto => {
+                let mut ways = vec![FreezeWay::Pause, FreezeWay::Acl];
+                if !self.plan.hooks.freeze.is_empty() && !self.plan.hooks.thaw.is_empty() {
+                    ways.push(FreezeWay::Hook);
+                }
+                ways.push(FreezeWay::Operator);
+                ways
+            }
+            way => vec![way],
+        }
+    }
+
+    /// Finds out, without freezing anything, what is allowed.
+    pub async fn rehearse(&mut self) -> Result<Foretold> {
+        let (mut may, mut why) = ([false, false], None);
+        let asked = [
+            self.rehearse_pause().await,
+            self.rights.rehearse(&mut self.masters).await,
+        ];
+        for (may, asked) in may.iter_mut().zip(asked) {
+            match asked {
+                Ok(()) => *may = true,
+                Err(e) if e.kind() == ErrorKind::Refused => why = Some(e),
+                Err(e) => return Err(e),
+            }
+        }
+        self.may = (may[0], may[1]);
+        let allowed = |way: &FreezeWay| match way {
+            FreezeWay::Pause => self.may.0,
+            FreezeWay::Acl => self.may.1,
+            _ => true,
+        };
+        match self.ways().into_iter().find(allowed) {
+            Some(way) => Ok(Foretold {
+                way,
+                closed: self.closes_by(),
+            }),
+            None => Err(no_way(why)),
+        }
+    }
+
+    fn closes_by(&self) -> Closed {
+        match (self.plan.old_side, self.may) {
+            (OldSide::Open, _) => Closed::Open,
+            (OldSide::Closed, (_, true)) => Closed::ByRights,
+            (OldSide::Closed, (true, false)) => Closed::ByPause,
+            (OldSide::Closed, (false, false)) => Closed::Watched,
+        }
+    }
+
+    /// By what everybody is kept from writing when the clients are frozen this way.
+    fn lock_of(&self, way: FreezeWay) -> Option<Lock> {
+        let shut = self.plan.old_side == OldSide::Closed;
+        match way {
+            FreezeWay::Pause => Some(Lock::Pause),
+            FreezeWay::Acl => Some(Lock::Rights),
+            // Whoever does not obey the hook or the operator is kept out by us.
+            _ if shut && self.may.0 => Some(Lock::Pause),
+            _ if shut && self.may.1 => Some(Lock::Rights),
+            _ => None,
+        }
+    }
+
+    async fn rehearse_pause(&mut self) -> Result<()> {
+        // It has ended when it begins.
+        let none: &[&[u8]] = &[b"CLIENT", b"PAUSE", b"0", b"WRITE"];
+        self.masters.everywhere(none).await?;
+        if self.plan.cut_clients {
+            // Writes that wait would run at the old side when the pause ends.
+            let nobody: &[&[u8]] = &[
+                b"CLIENT",
+                b"KILL",
+                b"TYPE",
+                b"normal",
+                b"ADDR",
+                b"0.0.0.0:1",
+            ];
+            self.masters.everywhere(nobody).await?;
+        }
+        Ok(())
+    }
+
+    /// Freezes until [`Freezer::thaw`], or for the plan's `max_pause_ms`, by the way that [`Freezer::rehearse`] has found.
+    pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {
+        // Since the first look much may have changed.
+        self.masters = Nodes::masters(&self.endpoint).await?;
+        self.deadline = Instant::now() + Duration::from_millis(self.plan.max_pause_ms);
+        self.way = Some(way);
+        let frozen = self.freeze_by(way).await;
+        if frozen.is_err() {
+            // Some masters may have taken it.
+            self.thaw().await?;
+        }
+        frozen
+    }
+
+    async fn freeze_by(&mut self, way: FreezeWay) -> Result<()> {
+        if way == FreezeWay::Hook {
+            self.record.way = Some(way);
+            self.save()?;
+            self.hook(true).await?;
+        }
+        self.lock = self.lock_of(way);
+        match self.lock {
+            Some(Lock::Pause) => self.renew().await?,
+            Some(Lock::Rights) => self.take_rights(false).await?,
+            None => {}
+        }
+        self.passed_on().await
+    }
+
+    /// Called twice a second while frozen.
+    pub async fn renew(&mut self) -> Result<()> {
+        if self.lock != Some(Lock::Pause) || self.record.paused {
+            return Ok(());
+        }
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        self.masters.pause(left.min(LEASE)).await
+    }
+
+    /// Where the plan names a replica, the writers were frozen at its master: waits until it has got all of it.
+    pub async fn passed_on(&mut self) -> Result<()> {
+        let own = self.endpoint.address();
+        if self.masters.count() != 1 || self.masters.address(0) == own {
+            return Ok(());
+        }
+        let Some(goal) = self.masters.offsets().await?.into_iter().next() else {
+            return Ok(());
+        };
+        let mut conn = net::connect(&self.endpoint, &own).await?;
+        loop {
+            let reply = conn.call(&[b"INFO", b"replication"]).await?;
+            let at = info::offset(&reply.text().unwrap_or_default());
+            if at.unwrap_or(ReplOffset(0)) >= goal {
+                return Ok(());
+            }
+            if Instant::now() > self.deadline {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    format!("the replica {own} did not get in time what its master had written"),
+                )
+                .hint("name the master in the plan"));
+            }
+            tokio::time::sleep(PASSED_ON).await;
+        }
+    }
+
+    /// The clients are being moved: keeps everybody from writing here from now on, until [`Freezer::thaw`].
+    pub async fn close(&mut self) -> Result<Closed> {
+        let closed = self.closes_by();
+        match closed {
+            Closed::ByRights => {
+                self.take_rights(true).await?;
+                self.masters.pause_is_over();
+            }
+            Closed::ByPause => {
+                self.record.paused = true;
+                self.save()?;
+                self.masters.pause_for_good().await?;
+            }
+            Closed::Watched | Closed::Open => {}
+        }
+        self.record.closed = Some(closed);
+        self.save()?;
+        Ok(closed)
+    }
+
+    /// The clients have been moved to the other side: whoever is still here is sent away, and what froze them ends, but
+    /// for what keeps the side closed.
+    pub async fn let_go(&mut self) -> Result<Cut> {
+        self.clients_at = match self.side {
+            "source" => "target",
+            _ => "source",
+        };
+        let mut cut = Cut::default();
+        if self.plan.cut_clients {
+            match self.masters.cut_clients().await {
+                Ok(ended) => cut = ended,
+                Err(e) => tracing::warn!("clients of the old side could not be cut off: {e}"),
+            }
+        }
+        let closed = self.record.closed;
+        if self.lock == Some(Lock::Pause) && closed != Some(Closed::ByPause) {
+            self.unpause().await?;
+        }
+        if self.lock == Some(Lock::Rights) && closed != Some(Closed::ByRights) {
+            self.give_rights_back().await?;
+        }
+        self.end_hook().await?;
+        (self.way, self.lock) = (None, None);
+        Ok(cut)
+    }
+
+    /// Undoes all that keeps anybody from writing here; may be called when nothing does.
+    pub async fn thaw(&mut self) -> Result<()> {
+        let mut done = Ok(());
+        if self.lock == Some(Lock::Pause) || self.record.paused {
+            done = self.unpause().await;
+        }
+        let given = match self.record.rules.is_empty() {
+            true => Ok(()),
+            false => self.give_rights_back().await,
+        };
+        let thawed = self.end_hook().await;
+        done.and(given).and(thawed)?;
+        (self.way, self.lock) = (None, None);
+        self.record = Record::default();
+        self.save()
+    }
+
+    /// The same for what a cutover has left that was cut off together with its guard.
+    pub async fn clean_up(&mut self, clients_at: &'static str) -> Result<()> {
+        self.clients_at = clients_at;
+        self.thaw().await
+    }
+
+    /// Ends a pause that somebody else has begun, where that is allowed.
+    pub async fn unpause_if_allowed(&mut self) {
+        if let Err(e) = self.masters.everywhere(&[b"CLIENT", b"UNPAUSE"]).await {
+            tracing::debug!("{e}");
+        }
+    }
+
+    /// Closes the side, whose clients have left it, where that was cut off; what is done already is not done again.
+    pub async fn close_again(&mut self) -> Result<Closed> {
+        match self.record.closed {
+            Some(closed) => Ok(closed),
+            None => {
+                self.rehearse().await?;
+                self.close().await
+            }
+        }
+    }
+
+    /// Looks whether the closed side still is, and closes it where it is not. Returns what stood open meanwhile.
+    pub async fn keep_closed(&mut self) -> Result<Option<String>> {
+        let changed = self.masters.changed().await?;
+        if changed.is_some() {
+            self.masters = Nodes::masters(&self.endpoint).await?;
+        }
+        match self.record.closed {
+            Some(Closed::ByRights) => {
+                let open = self.rights.take(&mut self.masters).await?;
+                let open = (!open.is_empty())
+                    .then(|| format!("users of {} could write for a while", open.join(", ")));
+                // A replica that was closed with its master has stayed so.
+                Ok(open.map(|open| match changed {
+                    Some(changed) => format!("{changed}; {open}"),
+                    None => open,
+                }))
+            }
+            Some(Closed::ByPause) => {
+                if changed.is_some() {
+                    self.masters.pause_for_good().await?;
+                }
+                Ok(changed)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// How we get in where the own user has lost the right to write: a user and its password; `None` where it has not.
+    pub async fn way_back_user(&mut self) -> Result<Option<(String, String)>> {
+        let own = self.endpoint.username.as_deref().unwrap_or("default");
+        let names =
+            |(_, users): &(String, Vec<rights::User>)| users.iter().any(|(name, _)| name == own);
+        if !self.record.rules.iter().any(names) {
+            return Ok(None);
+        }
+        let password = rights::make_way_back_user(&mut self.masters).await?;
+        Ok(Some((WAY_BACK_USER.to_owned(), password)))
+    }
+
+    /// The address of the only master, where that is not the one that the plan names.
+    pub fn master_elsewhere(&self) -> Option<&str> {
+        let address = self.masters.address(0);
+        (self.masters.count() == 1 && address != self.endpoint.address()).then_some(address)
+    }
+
+    /// How many calls of commands that write the masters count; `None` where they do not tell.
+    pub async fn write_calls(&mut self) -> Result<Option<u64>> {
+        self.masters.write_calls().await
+    }
+
+    async fn unpause(&mut self) -> Result<()> {
+        let ended = self
+            .masters
+            .insist_everywhere(&[b"CLIENT", b"UNPAUSE"])
+            .await;
+        self.masters.forget_pauses();
+        if ended.is_ok() {
+            self.record.paused = false;
+        }
+        ended
+    }
+
+    async fn end_hook(&mut self) -> Result<()> {
+        if self.way == Some(FreezeWay::Hook) {
+            self.hook(false).await?;
+            self.record.way = None;
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    async fn hook(&self, freeze: bool) -> Result<()> {
+        let (name, argv) = match freeze {
+            true => ("freeze", &self.plan.hooks.freeze),
+            false => ("thaw", &self.plan.hooks.thaw),
+        };
+        let limit = match freeze {
+            true => self.deadline.saturating_duration_since(Instant::now()),
+            false => Duration::from_secs(10),
+        };
+        let told = json!({ "step": name, "side": self.side, "clients_at": self.clients_at });
+        let ran = Hook { name, argv, limit }.run(&told).await?;
+        hook::succeeded(name, &ran)
+    }
+
+    /// With the replicas: whoever is promoted is closed as well.
+    async fn take_rights(&mut self, replicas: bool) -> Result<()> {
+        let mut nodes = match replicas {
+            true => Some(self.masters.replicas().await),
+            false => None,
+        };
+        for nodes in [Some(&mut self.masters), nodes.as_mut()]
+            .into_iter()
+            .flatten()
+        {
+            for (address, users) in self.rights.rules(nodes).await? {
+                // What they had is what they had before it was taken first.
+                if self.record.rules.iter().all(|(known, _)| *known != address) {
+                    self.record.rules.push((address, users));
+                }
+            }
+        }
+        // First, so that whoever comes after a crash can give them back.
+        self.save()?;
+        self.rights.take(&mut self.masters).await?;
+        if let Some(nodes) = &mut nodes {
+            self.rights.take(nodes).await?;
+        }
+        Ok(())
+    }
+
+    async fn give_rights_back(&mut self) -> Result<()> {
+        let rules = std::mem::take(&mut self.record.rules);
+        let (left, given) = rights::give_back(&self.endpoint, rules).await;
+        self.record.rules = left;
+        self.save()?;
+        given
+    }
+
+    fn save(&self) -> Result<()> {
+        self.record.save(&self.home, self.side)
+    }
+}
+
+fn no_way(why: Option<Error>) -> Error {
+    let none = Error::new(
+        ErrorKind::Refused,
+        "there is no way to keep the clients from writing",
+    )
+    .hint("give the user the right to CLIENT PAUSE and CLIENT KILL, or to ACL SETUSER; or name programs in cutover.hooks.freeze and thaw, or set cutover.freeze to \"operator\"");
+    match why {
+        Some(why) => none.cause(why),
+        None => none,
+    }
+}

@@ -1,0 +1,416 @@
+//! Servers of one side, each with a connection that survives an answer that came too late and a server that went away.
+
+use crate::command::{self, Spec};
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{self, Conn, server};
+use crate::plan::Endpoint;
+use crate::resp::{Reply, info};
+use crate::types::ReplOffset;
+use crate::types::address::join;
+use std::time::{Duration, Instant};
+
+/// How long a master may take to answer while writers wait.
+const ANSWER: Duration = Duration::from_secs(1);
+/// How often what must be done in the end is tried on a master.
+const TRIES: u32 = 5;
+/// How long a pause lasts that somebody ends.
+const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// The longest chain of replicas that is followed to its master.
+const CHAIN: usize = 8;
+/// The name of connections of ours that must not be ended with the clients'.
+pub const OWN_NAME: &str = "keyferry";
+
+/// Clients whose connections were ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Ordinary ones; keyferry's own among them.
+    pub clients: i64,
+    /// Those that had subscribed to channels.
+    pub subscribers: i64,
+}
+
+/// Some servers of one side: its masters, or their replicas.
+pub struct Nodes {
+    endpoint: Endpoint,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    address: String,
+    /// Absent after an answer that came too late: the next command must not take it for its own.
+    conn: Option<Conn>,
+    /// As INFO tells it; `None` where it does not.
+    run_id: Option<String>,
+    /// Until when its pause holds without being renewed.
+    leased: Option<Instant>,
+    /// Its pause has ended before it was renewed, or another server answers in its place.
+    gap: bool,
+}
+
+impl Nodes {
+    /// Connects to whoever is a master now.
+    pub async fn masters(endpoint: &Endpoint) -> Result<Nodes> {
+        let mut nodes = Vec::new();
+        for address in addresses(endpoint).await? {
+            nodes.push(Node::open(endpoint, address).await?);
+        }
+        Ok(Nodes {
+            endpoint: endpoint.clone(),
+            nodes,
+        })
+    }
+
+    /// Connects to the replicas of these masters, as far as they can be reached.
+    pub async fn replicas(&mut self) -> Nodes {
+        let addresses = self.replica_addresses().await;
+        let endpoint = &self.endpoint;
+        let opened = (addresses.into_iter()).map(|address| async move {
+            let opened = tokio::time::timeout(ANSWER, Node::open(endpoint, address.clone())).await;
+            match opened {
+                Ok(Ok(node)) => Some(node),
+                _ => {
+                    tracing::debug!("the replica {address} cannot be reached");
+                    None
+                }
+            }
+        });
+        let nodes = futures::future::join_all(opened).await;
+        Nodes {
+            endpoint: self.endpoint.clone(),
+            nodes: nodes.into_iter().flatten().collect(),
+        }
+    }
+
+    async fn replica_addresses(&mut self) -> Vec<String> {
+        if let Ok((layout, _)) = server::layout(&self.endpoint).await
+            && layout.cluster
+        {
+            let replicas = layout.masters.into_iter().flat_map(|m| m.replicas);
+            return replicas.collect();
+        }
+        let told = self.everywhere(&[b"INFO", b"replication"]).await;
+        let mut addresses = Vec::new();
+        for reply in told.unwrap_or_default() {
+            let text = reply.text().unwrap_or_default();
+            let address = |replica: info::Pairs<'_>| {
+                let port: u16 = replica.get("port")?.parse().ok()?;
+                // One that does not say where it listens is no server.
+                (port > 0).then(|| join(replica.get("ip").unwrap_or_default(), port))
+            };
+            addresses.extend(info::replicas(&text).filter_map(address));
+        }
+        addresses
+    }
+
+    pub fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|m| m.address.as_str())
+    }
+
+    pub fn address(&self, at: usize) -> &str {
+        self.nodes.get(at).map_or("", |node| &node.address)
+    }
+
+    /// Asks one of them; an error reply is an error.
+    pub async fn ask(&mut self, at: usize, command: &[&[u8]]) -> Result<Reply> {
+        match self.nodes.get_mut(at) {
+            Some(master) => master.ask(&self.endpoint, command).await,
+            None => Err(Error::new(ErrorKind::Bug, "a server that is not there")),
+        }
+    }
+
+    /// Asks all at once; the first failure, after all have been tried.
+    pub async fn everywhere(&mut self, command: &[&[u8]]) -> Result<Vec<Reply>> {
+        let endpoint = &self.endpoint;
+        let asked = (self.nodes.iter_mut()).map(|m| m.ask(endpoint, command));
+        futures::future::join_all(asked).await.into_iter().collect()
+    }
+
+    /// The same as [`Nodes::ask`], tried again for a while.
+    pub async fn insist(&mut self, at: usize, command: &[&[u8]]) -> Result<Reply> {
+        let mut tried = 1;
+        loop {
+            match self.ask(at, command).await {
+                Err(e) if tried < TRIES && e.kind() != ErrorKind::Refused => {
+                    tracing::debug!("{e}");
+                    tried += 1;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The same everywhere; the first failure, after all have been tried.
+    pub async fn insist_everywhere(&mut self, command: &[&[u8]]) -> Result<()> {
+        let mut first = Ok(());
+        for at in 0..self.nodes.len() {
+            let done = self.insist(at, command).await;
+            first = first.and(done.map(drop));
+        }
+        first
+    }
+
+    /// Pauses writes for a while, or renews that; a pause that had ended by then is a gap.
+    pub async fn pause(&mut self, lease: Duration) -> Result<()> {
+        let endpoint = &self.endpoint;
+        let asked = (self.nodes.iter_mut()).map(|m| m.pause(endpoint, lease));
+        let mut first = Ok(());
+        for paused in futures::future::join_all(asked).await {
+            first = first.and(paused);
+        }
+        first
+    }
+
+    /// Pauses writes until somebody ends it, or the server ends.
+    pub async fn pause_for_good(&mut self) -> Result<()> {
+        self.pause(NO_END).await
+    }
+
+    /// Whether some pause has ended before it was renewed, or would have by now.
+    pub fn has_gap(&self) -> bool {
+        let now = Instant::now();
+        (self.nodes.iter()).any(|m| m.gap || m.leased.is_some_and(|until| now >= until))
+    }
+
+    /// From now on something else keeps everybody out: the pause need not hold any longer, only up to here.
+    pub fn pause_is_over(&mut self) {
+        let gap = self.has_gap();
+        self.nodes.iter_mut().for_each(|m| m.gap |= gap);
+        self.forget_pauses();
+    }
+
+    /// No pause is kept up any more.
+    pub fn forget_pauses(&mut self) {
+        self.nodes.iter_mut().for_each(|m| m.leased = None);
+    }
+
+    /// Why these are not the masters any more; `None` when they are. A server that does not answer is an error.
+    pub async fn changed(&mut self) -> Result<Option<String>> {
+        let (mut then, mut now): (Vec<_>, Vec<_>) = (
+            self.addresses().map(str::to_owned).collect(),
+            addresses(&self.endpoint).await?,
+        );
+        then.sort();
+        now.sort();
+        if then != now {
+            return Ok(Some(format!(
+                "the masters were {}, and are {}",
+                then.join(", "),
+                now.join(", ")
+            )));
+        }
+        for master in &self.nodes {
+            // Another server may answer at the same address: behind a name, a proxy, a Sentinel.
+            let mut conn = net::connect(&self.endpoint, &master.address).await?;
+            let run_id = run_id(&mut conn).await?;
+            if run_id.is_some() && master.run_id.is_some() && run_id != master.run_id {
+                return Ok(Some(format!(
+                    "another server answers at {} than when the writers were frozen",
+                    master.address
+                )));
+            }
+        }
+        Ok(None)
+    }
+
+    /// How many calls of commands that write they count; `None` where that is not told.
+    pub async fn write_calls(&mut self) -> Result<Option<u64>> {
+        let Ok(replies) = self.everywhere(&[b"INFO", b"commandstats"]).await else {
+            return Ok(None);
+        };
+        let mut calls = 0;
+        for reply in replies {
+            let text = reply.text().unwrap_or_default();
+            let mut told = false;
+            for (name, counts) in info::commands(&text) {
+                told = true;
+                let name = name.split('|').next().unwrap_or_default();
+                if command::lookup(name.as_bytes()).is_some_and(Spec::may_write) {
+                    calls += counts.count("calls").unwrap_or(0);
+                }
+            }
+            if !told {
+                return Ok(None);
+            }
+        }
+        Ok(Some(calls))
+    }
+
+    /// Where each of them stands in its own stream.
+    pub async fn offsets(&mut self) -> Result<Vec<ReplOffset>> {
+        let replies = self.everywhere(&[b"INFO", b"replication"]).await?;
+        let offset = |reply: Reply| {
+            let text = reply.text()?.into_owned();
+            info::offset(&text)
+        };
+        let offsets = replies.into_iter().map(offset);
+        let unknown = || Error::new(ErrorKind::Protocol, "INFO replication tells no offset");
+        offsets.collect::<Option<_>>().ok_or_else(unknown)
+    }
+
+    /// Ends the connections of clients and of subscribers; what they have not got an answer to has not run.
+    pub async fn cut_clients(&mut self) -> Result<Cut> {
+        let mut cut = Cut::default();
+        for at in 0..self.nodes.len() {
+            cut.subscribers += self.cut_subscribers(at).await?;
+            let normal: &[&[u8]] = &[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"];
+            cut.clients += self.insist(at, normal).await?.int().unwrap_or(0);
+        }
+        Ok(cut)
+    }
+
+    async fn cut_subscribers(&mut self, at: usize) -> Result<i64> {
+        let listed = self
+            .ask(at, &[b"CLIENT", b"LIST", b"TYPE", b"pubsub"])
+            .await;
+        let Ok(listed) = listed else {
+            let all: &[&[u8]] = &[b"CLIENT", b"KILL", b"TYPE", b"pubsub", b"SKIPME", b"yes"];
+            return Ok(self.insist(at, all).await?.int().unwrap_or(0));
+        };
+        let text = listed.text().unwrap_or_default().into_owned();
+        let mut ended = 0;
+        for line in text.lines() {
+            let of = |name: &str| line.split(' ').find_map(|w| w.strip_prefix(name));
+            let (Some(id), name) = (of("id="), of("name=")) else {
+                continue;
+            };
+            if name != Some(OWN_NAME) {
+                let kill = self
+                    .ask(at, &[b"CLIENT", b"KILL", b"ID", id.as_bytes()])
+                    .await;
+                // It may have gone meanwhile.
+                ended += i64::from(kill.is_ok_and(|n| n.int().unwrap_or(0) > 0));
+            }
+        }
+        Ok(ended)
+    }
+}
+
+impl Node {
+    async fn open(endpoint: &Endpoint, address: String) -> Result<Node> {
+        let mut conn = net::connect(endpoint, &address).await?;
+        let run_id = run_id(&mut conn).await?;
+        Ok(Node {
+            address,
+            conn: Some(conn),
+            run_id,
+            leased: None,
+            gap: false,
+        })
+    }
+
+    async fn ask(&mut self, endpoint: &Endpoint, command: &[&[u8]]) -> Result<Reply> {
+        let asked = tokio::time::timeout(ANSWER, async {
+            let mut conn = match self.conn.take() {
+                Some(conn) => conn,
+                None => self.connect_again(endpoint).await?,
+            };
+            let reply = conn.call(command).await;
+            let usable = match &reply {
+                Ok(_) => true,
+                Err(e) => matches!(
+                    e.kind(),
+                    ErrorKind::Refused | ErrorKind::NotReady | ErrorKind::Moved
+                ),
+            };
+            if usable {
+                self.conn = Some(conn);
+            }
+            reply
+        });
+        // What is cut off in its middle takes its connection with it.
+        asked.await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Connection,
+                format!(
+                    "{} gave no answer within {} s",
+                    self.address,
+                    ANSWER.as_secs()
+                ),
+            ))
+        })
+    }
+
+    async fn connect_again(&mut self, endpoint: &Endpoint) -> Result<Conn> {
+        let mut conn = net::connect(endpoint, &self.address).await?;
+        let run_id = run_id(&mut conn).await?;
+        if run_id != self.run_id {
+            // Nobody has frozen this one.
+            self.gap = true;
+            self.run_id = run_id;
+        }
+        Ok(conn)
+    }
+
+    async fn pause(&mut self, endpoint: &Endpoint, lease: Duration) -> Result<()> {
+        let (began, ms) = (Instant::now(), lease.as_millis().to_string());
+        self.ask(endpoint, &[b"CLIENT", b"PAUSE", ms.as_bytes(), b"WRITE"])
+            .await?;
+        // It was renewed at some moment before the answer.
+        self.gap |= self.leased.is_some_and(|until| Instant::now() >= until);
+        self.leased = Some(began + lease);
+        Ok(())
+    }
+}
+
+/// The addresses of a side's masters. Where the plan names a replica, that of its master: there the writers are.
+async fn addresses(endpoint: &Endpoint) -> Result<Vec<String>> {
+    let (layout, server) = server::layout(endpoint).await?;
+    if layout.cluster || !server.replica {
+        return Ok(layout.masters.into_iter().map(|m| m.address).collect());
+    }
+    master_above(endpoint).await.map(|address| vec![address])
+}
+
+/// The master of the replica that an endpoint names, by its address.
+pub async fn master_above(endpoint: &Endpoint) -> Result<String> {
+    let mut address = endpoint.address();
+    for _ in 0..CHAIN {
+        let unreachable = |e: Error| {
+            let above = address != endpoint.address();
+            match above {
+                true => Error::new(
+                    ErrorKind::Refused,
+                    format!("{endpoint} is a replica, and its master {address} cannot be asked: its clients would go on writing"),
+                )
+                .cause(e)
+                .hint("name the master in the plan, or say in address_map how it is reached"),
+                false => e,
+            }
+        };
+        let asked = async {
+            let mut conn = net::connect(endpoint, &address).await?;
+            conn.call(&[b"INFO", b"replication"]).await
+        };
+        let reply = asked.await.map_err(unreachable)?;
+        let text = reply.text().unwrap_or_default();
+        if !info::is_replica(&text) {
+            return Ok(address);
+        }
+        let (Some(host), Some(port)) = (
+            info::field(&text, "master_host"),
+            info::field(&text, "master_port").and_then(|p| p.parse::<u16>().ok()),
+        ) else {
+            break;
+        };
+        address = join(host, port);
+    }
+    Err(Error::new(
+        ErrorKind::Refused,
+        format!(
+            "{endpoint} is a replica that does not tell its master: its clients would go on writing"
+        ),
+    )
+    .hint("name the master in the plan"))
+}
+
+/// What a server calls itself since it was started; `None` where it does not tell.
+async fn run_id(conn: &mut Conn) -> Result<Option<String>> {
+    let reply = conn.ask(&[b"INFO", b"server"]).await?;
+    let text = reply.text().unwrap_or_default();
+    Ok(info::field(&text, "run_id").map(str::to_owned))
+}
