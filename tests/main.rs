@@ -5,6 +5,7 @@ mod check;
 mod cli;
 mod command_keys;
 mod cutover;
+mod cutover_closed;
 mod cutover_killed;
 mod empty;
 mod faults;

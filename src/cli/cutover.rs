@@ -4,11 +4,10 @@ use super::common::{Common, block_on, plan_of};
 use super::output;
 use crate::cutover::{self, Options, Outcome};
 use crate::error::Result as Done;
-use crate::report::step_time;
+use crate::report::steps::{closed_text, step_text, step_time, way_back};
 use crate::store::{CutoverStep, Stage};
 use crate::task::Shutdown;
 use clap::{Args, ValueEnum};
-use serde_json::Value;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -18,14 +17,18 @@ use std::time::Duration;
 /// Freeze the writers, drain, prove both sides equal, move the clients
 ///
 /// Any gate that refuses before the clients are moved lets the writers go on at the source, with the migration as it
-/// was. After the switch the way back is kept open for cutover.watch_s; `keyferry rollback` takes it.
+/// was. After the switch the way back is kept open for cutover.watch_s; `keyferry rollback` takes it. The old side stays
+/// closed to writers until --reopen (cutover.old_side); what is written to it all the same is listed, and then the answer
+/// is not "done".
 #[derive(Args)]
 #[command(after_help = "\
 Exit codes: 0 the clients are at the target, 1 a gate has refused and nothing has changed for the users, 2 wrong plan, 3 failed, 130 interrupted.
 
 Examples:
-  keyferry cutover move.json --dry-run    rehearse: all but the freeze and the switch
+  keyferry cutover move.json --dry-run                   rehearse: all but the freeze and the switch
+  keyferry cutover move.json --dry-run --freeze-for 2s   freeze the writers too, and measure the pause
   keyferry cutover move.json
+  keyferry cutover move.json --reopen                    afterwards: let the old side take writes again
   keyferry rollback move.json")]
 pub struct Arguments {
     #[command(flatten)]
@@ -172,11 +175,11 @@ fn tell(step: &CutoverStep) {
         }
         ("running", _) => return,
         (state, name) => {
-            let detail = match &step.detail {
-                Value::Null => String::new(),
-                detail => format!("  {detail}"),
+            let said = match step_text(name, &step.detail) {
+                none if none.is_empty() => none,
+                said => format!(": {said}"),
             };
-            format!("{name}: {state} in {}{detail}", step_time(step))
+            format!("{name}: {state} in {}{said}", step_time(step))
         }
     };
     let _ = writeln!(std::io::stderr(), "{line}");
@@ -185,6 +188,10 @@ fn tell(step: &CutoverStep) {
 fn text(outcome: &Outcome) -> String {
     let mut text = match (&outcome.refused, outcome.direction) {
         (Some(_), _) => format!("refused; the clients are at the {}\n", outcome.clients_at),
+        (None, "rehearsal") if outcome.pause_ms.is_some() => {
+            "the rehearsal is done; the writers were frozen and go on, nothing was switched\n"
+                .into()
+        }
         (None, "rehearsal") => {
             "the rehearsal is done; nothing was frozen, nothing was switched\n".into()
         }
@@ -213,7 +220,20 @@ fn text(outcome: &Outcome) -> String {
         line("would run", &outcome.would_run.join(" "));
     }
     if !outcome.way_back.is_null() {
-        line("way back", &outcome.way_back.to_string());
+        line("way back", &way_back(&outcome.way_back));
+    }
+    if let Some(closed) = outcome.old_side["closed"].as_str() {
+        line("old side", closed_text(closed));
+    }
+    let late = outcome.old_side["late_keys"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    for key in late {
+        line(
+            "late write",
+            &format!("database {}, key {}", key["db"], key["key"]),
+        );
     }
     if !outcome.message.is_empty() {
         line("note", &outcome.message);

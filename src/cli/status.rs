@@ -3,9 +3,11 @@
 use super::common::{Common, load};
 use super::output;
 use crate::error::{Error, ErrorKind, Result};
+use crate::report::steps::closed_text;
 use crate::report::{Status, bytes, duration, grouped, instant};
 use crate::store::{worker_dir, workers};
 use clap::Args;
+use serde_json::Value;
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -173,22 +175,58 @@ fn text(s: &Status) -> String {
     };
     line("verified", verified);
     if let Some(cutover) = &s.cutover {
-        let step = cutover["steps"].as_array().and_then(|s| s.last());
-        let step = step.map(|s| format!("{} {}", s["step"], s["state"]).replace('"', ""));
-        line(
-            "cutover",
-            format!(
-                "the clients are at: {}; attempt {}: {}",
-                cutover["stage"].as_str().unwrap_or("?"),
-                cutover["attempt"],
-                step.unwrap_or_default()
-            ),
-        );
+        line("cutover", where_clients_are(cutover));
+        let old = &cutover["old_side"];
+        let moved = matches!(cutover["stage"].as_str(), Some("switched" | "committed"));
+        if moved {
+            let closed = old["closed"].as_str().unwrap_or("");
+            line("old side", closed_text(closed).into());
+        }
+        let late = old["late"]["writes"].as_u64().unwrap_or(0);
+        if late > 0 {
+            line(
+                "late writes",
+                format!(
+                    "{} commands wrote to the old side after the freeze; --json lists their keys",
+                    grouped(late)
+                ),
+            );
+        }
         if let Some(ms) = cutover["way_back"]["data_loss_bound_ms"].as_u64() {
             line("way back", format!("behind by {}", duration(ms)));
         }
     }
     text
+}
+
+/// In a sentence.
+fn where_clients_are(cutover: &Value) -> String {
+    let step = cutover["steps"].as_array().and_then(|s| s.last());
+    let last = step.map(|s| {
+        let word = |key: &str| s[key].as_str().unwrap_or("?").to_owned();
+        let ended = s["ended_ms"].as_i64().map(instant).unwrap_or_default();
+        format!(
+            "attempt {}: {} {} {ended}",
+            cutover["attempt"],
+            word("step"),
+            word("state")
+        )
+    });
+    let last = last.unwrap_or_default();
+    match cutover["stage"].as_str() {
+        Some("source") => format!("the clients are at the source ({last})"),
+        Some("switching") => format!(
+            "nobody knows where the clients are: look, and run the same command with --clients-at source or target ({last})"
+        ),
+        Some("switched") => {
+            format!("the clients are at the target; the way back is kept open ({last})")
+        }
+        Some("committed") => {
+            format!("done: the clients are at the target, and it is committed ({last})")
+        }
+        Some("rolled-back") => format!("the clients are back at the source ({last})"),
+        _ => last,
+    }
 }
 
 fn snapshot(s: &crate::report::SnapshotStatus) -> String {

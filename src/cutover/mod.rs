@@ -152,7 +152,12 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         let mut pass = Pass {
             plan,
             job: &job,
-            proof: Proof::new(&job, options.work_dir.join(&plan.name), stop),
+            proof: Proof::new(
+                &job,
+                options.work_dir.join(&plan.name),
+                stop,
+                plan.cutover.wait_s,
+            ),
             work_dir: options.work_dir.clone(),
             home: home.clone(),
             side: "source",
@@ -313,7 +318,12 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     let mut pass = Pass {
         plan: &back,
         job: &back_job,
-        proof: Proof::new(&back_job, work_dir.join(&back.name), stop),
+        proof: Proof::new(
+            &back_job,
+            work_dir.join(&back.name),
+            stop,
+            plan.cutover.wait_s,
+        ),
         work_dir: work_dir.clone(),
         home: home.clone(),
         side: "target",

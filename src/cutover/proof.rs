@@ -9,12 +9,17 @@ use crate::task::Shutdown;
 use crate::types::DbIndex;
 use crate::verify::{self, Live};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// Rounds of comparing what has changed before the writers are frozen.
 const ROUNDS: u32 = 20;
 /// A round as quick as this is quick enough.
 const QUICK: Duration = Duration::from_millis(100);
+/// A comparison may stand still for so long at least: a key may have to be read again for a while.
+const STANDSTILL: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The proof of one pass, prepared while the writers still write.
 pub struct Proof<'a> {
@@ -22,6 +27,8 @@ pub struct Proof<'a> {
     /// The state of the migration that is proven.
     dir: PathBuf,
     stop: &'a Shutdown,
+    /// How long a comparison may stand still.
+    patience: Duration,
     /// Absent before the warm-up, and of a scan.
     live: Option<Live>,
     /// Keys still to be compared.
@@ -39,11 +46,13 @@ pub struct Warm {
 }
 
 impl Proof<'_> {
-    pub fn new<'a>(job: &'a Job, dir: PathBuf, stop: &'a Shutdown) -> Proof<'a> {
+    /// `wait_s`: how long the plan waits for anything.
+    pub fn new<'a>(job: &'a Job, dir: PathBuf, stop: &'a Shutdown, wait_s: u64) -> Proof<'a> {
         Proof {
             job,
             dir,
             stop,
+            patience: Duration::from_secs(wait_s).max(STANDSTILL),
             live: None,
             left: Vec::new(),
             compare: Duration::ZERO,
@@ -90,7 +99,17 @@ impl Proof<'_> {
             let mut names = written.names();
             names.append(&mut left);
             let began = Instant::now();
-            let apart = live.differing(names).await?;
+            let compared = tokio::time::timeout(self.patience, live.differing(names));
+            let apart = compared.await.unwrap_or_else(|_| {
+                Err(Error::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "the keys that were written meanwhile could not be compared within {} s",
+                        self.patience.as_secs()
+                    ),
+                )
+                .hint("choose an hour with fewer writes, or raise cutover.wait_s"))
+            })?;
             let took = began.elapsed();
             for key in apart {
                 match key.reason.as_str() {
@@ -111,6 +130,29 @@ impl Proof<'_> {
         Ok(())
     }
 
+    /// Returns when a comparison has not moved for as long as the plan waits for anything.
+    async fn stands_still(&self, gauge: &verify::Gauge) -> Error {
+        let (mut seen, mut since) = (gauge.done.load(Relaxed), Instant::now());
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = gauge.done.load(Relaxed);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+            if since.elapsed() > self.patience {
+                return Error::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "the comparison has stood still for {} s, at {now} of {} keys",
+                        self.patience.as_secs(),
+                        gauge.total.load(Relaxed)
+                    ),
+                )
+                .hint("`keyferry status` says whether the migration goes on, `keyferry verify` what it waits for; then run the same command again");
+            }
+        }
+    }
+
     fn verify_options(&self, incremental: bool) -> verify::Options {
         verify::Options {
             work_dir: self.dir.clone(),
@@ -127,7 +169,11 @@ impl Proof<'_> {
         standing: bool,
     ) -> Result<()> {
         let options = self.verify_options(incremental);
-        let found = verify::run(self.job.clone(), options, self.stop.clone()).await?;
+        let gauge = options.gauge.clone();
+        let found = tokio::select! {
+            found = verify::run(self.job.clone(), options, self.stop.clone()) => found?,
+            e = self.stands_still(&gauge) => return Err(e),
+        };
         let all = [&found.missing, &found.extra, &found.different];
         let mut apart: Vec<_> = all.into_iter().flatten().cloned().collect();
         if standing {
@@ -136,12 +182,21 @@ impl Proof<'_> {
         if !apart.is_empty() {
             return Err(refusal(migration, &apart).await);
         }
-        if let Some(name) = found.functions_different.first() {
+        if let Some(library) = found.functions_different.first() {
+            // "name: missing on …", "name: extra on …"
+            let hint = match library.contains(": extra on ") {
+                true => {
+                    "only the target has it: delete it there (FUNCTION DELETE), or load it at the source if it is wanted; then run the same command again"
+                }
+                false => {
+                    "`keyferry verify PLAN --repair` writes it again; or load it on the target (FUNCTION LOAD); then run the same command again"
+                }
+            };
             return Err(Error::new(
                 ErrorKind::Refused,
-                format!("the library of functions {name} differs"),
+                format!("libraries of functions differ: {library}"),
             )
-            .hint("load it on the target (FUNCTION LOAD), then run the same command again"));
+            .hint(hint));
         }
         Ok(())
     }

@@ -3,8 +3,9 @@
 //! It shows what is in report.json, nothing else; a chart never stands without its numbers.
 
 use super::measured::{by_load, latency, more_latency, source_cost};
+use super::steps::{STEP, step_row};
 use super::view::{Card, Chart, Part, Table, mood, render_page, table};
-use super::{Report, STEP, charts, duration, grouped, instant, price_text, step_row};
+use super::{Report, charts, duration, grouped, instant, price_text};
 use crate::error::Result;
 use crate::store::Stage;
 use askama::Template;

@@ -1,8 +1,9 @@
 //! The report for people: report.md, one page.
 
 use super::measured::{latency, more_latency, source_cost};
+use super::steps::{STEP, step_row};
 use super::view::Table;
-use super::{Report, STEP, Verification, bytes, duration, grouped, instant, step_row};
+use super::{Report, Verification, bytes, duration, grouped, instant};
 use crate::store::CutoverStep;
 use serde_json::Value;
 use std::fmt::Write;

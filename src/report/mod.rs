@@ -11,6 +11,7 @@ pub mod markdown;
 mod measured;
 mod merged;
 mod status;
+pub mod steps;
 mod view;
 
 pub use status::{SnapshotStatus, Status, StreamStatus};
@@ -204,26 +205,6 @@ fn verification(store: &Store, run: VerifyRun) -> Result<Verification> {
     })
 }
 
-/// What a table of cutover steps has in each row, and its head.
-pub const STEP: [&str; 7] = ["attempt", "step", "state", "took", "begun", "who", "detail"];
-
-pub fn step_row(step: &CutoverStep) -> [String; STEP.len()] {
-    let detail = match (&step.detail, step.detail["why"].as_str()) {
-        (Value::Null, _) => String::new(),
-        (_, Some(why)) => why.to_owned(),
-        (detail, None) => detail.to_string(),
-    };
-    [
-        format!("{} {}", step.direction, step.attempt),
-        step.step.clone(),
-        step.state.clone(),
-        step_time(step),
-        instant(step.started_ms),
-        step.who.clone(),
-        detail,
-    ]
-}
-
 /// What a month costs on both sides, and the change.
 pub fn price_text(source: f64, target: f64, currency: &str) -> String {
     let change = match source > 0.0 {
@@ -234,11 +215,6 @@ pub fn price_text(source: f64, target: f64, currency: &str) -> String {
 }
 
 /// How long a step has taken; nothing while it runs.
-pub fn step_time(step: &CutoverStep) -> String {
-    let ms = |us| format!("{:.1} ms", us as f64 / 1000.0);
-    step.took_us.map(ms).unwrap_or_default()
-}
-
 /// What the state does not prove; the order is that of weight.
 fn unproven(report: &Report) -> Vec<String> {
     let mut list = Vec::new();

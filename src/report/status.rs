@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::plan::Job;
-use crate::store::{Lock, MODE, Phase, ShardState, Store, VerifyRun};
+use crate::store::{LATE, Lock, MODE, Phase, ShardState, Store, VerifyRun, frozen};
 use crate::types::{ReplOffset, unix_ms};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -204,8 +204,12 @@ fn cutover(store: &Store, job: &Job) -> Result<Option<Value>> {
             })
         }
     };
+    let old_side = json!({
+        "closed": store.json(&frozen("source"))?.unwrap_or_default()["closed"],
+        "late": store.json(LATE)?,
+    });
     Ok(Some(json!({
-        "stage": store.stage()?, "attempt": last, "steps": steps, "way_back": way_back,
+        "stage": store.stage()?, "attempt": last, "steps": steps, "way_back": way_back, "old_side": old_side,
     })))
 }
 

@@ -28,19 +28,27 @@ pub struct Store {
     pub(super) path: PathBuf,
 }
 
+/// Makes an empty state file that nobody else may ever read; SQLite gives its side files the same mode.
+///
+/// One that is there is not opened: to close it again would drop the locks that this process's other connections to it
+/// hold (fcntl(2)), and the next process that ends would take the log away from under them.
+fn make(path: &Path) -> Result<()> {
+    let made = private_file().create_new(true).append(true).open(path);
+    match made {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(e)
+            .context(ErrorKind::Disk, || {
+                format!("open the state file {}", path.display())
+            }),
+        _ => Ok(()),
+    }
+}
+
 impl Store {
     /// Opens or creates the state in a plan's folder.
     pub fn open(dir: &Path) -> Result<Store> {
         private_dir(dir)?;
         let path = dir.join(FILE);
-        // Made here so that nobody else may ever read it; SQLite gives its side files the same mode.
-        private_file()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .context(ErrorKind::Disk, || {
-                format!("open the state file {}", path.display())
-            })?;
+        make(&path)?;
         let failed = |e| failure(&path, "open", e);
         let mut db = Connection::open(&path).map_err(failed)?;
         // FULL: a mark that was saved must not be older after a power cut than what it allowed to happen.

@@ -339,3 +339,27 @@ fn who_looks_while_a_state_is_made_finds_none_or_a_whole_one() {
         }
     });
 }
+
+/// Locks on a file that this process holds, as the kernel tells.
+fn locks_on(path: &std::path::Path) -> usize {
+    use std::os::unix::fs::MetadataExt;
+    let inode = format!(":{} ", std::fs::metadata(path).unwrap().ino());
+    let pid = format!(" {} ", std::process::id());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap();
+    (locks.lines())
+        .filter(|l| l.contains("POSIX") && l.contains(&inode) && l.contains(&pid))
+        .count()
+}
+
+#[test]
+fn to_open_a_state_again_does_not_drop_the_locks_of_those_who_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Store::open(dir.path()).unwrap();
+    first.set_stage(Stage::Source).unwrap();
+    let held = locks_on(first.path());
+    assert!(held > 0, "SQLite holds a lock as long as a state is open");
+    let second = Store::open(dir.path()).unwrap();
+    assert_eq!(locks_on(first.path()), held);
+    drop(second);
+    assert_eq!(locks_on(first.path()), held);
+}

@@ -2,6 +2,7 @@
 
 use super::check::{Check, Origin};
 use crate::error::Result;
+use crate::plan::OnExisting;
 use crate::source::keys::functions;
 
 /// The libraries that differ, each with what is wrong.
@@ -31,7 +32,12 @@ pub async fn compare(check: &Check) -> Result<Vec<String>> {
                 Some(_) => {}
             }
         }
-        for name in theirs.keys().filter(|n| !ours.contains_key(*n)) {
+        // Those may be the target's own, which stay.
+        let keeps_own = matches!(
+            check.job.on_existing,
+            OnExisting::Skip | OnExisting::Replace
+        );
+        for name in (theirs.keys()).filter(|n| !keeps_own && !ours.contains_key(*n)) {
             found.push(format!("{name}: extra on {}", master.address));
         }
     }

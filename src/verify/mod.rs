@@ -21,7 +21,7 @@ mod walk;
 
 pub use answer::{KeyReport, Summary};
 pub use live::Live;
-pub use options::{Options, sample, slots};
+pub use options::{Gauge, Options, sample, slots};
 pub use progress::UNPROVABLE;
 
 use crate::error::Result;
