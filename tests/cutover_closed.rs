@@ -36,10 +36,11 @@ fn the_old_side_is_closed_until_it_is_opened() {
     let status = it.plan().status();
     assert_eq!(status["cutover"]["stage"], "committed");
     assert_eq!(status["cutover"]["old_side"]["closed"], "by-rights");
-    it.plan()
-        .run("status")
-        .exits(0)
-        .says(&["it is committed", "stays closed"]);
+    let text = it.plan().run("status").exits(0).stdout;
+    assert!(
+        text.contains("it is committed") && text.contains("stays closed"),
+        "{text}"
+    );
     it.plan().run("cutover --reopen --json").exits(0);
     open.words("SET late 1").expect("it is taken");
     assert_eq!(users(&it.story.source), before);
