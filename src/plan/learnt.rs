@@ -179,6 +179,10 @@ fn name(args: &[&[u8]]) -> String {
 /// Whether a server will answer so each time: it does not know the command, or does not let this user run it.
 pub fn is_for_good(error: &str) -> bool {
     let lower = error.to_ascii_lowercase();
+    // Redis 6 says so of commands that it knows as well ("Unknown subcommand or wrong number of arguments").
+    if lower.contains("or wrong number of arguments") {
+        return false;
+    }
     (error.starts_with("NOPERM") && lower.contains("to run the"))
         || [
             "unknown command",
@@ -211,6 +215,10 @@ mod tests {
         );
         assert_eq!(both.list(), ["CLIENT PAUSE", "PSYNC", "WAIT"]);
         // These depend on the arguments or on the moment.
+        learnt.note(
+            &[b"ACL", b"SETUSER"],
+            "ERR Unknown subcommand or wrong number of arguments for 'SETUSER'. Try ACL HELP.",
+        );
         learnt.note(&[b"SELECT", b"99"], "ERR DB index is out of range");
         learnt.note(&[b"DUMP", b"k"], "NOPERM No permissions to access a key");
         learnt.note(
