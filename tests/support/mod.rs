@@ -7,6 +7,7 @@ pub mod clients;
 pub mod clock;
 pub mod cluster;
 pub mod compare;
+pub mod compiled;
 pub mod cutter;
 pub mod dataset;
 pub mod far;
