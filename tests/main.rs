@@ -2,6 +2,7 @@
 
 mod admission;
 mod check;
+mod check_surroundings;
 mod cli;
 mod command_keys;
 mod cutover;

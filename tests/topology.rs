@@ -7,21 +7,21 @@ use crate::support::server::{Server, Setup, free_port, mortal, servers_dir};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
 use crate::support::wait_until;
-use crate::support::wire::{Client, Command};
+use crate::support::wire::{Client, Command, Value};
 use keyferry::Slot;
 use serde_json::json;
 use std::process::Stdio;
 use std::time::Duration;
 
 /// A sentinel that watches "mymaster".
-struct Sentinel {
+pub struct Sentinel {
     child: std::process::Child,
     port: u16,
     _dir: tempfile::TempDir,
 }
 
 impl Sentinel {
-    fn start(name: &str, master: &Server) -> Option<Sentinel> {
+    pub fn start(name: &str, master: &Server) -> Option<Sentinel> {
         let folder = servers_dir().join(name);
         let program = ["redis-sentinel", "redis-server"]
             .map(|p| folder.join(p))
@@ -55,6 +55,12 @@ impl Sentinel {
             sentinel.ask().is_some()
         });
         Some(sentinel)
+    }
+
+    #[track_caller]
+    pub fn run(&self, words: &str) -> Value {
+        let client = Client::connect(&format!("127.0.0.1:{}", self.port));
+        (client.expect("a connection").words(words)).expect("an answer")
     }
 
     /// The port of the master that it tells.

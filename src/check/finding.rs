@@ -21,3 +21,18 @@ pub struct Finding {
     /// What to do about it.
     pub fix: String,
 }
+
+pub(super) fn add(
+    findings: &mut Vec<Finding>,
+    id: &'static str,
+    severity: Severity,
+    message: impl Into<String>,
+    fix: impl Into<String>,
+) {
+    findings.push(Finding {
+        id,
+        severity,
+        message: message.into(),
+        fix: fix.into(),
+    });
+}

@@ -1,12 +1,16 @@
 //! What will work, what will be lost, and what blocks: found out before anything is moved.
 //!
-//! `probe` asks each side what it is and what it lets us do; `rules` makes findings of what both are together.
+//! `probe` asks each side what it is and what it lets us do, `surroundings` what it has beside its keys; `rules` makes
+//! findings of what both are together, `differences` of what a copy of the data does not bring.
 //! Invariant: the user's keys are not touched; the probe's own key has a random name and ends by itself.
 
+mod differences;
 mod finding;
 mod merge;
 mod probe;
 mod rules;
+mod surroundings;
+mod users;
 
 pub use finding::{Finding, Severity};
 pub use probe::Facts;
@@ -14,6 +18,7 @@ pub use probe::Facts;
 use crate::error::Result;
 use crate::plan::{Job, Mode, Source};
 use crate::source::psync;
+use crate::types::DbIndex;
 use serde::Serialize;
 
 /// The answer of `check --json`.
@@ -114,7 +119,9 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         if !job.renames.is_empty() {
             rules::renames(merge::taken_names(job, endpoint).await, &mut findings);
         }
-        rules::source(job, facts, mode == Some("replica"), &mut findings);
+        let replica = mode == Some("replica");
+        rules::source(job, facts, replica, &mut findings);
+        differences::source(job, facts, replica, &mut findings);
     }
     if let Some(facts) = &target {
         let id = "target_certificate";
@@ -123,6 +130,17 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
     }
     if let (Some(source), Some(target)) = (&source, &target) {
         rules::both(job, source, target, &mut findings);
+        let replica = mode == Some("replica");
+        differences::both(job, source, target, replica, &mut findings);
+        let used = source.databases.keys();
+        let highest = used.filter_map(|db| job.databases.map(DbIndex(*db))).max();
+        // Where there is only database 0, that is said already.
+        if let Some(DbIndex(highest)) = highest.filter(|db| db.0 > 1)
+            && target.select
+            && !probe::has_database(&job.target, highest).await?
+        {
+            differences::beyond(highest, target, &mut findings);
+        }
         // Where the target does not let us ask, nothing is known of it.
         let told = target.commands.get("COMMAND") == Some(&true);
         if told && !source.called.is_empty() {

@@ -1,5 +1,6 @@
 //! What one side is and what it lets us do, found out by harmless commands.
 
+use super::surroundings::{self, Surroundings};
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
 use crate::net::{Conn, connect, is_elsewhere, scan};
@@ -71,6 +72,7 @@ pub struct Facts {
     pub commands: BTreeMap<&'static str, bool>,
     /// The newest DUMP format that RESTORE takes; `None` when it was not tried.
     pub restore_version: Option<u16>,
+    pub surroundings: Surroundings,
 }
 
 /// Asks all masters of `endpoint`; with `write` also whether RESTORE works, on a key of our own.
@@ -95,7 +97,11 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     };
     for master in &layout.masters {
         let mut conn = connect(endpoint, &master.address).await?;
-        sums(&mut conn, &mut facts).await?;
+        let info = sums(&mut conn, &mut facts).await?;
+        facts.surroundings.add(&mut conn, &info).await?;
+        if !layout.cluster {
+            facts.surroundings.master = surroundings::master_of(endpoint, &info).await;
+        }
     }
     let first = layout.masters.first().map(|m| m.address.clone());
     let mut conn = connect(endpoint, &first.unwrap_or_else(|| endpoint.address())).await?;
@@ -109,6 +115,7 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     times.sort_unstable();
     facts.rtt_us = times.get(PINGS / 2).copied().unwrap_or(0);
     commands(&mut conn, &server, layout.cluster, &mut facts).await?;
+    facts.surroundings.ask(&mut conn, &facts.modules).await?;
     if write {
         let name = random_name();
         let slot = Slot::of(name.as_bytes());
@@ -127,8 +134,8 @@ fn add(sum: &mut u64, n: u64) {
     *sum = sum.saturating_add(n);
 }
 
-/// Adds what one master tells of itself.
-async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
+/// Adds what one master tells of itself; returns its INFO.
+async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<String> {
     let reply = conn.ask(&[b"INFO", b"everything"]).await?;
     let text = reply.text().unwrap_or_default().into_owned();
     let number = |name: &str| info::number(&text, name);
@@ -192,7 +199,7 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<()> {
     facts.scripts_verbatim |= verbatim(conn, &Server::parse(&text)).await?;
     let aof = info::field(&text, "aof_enabled") == Some("1");
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
-    Ok(())
+    Ok(text)
 }
 
 /// Those of some commands that a server does not know; none where it does not tell.
@@ -210,6 +217,13 @@ pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result
         .zip(told)
         .filter(|(_, info)| info.array().is_none());
     Ok(unknown.map(|(name, _)| name.clone()).collect())
+}
+
+/// Whether a server has a database.
+pub async fn has_database(endpoint: &Endpoint, db: u32) -> Result<bool> {
+    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let reply = conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    Ok(!matches!(reply, Reply::Error(_)))
 }
 
 /// Whether a server replicates scripts as they were called: Redis 4 and older do, 5.0 to 6.2 when they are told to.
@@ -234,14 +248,13 @@ async fn commands(
 ) -> Result<()> {
     let nobody = random_name();
     let name = nobody.as_bytes();
-    let tries: [(&'static str, Vec<&[u8]>); 14] = [
+    let tries: [(&'static str, Vec<&[u8]>); 13] = [
         ("SCAN", vec![b"SCAN", b"0", b"COUNT", b"1"]),
         ("DUMP", vec![b"DUMP", name]),
         ("TYPE", vec![b"TYPE", name]),
         ("EXISTS", vec![b"EXISTS", name]),
         ("MEMORY USAGE", vec![b"MEMORY", b"USAGE", name]),
         ("ROLE", vec![b"ROLE"]),
-        ("WAIT", vec![b"WAIT", b"0", b"1"]),
         ("COMMAND", vec![b"COMMAND", b"COUNT"]),
         (
             "CONFIG GET",
@@ -294,9 +307,11 @@ async fn commands(
     }
     let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;
     let user = user.bytes().map(<[u8]>::to_vec);
-    let dry: [(&'static str, Vec<&[u8]>); 3] = [
+    let dry: [(&'static str, Vec<&[u8]>); 5] = [
+        ("WAIT", vec![b"WAIT", b"0", b"1"]),
+        ("ACL SETUSER", vec![b"ACL", b"SETUSER", name, b"x"]),
         ("RESTORE", vec![b"RESTORE", name, b"0", b"x", b"REPLACE"]),
-        ("CLIENT PAUSE", vec![b"CLIENT", b"PAUSE", b"1", b"WRITE"]),
+        ("CLIENT PAUSE", vec![b"CLIENT", b"PAUSE", b"x"]),
         ("DEL", vec![b"DEL", name]),
     ];
     for (what, args) in dry {
@@ -308,21 +323,30 @@ async fn commands(
             }
             None => Reply::Nil,
         };
-        let allowed = match dry {
-            Reply::Status(_) => true,
-            Reply::Bulk(_) => false,
-            // No DRYRUN here: without its arguments, what is allowed complains of those.
+        let allowed = match (dry, what) {
+            (Reply::Status(_), _) => true,
+            (Reply::Bulk(_), _) => false,
+            // A call would be taken for a client's by the next check.
+            (_, "WAIT") => continue,
+            (_, "ACL SETUSER") if user.is_none() => false,
+            // No DRYRUN here: what is allowed complains of its arguments, or that there are none.
             _ => {
-                let bare: &[&[u8]] = if what.starts_with("CLIENT") {
-                    &[b"CLIENT", b"PAUSE"]
-                } else {
-                    args.get(..1).unwrap_or_default()
-                };
-                matches!(conn.ask(bare).await?, Reply::Error(t) if t.contains("wrong number") || t.contains("syntax"))
+                let bare = args.get(..if what.contains(' ') { args.len() } else { 1 });
+                match conn.ask(bare.unwrap_or_default()).await? {
+                    Reply::Error(text) => ["wrong number", "syntax", "not an integer"]
+                        .iter()
+                        .any(|words| text.to_ascii_lowercase().contains(words)),
+                    _ => false,
+                }
             }
         };
         facts.commands.insert(what, allowed);
     }
+    let may = |what: &str| facts.commands.get(what) == Some(&true);
+    facts.surroundings.closes = surroundings::Closes {
+        pause: may("CLIENT PAUSE") && surroundings::pauses_writes(server),
+        users: may("ACL SETUSER"),
+    };
     if !cluster || server.may_have_cluster_databases() {
         facts.select = !matches!(conn.ask(&[b"SELECT", b"1"]).await?, Reply::Error(_));
         conn.ask(&[b"SELECT", b"0"]).await?;

@@ -1,6 +1,6 @@
 //! What follows from the facts: findings with a weight and a remedy.
 
-use super::finding::{Finding, Severity};
+use super::finding::{Finding, Severity, add};
 use super::merge::Conflicts;
 use super::probe::Facts;
 use crate::error::{ErrorKind, Result};
@@ -18,21 +18,6 @@ const FULL: u64 = 80;
 /// Keys per second that a copy reaches on an ordinary line; the same for bytes.
 const KEYS_PER_S: u64 = 40_000;
 const BYTES_PER_S: u64 = 40 << 20;
-
-fn add(
-    findings: &mut Vec<Finding>,
-    id: &'static str,
-    severity: Severity,
-    message: impl Into<String>,
-    fix: impl Into<String>,
-) {
-    findings.push(Finding {
-        id,
-        severity,
-        message: message.into(),
-        fix: fix.into(),
-    });
-}
 
 /// A side that does not answer blocks, with the error's own remedy.
 pub fn reached(
@@ -285,15 +270,6 @@ pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Findin
             );
         }
     }
-    if let Some(n) = facts.functions.filter(|n| *n > 0) {
-        add(
-            findings,
-            "functions",
-            Severity::Info,
-            format!("{n} libraries of functions are moved as well"),
-            "nothing to do",
-        );
-    }
 }
 
 /// Scripts that come as they were called may write keys that nobody names.
@@ -457,8 +433,9 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
             "keyferry copies what such commands lead to; the application itself needs hash tags {…} for them before it is switched",
         );
     }
+    // The language of scripts is a module of Valkey 9.1, and has no keys.
     let lacking: Vec<&str> = (source.modules.iter().map(String::as_str))
-        .filter(|m| !target.modules.iter().any(|t| t == m))
+        .filter(|m| *m != "lua" && !target.modules.iter().any(|t| t == m))
         .collect();
     if !lacking.is_empty() {
         add(

@@ -1,0 +1,194 @@
+//! What a side has beside its keys and applications notice: scripts, users, listeners, settings, replicas, Sentinels.
+
+use super::users::{self, Users};
+use crate::error::Result;
+use crate::net::server::{Product, Server};
+use crate::net::{Conn, connect};
+use crate::plan::Endpoint;
+use crate::resp::{Reply, info};
+use crate::types::address;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Settings that applications notice. None of them is a secret.
+const SETTINGS: [&str; 10] = [
+    "client-output-buffer-limit",
+    "client-query-buffer-limit",
+    "databases",
+    "lua-time-limit",
+    "min-replicas-max-lag",
+    "min-replicas-to-write",
+    "notify-keyspace-events",
+    "proto-max-bulk-len",
+    "tcp-keepalive",
+    "timeout",
+];
+/// How long a replica's master may take to answer.
+const MASTER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Sums over the masters of a side where that makes sense.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Surroundings {
+    pub calls: Calls,
+    /// Scripts that the server remembers by their digest.
+    pub cached_scripts: Option<u64>,
+    pub listeners: Listeners,
+    /// As CONFIG GET tells them on the first master.
+    pub settings: BTreeMap<&'static str, String>,
+    #[serde(skip)]
+    pub users: Option<Users>,
+    pub replicas: Replicas,
+    /// The master of a source that is a replica.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub master: Option<ReplicaOf>,
+    /// Sentinels that watch the server.
+    pub sentinels: u64,
+    /// Search indexes; `None` where the server has no such module, or does not tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub indexes: Option<u64>,
+    pub tracking_clients: u64,
+    /// What we may keep its clients from writing with.
+    pub closes: Closes,
+}
+
+/// Calls since the server's statistics began.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Calls {
+    /// EVALSHA and SCRIPT LOAD.
+    pub evalsha: u64,
+    /// WAIT and WAITAOF.
+    pub wait: u64,
+}
+
+/// Who may listen for keyspace notifications.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Listeners {
+    /// Channels of notifications that somebody has subscribed to.
+    pub channels: u64,
+    /// Patterns of channels, whatever they are for.
+    pub patterns: u64,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Replicas {
+    /// Those that follow, without keyferry's own links.
+    pub online: u64,
+    /// Writes are refused with fewer than so many; `None` where they never are.
+    pub wanted: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct ReplicaOf {
+    pub address: String,
+    /// It is a master, and answers us with the same credentials.
+    pub reached: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Closes {
+    /// CLIENT PAUSE … WRITE.
+    pub pause: bool,
+    /// ACL SETUSER.
+    pub users: bool,
+}
+
+impl Surroundings {
+    /// Adds what one master tells; `info` is its whole INFO.
+    pub async fn add(&mut self, conn: &mut Conn, info: &str) -> Result<()> {
+        for (name, of) in info::commands(info) {
+            let calls = of.count("calls").unwrap_or(0);
+            let sum = match name.as_str() {
+                "evalsha" | "evalsha_ro" | "script|load" => &mut self.calls.evalsha,
+                "wait" | "waitaof" => &mut self.calls.wait,
+                _ => continue,
+            };
+            *sum = sum.saturating_add(calls);
+        }
+        let more = |sum: &mut u64, name: &str| {
+            *sum = sum.saturating_add(info::number(info, name).unwrap_or(0));
+        };
+        more(&mut self.tracking_clients, "tracking_clients");
+        more(&mut self.listeners.patterns, "pubsub_patterns");
+        self.cached_scripts =
+            (self.cached_scripts).max(info::number(info, "number_of_cached_scripts"));
+        // Nobody but keyferry follows without a port of its own.
+        let real = info::replicas(info)
+            .filter(|r| r.get("port") != Some("0"))
+            .count();
+        self.replicas.online = self.replicas.online.saturating_add(real as u64);
+        if info::number(info, "min_slaves_good_slaves").is_some() {
+            self.replicas.wanted.get_or_insert(1);
+        }
+        let reply = conn.ask(&[b"PUBSUB", b"CHANNELS", b"__key*"]).await?;
+        let channels = reply.array().map_or(0, |list| list.len() as u64);
+        self.listeners.channels = self.listeners.channels.saturating_add(channels);
+        let hello: &[&[u8]] = &[b"PUBSUB", b"NUMSUB", b"__sentinel__:hello"];
+        let reply = conn.ask(hello).await?;
+        let told = reply.array().and_then(|pair| pair.get(1)?.int());
+        let sentinels = told.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        self.sentinels = self.sentinels.max(sentinels);
+        Ok(())
+    }
+
+    /// Asks the first master what is alike on all of them.
+    pub async fn ask(&mut self, conn: &mut Conn, modules: &[String]) -> Result<()> {
+        for name in SETTINGS {
+            let reply = conn.ask(&[b"CONFIG", b"GET", name.as_bytes()]).await?;
+            let Reply::Array(pair) = reply else { break };
+            if let Some(value) = pair.get(1).and_then(Reply::text) {
+                self.settings.insert(name, value.into_owned());
+            }
+        }
+        let wanted = self.number("min-replicas-to-write").filter(|n| *n > 0);
+        self.replicas.wanted = wanted.or(self.replicas.wanted);
+        self.users = users::of(conn).await?;
+        if modules.iter().any(|m| m.starts_with("search")) {
+            let reply = conn.ask(&[b"FT._LIST"]).await?;
+            self.indexes = reply.array().map(|list| list.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// A setting that is a number.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.settings.get(name)?.parse().ok()
+    }
+}
+
+/// CLIENT PAUSE takes WRITE (Redis 6.2; every Valkey and Redict).
+pub fn pauses_writes(server: &Server) -> bool {
+    server.product != Product::Redis || server.at_least(6, 2)
+}
+
+/// The master of a replica, and whether we may ask it; `info` is the replica's INFO.
+pub async fn master_of(endpoint: &Endpoint, info: &str) -> Option<ReplicaOf> {
+    if !info::is_replica(info) {
+        return None;
+    }
+    let host = info::field(info, "master_host")?;
+    let address = address::join(host, info::field(info, "master_port")?);
+    let look = async {
+        let mut conn = connect(endpoint, &address).await.map_err(|e| e.chain())?;
+        let reply = conn.ask(&[b"INFO", b"replication"]).await;
+        let reply = reply.map_err(|e| e.chain())?;
+        match reply.text().map(|text| info::is_replica(&text)) {
+            Some(false) => Ok(()),
+            Some(true) => Err("it is a replica itself".to_owned()),
+            None => Err("it does not tell its role".to_owned()),
+        }
+    };
+    let seen = tokio::time::timeout(MASTER_LIMIT, look).await;
+    let why = match seen {
+        Ok(found) => found.err(),
+        Err(_) => Some(format!("no answer within {} s", MASTER_LIMIT.as_secs())),
+    };
+    Some(ReplicaOf {
+        reached: why.is_none(),
+        address,
+        why,
+    })
+}
