@@ -1,8 +1,10 @@
 //! `check`: what a copy of the data does not bring is named, each by its id, and plain servers are left in peace.
 
+use crate::journeys::story;
 use crate::support::cluster::Cluster;
 use crate::support::compiled::compiled;
 use crate::support::keyferry::Plan;
+use crate::support::profile;
 use crate::support::server::{SERVERS, Server, Setup, find};
 use crate::support::wire::Client;
 use crate::support::{need, skip, wait_until};
@@ -485,4 +487,84 @@ fn clients_with_caches_behind_a_proxy() {
     silent(&plan, "client_tracking");
     plan.set("/target/topology", json!("proxy"));
     found(&plan, "client_tracking", "info", &["1 client "]);
+}
+
+/// Servers that refuse most of what is asked are asked once, and their plans are not filled with warnings.
+#[test]
+fn providers_are_asked_once_and_told_what_matters() {
+    let usual = ["notifications", "functions", "replica_buffer", "old_side"];
+    for (name, from, to, closed) in [
+        // Redis 6.0 cannot pause writers alone.
+        (
+            "azure-cache-scan",
+            &profile::AZURE_CACHE,
+            &profile::AZURE_MANAGED_NONCLUSTERED,
+            "can only be listed",
+        ),
+        (
+            "aiven-valkey-to-azure-managed",
+            &profile::AIVEN_VALKEY,
+            &profile::AZURE_MANAGED_OSS,
+            "CLIENT PAUSE",
+        ),
+        (
+            "self-hosted-cluster-to-elasticache",
+            &profile::SELF_HOSTED_CLUSTER,
+            &profile::ELASTICACHE,
+            "ACL SETUSER",
+        ),
+        (
+            "redis-cloud-to-valkey-cluster",
+            &profile::REDIS_CLOUD,
+            &profile::VALKEY_CLUSTER,
+            "can only be listed",
+        ),
+    ] {
+        let Some((mut story, ours, theirs)) = story(name, None, from, to) else {
+            return;
+        };
+        let hooks = json!({ "switch": ["true"], "switch_back": ["true"] });
+        story.plan.set("/cutover", json!({ "hooks": hooks }));
+        ours.refused(&story.source);
+        theirs.refused(&story.target);
+        let report = story.plan.run("check --json").exits(0).json;
+        for found in [ours.refused(&story.source), theirs.refused(&story.target)] {
+            assert!(found.values().all(|n| *n == 1), "{name}: {found:?}");
+        }
+        let all = findings(&report);
+        let expected = |f: &Value| usual.iter().any(|id| f["id"] == *id);
+        assert!(all.iter().all(expected), "{name}: {all:?}");
+        let side = all.iter().find(|f| f["id"] == "old_side");
+        let said = side.expect("it is said")["message"].to_string();
+        assert!(said.contains(closed), "{name}: {said}");
+    }
+}
+
+/// Every finding stands in the table that people look it up in.
+#[test]
+fn each_finding_is_described() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect("it is there");
+    let docs = read("docs/operations.md");
+    let mut ids = std::collections::BTreeSet::new();
+    for file in ["differences", "rules"] {
+        let text = read(&format!("src/check/{file}.rs"));
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        for pair in lines.windows(2) {
+            let begins = pair[0] == "findings," || pair[0] == "(" || pair[0].contains("ErrorKind");
+            let word = pair[1].rsplit("=> ").next().unwrap_or_default();
+            let word = word.trim_end_matches(',');
+            let id = word.strip_prefix('"').and_then(|w| w.strip_suffix('"'));
+            let is_id = |id: &&str| id.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            ids.extend(id.filter(is_id).filter(|_| begins).map(str::to_owned));
+        }
+    }
+    println!("{ids:?}");
+    assert!(ids.len() >= 40, "{ids:?}");
+    for id in ids {
+        assert!(
+            docs.contains(&format!("| `{id}` |")),
+            "docs/operations.md: {id}"
+        );
+    }
 }

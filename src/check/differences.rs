@@ -4,7 +4,7 @@ use super::finding::{Finding, Severity, add};
 use super::probe::Facts;
 use super::surroundings::Surroundings;
 use super::users;
-use crate::plan::{Job, Source};
+use crate::plan::Job;
 use std::collections::BTreeSet;
 
 /// Names that are told.
@@ -101,9 +101,6 @@ fn switch(job: &Job, around: &Surroundings, findings: &mut Vec<Finding>) {
             "the plan names a switch hook but none that leads the clients back (cutover.hooks.switch_back): when the switch fails halfway, nobody knows where they are, and the cutover waits for a person to say it",
             "name a program in cutover.hooks.switch_back that points the clients to the source again, whatever the switch has done",
         );
-    }
-    if !matches!(job.source, Source::Server { .. }) {
-        return;
     }
     let how = match (around.closes.users, around.closes.pause) {
         (true, _) => "by taking the right to write from its users (ACL SETUSER)",

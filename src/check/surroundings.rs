@@ -136,13 +136,7 @@ impl Surroundings {
 
     /// Asks the first master what is alike on all of them.
     pub async fn ask(&mut self, conn: &mut Conn, modules: &[String]) -> Result<()> {
-        for name in SETTINGS {
-            let reply = conn.ask(&[b"CONFIG", b"GET", name.as_bytes()]).await?;
-            let Reply::Array(pair) = reply else { break };
-            if let Some(value) = pair.get(1).and_then(Reply::text) {
-                self.settings.insert(name, value.into_owned());
-            }
-        }
+        self.settings = settings(conn).await?;
         let wanted = self.number("min-replicas-to-write").filter(|n| *n > 0);
         self.replicas.wanted = wanted.or(self.replicas.wanted);
         self.users = users::of(conn).await?;
@@ -157,6 +151,37 @@ impl Surroundings {
     pub fn number(&self, name: &str) -> Option<u64> {
         self.settings.get(name)?.parse().ok()
     }
+}
+
+/// The settings that a server tells; none where CONFIG is refused.
+async fn settings(conn: &mut Conn) -> Result<BTreeMap<&'static str, String>> {
+    let mut ask: Vec<&[u8]> = vec![b"CONFIG", b"GET"];
+    ask.extend(SETTINGS.iter().map(|name| name.as_bytes()));
+    let told = match conn.ask(&ask).await? {
+        Reply::Array(told) => told,
+        // Redis 6 takes one name at a time.
+        Reply::Error(text) if text.contains("wrong number") => {
+            let mut all = Vec::new();
+            for name in SETTINGS {
+                let reply = conn.ask(&[b"CONFIG", b"GET", name.as_bytes()]).await?;
+                let Reply::Array(pair) = reply else { break };
+                all.extend(pair);
+            }
+            all
+        }
+        _ => Vec::new(),
+    };
+    let mut found = BTreeMap::new();
+    for pair in told.chunks_exact(2) {
+        let [name, value] = pair else { continue };
+        let known = SETTINGS
+            .iter()
+            .find(|s| name.text().as_deref() == Some(**s));
+        if let (Some(known), Some(value)) = (known, value.text()) {
+            found.insert(*known, value.into_owned());
+        }
+    }
+    Ok(found)
 }
 
 /// CLIENT PAUSE takes WRITE (Redis 6.2; every Valkey and Redict).
