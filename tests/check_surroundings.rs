@@ -10,6 +10,7 @@ use crate::support::wire::Client;
 use crate::support::{need, skip, wait_until};
 use crate::topology::Sentinel;
 use serde_json::{Value, json};
+use std::process::Command as Process;
 use std::time::Duration;
 
 /// What every plain pair is told.
@@ -99,7 +100,7 @@ fn scripts_that_are_called_by_their_digest() {
         &plan,
         "script_cache",
         "warning",
-        &["remembers 1", "the target 0"],
+        &["of the source: 1", "of the target: 0"],
     );
     // Since Redis 7.0 loading is counted by itself.
     let said = one["message"].to_string();
@@ -109,7 +110,7 @@ fn scripts_that_are_called_by_their_digest() {
     );
     assert!(one["fix"].to_string().contains("NOSCRIPT"));
     target.run("SCRIPT LOAD return(1)");
-    found(&plan, "script_cache", "info", &["the target 1"]);
+    found(&plan, "script_cache", "info", &["of the target: 1"]);
     // A cluster: calls are summed over the masters.
     let cluster = Cluster::start(&name, 2);
     for node in cluster.masters() {
@@ -117,7 +118,7 @@ fn scripts_that_are_called_by_their_digest() {
         node.run(&format!("EVALSHA {digest} 0"));
     }
     let plan = Plan::new(&cluster.url(), &target.url());
-    let said = found(&plan, "script_cache", "info", &["the target 1"])["message"].to_string();
+    let said = found(&plan, "script_cache", "info", &["of the target: 1"])["message"].to_string();
     assert!(
         said.contains(" 2 calls") || said.contains(" 4 calls"),
         "{said}"
@@ -395,6 +396,15 @@ fn a_source_that_is_a_replica_names_its_master() {
     way.run(&format!("REPLICAOF 127.0.0.1 {}", target.port()));
     let words = [address.as_str(), "it is a replica itself"];
     found(&plan, "source_is_replica", "warning", &words);
+    // A master that hangs is not waited for.
+    plan.set("/source/address_map", json!({}));
+    let stop = format!("kill -STOP {}", master.pid());
+    let stopped = Process::new("sh").args(["-c", &stop]).status();
+    assert!(stopped.is_ok_and(|s| s.success()));
+    let words = [address.as_str(), "no answer within 5 s"];
+    found(&plan, "source_is_replica", "warning", &words);
+    drop(master);
+    found(&plan, "source_is_replica", "warning", &["cannot be asked"]);
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn scripts(ours: &Surroundings, theirs: &Surroundings, findings: &mut Vec<Findin
     if ours.calls.evalsha == 0 {
         return;
     }
-    let held = |n: Option<u64>| n.map_or("an unknown number".to_owned(), |n| n.to_string());
+    let held = |n: Option<u64>| n.map_or("unknown".to_owned(), |n| n.to_string());
     let lacks = theirs.cached_scripts < ours.cached_scripts.or(Some(1));
     add(
         findings,
@@ -177,7 +177,7 @@ fn scripts(ours: &Surroundings, theirs: &Surroundings, findings: &mut Vec<Findin
             false => Severity::Info,
         },
         format!(
-            "the source's clients have called scripts by their digest (EVALSHA, SCRIPT LOAD: {}); the source remembers {} of scripts, the target {}: a copy does not bring them, and clients get NOSCRIPT",
+            "the source's clients have called scripts by their digest (EVALSHA, SCRIPT LOAD: {}); scripts in the cache of the source: {}, of the target: {}; a copy does not bring them, and clients get NOSCRIPT",
             count(ours.calls.evalsha, "call"),
             held(ours.cached_scripts),
             held(theirs.cached_scripts)
@@ -433,7 +433,7 @@ fn wait(ours: &Surroundings, theirs: &Surroundings, replica: bool, findings: &mu
     let calls = count(ours.calls.wait, "time");
     let (has, will) = (
         count(ours.replicas.online, "replica"),
-        count(theirs.replicas.online, "replica"),
+        theirs.replicas.online,
     );
     let then = "after the cutover the target's own replicas count";
     match replica {
@@ -442,7 +442,7 @@ fn wait(ours: &Surroundings, theirs: &Surroundings, replica: bool, findings: &mu
             "wait",
             Severity::Warning,
             format!(
-                "clients have called WAIT or WAITAOF {calls} at the source, which has {has} (the target {will}): WAIT counts keyferry's link as a replica, though what it acknowledges is received and not yet safe"
+                "clients have called WAIT or WAITAOF {calls} at the source, which has {has} (the target has {will}): WAIT counts keyferry's link as a replica, though what it acknowledges is received and not yet safe"
             ),
             format!(
                 "until the migration has ended, have clients wait for one replica more; {then}"
