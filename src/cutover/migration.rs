@@ -69,7 +69,7 @@ impl Migration {
     pub async fn fence_again(&mut self, poll: Duration) -> Result<Answer> {
         let mut now = self.ask(Ask::Fence).await?;
         // What is lost will not be fenced.
-        while !now.lost && !(now.shards.iter().all(|s| s.fenced) && !now.shards.is_empty()) {
+        while !now.lost && (now.shards.is_empty() || now.shards.iter().any(|s| !s.fenced)) {
             tokio::time::sleep(poll).await;
             now = self.ask(Ask::State).await?;
         }

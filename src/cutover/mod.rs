@@ -447,7 +447,7 @@ async fn settled(
     for (endpoint, side) in [(endpoint, "source"), (&job.target, "target")] {
         let left = store.json(&frozen(side))?.is_some_and(|v| !v.is_null());
         let has_left = side == "source" && matches!(stage, Stage::Switched | Stage::Committed);
-        if !paused && !(left && !has_left) {
+        if !paused && (!left || has_left) {
             continue;
         }
         let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;

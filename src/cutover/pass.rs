@@ -1,6 +1,6 @@
 //! One direction of a cutover: from the first look to the moment when the clients are on the other side.
 
-use crate::check;
+use crate::check::{self, Finding, Severity};
 use crate::cutover::guard::{self, Handle, Setup};
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
@@ -136,17 +136,17 @@ impl Pass<'_> {
         migration: &mut Migration,
         guard: &mut Handle,
     ) -> Result<Passed> {
-        let (found, scan) = journal
+        let (found, scan, _) = journal
             .step(
                 "preflight",
                 self.preflight(migration, guard),
-                |(found, scan)| {
+                |(found, scan, warnings)| {
                     let back = watch::way_back(self.plan, &self.home)
                         .err()
                         .map(|e| e.to_string());
                     json!({
                         "freeze": found.way, "old_side": found.closed, "scan": scan, "no_way_back": back,
-                        "no_switch_back": self.plan.cutover.hooks.switch_back.is_empty(),
+                        "warnings": warnings,
                     })
                 },
             )
@@ -206,7 +206,7 @@ impl Pass<'_> {
         &self,
         migration: &mut Migration,
         guard: &mut Handle,
-    ) -> Result<(Foretold, bool)> {
+    ) -> Result<(Foretold, bool, Vec<Finding>)> {
         if self.plan.cutover.hooks.switch.is_empty() {
             return Err(Error::new(
                 ErrorKind::Plan,
@@ -236,7 +236,11 @@ impl Pass<'_> {
         let scan = self.caught_up(migration).await?;
         self.note_traffic().await?;
         let found = guard.rehearse().await?;
-        Ok((found, scan))
+        let mut warnings = report.findings;
+        warnings.retain(|f| {
+            f.severity == Severity::Warning && !self.options.ignore.contains(&f.id.to_owned())
+        });
+        Ok((found, scan, warnings))
     }
 
     /// Keeps what the clients do now, for a measurement when they are gone.

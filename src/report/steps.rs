@@ -93,8 +93,14 @@ fn preflight(detail: &Value) -> String {
             closed_text(closed)
         ));
     }
-    if detail["no_switch_back"] == true {
-        parts.push("no cutover.hooks.switch_back: if the switch hook fails, you will be asked where the clients are".into());
+    for warning in detail["warnings"].as_array().into_iter().flatten() {
+        let of = |key: &str| warning[key].as_str().unwrap_or_default();
+        parts.push(format!(
+            "warning {}: {} ({})",
+            of("id"),
+            of("message"),
+            of("fix")
+        ));
     }
     if let Some(why) = detail["no_way_back"].as_str() {
         parts.push(why.to_owned());
@@ -209,12 +215,7 @@ mod tests {
             ("commit", Value::Null, ""),
             ("fence", json!({"why": "no"}), "no"),
         ] {
-            assert_eq!(
-                step_text(step, &detail)
-                    .replace('\u{202f}', " ")
-                    .replace('\u{a0}', " "),
-                text
-            );
+            assert_eq!(step_text(step, &detail), text);
         }
     }
 }
