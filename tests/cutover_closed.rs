@@ -5,12 +5,19 @@ use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::Endpoint;
 use crate::support::wait_until;
+use crate::support::wire::Value;
 use serde_json::json;
 use std::time::Duration;
 
-/// Users with all their rules, as one server tells.
-fn users(side: &Endpoint) -> String {
-    format!("{:?}", side.nodes()[0].run("ACL LIST"))
+/// Users with all their rules, as one server tells: in any order, as Redis 6.0 has none.
+fn users(side: &Endpoint) -> Vec<Vec<String>> {
+    let told = side.nodes()[0].run("ACL LIST");
+    let sorted = |line: &Value| {
+        let mut words: Vec<String> = line.text().split(' ').map(str::to_owned).collect();
+        words.sort();
+        words
+    };
+    told.items().iter().map(sorted).collect()
 }
 
 /// After the switch nobody writes to the old side, until it is opened; rights are then what they were.

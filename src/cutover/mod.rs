@@ -300,6 +300,11 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
             Ok(()) => Ok(outcome),
         };
     }
+    if !old.late().is_empty() {
+        // A way back that has begun does not know of it: only a new one makes both sides equal.
+        migration::end(&watch::back_dir(&home).join(&plan.name)).await?;
+        let _ = std::fs::remove_dir_all(watch::back_dir(&home));
+    }
     let Some(source) = old.freezer() else {
         return Err(Error::new(
             ErrorKind::Connection,
