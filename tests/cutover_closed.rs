@@ -229,3 +229,71 @@ fn a_rollback_takes_over_from_a_cutover_that_watches() {
     it.thawed(&it.story.source);
     it.exact(&it.story.source, &clients.stop());
 }
+
+/// A plan may name a replica: the writers are frozen at its master, and led back to it.
+#[test]
+fn a_source_that_is_a_replica_is_frozen_at_its_master() {
+    let Some([name]) = need(["any"]) else { return };
+    let setup = Setup::new(&name).line("repl-backlog-size 64mb");
+    let mut it = Move::new(
+        Endpoint::alone(setup),
+        Endpoint::cluster(Setup::new(&name)),
+        json!({"watch_s": 2}),
+    );
+    let replica = Setup::new(&name)
+        .replica_of(&it.story.source.nodes()[0])
+        .start();
+    let below = Setup::new(&name).replica_of(&replica).start();
+    it.story.plan.set("/source/url", json!(below.url()));
+    it.story.fill(1_000);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    let clients = it.clients(500);
+    let outcome = it.plan().run("cutover --json").exits(0);
+    let told = answer(&outcome);
+    assert!(told["way_back"]["ready"] == true, "{told}");
+    let mut open = it.story.source.nodes()[0].client();
+    assert!(open.words("SET late 1").is_err(), "the master is closed");
+    std::thread::sleep(Duration::from_millis(500));
+    it.plan().run("rollback --json").exits(0);
+    std::thread::sleep(Duration::from_millis(300));
+    it.thawed(&it.story.source);
+    it.exact(&it.story.source, &clients.stop());
+}
+
+/// What a user may do by a selector is taken and given back as well.
+#[test]
+fn selectors_of_users_are_closed_too() {
+    for name in ["redis-7.0", "redis-8.2", "valkey-9.1"] {
+        if need([name]).is_none() {
+            continue;
+        }
+        let it = Move::new(
+            Endpoint::alone(Setup::new(name)),
+            Endpoint::alone(Setup::new(name)),
+            json!({"watch_s": 1}),
+        );
+        let source = &it.story.source.nodes()[0];
+        let mut admin = source.client();
+        if admin
+            .words("ACL SETUSER picky on nopass +@read ~* (+set ~a:* &x) (+@hash ~h:*)")
+            .is_err()
+        {
+            continue;
+        }
+        let before = users(&it.story.source);
+        it.story.fill(200);
+        it.plan().run("migrate --until caught-up --json").exits(0);
+        it.plan().run("cutover --json").exits(0);
+        let mut picky = source.client();
+        picky.words("AUTH picky x").expect("it gets in");
+        for write in ["SET a:1 x", "HSET h:1 f v"] {
+            assert!(picky.words(write).is_err(), "{name}: {write}");
+        }
+        picky.words("HGET h:1 f").expect("it reads");
+        it.plan().run("cutover --reopen").exits(0);
+        assert_eq!(users(&it.story.source), before, "{name}");
+        for write in ["SET a:1 x", "HSET h:1 f v"] {
+            picky.words(write).expect("it writes again");
+        }
+    }
+}

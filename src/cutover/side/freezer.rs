@@ -366,8 +366,10 @@ impl Freezer {
         }
         match self.record.closed {
             Some(Closed::ByRights) => {
+                // By their rules alone one cannot always tell that users may not write; from the first look on one can.
+                let first = self.rights.is_new() && changed.is_none();
                 let open = self.rights.take(&mut self.masters).await?;
-                let open = (!open.is_empty())
+                let open = (!first && !open.is_empty())
                     .then(|| format!("users of {} could write for a while", open.join(", ")));
                 // A replica that was closed with its master has stayed so.
                 Ok(open.map(|open| match changed {

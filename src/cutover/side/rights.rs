@@ -61,6 +61,11 @@ impl Rights {
         Ok(())
     }
 
+    /// Whether nothing is known yet of what the users have since their right was taken.
+    pub fn is_new(&self) -> bool {
+        self.taken.is_empty()
+    }
+
     /// The users of all these servers, with what they have now.
     pub async fn rules(&self, nodes: &mut Nodes) -> Result<Rules> {
         let mut rules = Vec::new();
@@ -122,7 +127,11 @@ impl Rights {
             return Ok(false);
         };
         let place = (nodes.address(at).to_owned(), name);
-        if self.taken.get(&place) == Some(&had.text()) || !had.on || !had.may_write() {
+        if self.taken.get(&place) == Some(&had.text()) {
+            return Ok(false);
+        }
+        if !had.on || !had.may_write() {
+            self.taken.insert(place, had.text());
             return Ok(false);
         }
         let rules = had.without_writes();
