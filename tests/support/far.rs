@@ -85,6 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Far {
     port: u16,
     line: Line,
+    target: Arc<Mutex<String>>,
     ended: Arc<AtomicBool>,
 }
 
@@ -101,18 +102,29 @@ impl Far {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         let ended = Arc::new(AtomicBool::new(false));
-        let (target, shared, end) = (target.to_owned(), line.clone(), ended.clone());
+        let target = Arc::new(Mutex::new(target.to_owned()));
+        let (place, shared, end) = (target.clone(), line.clone(), ended.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 if end.load(Relaxed) {
                     return;
                 }
                 // A client that comes while the line is silent waits, like one whose SYN is lost.
-                let (line, target) = (shared.clone(), target.clone());
-                std::thread::spawn(move || connect(client, &target, &line));
+                let (line, place) = (shared.clone(), place.clone());
+                std::thread::spawn(move || connect(client, &place, &line));
             }
         });
-        Far { port, line, ended }
+        Far {
+            port,
+            line,
+            target,
+            ended,
+        }
+    }
+
+    /// New connections lead to another server, as when a name or a virtual address moves.
+    pub fn lead_to(&self, target: &str) {
+        *lock(&self.target) = target.to_owned();
     }
 
     /// A proxy before each node of a cluster, and what a plan's `address_map` says of them.
@@ -150,11 +162,12 @@ impl Drop for Far {
     }
 }
 
-fn connect(client: TcpStream, target: &str, line: &Line) {
+fn connect(client: TcpStream, target: &Mutex<String>, line: &Line) {
     line.await_speech();
     if line.0.down.load(Relaxed) {
         return;
     }
+    let target = lock(target).clone();
     let Ok(server) = TcpStream::connect(target) else {
         return;
     };

@@ -162,6 +162,11 @@ impl Client {
         })
     }
 
+    /// How long it waits for an answer from now on; a minute at first.
+    pub fn patience(&self, limit: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(limit))
+    }
+
     /// Connects and logs in as a `redis://user:password@host:port/db` url says.
     pub fn open(url: &str) -> io::Result<Client> {
         let address = Address::parse(url)?;

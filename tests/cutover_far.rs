@@ -1,0 +1,101 @@
+//! A cutover far from both sides: where the pause goes when every round trip takes 40 ms, and what a warm-up costs there.
+
+use crate::cutover::{Move, full};
+use crate::support::far::{Far, Line};
+use crate::support::keyferry::Running;
+use crate::support::need;
+use crate::support::server::Setup;
+use crate::support::story::{Endpoint, Story};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+const ONE_WAY: Duration = Duration::from_millis(20);
+
+/// How far a cutover has come, and the round trips to source and target by then.
+type Mark = (String, Duration, [u64; 2]);
+
+/// Looks at what a cutover says until it ends: the least round trips of each step, of all connections together.
+fn follow(running: &mut Running, lines: &[Line; 2]) -> Vec<Mark> {
+    let began = Instant::now();
+    let mut marks: Vec<Mark> = Vec::new();
+    while running.ended().is_none() && began.elapsed() < Duration::from_secs(240) {
+        let trips = [lines[0].round_trips(), lines[1].round_trips()];
+        let said = running.stderr_now();
+        let ended: Vec<&str> = said.lines().filter(|l| !l.ends_with('…')).collect();
+        for line in ended.iter().skip(marks.len()) {
+            let step = line.split(':').next().unwrap_or_default();
+            marks.push((step.to_owned(), began.elapsed(), trips));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    marks
+}
+
+fn took_ms(answer: &Value, step: &str) -> f64 {
+    let steps = answer["steps"].as_array().into_iter().flatten();
+    let mut of_step = steps.filter(|s| s["step"] == step);
+    let us = of_step.find_map(|s| s["took_us"].as_f64());
+    us.unwrap_or_default() / 1_000.0
+}
+
+/// The clients are near their servers, keyferry is far from both. The times are printed; with KEYFERRY_FULL=1 they are
+/// bounded: the pause without the hook's own time is under a second, the warm-up takes no longer than a full verification.
+#[test]
+fn replica_mode_at_forty_milliseconds() {
+    let Some([name]) = need(["any"]) else { return };
+    let setup = Setup::new(&name).line("repl-backlog-size 64mb");
+    let source = Endpoint::alone(setup.clone());
+    let target = Endpoint::cluster(setup);
+    let mut story = Story::new(source, target);
+    let lines = [Line::default(), Line::default()];
+    for line in &lines {
+        line.delay(ONE_WAY);
+    }
+    let near = Far::with(&story.source.nodes()[0].address(), lines[0].clone());
+    story.plan.set("/source/url", json!(near.url()));
+    let Endpoint::Cluster(cluster) = &story.target else {
+        return;
+    };
+    let (_fars, map) = Far::before(cluster, &lines[1]);
+    story.plan.set("/target/address_map", map);
+    let it = Move::with(story, json!({"watch_s": 1}));
+    it.story.fill(if full() { 50_000 } else { 2_000 });
+    let mut running = it.story.migrate();
+    it.story.wait_loaded(&mut running);
+    let clients = it.clients(500);
+    it.plan()
+        .wait_caught_up(&mut running, Duration::from_secs(120));
+    let began = Instant::now();
+    it.plan().run("verify --json").exits(0);
+    let verify = began.elapsed().as_secs_f64() * 1_000.0;
+
+    let mut cutover = it.plan().start("cutover --json");
+    let marks = follow(&mut cutover, &lines);
+    let outcome = cutover.wait(Duration::from_secs(10)).exits(0);
+    let report = clients.stop();
+    it.exact(&it.story.target, &report);
+    let answer = &outcome.json;
+    let mut before = (Duration::ZERO, [0, 0]);
+    for (step, at, trips) in &marks {
+        println!(
+            "{step:<14} {:>9.1} ms by its own clock; round trips to the source {:>4}, to the target {:>4}",
+            took_ms(answer, step),
+            trips[0] - before.1[0].min(trips[0]),
+            trips[1] - before.1[1].min(trips[1]),
+        );
+        before = (*at, *trips);
+    }
+    let pause = answer["pause_ms"].as_f64().unwrap_or_default();
+    let hook = answer["steps"].as_array().into_iter().flatten();
+    let hook: f64 = hook.filter_map(|s| s["detail"]["ms"].as_f64()).sum();
+    let warm_up = took_ms(answer, "warm-up");
+    println!(
+        "at a round trip of 40 ms: pause {pause:.0} ms ({}), of which the hook {hook:.0} ms; the clients saw {:?}; warm-up {warm_up:.0} ms, a verify {verify:.0} ms",
+        answer["parts_ms"], report.pause
+    );
+    assert!(warm_up > 0.0 && pause > 0.0, "{answer}");
+    if full() {
+        assert!(pause - hook < 1_000.0, "{answer}");
+        assert!(warm_up < verify, "{warm_up} ms, {verify} ms");
+    }
+}

@@ -1,0 +1,155 @@
+//! A TCP proxy that loses one direction of one connection: the reply to a chosen command comes late, once, and nothing
+//! that the client sends afterwards over that connection arrives.
+//!
+//! Whoever waits a second and then asks again over the same connection takes the late reply for that of its next command,
+//! which has never arrived. Other connections, also later ones, pass everything.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+pub struct LateReply {
+    port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    /// Bytes of the command whose reply will be late.
+    command: Vec<u8>,
+    late_by: Duration,
+    /// Whether it has come; only the first one counts.
+    seen: AtomicBool,
+    ended: AtomicBool,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl LateReply {
+    pub fn start(target: &str, command: &str, late_by: Duration) -> LateReply {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let state = Arc::new(State {
+            command: command.as_bytes().to_vec(),
+            late_by,
+            seen: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            open: Mutex::new(Vec::new()),
+        });
+        let (shared, target) = (state.clone(), target.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.ended.load(SeqCst) {
+                    return;
+                }
+                if let Ok(server) = TcpStream::connect(&target) {
+                    shared.join(&client, &server);
+                }
+            }
+        });
+        LateReply { port, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Whether the command has come by.
+    pub fn has_struck(&self) -> bool {
+        self.state.seen.load(SeqCst)
+    }
+}
+
+impl Drop for LateReply {
+    fn drop(&mut self) {
+        self.state.ended.store(true, SeqCst);
+        let open = self.state.open.lock().unwrap_or_else(|e| e.into_inner());
+        for stream in open.iter() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        drop(open);
+        // Wakes the accepting thread.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl State {
+    fn join(self: &Arc<State>, client: &TcpStream, server: &TcpStream) {
+        // Whether this is the connection that has lost a direction.
+        let lame = Arc::new(AtomicBool::new(false));
+        for (from, to, asks) in [(client, server, true), (server, client, false)] {
+            let _ = to.set_nodelay(true);
+            let (Ok(from), Ok(to), Ok(kept)) = (from.try_clone(), to.try_clone(), to.try_clone())
+            else {
+                return;
+            };
+            let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+            open.push(kept);
+            drop(open);
+            let (state, lame) = (self.clone(), lame.clone());
+            std::thread::spawn(move || match asks {
+                true => state.ask(from, to, &lame),
+                false => state.answer(from, to, &lame),
+            });
+        }
+    }
+
+    fn ask(&self, mut from: TcpStream, mut to: TcpStream, lame: &AtomicBool) {
+        let mut buf = vec![0; 16 << 10];
+        while let Ok(n @ 1..) = from.read(&mut buf) {
+            if lame.load(SeqCst) {
+                continue;
+            }
+            let chosen = (buf[..n].windows(self.command.len())).any(|w| w == self.command);
+            if chosen && !self.seen.swap(true, SeqCst) {
+                lame.store(true, SeqCst);
+            }
+            if to.write_all(&buf[..n]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    }
+
+    fn answer(&self, mut from: TcpStream, mut to: TcpStream, lame: &AtomicBool) {
+        let mut buf = vec![0; 16 << 10];
+        while let Ok(n @ 1..) = from.read(&mut buf) {
+            if lame.load(SeqCst) {
+                std::thread::sleep(self.late_by);
+            }
+            if to.write_all(&buf[..n]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+mod tests {
+    use super::*;
+    use crate::support::need;
+    use crate::support::server::Server;
+    use crate::support::wire::{Client, Command};
+
+    #[test]
+    fn the_reply_of_one_command_is_late_and_the_next_never_arrives() {
+        let Some([name]) = need(["any"]) else { return };
+        let server = Server::start(&name);
+        let late = LateReply::start(&server.address(), "INCR", Duration::from_millis(300));
+        let address = late.url().replace("redis://", "");
+        let mut client = Client::connect(&address).expect("a connection");
+        client.words("SET n 6").expect("before it all passes");
+        client
+            .patience(Duration::from_millis(100))
+            .expect("a socket");
+        assert!(!late.has_struck());
+        assert!(client.run(&Command::new("INCR n")).is_err());
+        client.patience(Duration::from_secs(2)).expect("a socket");
+        // The answer is that of the command before.
+        let reply = client.run(&Command::new("SET n 100")).expect("a reply");
+        assert_eq!((reply.int(), late.has_struck()), (Some(7), true));
+        assert_eq!(server.run("GET n").text(), "7");
+        let mut other = Client::connect(&address).expect("a connection");
+        assert_eq!(other.words("INCR n").expect("a reply").int(), Some(8));
+    }
+}
