@@ -6,6 +6,7 @@ use crate::support::keyferry::Running;
 use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::{Endpoint, Story};
+use crate::support::wire::Command;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,16 @@ fn replica_mode_at_forty_milliseconds() {
     let (_fars, map) = Far::before(cluster, &lines[1]);
     story.plan.set("/target/address_map", map);
     let it = Move::with(story, json!({"watch_s": 1}));
-    it.story.fill(if full() { 50_000 } else { 2_000 });
+    if full() {
+        it.story.fill(50_000);
+    } else {
+        // Without the large values, each of which takes many round trips one after the other.
+        let keys = (0..2_000).map(|n| format!("string:{n}"));
+        let sets: Vec<Command> = keys
+            .map(|key| Command::new("SET").key(key).arg("a value"))
+            .collect();
+        it.story.source.side().all(&sets).expect("they are set");
+    }
     let mut running = it.story.migrate();
     it.story.wait_loaded(&mut running);
     let clients = it.clients(500);

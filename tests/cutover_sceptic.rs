@@ -44,7 +44,7 @@ pub struct Scene {
 /// A switch hook that says when it begins, and moves the clients in the middle.
 pub fn switch(before_s: f64, after_s: f64) -> Value {
     script(&format!(
-        "touch hook-began; sleep {before_s}; {}; sleep {after_s}",
+        "touch hook-began; sleep {before_s}; {}; sleep {after_s}; touch hook-ended",
         say("target")
     ))
 }
@@ -101,7 +101,7 @@ impl Scene {
             for node in story.source.nodes().iter().chain(&replica) {
                 node.run("ACL SETUSER app on nopass ~* +@all -@dangerous +info +cluster");
             }
-            places[SOURCE] = places[SOURCE].clone().as_user("app");
+            places[SOURCE] = places[SOURCE].clone().user("app");
         }
         let mut plan = json!({
             "watch_s": 1, "max_pause_ms": 20_000, "freeze": way,
@@ -221,7 +221,7 @@ impl Scene {
             outcome.code,
             outcome.stderr
         );
-        let verdict = report.judge(&what, &self.places, &[outcome]);
+        let verdict = self.judge(&what, report, &[outcome]);
         assert!(verdict.acknowledged[SOURCE] > 100, "{}", verdict.summary());
         if !verdict.done && verdict.clients_at == "source" {
             assert_eq!(
@@ -235,6 +235,20 @@ impl Scene {
             );
         }
         verdict
+    }
+
+    /// The judge's word, with the times of the hook.
+    #[track_caller]
+    pub fn judge(&self, what: &str, mut report: Report, answers: &[&Outcome]) -> Verdict {
+        for (file, says) in [("hook-began", "the hook"), ("hook-ended", "its end")] {
+            let changed =
+                std::fs::metadata(self.plan().dir().join(file)).and_then(|m| m.modified());
+            let ago = changed.ok().and_then(|at| at.elapsed().ok());
+            if let Some(at) = ago.and_then(|ago| Instant::now().checked_sub(ago)) {
+                report.mark(says, at);
+            }
+        }
+        report.judge(what, &self.places, answers)
     }
 
     /// Every user of every node of the source, with all rights.
@@ -500,7 +514,7 @@ fn back_again(way: &'static str, from: From) {
         "the source stayed closed"
     );
     let report = sceptic.rest();
-    let verdict = report.judge(&format!("back by {way}"), &scene.places, &[&there, &back]);
+    let verdict = scene.judge(&format!("back by {way}"), report, &[&there, &back]);
     assert!(verdict.done && verdict.acknowledged[TARGET] > 20);
     assert_eq!(scene.users(), before, "rights, or a user, are left over");
     assert!(scene.is_writable(SOURCE, Duration::ZERO));

@@ -151,7 +151,7 @@ fn half_are_moved(way: &'static str, ends: &str, then: &str) {
         let second = scene.plan().run("cutover --json --clients-at target");
         std::thread::sleep(Duration::from_secs(1));
         let report = sceptic.stop();
-        let verdict = report.judge(&what, &scene.places, &[&first, &second]);
+        let verdict = scene.judge(&what, report, &[&first, &second]);
         assert_eq!(verdict.clients_at, "target", "{}", second.stdout);
         assert!(
             verdict.done || heard,
@@ -168,7 +168,7 @@ fn half_are_moved(way: &'static str, ends: &str, then: &str) {
     assert!(heard, "the clients are at the source, which stayed closed");
     // What the half has written to the target in between is for those to judge who have moved them back.
     let report = sceptic.stop().without(TARGET);
-    report.judge(&what, &scene.places, &[&first, &second]);
+    scene.judge(&what, report, &[&first, &second]);
     assert!(scene.is_writable(SOURCE, Duration::ZERO));
 }
 

@@ -31,6 +31,8 @@ const RATE: u64 = 500;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Between two attempts that were refused.
 const BREATH: Duration = Duration::from_millis(10);
+/// They write no longer than this, whatever happens to the test.
+const END: Duration = Duration::from_secs(180);
 /// As many late keys as an answer names at most.
 const NAMED: usize = 1_000;
 
@@ -62,7 +64,7 @@ impl Place {
     }
 
     /// The same, whose writers log in as `user` (without a password).
-    pub fn as_user(mut self, user: &str) -> Place {
+    pub fn user(mut self, user: &str) -> Place {
         self.user = user.to_owned();
         self
     }
@@ -270,6 +272,7 @@ impl Sceptic {
         let log = self.shared.log.lock().unwrap_or_else(|e| e.into_inner());
         Report {
             writes: log.clone(),
+            marks: Vec::new(),
         }
     }
 
@@ -333,8 +336,9 @@ impl Shared {
     fn write_on(&self, writer: u64) {
         let mut links = [SOURCE, TARGET].map(|side| Link::new(&self.places[side], PATIENCE));
         let every = Duration::from_nanos(1_000_000_000 * WRITERS / RATE);
-        let (mut next, mut n) = (Instant::now() + every.mul_f64(writer as f64 / 20.0), 0);
-        while !self.stop.load(SeqCst) {
+        let began = Instant::now();
+        let (mut next, mut n) = (began + every.mul_f64(writer as f64 / 20.0), 0);
+        while !self.stop.load(SeqCst) && began.elapsed() < END {
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
             let Some(side) = self.side_of(writer) else {
                 next = Instant::now() + Duration::from_millis(1);
@@ -363,9 +367,15 @@ impl Shared {
 /// What the writers have seen.
 pub struct Report {
     writes: Vec<Write>,
+    /// What happened when, in order: lost writes are counted by it.
+    marks: Vec<(&'static str, Instant)>,
 }
 
 impl Report {
+    pub fn mark(&mut self, what: &'static str, when: Instant) {
+        self.marks.push((what, when));
+    }
+
     /// Without what one side has acknowledged: where a failover without a copy may lose it, whoever moves data.
     pub fn without(mut self, side: usize) -> Report {
         self.writes.retain(|w| w.side != side);
@@ -392,27 +402,37 @@ impl Report {
         gaps.max().unwrap_or_default()
     }
 
-    /// Keys of writes that `side` has acknowledged and that are not at `place`.
+    /// Writes that `side` has acknowledged and that are not at `place`.
     #[track_caller]
-    pub fn missing(&self, side: usize, place: &Place) -> BTreeSet<String> {
+    fn missing(&self, side: usize, place: &Place) -> Vec<&Write> {
         let there = self.look(place);
-        let mut missing = BTreeSet::new();
-        let mut counted: BTreeMap<&str, i64> = BTreeMap::new();
-        for write in self.acknowledged(side) {
+        let mut counted: BTreeMap<String, i64> = BTreeMap::new();
+        let is_missing = |write: &&Write| {
             let found = there.get(write.key.as_str());
             let is_there = match write.kind {
                 Kind::Count => {
-                    let count = counted.entry(&write.key).or_default();
+                    let count = counted.entry(write.key.clone()).or_default();
                     *count += 1;
                     found.is_some_and(|v| v[0].parse::<i64>().is_ok_and(|n| n >= *count))
                 }
                 _ => found.is_some_and(|v| v.contains(&write.value)),
             };
-            if !is_there {
-                missing.insert(write.key.clone());
-            }
+            !is_there
+        };
+        self.acknowledged(side).filter(is_missing).collect()
+    }
+
+    /// How many of these writes were acknowledged before which mark.
+    fn by_time(&self, writes: &[&Write]) -> String {
+        let mut left: Vec<Option<Instant>> = writes.iter().map(|w| w.acknowledged).collect();
+        let mut parts = Vec::new();
+        for (what, when) in &self.marks {
+            let all = left.len();
+            left.retain(|w| *w >= Some(*when));
+            parts.push(format!("{} before {what}", all - left.len()));
         }
-        missing
+        parts.push(format!("{} later", left.len()));
+        parts.join(", ")
     }
 
     /// Keys to which something was done more often than anybody has tried.
@@ -438,7 +458,7 @@ impl Report {
     #[track_caller]
     fn look(&self, place: &Place) -> BTreeMap<&str, Vec<String>> {
         // The judge may read what a writer may not.
-        let mut link = Link::new(&place.clone().as_user(""), Duration::from_secs(20));
+        let mut link = Link::new(&place.clone().user(""), Duration::from_secs(20));
         let mut there = BTreeMap::new();
         for write in &self.writes {
             if there.contains_key(write.key.as_str()) {
@@ -482,7 +502,9 @@ impl Report {
             ..Verdict::default()
         };
         for side in [SOURCE, TARGET] {
-            verdict.missing[side] = self.missing(side, &places[home]);
+            let missing = self.missing(side, &places[home]);
+            verdict.when[side] = self.by_time(&missing);
+            verdict.missing[side] = missing.iter().map(|w| w.key.clone()).collect();
         }
         verdict.doubled = self.doubled(&places[home]);
         let text: String = answers.iter().map(|a| a.stdout.as_str()).collect();
@@ -547,6 +569,8 @@ pub struct Verdict {
     pub acknowledged: [usize; 2],
     /// By the side that has acknowledged them: keys that are missing where the clients are.
     pub missing: [BTreeSet<String>; 2],
+    /// By side: when the missing writes were acknowledged.
+    pub when: [String; 2],
     /// Of those of the side that the clients have left: what no answer names.
     pub unnamed: BTreeSet<String>,
     pub doubled: Vec<String>,
@@ -557,13 +581,15 @@ pub struct Verdict {
 impl Verdict {
     pub fn summary(&self) -> String {
         format!(
-            "{}, the clients are at: {}; the source has acknowledged {} writes ({} keys missing), the target {} ({} keys missing), {} not named; the source was silent for {:?} at most",
+            "{}, the clients are at: {}; the source has acknowledged {} writes ({} keys missing here: {}), the target {} ({} keys missing here: {}), {} not named; the source was silent for {:?} at most",
             if self.done { "done" } else { "not done" },
             self.clients_at,
             self.acknowledged[SOURCE],
             self.missing[SOURCE].len(),
+            self.when[SOURCE],
             self.acknowledged[TARGET],
             self.missing[TARGET].len(),
+            self.when[TARGET],
             self.unnamed.len(),
             self.silence,
         )
