@@ -4,11 +4,13 @@
 //! and any that is not is named. One or two forms of each trouble run always, all of them with KEYFERRY_FULL=1.
 
 use crate::cutover::{Move, full};
+use crate::support::campaign::Campaign;
 use crate::support::clients::point;
 use crate::support::far::{Far, Line};
 use crate::support::keyferry::{Outcome, Plan, Running};
+use crate::support::link::{Link, Place};
 use crate::support::need;
-use crate::support::sceptic::{Link, Place, Report, SOURCE, Sceptic, TARGET, Verdict};
+use crate::support::sceptic::{Report, SOURCE, Sceptic, TARGET, Verdict};
 use crate::support::server::{Server, Setup};
 use crate::support::story::{Endpoint, Story};
 use crate::support::wire::{Command, Value as Reply};
@@ -22,7 +24,7 @@ pub const WAYS: [&str; 3] = ["pause", "acl", "hook"];
 /// The moments at which something fails: after the step of this name; "hook" is while the switch hook runs.
 pub const MOMENTS: [&str; 6] = ["warm-up", "freeze", "drain", "fence", "hook", "switch"];
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum From {
     Alone,
     Cluster,
@@ -265,6 +267,30 @@ impl Scene {
         }
         users
     }
+
+    /// A clean failover of the pair's master: nothing it has acknowledged is missing at its replica, to which the one
+    /// address leads from then on.
+    #[track_caller]
+    pub fn fail_over_pair(&self) {
+        let (Some(door), Some(replica)) = (&self.door, &self.replica) else {
+            panic!("there is no pair");
+        };
+        let master = &self.it.story.source.nodes()[0];
+        door.line().down(true);
+        let offset = |node: &Server| node.info("replication", "master_repl_offset");
+        crate::support::wait_until("the replica has it all", Duration::from_secs(10), || {
+            offset(master) == offset(replica)
+        });
+        replica.run("REPLICAOF NO ONE");
+        door.lead_to(&replica.address());
+        door.line().down(false);
+    }
+
+    /// As a person moves them, by hand.
+    #[track_caller]
+    pub fn tell_clients(&self, word: &str) {
+        point(&self.it.file, word).expect("the file is written");
+    }
 }
 
 // 1. Nothing fails, but half of the clients are never told to move.
@@ -309,10 +335,11 @@ fn strays_meet_a_closed_side_by_hook() {
 
 #[test]
 fn strays_meet_a_closed_cluster() {
-    let few = &WAYS[..1];
-    for way in if full() { &WAYS } else { few } {
-        strays_write_on(way, From::Cluster);
+    let mut campaign = Campaign::default();
+    for way in if full() { &WAYS } else { &WAYS[..1] } {
+        campaign.case(way, || strays_write_on(way, From::Cluster));
     }
+    campaign.end();
 }
 
 /// The writers never stop, so there is nothing to prove.
@@ -328,23 +355,26 @@ fn an_operator_who_stops_nobody_is_refused() {
 }
 
 /// The writers are stopped but stay connected; the strays write again as soon as the hook runs.
+#[track_caller]
+fn writers_come_back(from: From) {
+    let hooks = json!({"watch_s": 2, "hooks": {"switch": switch(0.5, 1.0)}});
+    let Some(scene) = Scene::new("operator", from, hooks) else {
+        return;
+    };
+    let sceptic = scene.start();
+    sceptic.hold(true);
+    let outcome = scene.cutover("hook", |_| sceptic.hold(false));
+    scene.conclude("they come back", sceptic, &outcome);
+}
+
 #[test]
 fn an_operator_whose_writers_come_back_in_the_hook() {
-    let froms: &[From] = if full() {
-        &[From::Alone, From::Cluster]
-    } else {
-        &[From::Alone]
-    };
-    for from in froms {
-        let hooks = json!({"watch_s": 2, "hooks": {"switch": switch(0.5, 1.0)}});
-        let Some(scene) = Scene::new("operator", *from, hooks) else {
-            return;
-        };
-        let sceptic = scene.start();
-        sceptic.hold(true);
-        let outcome = scene.cutover("hook", |_| sceptic.hold(false));
-        scene.conclude("they come back", sceptic, &outcome);
+    let mut campaign = Campaign::default();
+    campaign.case("alone", || writers_come_back(From::Alone));
+    if full() {
+        campaign.case("cluster", || writers_come_back(From::Cluster));
     }
+    campaign.end();
 }
 
 // 2. The process that keeps the writers frozen stands still for a while.
@@ -404,25 +434,23 @@ fn guard_stands_still(way: &'static str, moment: &str, seconds: f64) {
 }
 
 #[test]
-fn a_guard_that_stands_still_in_the_hook() {
-    guard_stands_still("pause", "hook", 4.5);
-}
-
-#[test]
-fn a_guard_that_stands_still_in_the_drain() {
-    guard_stands_still("pause", "freeze", 4.0);
-}
-
-#[test]
-fn a_guard_that_stands_still_at_any_moment() {
-    let ways: &[&str] = if full() { &WAYS } else { &[] };
-    for way in ways {
+fn a_guard_that_stands_still() {
+    let mut campaign = Campaign::default();
+    let mut case = |way: &'static str, moment: &str, seconds: f64| {
+        let name = format!("{way} {moment} {seconds} s");
+        campaign.case(&name, || guard_stands_still(way, moment, seconds));
+    };
+    case("pause", "hook", 4.5);
+    // Longer than the lease, and renewed before anybody looks.
+    case("pause", "freeze", 4.0);
+    for way in if full() { &WAYS[..] } else { &[] } {
         for moment in MOMENTS {
             for seconds in [1.0, 3.0, 6.0] {
-                guard_stands_still(way, moment, seconds);
+                case(way, moment, seconds);
             }
         }
     }
+    campaign.end();
 }
 
 // 3. A partition between keyferry and the source while the hook runs; the clients reach it all the time.
@@ -474,24 +502,28 @@ fn partition_in_the_hook(way: &'static str, from: From, seconds: Option<f64>) {
 
 #[test]
 fn a_partition_in_the_hook_that_heals() {
-    let cases: &[f64] = if full() { &[1.0, 4.0, 8.0] } else { &[4.0] };
-    for seconds in cases {
-        let few = &WAYS[..1];
-        for way in if full() { &WAYS } else { few } {
-            partition_in_the_hook(way, From::Alone, Some(*seconds));
+    let mut campaign = Campaign::default();
+    let mut case = |way: &'static str, from: From, seconds: f64| {
+        let name = format!("{way} {from:?} {seconds} s");
+        campaign.case(&name, || partition_in_the_hook(way, from, Some(seconds)));
+    };
+    case("pause", From::Alone, 4.0);
+    for way in if full() { &WAYS[..] } else { &[] } {
+        for seconds in [1.0, 4.0, 8.0] {
+            case(way, From::Alone, seconds);
         }
+        case(way, From::Cluster, 4.0);
     }
-    if full() {
-        partition_in_the_hook("pause", From::Cluster, Some(4.0));
-    }
+    campaign.end();
 }
 
 #[test]
 fn a_partition_in_the_hook_that_never_heals() {
-    let few = &WAYS[..1];
-    for way in if full() { &WAYS } else { few } {
-        partition_in_the_hook(way, From::Alone, None);
+    let mut campaign = Campaign::default();
+    for way in if full() { &WAYS } else { &WAYS[..1] } {
+        campaign.case(way, || partition_in_the_hook(way, From::Alone, None));
     }
+    campaign.end();
 }
 
 // 8. The way back while strays write to the closed side.
@@ -521,45 +553,15 @@ fn back_again(way: &'static str, from: From) {
 }
 
 #[test]
-fn the_way_back_under_strays_by_pause() {
-    back_again("pause", From::Alone);
-}
-
-#[test]
-fn the_way_back_under_strays_by_acl() {
-    back_again("acl", From::Alone);
-}
-
-#[test]
-fn the_way_back_under_strays_to_a_cluster() {
-    let ways: &[&str] = if full() { &WAYS } else { &[] };
-    for way in ways {
-        back_again(way, From::Cluster);
+fn the_way_back_under_strays() {
+    let mut campaign = Campaign::default();
+    for way in &WAYS[..if full() { 3 } else { 2 }] {
+        let name = format!("{way} Alone");
+        campaign.case(&name, || back_again(way, From::Alone));
+        if full() {
+            let name = format!("{way} Cluster");
+            campaign.case(&name, || back_again(way, From::Cluster));
+        }
     }
-}
-
-impl Scene {
-    /// A clean failover of the pair's master: nothing it has acknowledged is missing at its replica, to which the one
-    /// address leads from then on.
-    #[track_caller]
-    pub fn fail_over_pair(&self) {
-        let (Some(door), Some(replica)) = (&self.door, &self.replica) else {
-            panic!("there is no pair");
-        };
-        let master = &self.it.story.source.nodes()[0];
-        door.line().down(true);
-        let offset = |node: &Server| node.info("replication", "master_repl_offset");
-        crate::support::wait_until("the replica has it all", Duration::from_secs(10), || {
-            offset(master) == offset(replica)
-        });
-        replica.run("REPLICAOF NO ONE");
-        door.lead_to(&replica.address());
-        door.line().down(false);
-    }
-
-    /// The users of the place that is the old side: told to the obedient clients by hand.
-    #[track_caller]
-    pub fn tell_clients(&self, word: &str) {
-        point(&self.it.file, word).expect("the file is written");
-    }
+    campaign.end();
 }

@@ -3,6 +3,7 @@
 //! `wire`, `side`, `rng`, `dataset`, `compare` and `traffic` also make up the `traffic` example (`tests/tools`).
 
 pub mod borders;
+pub mod campaign;
 pub mod clients;
 pub mod clock;
 pub mod cluster;
@@ -16,6 +17,7 @@ pub mod form;
 pub mod fuzz;
 pub mod keyferry;
 pub mod late_reply;
+pub mod link;
 pub mod profile;
 pub mod proxy;
 pub mod rng;

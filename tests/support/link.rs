@@ -1,0 +1,142 @@
+//! Connections of a client to a side that fails over, moves slots, closes and opens: made anew whenever they are needed.
+
+use super::side::slot;
+use super::story::Endpoint;
+use super::wire::{Client, Command, Value};
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+
+/// How a side is reached.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// host:port of any of its nodes, or of what stands before them.
+    pub seeds: Vec<String>,
+    pub cluster: bool,
+    /// Who writes; nobody in particular when it is empty.
+    pub user: String,
+}
+
+impl Place {
+    pub fn of(end: &Endpoint) -> Place {
+        Place {
+            seeds: end.nodes().iter().map(|n| n.address()).collect(),
+            cluster: end.is_cluster(),
+            user: String::new(),
+        }
+    }
+
+    pub fn at(address: &str) -> Place {
+        Place {
+            seeds: vec![address.to_owned()],
+            cluster: false,
+            user: String::new(),
+        }
+    }
+
+    /// The same, whose writers log in as `user` (without a password).
+    pub fn user(mut self, user: &str) -> Place {
+        self.user = user.to_owned();
+        self
+    }
+}
+
+/// Connections to a side, made when they are needed.
+pub struct Link {
+    place: Place,
+    patience: Duration,
+    open: BTreeMap<String, Client>,
+    /// The last slot of each range, and who owns it.
+    owners: BTreeMap<u16, String>,
+}
+
+impl Link {
+    pub fn new(place: &Place, patience: Duration) -> Link {
+        Link {
+            place: place.clone(),
+            patience,
+            open: BTreeMap::new(),
+            owners: BTreeMap::new(),
+        }
+    }
+
+    /// Runs a command at the node of its key. An error reply that sends the client elsewhere is an error as well.
+    pub fn run(&mut self, key: &str, command: &Command) -> io::Result<Value> {
+        let reply = self.try_run(key, command);
+        let astray = |text: &str| {
+            let first = text.split(' ').next().unwrap_or("");
+            ["MOVED", "ASK", "CLUSTERDOWN", "LOADING"].contains(&first)
+        };
+        match reply {
+            Ok(Value::Error(text)) if astray(&text) => {
+                self.forget();
+                Err(io::Error::other(text))
+            }
+            Err(e) => {
+                self.forget();
+                Err(e)
+            }
+            ok => ok,
+        }
+    }
+
+    /// Closes all connections; the next command looks for its node anew.
+    pub fn forget(&mut self) {
+        self.open.clear();
+        self.owners.clear();
+    }
+
+    fn try_run(&mut self, key: &str, command: &Command) -> io::Result<Value> {
+        let address = self.node(key)?;
+        if !self.open.contains_key(&address) {
+            let client = self.connect(&address)?;
+            self.open.insert(address.clone(), client);
+        }
+        match self.open.get_mut(&address) {
+            Some(client) => client.run(command),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    fn connect(&self, address: &str) -> io::Result<Client> {
+        let mut client = Client::connect(address)?;
+        client.patience(self.patience)?;
+        if !self.place.user.is_empty() {
+            client.expect(&Command::new("AUTH").arg(&self.place.user).arg("any"))?;
+        }
+        Ok(client)
+    }
+
+    fn node(&mut self, key: &str) -> io::Result<String> {
+        if !self.place.cluster {
+            let first = self.place.seeds.first().cloned();
+            return first.ok_or_else(|| io::ErrorKind::NotFound.into());
+        }
+        if self.owners.is_empty() {
+            let mut last = Err(io::ErrorKind::NotFound.into());
+            for seed in self.place.seeds.clone() {
+                last = self.look(&seed);
+                if last.is_ok() {
+                    break;
+                }
+            }
+            last?;
+        }
+        let owner = self.owners.range(slot(key.as_bytes())..).next();
+        owner
+            .map(|(_, address)| address.clone())
+            .ok_or_else(|| io::Error::other("a slot without an owner"))
+    }
+
+    fn look(&mut self, seed: &str) -> io::Result<()> {
+        let mut client = self.connect(seed)?;
+        let slots = client.words("CLUSTER SLOTS")?;
+        for range in slots.items() {
+            if let [_, to, Value::Array(node), ..] = range.items() {
+                let address = format!("{}:{}", node[0].text(), node[1].text());
+                self.owners.insert(to.int().unwrap_or(0) as u16, address);
+            }
+        }
+        Ok(())
+    }
+}
