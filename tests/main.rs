@@ -10,7 +10,6 @@ mod cutover_closed;
 mod cutover_far;
 mod cutover_killed;
 mod cutover_sceptic;
-mod cutover_sceptic_trouble;
 mod empty;
 mod faults;
 mod faults_expiry;
