@@ -249,8 +249,7 @@ impl Guard {
         };
         match gone {
             Ok(cut) => {
-                said["clients_ended"] = json!(cut.clients);
-                said["subscribers_ended"] = json!(cut.subscribers);
+                said["clients_ended"] = json!({ "normal": cut.clients, "pubsub": cut.subscribers });
             }
             Err(e) => tracing::warn!("the old side could not be let go: {e}"),
         }

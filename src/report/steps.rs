@@ -141,20 +141,22 @@ fn switch(detail: &Value) -> String {
         parts.push(format!("the old side {}", closed_text(closed)));
     }
     let ended = [
+        ("normal", "connection of a client", "connections of clients"),
         (
-            "clients_ended",
-            "connection of a client",
-            "connections of clients",
+            "pubsub",
+            "connection of a subscriber",
+            "connections of subscribers",
         ),
-        ("subscribers_ended", "of a subscriber", "of subscribers"),
     ];
     let ended: Vec<String> = ended
         .into_iter()
-        .filter_map(|(key, one, many)| match detail[key].as_u64()? {
-            0 => None,
-            1 => Some(format!("1 {one}")),
-            n => Some(format!("{} {many}", grouped(n))),
-        })
+        .filter_map(
+            |(kind, one, many)| match detail["clients_ended"][kind].as_u64()? {
+                0 => None,
+                1 => Some(format!("1 {one}")),
+                n => Some(format!("{} {many}", grouped(n))),
+            },
+        )
         .collect();
     if !ended.is_empty() {
         parts.push(format!("{} to it were ended", ended.join(" and ")));
@@ -204,8 +206,8 @@ mod tests {
             ),
             (
                 "switch",
-                json!({"program": "./dns", "ms": 31, "exit": 0, "old_side": "watched", "clients_ended": 13, "subscribers_ended": 1}),
-                "./dns ended with 0 after 31 ms; the old side cannot be closed, so it is watched until the commit; 13 connections of clients and 1 of a subscriber to it were ended",
+                json!({"program": "./dns", "ms": 31, "exit": 0, "old_side": "watched", "clients_ended": {"normal": 13, "pubsub": 1}}),
+                "./dns ended with 0 after 31 ms; the old side cannot be closed, so it is watched until the commit; 13 connections of clients and 1 connection of a subscriber to it were ended",
             ),
             (
                 "watch",
