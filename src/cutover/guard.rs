@@ -57,6 +57,7 @@ pub struct Setup {
 #[serde(rename_all = "kebab-case")]
 enum Order {
     Rehearse,
+    Prepare,
     Freeze(FreezeWay),
     Switch,
     Thaw,
@@ -194,6 +195,7 @@ impl Guard {
             };
             let done = match order {
                 Order::Rehearse => self.freezer.rehearse().await.map(|found| json!(found)),
+                Order::Prepare => self.freezer.prepare().await.map(|()| Value::Null),
                 Order::Freeze(way) => self.freezer.freeze(way).await.map(|()| Value::Null),
                 Order::Thaw => self.freezer.thaw().await.map(|()| Value::Null),
                 Order::Switch => self.switch().await,
@@ -219,7 +221,7 @@ impl Guard {
     /// Moves the clients: to its end, whoever listens.
     async fn switch(&mut self) -> Result<Value> {
         // Whoever gives the order has written down that it begins; so it is known whatever happens to both.
-        let held = tokio::time::timeout(PROOF, self.freezer.holds()).await;
+        let held = tokio::time::timeout(PROOF, self.freezer.is_held()).await;
         if let Err(e) = held.unwrap_or_else(|_| Err(too_late())) {
             self.note(self.setup.before, Stage::Source)?;
             self.freezer.thaw().await?;
@@ -317,10 +319,12 @@ impl Guard {
     async fn try_to_close(&mut self) -> Result<Closed> {
         self.freezer.renew().await?;
         let closed = self.freezer.close().await?;
-        self.freezer.holds().await?;
         self.freezer.passed_on().await?;
-        let mut migration = Migration::connect(&self.setup.dir).await?;
-        let now = migration.fence_again(POLL).await?;
+        let fenced = async {
+            let mut migration = Migration::connect(&self.setup.dir).await?;
+            migration.fence_again(POLL).await
+        };
+        let ((), now) = tokio::try_join!(self.freezer.has_held(), fenced)?;
         if now.lost {
             return Err(Error::new(
                 ErrorKind::Refused,
@@ -490,6 +494,11 @@ impl Handle {
         let found = self.order(Order::Rehearse).await?;
         serde_json::from_value(found)
             .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))
+    }
+
+    /// Looks at what will be frozen, right before it is.
+    pub async fn prepare(&mut self) -> Result<()> {
+        self.order(Order::Prepare).await.map(drop)
     }
 
     pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {

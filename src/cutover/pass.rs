@@ -176,6 +176,7 @@ impl Pass<'_> {
                 .await?;
         }
         let pause = Duration::from_millis(self.plan.cutover.max_pause_ms);
+        guard.prepare().await?;
         let began = Instant::now();
         let paused = self.paused(journal, migration, guard, way);
         match tokio::time::timeout(pause, paused).await {
@@ -465,6 +466,7 @@ impl Pass<'_> {
         guard: &mut Handle,
         (found, time): (Foretold, Duration),
     ) -> Result<Passed> {
+        guard.prepare().await?;
         let began = Instant::now();
         let paused = self.paused(journal, migration, guard, found.way);
         let done = tokio::time::timeout(time, paused).await;

@@ -23,6 +23,8 @@ pub struct Server {
     pub cluster: bool,
     pub replica: bool,
     pub modules: bool,
+    /// What it calls itself since it was started.
+    pub run_id: Option<String>,
 }
 
 impl Server {
@@ -61,6 +63,7 @@ impl Server {
                 || info::field(text, "redis_mode") == Some("cluster"),
             replica: info::is_replica(text),
             modules: text.contains("\nmodule:"),
+            run_id: info::field(text, "run_id").map(str::to_owned),
         }
     }
 
@@ -373,16 +376,17 @@ pub fn upstream(text: &str) -> Option<Upstream> {
 /// Where a server stands that has all of its data's history until now: `NotReady` for a replica without its master.
 pub async fn settled_offset(conn: &mut Conn) -> Result<ReplOffset> {
     let reply = conn.ask(&[b"INFO", b"replication"]).await?;
-    let info = reply.text().unwrap_or_default();
-    match upstream(&info) {
-        Some(Upstream { up: false, .. }) => Err(Error::new(
+    let info = reply.text().unwrap_or_default().into_owned();
+    match (upstream(&info), info::offset(&info)) {
+        (Some(Upstream { up: false, .. }), _) => Err(Error::new(
             ErrorKind::NotReady,
             format!(
                 "{} is a replica without a link to its master",
                 conn.address()
             ),
         )),
-        _ => replication_offset(conn).await,
+        (_, Some(offset)) => Ok(offset),
+        (_, None) => replication_offset(conn).await,
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::cutover::hook::{self, Hook};
 use crate::cutover::side::nodes::{Cut, Nodes};
 use crate::cutover::side::record::{Closed, Record};
-use crate::cutover::side::rights::{self, Rights, WAY_BACK_USER};
+use crate::cutover::side::rights::{self, Rights, Seen, WAY_BACK_USER};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::plan::{CutoverPlan, Endpoint, FreezeWay, OldSide};
@@ -45,7 +45,10 @@ pub struct Freezer {
     /// Where the clients are: told to the hooks.
     clients_at: &'static str,
     masters: Nodes,
+    replicas: Nodes,
     rights: Rights,
+    /// The users of masters and of replicas, as they were before anything was taken from them.
+    seen: [Seen; 2],
     way: Option<FreezeWay>,
     lock: Option<Lock>,
     deadline: Instant,
@@ -69,6 +72,8 @@ impl Freezer {
             side,
             clients_at: side,
             masters: Nodes::masters(endpoint).await?,
+            replicas: Nodes::none(endpoint),
+            seen: Default::default(),
             rights: Rights::new(plan, side),
             way: record.way,
             lock: None,
@@ -92,9 +97,22 @@ impl Freezer {
         self.record.closed
     }
 
+    /// An error unless the writers are frozen at this moment, as far as one round trip tells.
+    pub async fn is_held(&mut self) -> Result<()> {
+        self.has_no_gap()?;
+        self.masters.are_masters().await?;
+        self.has_no_gap()
+    }
+
     /// An error unless the writers have been frozen without a gap since [`Freezer::freeze`], on the servers that are
     /// masters now.
-    pub async fn holds(&mut self) -> Result<()> {
+    pub async fn has_held(&self) -> Result<()> {
+        let changed = self.masters.changed().await?;
+        self.has_no_gap()?;
+        changed.map_or(Ok(()), |why| Err(not_held(&why)))
+    }
+
+    fn has_no_gap(&self) -> Result<()> {
         if self.way.is_none() {
             return Err(Error::new(
                 ErrorKind::Refused,
@@ -102,22 +120,11 @@ impl Freezer {
             )
             .hint("allow a longer pause (cutover.max_pause_ms), or make the steps before it shorter: --dry-run shows them"));
         }
-        let not_held = |why: &str| {
-            Error::new(
-                ErrorKind::Refused,
-                format!("the freeze has not held: {why}"),
-            )
-            .hint("run the same command again")
-        };
-        // A pause without an end says when it was too late for it.
-        if self.masters.has_gap() {
-            return Err(not_held(
-                "the pause has ended for a moment, as this machine or its line stood still",
-            ));
-        }
-        match self.masters.changed().await? {
-            Some(why) => Err(not_held(&why)),
-            None => Ok(()),
+        match self.masters.has_gap() {
+            true => Err(not_held(
+                "the pause has ended for a moment, as this machine or its line stood still, or another server has taken over",
+            )),
+            false => Ok(()),
         }
     }
 
@@ -206,10 +213,21 @@ impl Freezer {
         Ok(())
     }
 
+    /// Looks once more at what will be frozen, while writers still write: to be called right before [`Freezer::freeze`].
+    pub async fn prepare(&mut self) -> Result<()> {
+        self.masters = Nodes::masters(&self.endpoint).await?;
+        if self.may.1 {
+            self.replicas = self.masters.replicas().await;
+            self.seen = [
+                self.rights.look(&mut self.masters).await?,
+                self.rights.look(&mut self.replicas).await?,
+            ];
+        }
+        Ok(())
+    }
+
     /// Freezes until [`Freezer::thaw`], or for the plan's `max_pause_ms`, by the way that [`Freezer::rehearse`] has found.
     pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {
-        // Since the first look much may have changed.
-        self.masters = Nodes::masters(&self.endpoint).await?;
         self.deadline = Instant::now() + Duration::from_millis(self.plan.max_pause_ms);
         self.way = Some(way);
         let frozen = self.freeze_by(way).await;
@@ -353,6 +371,7 @@ impl Freezer {
             Some(closed) => Ok(closed),
             None => {
                 self.rehearse().await?;
+                self.prepare().await?;
                 self.close().await
             }
         }
@@ -366,10 +385,8 @@ impl Freezer {
         }
         match self.record.closed {
             Some(Closed::ByRights) => {
-                // By their rules alone one cannot always tell that users may not write; from the first look on one can.
-                let first = self.rights.is_new() && changed.is_none();
-                let open = self.rights.take(&mut self.masters).await?;
-                let open = (!first && !open.is_empty())
+                let open = self.rights.keep_taken(&mut self.masters).await?;
+                let open = (!open.is_empty())
                     .then(|| format!("users of {} could write for a while", open.join(", ")));
                 // A replica that was closed with its master has stayed so.
                 Ok(open.map(|open| match changed {
@@ -411,10 +428,11 @@ impl Freezer {
     }
 
     async fn unpause(&mut self) -> Result<()> {
-        let ended = self
-            .masters
-            .insist_everywhere(&[b"CLIENT", b"UNPAUSE"])
-            .await;
+        let unpause: &[&[u8]] = &[b"CLIENT", b"UNPAUSE"];
+        let ended = match self.masters.everywhere(unpause).await {
+            Ok(_) => Ok(()),
+            Err(_) => self.masters.insist_everywhere(unpause).await,
+        };
         self.masters.forget_pauses();
         if ended.is_ok() {
             self.record.paused = false;
@@ -447,26 +465,20 @@ impl Freezer {
 
     /// With the replicas: whoever is promoted is closed as well.
     async fn take_rights(&mut self, replicas: bool) -> Result<()> {
-        let mut nodes = match replicas {
-            true => Some(self.masters.replicas().await),
-            false => None,
-        };
-        for nodes in [Some(&mut self.masters), nodes.as_mut()]
-            .into_iter()
-            .flatten()
-        {
-            for (address, users) in self.rights.rules(nodes).await? {
-                // What they had is what they had before it was taken first.
-                if self.record.rules.iter().all(|(known, _)| *known != address) {
-                    self.record.rules.push((address, users));
-                }
+        let seen = self.seen.iter().take(if replicas { 2 } else { 1 });
+        for (address, users) in seen.flat_map(Seen::rules) {
+            // What they had is what they had before it was taken first.
+            if self.record.rules.iter().all(|(known, _)| *known != address) {
+                self.record.rules.push((address, users));
             }
         }
         // First, so that whoever comes after a crash can give them back.
         self.save()?;
-        self.rights.take(&mut self.masters).await?;
-        if let Some(nodes) = &mut nodes {
-            self.rights.take(nodes).await?;
+        let [ours, theirs] = &self.seen;
+        self.rights.take(&mut self.masters, ours).await?;
+        if replicas && let Err(e) = self.rights.take(&mut self.replicas, theirs).await {
+            // One that is promoted is found open, and closed, while one watches.
+            tracing::warn!("a replica could not be closed: {e}");
         }
         Ok(())
     }
@@ -482,6 +494,14 @@ impl Freezer {
     fn save(&self) -> Result<()> {
         self.record.save(&self.home, self.side)
     }
+}
+
+fn not_held(why: &str) -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        format!("the freeze has not held: {why}"),
+    )
+    .hint("run the same command again")
 }
 
 fn no_way(why: Option<Error>) -> Error {

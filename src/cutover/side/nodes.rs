@@ -50,14 +50,21 @@ struct Node {
 impl Nodes {
     /// Connects to whoever is a master now.
     pub async fn masters(endpoint: &Endpoint) -> Result<Nodes> {
-        let mut nodes = Vec::new();
-        for address in addresses(endpoint).await? {
-            nodes.push(Node::open(endpoint, address).await?);
-        }
+        let (addresses, _) = addresses(endpoint).await?;
+        let opened = (addresses.into_iter()).map(|address| Node::open(endpoint, address));
+        let nodes = futures::future::join_all(opened).await;
         Ok(Nodes {
             endpoint: endpoint.clone(),
-            nodes,
+            nodes: nodes.into_iter().collect::<Result<_>>()?,
         })
+    }
+
+    /// None of them.
+    pub fn none(endpoint: &Endpoint) -> Nodes {
+        Nodes {
+            endpoint: endpoint.clone(),
+            nodes: Vec::new(),
+        }
     }
 
     /// Connects to the replicas of these masters, as far as they can be reached.
@@ -129,6 +136,28 @@ impl Nodes {
         futures::future::join_all(asked).await.into_iter().collect()
     }
 
+    /// Sends each of them commands of its own, one after the other without waiting, to all at once. An error reply is
+    /// among the replies; a server that does not answer is an error, after all have been tried.
+    pub async fn each(&mut self, commands: &[Vec<Words>]) -> Result<Vec<Vec<Reply>>> {
+        let endpoint = &self.endpoint;
+        let asked = (self.nodes.iter_mut().zip(commands)).map(|(m, c)| m.ask_all(endpoint, c));
+        futures::future::join_all(asked).await.into_iter().collect()
+    }
+
+    /// An error unless all of them answer at this moment and are masters: one round trip.
+    pub async fn are_masters(&mut self) -> Result<()> {
+        for reply in self.everywhere(&[b"INFO", b"replication"]).await? {
+            if info::is_replica(&reply.text().unwrap_or_default()) {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    "a master has become a replica since the writers were frozen",
+                )
+                .hint("run the same command again"));
+            }
+        }
+        Ok(())
+    }
+
     /// The same as [`Nodes::ask`], tried again for a while.
     pub async fn insist(&mut self, at: usize, command: &[&[u8]]) -> Result<Reply> {
         let mut tried = 1;
@@ -189,11 +218,9 @@ impl Nodes {
     }
 
     /// Why these are not the masters any more; `None` when they are. A server that does not answer is an error.
-    pub async fn changed(&mut self) -> Result<Option<String>> {
-        let (mut then, mut now): (Vec<_>, Vec<_>) = (
-            self.addresses().map(str::to_owned).collect(),
-            addresses(&self.endpoint).await?,
-        );
+    pub async fn changed(&self) -> Result<Option<String>> {
+        let (mut now, fresh) = addresses(&self.endpoint).await?;
+        let mut then: Vec<String> = self.addresses().map(str::to_owned).collect();
         then.sort();
         now.sort();
         if then != now {
@@ -203,14 +230,24 @@ impl Nodes {
                 now.join(", ")
             )));
         }
-        for master in &self.nodes {
-            // Another server may answer at the same address: behind a name, a proxy, a Sentinel.
-            let mut conn = net::connect(&self.endpoint, &master.address).await?;
-            let run_id = run_id(&mut conn).await?;
-            if run_id.is_some() && master.run_id.is_some() && run_id != master.run_id {
+        // Another server may answer at the same address: behind a name, a proxy, a Sentinel.
+        let is_other = async |node: &Node| {
+            let run_id = match &fresh {
+                Some(run_id) => Some(run_id.clone()),
+                None => {
+                    Node::open(&self.endpoint, node.address.clone())
+                        .await?
+                        .run_id
+                }
+            };
+            let other = run_id.is_some() && node.run_id.is_some() && run_id != node.run_id;
+            Ok::<_, Error>(other.then(|| node.address.clone()))
+        };
+        let looks = self.nodes.iter().map(is_other);
+        for other in futures::future::join_all(looks).await {
+            if let Some(address) = other? {
                 return Ok(Some(format!(
-                    "another server answers at {} than when the writers were frozen",
-                    master.address
+                    "another server answers at {address} than when the writers were frozen"
                 )));
             }
         }
@@ -254,40 +291,51 @@ impl Nodes {
 
     /// Ends the connections of clients and of subscribers; what they have not got an answer to has not run.
     pub async fn cut_clients(&mut self) -> Result<Cut> {
+        let first = [
+            words(&[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"]),
+            words(&[b"CLIENT", b"LIST", b"TYPE", b"pubsub"]),
+        ];
+        let told = self.each(&vec![first.to_vec(); self.count()]).await?;
         let mut cut = Cut::default();
-        for at in 0..self.nodes.len() {
-            cut.subscribers += self.cut_subscribers(at).await?;
-            let normal: &[&[u8]] = &[b"CLIENT", b"KILL", b"TYPE", b"normal", b"SKIPME", b"yes"];
-            cut.clients += self.insist(at, normal).await?.int().unwrap_or(0);
+        let mut kills = Vec::new();
+        for replies in &told {
+            if let Some(Reply::Error(text)) = replies.first() {
+                return Err(net::refusal("CLIENT KILL", text));
+            }
+            cut.clients += replies.first().and_then(Reply::int).unwrap_or(0);
+            kills.push(match replies.get(1) {
+                Some(Reply::Error(_)) | None => {
+                    vec![words(&[
+                        b"CLIENT", b"KILL", b"TYPE", b"pubsub", b"SKIPME", b"yes",
+                    ])]
+                }
+                Some(list) => subscribers(&list.text().unwrap_or_default()),
+            });
+        }
+        for reply in self.each(&kills).await?.iter().flatten() {
+            // One may have gone meanwhile.
+            cut.subscribers += reply.int().unwrap_or(0);
         }
         Ok(cut)
     }
+}
 
-    async fn cut_subscribers(&mut self, at: usize) -> Result<i64> {
-        let listed = self
-            .ask(at, &[b"CLIENT", b"LIST", b"TYPE", b"pubsub"])
-            .await;
-        let Ok(listed) = listed else {
-            let all: &[&[u8]] = &[b"CLIENT", b"KILL", b"TYPE", b"pubsub", b"SKIPME", b"yes"];
-            return Ok(self.insist(at, all).await?.int().unwrap_or(0));
-        };
-        let text = listed.text().unwrap_or_default().into_owned();
-        let mut ended = 0;
-        for line in text.lines() {
-            let of = |name: &str| line.split(' ').find_map(|w| w.strip_prefix(name));
-            let (Some(id), name) = (of("id="), of("name=")) else {
-                continue;
-            };
-            if name != Some(OWN_NAME) {
-                let kill = self
-                    .ask(at, &[b"CLIENT", b"KILL", b"ID", id.as_bytes()])
-                    .await;
-                // It may have gone meanwhile.
-                ended += i64::from(kill.is_ok_and(|n| n.int().unwrap_or(0) > 0));
-            }
-        }
-        Ok(ended)
-    }
+/// What ends each subscriber of a CLIENT LIST that is none of ours.
+fn subscribers(list: &str) -> Vec<Words> {
+    let kill = |line: &str| {
+        let of = |name: &str| line.split(' ').find_map(|w| w.strip_prefix(name));
+        let id = of("id=")?;
+        let ours = of("name=") == Some(OWN_NAME);
+        (!ours).then(|| words(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]))
+    };
+    list.lines().filter_map(kill).collect()
+}
+
+/// A command.
+pub type Words = Vec<Vec<u8>>;
+
+pub fn words(command: &[&[u8]]) -> Words {
+    command.iter().map(|word| word.to_vec()).collect()
 }
 
 impl Node {
@@ -304,23 +352,35 @@ impl Node {
     }
 
     async fn ask(&mut self, endpoint: &Endpoint, command: &[&[u8]]) -> Result<Reply> {
+        let replies = self.ask_all(endpoint, &[words(command)]).await?;
+        match replies.into_iter().next() {
+            Some(Reply::Error(text)) => {
+                let name = String::from_utf8_lossy(command.first().unwrap_or(&b"".as_slice()))
+                    .into_owned();
+                Err(net::refusal(&name, &text).context(format!("run {name} on {}", self.address)))
+            }
+            Some(reply) => Ok(reply),
+            None => Err(Error::new(ErrorKind::Bug, "a command without a reply")),
+        }
+    }
+
+    async fn ask_all(&mut self, endpoint: &Endpoint, commands: &[Words]) -> Result<Vec<Reply>> {
         let asked = tokio::time::timeout(ANSWER, async {
             let mut conn = match self.conn.take() {
                 Some(conn) => conn,
                 None => self.connect_again(endpoint).await?,
             };
-            let reply = conn.call(command).await;
-            let usable = match &reply {
-                Ok(_) => true,
-                Err(e) => matches!(
-                    e.kind(),
-                    ErrorKind::Refused | ErrorKind::NotReady | ErrorKind::Moved
-                ),
-            };
-            if usable {
-                self.conn = Some(conn);
+            for command in commands {
+                let command: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
+                conn.push(&command);
             }
-            reply
+            conn.flush().await?;
+            let mut replies = Vec::with_capacity(commands.len());
+            for _ in commands {
+                replies.push(conn.reply().await?);
+            }
+            self.conn = Some(conn);
+            Ok(replies)
         });
         // What is cut off in its middle takes its connection with it.
         asked.await.unwrap_or_else(|_| {
@@ -357,13 +417,20 @@ impl Node {
     }
 }
 
-/// The addresses of a side's masters. Where the plan names a replica, that of its master: there the writers are.
-async fn addresses(endpoint: &Endpoint) -> Result<Vec<String>> {
+/// The addresses of a side's masters; of a single server also what it calls itself. Where the plan names a replica, that
+/// of its master: there the writers are.
+async fn addresses(endpoint: &Endpoint) -> Result<(Vec<String>, Option<String>)> {
     let (layout, server) = server::layout(endpoint).await?;
-    if layout.cluster || !server.replica {
-        return Ok(layout.masters.into_iter().map(|m| m.address).collect());
+    if layout.cluster {
+        return Ok((
+            layout.masters.into_iter().map(|m| m.address).collect(),
+            None,
+        ));
     }
-    master_above(endpoint).await.map(|address| vec![address])
+    match server.replica {
+        false => Ok((vec![endpoint.address()], server.run_id)),
+        true => Ok((vec![master_above(endpoint).await?], None)),
+    }
 }
 
 /// The master of the replica that an endpoint names, by its address.

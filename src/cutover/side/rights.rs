@@ -1,7 +1,7 @@
 //! The users of a side that lose the right to write, and get back exactly what they had.
 
 use crate::command::{self, Spec};
-use crate::cutover::side::nodes::Nodes;
+use crate::cutover::side::nodes::{Nodes, Words, words};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::plan::{CutoverPlan, Endpoint};
@@ -24,6 +24,22 @@ pub struct Rights {
     side: &'static str,
     /// By server and user: the rules that a user has had since its right was taken.
     taken: HashMap<(String, String), String>,
+}
+
+/// The users of some servers with what they had when it was looked, in the order of the servers.
+#[derive(Default)]
+pub struct Seen(Vec<(String, Vec<(String, Told)>)>);
+
+impl Seen {
+    /// What gives them back what they had.
+    pub fn rules(&self) -> impl Iterator<Item = (String, Vec<User>)> + '_ {
+        self.0.iter().map(|(address, users)| {
+            let users = users
+                .iter()
+                .map(|(name, told)| (name.clone(), told.rules()));
+            (address.clone(), users.collect())
+        })
+    }
 }
 
 /// What ACL GETUSER tells.
@@ -51,108 +67,121 @@ impl Rights {
 
     /// Whether they could be taken: without a rule, SETUSER changes nothing.
     pub async fn rehearse(&self, nodes: &mut Nodes) -> Result<()> {
-        for at in 0..nodes.count() {
-            for (user, _) in self.users(nodes, at).await? {
-                nodes
-                    .ask(at, &[b"ACL", b"SETUSER", user.as_bytes()])
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether nothing is known yet of what the users have since their right was taken.
-    pub fn is_new(&self) -> bool {
-        self.taken.is_empty()
+        let seen = self.look(nodes).await?;
+        set_users(nodes, &seen, |_| Some(Vec::new())).await
     }
 
     /// The users of all these servers, with what they have now.
-    pub async fn rules(&self, nodes: &mut Nodes) -> Result<Rules> {
-        let mut rules = Vec::new();
-        for at in 0..nodes.count() {
-            let users = self.users(nodes, at).await?;
-            rules.push((nodes.address(at).to_owned(), users));
-        }
-        Ok(rules)
-    }
-
-    async fn users(&self, nodes: &mut Nodes, at: usize) -> Result<Vec<User>> {
-        let mut users = Vec::new();
-        for name in self.names(nodes, at).await? {
-            let told = told(nodes, at, &name).await?;
-            let Some(told) = told else {
-                return Err(Error::new(
-                    ErrorKind::Plan,
-                    format!(
-                        "cutover.users names {name:?}, whom the {} does not know",
-                        self.side
-                    ),
-                ));
+    pub async fn look(&self, nodes: &mut Nodes) -> Result<Seen> {
+        let mut names = vec![self.users.clone(); nodes.count()];
+        if self.users.is_empty() {
+            let told = nodes.everywhere(&[b"ACL", b"USERS"]).await?;
+            let listed = |reply: &Reply| {
+                let list = reply.array().unwrap_or_default();
+                let names = list.iter().filter_map(|n| Some(n.text()?.into_owned()));
+                names.filter(|name| name != WAY_BACK_USER).collect()
             };
-            if told.on {
-                users.push((name, told.rules()));
-            }
+            names = told.iter().map(listed).collect();
         }
-        Ok(users)
-    }
-
-    async fn names(&self, nodes: &mut Nodes, at: usize) -> Result<Vec<String>> {
-        if !self.users.is_empty() {
-            return Ok(self.users.clone());
-        }
-        let reply = nodes.ask(at, &[b"ACL", b"USERS"]).await?;
-        let list = reply.array().unwrap_or_default();
-        let names = list.iter().filter_map(|n| Some(n.text()?.into_owned()));
-        Ok(names.filter(|name| name != WAY_BACK_USER).collect())
-    }
-
-    /// Takes the right to write from the users of these servers, unless that is done. Returns the servers where somebody
-    /// still had it.
-    pub async fn take(&mut self, nodes: &mut Nodes) -> Result<Vec<String>> {
-        let mut open = Vec::new();
-        for at in 0..nodes.count() {
-            let mut had = false;
-            for name in self.names(nodes, at).await? {
-                had |= self.take_one(nodes, at, name).await?;
-            }
-            if had {
-                open.push(nodes.address(at).to_owned());
-            }
-        }
-        Ok(open)
-    }
-
-    async fn take_one(&mut self, nodes: &mut Nodes, at: usize, name: String) -> Result<bool> {
-        let Some(had) = told(nodes, at, &name).await? else {
-            return Ok(false);
+        let ask = |names: &Vec<String>| {
+            let ask = |name: &String| words(&[b"ACL", b"GETUSER", name.as_bytes()]);
+            names.iter().map(ask).collect()
         };
-        let place = (nodes.address(at).to_owned(), name);
-        if self.taken.get(&place) == Some(&had.text()) {
-            return Ok(false);
+        let asked: Vec<Vec<Words>> = names.iter().map(ask).collect();
+        let told = nodes.each(&asked).await?;
+        let mut seen = Vec::new();
+        for (at, (names, replies)) in names.into_iter().zip(told).enumerate() {
+            let mut users = Vec::new();
+            for (name, reply) in names.into_iter().zip(replies) {
+                match told_by(reply)? {
+                    Some(told) => users.push((name, told)),
+                    None if self.users.is_empty() => {}
+                    None => {
+                        return Err(Error::new(
+                            ErrorKind::Plan,
+                            format!(
+                                "cutover.users names {name:?}, whom the {} does not know",
+                                self.side
+                            ),
+                        ));
+                    }
+                }
+            }
+            users.retain(|(_, told)| told.on);
+            seen.push((nodes.address(at).to_owned(), users));
         }
-        if !had.on || !had.may_write() {
-            self.taken.insert(place, had.text());
-            return Ok(false);
+        Ok(Seen(seen))
+    }
+
+    /// Takes the right to write from those who were seen to have it: one round trip.
+    pub async fn take(&mut self, nodes: &mut Nodes, seen: &Seen) -> Result<()> {
+        self.taken.clear();
+        let without = |told: &Told| told.may_write().then(|| told.without_writes());
+        set_users(nodes, seen, without).await
+    }
+
+    /// Takes it from whoever has it again. Returns the servers where somebody had; the first time there is nothing to
+    /// compare with, and by their rules alone one cannot always tell that users may not write.
+    pub async fn keep_taken(&mut self, nodes: &mut Nodes) -> Result<Vec<String>> {
+        let first = self.taken.is_empty();
+        let seen = self.look(nodes).await?;
+        let is_known = |address: &str, name: &str, told: &Told| {
+            let place = (address.to_owned(), name.to_owned());
+            self.taken.get(&place) == Some(&told.text())
+        };
+        let open = |(address, users): &(String, Vec<(String, Told)>)| {
+            let open = (users.iter())
+                .any(|(name, told)| told.may_write() && !is_known(address, name, told));
+            open.then(|| address.clone())
+        };
+        let open: Vec<String> = seen.0.iter().filter_map(open).collect();
+        let mut now = seen;
+        if !open.is_empty() {
+            self.take(nodes, &now).await?;
+            now = self.look(nodes).await?;
         }
-        let rules = had.without_writes();
-        let name = place.1.as_bytes();
-        let mut command: Vec<&[u8]> = vec![b"ACL", b"SETUSER", name];
-        command.extend(rules.iter().map(String::as_bytes));
-        nodes.ask(at, &command).await?;
-        if let Some(has) = told(nodes, at, &place.1).await? {
-            self.taken.insert(place, has.text());
+        for (address, users) in &now.0 {
+            for (name, told) in users {
+                let place = (address.clone(), name.clone());
+                self.taken.insert(place, told.text());
+            }
         }
-        Ok(true)
+        Ok(if first { Vec::new() } else { open })
     }
 }
 
+/// Gives users rules, where `rules` has any; all at once.
+async fn set_users(
+    nodes: &mut Nodes,
+    seen: &Seen,
+    rules: impl Fn(&Told) -> Option<Vec<String>>,
+) -> Result<()> {
+    let command = |(name, told): &(String, Told)| {
+        let mut command = words(&[b"ACL", b"SETUSER", name.as_bytes()]);
+        command.extend(rules(told)?.into_iter().map(String::into_bytes));
+        Some(command)
+    };
+    let mut commands = Vec::new();
+    for at in 0..nodes.count() {
+        // Another server than was looked at keeps what it has: the masters are compared afterwards.
+        let of = (seen.0.iter()).find(|(address, _)| address == nodes.address(at));
+        let users = of.map(|(_, users)| users.iter().filter_map(command).collect());
+        commands.push(users.unwrap_or_default());
+    }
+    for reply in nodes.each(&commands).await?.into_iter().flatten() {
+        if let Reply::Error(text) = reply {
+            return Err(net::refusal("ACL SETUSER", &text));
+        }
+    }
+    Ok(())
+}
+
 /// What a user has; `None` when the server does not know it.
-async fn told(nodes: &mut Nodes, at: usize, name: &str) -> Result<Option<Told>> {
-    let reply = nodes
-        .ask(at, &[b"ACL", b"GETUSER", name.as_bytes()])
-        .await?;
-    let Reply::Array(parts) = reply else {
-        return Ok(None);
+fn told_by(reply: Reply) -> Result<Option<Told>> {
+    let parts = match reply {
+        Reply::Error(text) => return Err(net::refusal("ACL GETUSER", &text)),
+        Reply::Array(parts) => parts,
+        _ => return Ok(None),
     };
     let flags = of(&parts, b"flags").and_then(Reply::array);
     let selectors = of(&parts, b"selectors").and_then(Reply::array);

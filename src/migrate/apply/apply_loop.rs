@@ -8,7 +8,7 @@ use crate::fence::KeyState;
 use crate::migrate::apply::applier::{Applier, Parts};
 use crate::migrate::checkpoint::checkpoints::Checkpoints;
 use crate::migrate::context::ShardContext;
-use crate::migrate::control::drain::{ATTENDED_POLL, Drain};
+use crate::migrate::control::drain::{ATTENDED_POLL, Drain, Standing};
 use crate::migrate::control::orders::Order;
 use crate::migrate::expiry::guard::{ExpiryGuard, Lag, Pressure};
 use crate::migrate::heal::fenced_reader::{FencedReader, ReadStates};
@@ -74,6 +74,7 @@ pub(crate) struct ApplyLoop {
     pub(super) stats: DryRunStats,
     /// A cutover wants everything applied.
     pub(super) drain: Option<Drain>,
+    pub(super) standing: Standing,
     /// A verification has asked for keys to be written again.
     pub(super) repairs_pending: bool,
     /// Mode "scan": since when nothing has proven both sides alike.
@@ -100,6 +101,7 @@ impl ApplyLoop {
             events: begin.events,
             stats: DryRunStats::default(),
             drain: None,
+            standing: Standing::default(),
             repairs_pending: true,
             sweep_lag: None,
             last_tick: Instant::now(),

@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::apply::apply_loop::ApplyLoop;
 use crate::migrate::checkpoint::checkpoints::Rewound;
-use crate::migrate::control::drain::{self, Drain};
+use crate::migrate::control::drain::Drain;
 use crate::migrate::control::orders::Order;
 use crate::migrate::expiry::held::HeldKey;
 use crate::migrate::heal::fenced_reader::ReadStates;
@@ -423,11 +423,16 @@ impl ApplyLoop {
         match self.ctx.shared.control.order() {
             Order::Follow => {
                 self.drain = None;
+                if self.ctx.shared.control.records()
+                    && let Some(place) = self.applier.reader.place()
+                {
+                    self.standing.prepare(&self.ctx, &place);
+                }
                 Ok(false)
             }
             Order::Drain(number) => {
                 if !self.drain.as_ref().is_some_and(|d| d.is_number(number)) {
-                    let Some(goal) = self.source_stands_at() else {
+                    let Some(goal) = self.source_stands_at(false) else {
                         return Ok(false);
                     };
                     self.drain = Some(Drain::begin(number, goal));
@@ -459,7 +464,8 @@ impl ApplyLoop {
             // Nothing was drained, so nothing is in order.
             return ctx.shared.control.lost();
         };
-        if let Some(goal) = drain.fence(number).or_else(|| self.source_stands_at()) {
+        let anew = drain.is_fenced();
+        if let Some(goal) = drain.fence(number).or_else(|| self.source_stands_at(anew)) {
             drain.put_fence(number, goal, self.applier.position.db());
             let (most, expiry) = (self.longest(), &self.applier.expiry);
             if drain.look(buf, to, most, |key| expiry.may(key)) {
@@ -487,9 +493,9 @@ impl ApplyLoop {
         Ok(true)
     }
 
-    fn source_stands_at(&self) -> Option<ReplOffset> {
+    fn source_stands_at(&mut self, anew: bool) -> Option<ReplOffset> {
         match self.applier.reader.place() {
-            Some(place) => drain::source_stands_at(&self.ctx, &place),
+            Some(place) => self.standing.ask(&self.ctx, &place, anew),
             None => Some(self.ctx.spool.stream_end()),
         }
     }

@@ -2,19 +2,22 @@
 //! counted.
 
 use crate::command::{self, Access, Command, Kind};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::context::ShardContext;
 use crate::migrate::control::orders::LATE_KEYS;
-use crate::net::{self, server};
+use crate::net::{self, Conn, server};
 use crate::resp;
 use crate::source::place::Place;
 use crate::types::{DbIndex, ReplOffset};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How soon an order is noticed while a cutover is connected.
 pub(crate) const ATTENDED_POLL: Duration = Duration::from_millis(2);
 /// How long the source may take to tell where it stands: whoever asks waits for it, with the writers.
 const STANDS_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a connection is opened ahead of time, when that fails.
+const PREPARE_EVERY: Duration = Duration::from_secs(10);
 
 /// A drain that was asked for, and what came behind the fence after it.
 #[derive(Debug)]
@@ -75,6 +78,11 @@ impl Drain {
     pub fn fence(&self, number: u64) -> Option<ReplOffset> {
         let (_, at) = self.fence.filter(|(n, _)| *n == number)?;
         Some(at)
+    }
+
+    /// Whether a fence was put up before: the clients may be on their way.
+    pub fn is_fenced(&self) -> bool {
+        self.fence.is_some()
     }
 
     /// Notes where the source stands for the fence of this number; `db` is the stream's database where routing has ended.
@@ -164,19 +172,58 @@ impl Behind {
     }
 }
 
-/// Where the source stands; `None` when it cannot be asked at the moment: the next round asks again.
-pub(crate) fn source_stands_at(ctx: &ShardContext, place: &Place) -> Option<ReplOffset> {
-    let asked = ctx
-        .shared
-        .runtime
-        .block_on(tokio::time::timeout(STANDS_LIMIT, async {
-            let mut conn = net::connect(place.endpoint(), &place.address()).await?;
-            server::settled_offset(&mut conn).await
-        }));
-    let late = |_| Error::new(ErrorKind::Connection, "the source does not answer");
-    (asked.map_err(late).flatten())
-        .inspect_err(|e| tracing::warn!("the source cannot be asked where it stands: {e}"))
-        .ok()
+/// Asks the source where it stands, over a connection that is kept for it: writers wait for the answer.
+#[derive(Default)]
+pub(crate) struct Standing {
+    conn: Option<Conn>,
+    /// When it was opened ahead of time, or that was tried.
+    prepared: Option<Instant>,
+}
+
+impl Standing {
+    /// Opens the connection ahead of time.
+    pub fn prepare(&mut self, ctx: &ShardContext, place: &Place) {
+        let tried = self.prepared.is_some_and(|at| at.elapsed() < PREPARE_EVERY);
+        if self.conn.is_none() && !tried {
+            self.prepared = Some(Instant::now());
+            self.conn = (ctx.shared.runtime)
+                .block_on(tokio::time::timeout(STANDS_LIMIT, connect(place)))
+                .map_or(None, Result::ok);
+        }
+    }
+
+    /// Where the source stands; `None` when it cannot be asked at the moment: the next round asks again.
+    ///
+    /// `anew`: whoever answers at the source's address now is asked, as another server may have taken its place.
+    pub fn ask(&mut self, ctx: &ShardContext, place: &Place, anew: bool) -> Option<ReplOffset> {
+        let kept = self.conn.take().filter(|_| !anew);
+        let asked = async {
+            if let Some(mut conn) = kept
+                && let Ok(at) = server::settled_offset(&mut conn).await
+            {
+                return Ok((at, conn));
+            }
+            let mut conn = connect(place).await?;
+            Ok::<_, Error>((server::settled_offset(&mut conn).await?, conn))
+        };
+        let runtime = &ctx.shared.runtime;
+        let asked = runtime.block_on(async { tokio::time::timeout(STANDS_LIMIT, asked).await });
+        let late = |_| Error::new(ErrorKind::Connection, "the source does not answer");
+        match asked.map_err(late).flatten() {
+            Ok((at, conn)) => {
+                self.conn = Some(conn);
+                Some(at)
+            }
+            Err(e) => {
+                tracing::warn!("the source cannot be asked where it stands: {e}");
+                None
+            }
+        }
+    }
+}
+
+async fn connect(place: &Place) -> Result<Conn> {
+    net::connect(place.endpoint(), &place.address()).await
 }
 
 #[cfg(test)]

@@ -162,6 +162,11 @@ impl Control {
         self.attended.load(Relaxed) > 0
     }
 
+    /// A cutover warms up.
+    pub fn records(&self) -> bool {
+        self.recording.load(Relaxed)
+    }
+
     /// Notes a written key, by the target's database and the source's name.
     pub fn note(&self, db: DbIndex, key: &[u8]) {
         if !self.recording.load(Relaxed) {
