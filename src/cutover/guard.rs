@@ -51,6 +51,8 @@ pub struct Setup {
     pub done: Stage,
     /// What it is before.
     pub before: Stage,
+    /// On the way back: the user's plan, whose source the clients go to, and which is closed as yet.
+    pub opens: Option<Value>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,7 +110,7 @@ pub async fn serve() -> Result<()> {
     let mut guard = match Guard::open(setup).await {
         Ok(guard) => guard,
         Err(e) => {
-            say(Err(e)).await;
+            say(0, Err(e)).await;
             return Ok(());
         }
     };
@@ -121,14 +123,14 @@ pub async fn serve() -> Result<()> {
     ] {
         signals.extend(signal(kind));
     }
-    say(Ok(Value::Null)).await;
+    say(0, Ok(Value::Null)).await;
     guard.obey(lines).await;
     Ok(())
 }
 
-/// Nobody may be left to hear it.
-async fn say(done: Result<Value>) {
-    let mut text = serde_json::to_vec(&Said::from(done)).unwrap_or_default();
+/// Answers the order of that number; nobody may be left to hear it.
+async fn say(number: u64, done: Result<Value>) {
+    let mut text = serde_json::to_vec(&(number, Said::from(done))).unwrap_or_default();
     text.push(b'\n');
     let mut out = tokio::io::stdout();
     let _ = out.write_all(&text).await;
@@ -176,7 +178,9 @@ impl Guard {
                     continue;
                 }
             };
-            let Some(order) = line.and_then(|l| serde_json::from_str::<Order>(&l).ok()) else {
+            let Some((number, order)) =
+                line.and_then(|l| serde_json::from_str::<(u64, Order)>(&l).ok())
+            else {
                 if self.moved {
                     return;
                 }
@@ -200,7 +204,7 @@ impl Guard {
                 Order::Thaw => self.freezer.thaw().await.map(|()| Value::Null),
                 Order::Switch => self.switch().await,
             };
-            say(done).await;
+            say(number, done).await;
         }
     }
 
@@ -241,6 +245,8 @@ impl Guard {
         };
         self.moved = true;
         failpoint("guard-closed");
+        // Where the clients are now they must be able to write, before anybody calls it done.
+        self.open_the_other().await?;
         // When it cannot be written down, it stays "switching", and closed: nobody takes it for undone.
         self.note(self.setup.done, Stage::Switched)?;
         let gone = self.freezer.let_go().await;
@@ -255,11 +261,28 @@ impl Guard {
             }
             Err(e) => tracing::warn!("the old side could not be let go: {e}"),
         }
-        if let Err(e) = opened {
-            tracing::warn!("the side that the clients have left could not be let go: {e}");
+        let noted = self.freezer.note_taken().await;
+        for failed in [opened, noted] {
+            if let Err(e) = failed {
+                tracing::warn!("the side that the clients have left: {e}");
+            }
         }
         said["old_side"] = json!(closed);
         Ok(said)
+    }
+
+    /// Opens the side that the clients have come back to.
+    async fn open_the_other(&self) -> Result<()> {
+        let Some(plan) = &self.setup.opens else {
+            return Ok(());
+        };
+        let job = validate(&Plan::parse(&plan.to_string())?)?;
+        let Source::Server { endpoint, .. } = &job.source else {
+            return Ok(());
+        };
+        let home = self.setup.home.clone();
+        let mut source = Freezer::open(endpoint, &job.cutover, "source", home).await?;
+        source.clean_up("source").await
     }
 
     /// The switch hook.
@@ -357,14 +380,19 @@ impl Guard {
                 Ok(()) => {}
                 Err(why) => {
                     self.moved = true;
-                    if let Err(e) = self.freezer.close().await {
-                        also = format!("; {e}");
-                    }
+                    let closed = match self.freezer.close().await {
+                        Ok(Closed::ByRights | Closed::ByPause) => "is closed to writers",
+                        Ok(Closed::Watched | Closed::Open) => "takes writes",
+                        Err(e) => {
+                            also = format!("; {e}");
+                            "could not be closed"
+                        }
+                    };
                     return Error::new(
                         ErrorKind::State,
                         format!("{}; {}{also}", e.chain(), why.chain()),
                     )
-                    .hint("the clients may be on either side, and the side that they were at is closed to writers: look where they are, then run the same command with --clients-at source or --clients-at target");
+                    .hint(format!("the clients may be on either side, and the side that they were at {closed}: look where they are, then run the same command with --clients-at source or --clients-at target"));
                 }
             }
         }
@@ -374,6 +402,9 @@ impl Guard {
             if let Err(e) = failed {
                 also.push_str(&format!("; {e}"));
             }
+        }
+        if began {
+            also.push_str("; the clients were led back by switch_back: what they have written to the other side in between is only there");
         }
         match also.is_empty() {
             true => e,
@@ -406,8 +437,12 @@ fn too_late() -> Error {
     .hint("see that it answers, then run the same command again")
 }
 
-/// Writes down where the clients are: in the state of the user's plan last, as that is what counts.
+/// Writes down where the clients are: in the state of the user's plan last, as that is what counts; but when they have
+/// not been moved, first. Cut off between both, the way back's "switching" is then known to be over.
 pub fn note(home: &Path, dir: &Path, at_home: Stage, own: Stage) -> Result<()> {
+    if own == Stage::Source {
+        Store::open(home)?.set_stage(at_home)?;
+    }
     if dir != home {
         Store::open(dir)?.set_stage(own)?;
     }
@@ -420,6 +455,8 @@ pub struct Handle {
     /// Closed, it lets the writers go.
     orders: Option<ChildStdin>,
     answers: Lines<BufReader<ChildStdout>>,
+    /// The number of the last order: somebody may not have waited for the answer to an earlier one.
+    number: u64,
     /// The longest that an order may take.
     patience: Duration,
 }
@@ -443,6 +480,7 @@ impl Handle {
             child,
             orders: Some(orders),
             answers: BufReader::new(answers).lines(),
+            number: 0,
             patience: ANSWER + Duration::from_millis(max_pause_ms),
         };
         let setup = serde_json::to_value(setup)
@@ -461,14 +499,16 @@ impl Handle {
             .map_err(|e| gone().cause(e))
     }
 
+    /// The answer to the last order; those to earlier ones are passed over.
     async fn answer(&mut self) -> Result<Value> {
-        let line = self
-            .answers
-            .next_line()
-            .await
-            .map_err(|e| gone().cause(e))?;
-        let said = serde_json::from_str(&line.ok_or_else(gone)?)
-            .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))?;
+        let said = loop {
+            let line = (self.answers.next_line().await).map_err(|e| gone().cause(e))?;
+            let (number, said): (u64, Said) = serde_json::from_str(&line.ok_or_else(gone)?)
+                .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))?;
+            if number == self.number {
+                break said;
+            }
+        };
         match said {
             Said::Done(detail) => Ok(detail),
             Said::Refused { why, hint, unknown } => {
@@ -482,8 +522,9 @@ impl Handle {
     }
 
     async fn order(&mut self, order: Order) -> Result<Value> {
+        self.number += 1;
         let answered = tokio::time::timeout(self.patience, async {
-            self.send(&json!(order)).await?;
+            self.send(&json!((self.number, order))).await?;
             self.answer().await
         });
         answered.await.unwrap_or_else(|_| Err(gone()))

@@ -106,6 +106,12 @@ impl Journal {
         self.steps.iter().rev().find(|s| s.step == name)?.took_us
     }
 
+    /// Whether the step that was refused is one of these.
+    pub fn refused_at(&self, steps: &[&str]) -> bool {
+        let gate = self.steps.iter().rev().find(|s| s.state == "refused");
+        gate.is_some_and(|gate| steps.contains(&gate.step.as_str()))
+    }
+
     /// The last step that was refused, and why.
     pub fn refusal(&self, e: &Error) -> Value {
         let gate = self.steps.iter().rev().find(|s| s.state == "refused");

@@ -29,7 +29,7 @@ use self::pass::{Pass, Passed};
 use self::proof::Proof;
 use self::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Job, Plan, Source, validate};
+use crate::plan::{Endpoint, Job, Plan, Source, validate};
 use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
 use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
@@ -90,6 +90,17 @@ fn refuse_workers(home: &Path) -> Result<()> {
 /// Errors: wrong plan; `State` when nobody knows where the clients are; `Interrupted`.
 pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
     let job = validate(plan)?;
+    let most = Duration::from_millis(plan.cutover.max_pause_ms);
+    if options.freeze_for.is_some_and(|time| time > most) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "--freeze-for is longer than cutover.max_pause_ms ({})",
+                most.as_millis()
+            ),
+        )
+        .hint("freeze for less, or allow a longer pause in the plan"));
+    }
     let home = options.work_dir.join(&plan.name);
     refuse_workers(&home)?;
     private_dir(&home)?;
@@ -162,11 +173,13 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
             home: home.clone(),
             side: "source",
             before: Stage::Source,
+            opens: None,
             after: Stage::Switched,
             options,
             stop,
         };
-        // The way back of an attempt that was forgotten.
+        // What an attempt has left that came to nothing.
+        Late::default().save(&home)?;
         let _ = std::fs::remove_dir_all(watch::back_dir(&home));
         let mut migration = Migration::meet(plan, &options.work_dir, stop).await?;
         let stays = migration.stays();
@@ -175,8 +188,8 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
             Ok(passed) if !options.dry_run => {
                 // It holds still, and sees what still comes to the old side.
                 match passed.closed {
-                    Closed::ByRights => migration.end().await?,
-                    _ => forth = Some(migration),
+                    Closed::ByPause | Closed::Watched => forth = Some(migration),
+                    Closed::ByRights | Closed::Open => migration.end().await?,
                 }
                 passed
             }
@@ -242,14 +255,19 @@ pub async fn reopen(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<O
     if stage == Stage::Switching {
         return Err(nobody_knows());
     }
-    if let Source::Server { endpoint, .. } = &job.source {
-        let mut freezer = Freezer::open(endpoint, &plan.cutover, "source", home.clone()).await?;
-        freezer.clean_up(side_of(stage)).await?;
-    }
-    if matches!(stage, Stage::Switched | Stage::Committed) {
+    let left = matches!(stage, Stage::Switched | Stage::Committed);
+    if left {
+        // First: it may be open in part when it cannot be opened as a whole.
         let mut late = Late::load(&home)?;
         late.may_be("it was opened by `cutover --reopen`".into());
         late.save(&home)?;
+    }
+    if let Source::Server { endpoint, .. } = &job.source {
+        let mut freezer = Freezer::open(endpoint, &plan.cutover, "source", home.clone()).await?;
+        freezer.clean_up(side_of(stage)).await?;
+        if left {
+            freezer.stays_open()?;
+        }
     }
     Ok(Outcome {
         plan: plan.name.clone(),
@@ -333,6 +351,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         home: home.clone(),
         side: "target",
         before: stage,
+        opens: Some(serde_json::to_value(plan).unwrap_or_default()),
         after: Stage::RolledBack,
         options,
         stop,
@@ -342,8 +361,13 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         Ok(passed) => passed,
         Err(e) if e.kind() == ErrorKind::State => return Err(e),
         Err(e) => {
-            // What it has brought back is worth keeping for the next attempt.
+            // What it has brought back is worth keeping for the next attempt; but what was written to the old side beside
+            // it is found by a new one only.
+            let apart = journal.refused_at(&["warm-up", "verify"]);
             let _ = migration.leave().await;
+            if apart {
+                let _ = std::fs::remove_dir_all(&work_dir);
+            }
             return refuse(outcome, journal, e, false);
         }
     };
@@ -359,7 +383,11 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
 
 /// A gate has refused: the clients are where they were.
 fn refuse(mut outcome: Outcome, mut journal: Journal, e: Error, stays: bool) -> Result<Outcome> {
-    if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::Plan) {
+    // A state means that nobody knows where the clients are, or that they are frozen.
+    if matches!(
+        e.kind(),
+        ErrorKind::Interrupted | ErrorKind::Plan | ErrorKind::State
+    ) {
         return Err(e);
     }
     outcome.refused = Some(journal.refusal(&e));
@@ -439,13 +467,14 @@ async fn settled(
     await_guard(plan, home, stop).await?;
     let mut store = Store::open(home)?;
     let back = watch::back_dir(home).join(&plan.name);
-    let stage = known(&mut store, home, &back, options.clients_at).await?;
     let Source::Server { endpoint, .. } = &job.source else {
         return Err(Error::new(
             ErrorKind::Plan,
             "a snapshot file has no clients that could be moved",
         ));
     };
+    let sides = (plan, endpoint);
+    let stage = known(sides, &mut store, home, &back, options.clients_at).await?;
     // Whatever was frozen and could not be let go.
     // A pause is written down nowhere, as it ends by itself; but why wait.
     let paused = store.phase()? == Phase::Frozen;
@@ -455,12 +484,21 @@ async fn settled(
         if !paused && (!left || has_left) {
             continue;
         }
-        let mut freezer = Freezer::open(endpoint, &plan.cutover, side, home.into()).await?;
+        let mut freezer = match Freezer::open(endpoint, &plan.cutover, side, home.into()).await {
+            Ok(freezer) => freezer,
+            // Nobody writes to what does not answer; the clients are elsewhere.
+            Err(e) if has_left => {
+                tracing::warn!("the old side cannot be looked at: {e}");
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
         match has_left {
             // It stays closed, but lets go of the clients.
             true => {
                 freezer.close_again().await?;
                 freezer.let_go().await?;
+                freezer.note_taken().await?;
             }
             false => freezer.clean_up(side_of(stage)).await?,
         }
@@ -482,7 +520,13 @@ async fn settled(
 }
 
 /// Where the clients are: what is written down, or what a person has seen where that says "switching".
-async fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>) -> Result<Stage> {
+async fn known(
+    (plan, source): (&Plan, &Endpoint),
+    store: &mut Store,
+    home: &Path,
+    back: &Path,
+    seen: Option<Stage>,
+) -> Result<Stage> {
     let stage = store.stage()?;
     // What the way back has written down for its own direction.
     let own = match Store::open_readonly(back)? {
@@ -507,7 +551,9 @@ async fn known(store: &mut Store, home: &Path, back: &Path, seen: Option<Stage>)
     };
     let dir = if returning { back } else { home };
     if at_home == Stage::Switched && !returning {
-        // What was written to the source since the freeze is not at the target.
+        // What was written to the source since the freeze is not at the target: nothing more is, and then one looks.
+        let mut source = Freezer::open(source, &plan.cutover, "source", home.into()).await?;
+        source.close_again().await?;
         old_side::last_words(dir, home).await?;
     }
     guard::note(home, dir, at_home, own)?;

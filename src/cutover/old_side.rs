@@ -134,6 +134,11 @@ impl OldSide {
                     late.may_be("nobody watched it since the cutover was cut off".into());
                 }
             }
+            if freezer.closed() == Some(Closed::ByRights)
+                && let Some(why) = freezer.keep_closed().await?
+            {
+                late.may_be(why);
+            }
         }
         Ok(OldSide {
             home: home.to_owned(),
@@ -170,6 +175,7 @@ impl OldSide {
 
     /// Looks at it once.
     pub async fn look(&mut self) -> Result<()> {
+        let before = self.late.clone();
         if let Some(freezer) = &mut self.freezer {
             match freezer.keep_closed().await {
                 Ok(None) => {}
@@ -178,22 +184,44 @@ impl OldSide {
                 Ok(Some(why)) => tracing::warn!("the old side: {why}"),
                 Err(e) => tracing::warn!("the old side cannot be looked at: {e}"),
             }
-            if is_watched(freezer) {
-                self.late.calls = freezer.write_calls().await.unwrap_or(None);
-            }
         }
+        self.count_calls().await;
         if let Some(forth) = &mut self.forth {
-            let before = self.late.clone();
-            self.late.take(&forth.ask(Ask::State).await?);
-            if before != self.late {
-                self.late.save(&self.home)?;
+            match forth.ask(Ask::State).await {
+                Ok(now) => self.late.take(&now),
+                Err(e) => {
+                    self.late.may_be(e.chain());
+                    self.forth = None;
+                }
             }
         }
-        Ok(())
+        match before == self.late {
+            true => Ok(()),
+            false => self.late.save(&self.home),
+        }
+    }
+
+    /// Where nobody is kept out, the old side's own count of commands that write tells what no migration has seen.
+    async fn count_calls(&mut self) {
+        let Some(freezer) = self.freezer.as_mut().filter(|f| is_watched(f)) else {
+            return;
+        };
+        match freezer.write_calls().await {
+            Ok(Some(calls)) => {
+                let more = self.late.calls.is_some_and(|before| calls != before);
+                if more && self.late.writes == 0 {
+                    self.late.may_be("it counts more commands that write than when it was left (INFO commandstats)".into());
+                }
+                self.late.calls = Some(calls);
+            }
+            Ok(None) => {}
+            Err(e) => tracing::debug!("{e}"),
+        }
     }
 
     /// Looks at all that was written until now, and has the migration end: from now on nobody reads it.
     pub async fn end_forth(&mut self) -> Result<()> {
+        self.count_calls().await;
         let Some(mut forth) = self.forth.take() else {
             return self.late.save(&self.home);
         };

@@ -40,6 +40,8 @@ pub struct Pass<'a> {
     /// Where the clients are before and after, as the user's plan has it.
     pub before: Stage,
     pub after: Stage,
+    /// On the way back: the user's plan, whose source is closed as yet.
+    pub opens: Option<Value>,
     pub options: &'a Options,
     pub stop: &'a Shutdown,
 }
@@ -89,7 +91,7 @@ impl Pass<'_> {
             && let Err(why) = self.thaw_without_guard().await
         {
             return Err(Error::new(
-                ErrorKind::Connection,
+                ErrorKind::State,
                 format!(
                     "{}; and the writers could not be let go: {}",
                     e.chain(),
@@ -127,6 +129,7 @@ impl Pass<'_> {
             }),
             before: self.before,
             done: self.after,
+            opens: self.opens.clone(),
         })
     }
 

@@ -108,15 +108,20 @@ async fn arm(plan: &Plan, home: &Path, old: &mut OldSide, accept_late: bool) -> 
 /// The plan of the way back, with a user that may write to the old side.
 pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result<Plan> {
     let mut back = way_back(plan, home)?;
+    let Source::Server { endpoint, .. } = validate(plan)?.source else {
+        return Ok(back);
+    };
     if let Some(master) = freezer.master_elsewhere() {
-        let Source::Server { endpoint, .. } = validate(plan)?.source else {
-            return Ok(back);
-        };
-        back.target.url = back.target.url.replacen(&endpoint.address(), master, 1);
+        back.target.url = endpoint.url_at(master);
     }
     if let Some((user, password)) = freezer.way_back_user().await? {
         // One that was left running by a cutover that was killed has a password that is no more.
         migration::end(&back_dir(home).join(&back.name)).await?;
+        // Beside a user in the url there may be no other.
+        let address = freezer
+            .master_elsewhere()
+            .map_or(endpoint.address(), str::to_owned);
+        back.target.url = endpoint.url_at(&address);
         back.target.username = Some(user);
         back.target.password = Some(PasswordPlan::Text(password));
     }

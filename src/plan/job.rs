@@ -143,20 +143,24 @@ impl Endpoint {
         address::join(&self.host, self.port)
     }
 
-    /// The url with the user and without the password.
-    pub fn redacted_url(&self) -> String {
+    /// The url of another server of this side, without a user.
+    pub fn url_at(&self, address: &str) -> String {
         let scheme = if self.tls.is_some() {
             "rediss"
         } else {
             "redis"
         };
-        let user = self
-            .username
-            .as_ref()
-            .map(|u| format!("{u}@"))
-            .unwrap_or_default();
         let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
-        format!("{scheme}://{user}{}{db}", self.address())
+        format!("{scheme}://{address}{db}")
+    }
+
+    /// The url with the user and without the password.
+    pub fn redacted_url(&self) -> String {
+        let url = self.url_at(&self.address());
+        match &self.username {
+            Some(user) => url.replacen("://", &format!("://{user}@"), 1),
+            None => url,
+        }
     }
 }
 

@@ -224,7 +224,11 @@ fn subscribers_are_ended(way: &'static str, from: From) {
         heard_of_it, [true; 2],
         "subscribers were left at the old side"
     );
-    assert!(outcome.stdout.contains("\"pubsub\": 2"), "{}", outcome.stdout);
+    assert!(
+        outcome.stdout.contains("\"pubsub\": 2"),
+        "{}",
+        outcome.stdout
+    );
 }
 
 /// Reads until the connection ends.

@@ -2,7 +2,7 @@
 
 use crate::cutover::hook::{self, Hook};
 use crate::cutover::side::nodes::{Cut, Nodes};
-use crate::cutover::side::record::{Closed, Record};
+use crate::cutover::side::record::{Closed, Record, User};
 use crate::cutover::side::rights::{self, Rights, Seen, WAY_BACK_USER};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
@@ -11,6 +11,7 @@ use crate::resp::info;
 use crate::types::ReplOffset;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 const LEASE: Duration = Duration::from_secs(3);
 /// How often a replica is asked whether it has got what its master has written.
 const PASSED_ON: Duration = Duration::from_millis(2);
+
+/// How long one that is no master any more may take to end its pause.
+const PAUSED: Duration = Duration::from_secs(3);
 
 /// How we ourselves keep everybody from writing, whoever else does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +78,7 @@ impl Freezer {
             masters: Nodes::masters(endpoint).await?,
             replicas: Nodes::none(endpoint),
             seen: Default::default(),
-            rights: Rights::new(plan, side),
+            rights: Rights::new(plan, endpoint, side),
             way: record.way,
             lock: None,
             deadline: Instant::now(),
@@ -150,6 +154,9 @@ impl Freezer {
             self.rehearse_pause().await,
             self.rights.rehearse(&mut self.masters).await,
         ];
+        if self.plan.freeze == FreezeWay::Acl && asked[1].is_ok() {
+            (self.rights).are_known(&self.rights.look(&mut self.masters).await?)?;
+        }
         for (may, asked) in may.iter_mut().zip(asked) {
             match asked {
                 Ok(()) => *may = true,
@@ -217,7 +224,10 @@ impl Freezer {
     pub async fn prepare(&mut self) -> Result<()> {
         self.masters = Nodes::masters(&self.endpoint).await?;
         if self.may.1 {
+            self.rights.learn_modules(&mut self.masters).await?;
+            // Their users are their own, and they may go away at any time.
             self.replicas = self.masters.replicas().await;
+            self.replicas.keep_those_that(&[b"ACL", b"USERS"]).await;
             self.seen = [
                 self.rights.look(&mut self.masters).await?,
                 self.rights.look(&mut self.replicas).await?,
@@ -255,7 +265,7 @@ impl Freezer {
 
     /// Called twice a second while frozen.
     pub async fn renew(&mut self) -> Result<()> {
-        if self.lock != Some(Lock::Pause) || self.record.paused {
+        if self.lock != Some(Lock::Pause) || !self.record.paused.is_empty() {
             return Ok(());
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
@@ -298,15 +308,32 @@ impl Freezer {
                 self.masters.pause_is_over();
             }
             Closed::ByPause => {
-                self.record.paused = true;
-                self.save()?;
-                self.masters.pause_for_good().await?;
+                self.pause_for_good().await?;
             }
             Closed::Watched | Closed::Open => {}
         }
         self.record.closed = Some(closed);
+        self.record.masters = self.masters.run_ids();
         self.save()?;
         Ok(closed)
+    }
+
+    async fn pause_for_good(&mut self) -> Result<()> {
+        let paused: BTreeSet<String> = (self.masters.addresses().map(str::to_owned))
+            .chain(std::mem::take(&mut self.record.paused))
+            .collect();
+        self.record.paused = paused.into_iter().collect();
+        self.save()?;
+        self.masters.pause_for_good().await
+    }
+
+    /// Notes what the users have now that their right was taken: whoever has more later was given it.
+    pub async fn note_taken(&mut self) -> Result<()> {
+        if self.record.closed == Some(Closed::ByRights) {
+            self.record.taken = self.rights.look(&mut self.masters).await?.texts();
+            self.save()?;
+        }
+        Ok(())
     }
 
     /// The clients have been moved to the other side: whoever is still here is sent away, and what froze them ends, but
@@ -338,7 +365,7 @@ impl Freezer {
     /// Undoes all that keeps anybody from writing here; may be called when nothing does.
     pub async fn thaw(&mut self) -> Result<()> {
         let mut done = Ok(());
-        if self.lock == Some(Lock::Pause) || self.record.paused {
+        if self.lock == Some(Lock::Pause) || !self.record.paused.is_empty() {
             done = self.unpause().await;
         }
         let given = match self.record.rules.is_empty() {
@@ -356,6 +383,12 @@ impl Freezer {
     pub async fn clean_up(&mut self, clients_at: &'static str) -> Result<()> {
         self.clients_at = clients_at;
         self.thaw().await
+    }
+
+    /// Somebody has opened it: it is not closed again.
+    pub fn stays_open(&mut self) -> Result<()> {
+        self.record.closed = Some(Closed::Open);
+        self.save()
     }
 
     /// Ends a pause that somebody else has begun, where that is allowed.
@@ -379,40 +412,78 @@ impl Freezer {
 
     /// Looks whether the closed side still is, and closes it where it is not. Returns what stood open meanwhile.
     pub async fn keep_closed(&mut self) -> Result<Option<String>> {
-        let changed = self.masters.changed().await?;
-        if changed.is_some() {
-            self.masters = Nodes::masters(&self.endpoint).await?;
-        }
-        match self.record.closed {
+        let mut now = Nodes::masters(&self.endpoint).await?;
+        let others = now.run_ids() != self.record.masters;
+        let changed = others.then(|| {
+            let named = |masters: &BTreeMap<String, Option<String>>| {
+                masters.keys().cloned().collect::<Vec<_>>().join(", ")
+            };
+            format!(
+                "the masters were {}, and are {}, or one was started anew",
+                named(&self.record.masters),
+                named(&now.run_ids())
+            )
+        });
+        std::mem::swap(&mut self.masters, &mut now);
+        let stood_open = match self.record.closed {
             Some(Closed::ByRights) => {
-                let open = self.rights.keep_taken(&mut self.masters).await?;
-                let open = (!open.is_empty())
-                    .then(|| format!("users of {} could write for a while", open.join(", ")));
-                // A replica that was closed with its master has stayed so.
-                Ok(open.map(|open| match changed {
-                    Some(changed) => format!("{changed}; {open}"),
-                    None => open,
-                }))
-            }
-            Some(Closed::ByPause) => {
-                if changed.is_some() {
-                    self.masters.pause_for_good().await?;
+                let unknown = self.record.taken.is_empty();
+                let open = self.take_again().await?;
+                match (open.is_empty(), unknown) {
+                    (true, false) => None,
+                    // Its guard was killed before that was written down.
+                    (_, true) => Some(
+                        "it is not known what its users could do since the cutover was cut off"
+                            .into(),
+                    ),
+                    (false, false) => Some(format!(
+                        "users of {} could write for a while",
+                        open.join(", ")
+                    )),
                 }
-                Ok(changed)
             }
-            _ => Ok(None),
+            Some(Closed::ByPause) if others => {
+                self.pause_for_good().await?;
+                changed.clone()
+            }
+            _ => None,
+        };
+        if others {
+            self.record.masters = self.masters.run_ids();
+            self.save()?;
         }
+        // A replica that was closed with its master has stayed so.
+        Ok(stood_open.map(|open| match changed {
+            Some(changed) if changed != open => format!("{changed}; {open}"),
+            _ => open,
+        }))
+    }
+
+    /// Takes the right to write from whoever has it again; returns the servers where somebody had.
+    async fn take_again(&mut self) -> Result<Vec<String>> {
+        let seen = self.rights.look(&mut self.masters).await?;
+        let open = seen.open(&self.record.taken);
+        if !open.is_empty() {
+            self.record.remember(seen.rules());
+            self.save()?;
+            self.rights.take(&mut self.masters, &seen, true).await?;
+        }
+        if !open.is_empty() || self.record.taken.is_empty() {
+            self.note_taken().await?;
+        }
+        Ok(open)
     }
 
     /// How we get in where the own user has lost the right to write: a user and its password; `None` where it has not.
     pub async fn way_back_user(&mut self) -> Result<Option<(String, String)>> {
         let own = self.endpoint.username.as_deref().unwrap_or("default");
-        let names =
-            |(_, users): &(String, Vec<rights::User>)| users.iter().any(|(name, _)| name == own);
+        let names = |(_, users): &(String, Vec<User>)| users.iter().any(|(name, _)| name == own);
         if !self.record.rules.iter().any(names) {
             return Ok(None);
         }
-        let password = rights::make_way_back_user(&mut self.masters).await?;
+        let replicas = &mut self.masters.replicas().await;
+        replicas.keep_those_that(&[b"ACL", b"USERS"]).await;
+        let password = rights::make_way_back_user(&mut self.masters, replicas).await?;
         Ok(Some((WAY_BACK_USER.to_owned(), password)))
     }
 
@@ -434,10 +505,23 @@ impl Freezer {
             Err(_) => self.masters.insist_everywhere(unpause).await,
         };
         self.masters.forget_pauses();
-        if ended.is_ok() {
-            self.record.paused = false;
+        ended?;
+        // Some that were paused may be replicas by now.
+        for address in std::mem::take(&mut self.record.paused) {
+            if self.masters.addresses().any(|a| a == address) {
+                continue;
+            }
+            let ended = tokio::time::timeout(PAUSED, async {
+                let mut conn = net::connect(&self.endpoint, &address).await?;
+                conn.call(unpause).await.map(drop)
+            });
+            if !matches!(ended.await, Ok(Ok(()))) {
+                tracing::warn!(
+                    "writes to {address} are still paused there: CLIENT UNPAUSE ends it"
+                );
+            }
         }
-        ended
+        self.save()
     }
 
     async fn end_hook(&mut self) -> Result<()> {
@@ -463,20 +547,17 @@ impl Freezer {
         hook::succeeded(name, &ran)
     }
 
-    /// With the replicas: whoever is promoted is closed as well.
-    async fn take_rights(&mut self, replicas: bool) -> Result<()> {
-        let seen = self.seen.iter().take(if replicas { 2 } else { 1 });
-        for (address, users) in seen.flat_map(Seen::rules) {
-            // What they had is what they had before it was taken first.
-            if self.record.rules.iter().all(|(known, _)| *known != address) {
-                self.record.rules.push((address, users));
-            }
+    /// `for_good`: from everybody but our own user, and with the replicas, so that whoever is promoted is closed as well.
+    async fn take_rights(&mut self, for_good: bool) -> Result<()> {
+        let [ours, theirs] = &self.seen;
+        self.record.remember(ours.rules());
+        if for_good {
+            self.record.remember(theirs.rules());
         }
         // First, so that whoever comes after a crash can give them back.
         self.save()?;
-        let [ours, theirs] = &self.seen;
-        self.rights.take(&mut self.masters, ours).await?;
-        if replicas && let Err(e) = self.rights.take(&mut self.replicas, theirs).await {
+        self.rights.take(&mut self.masters, ours, for_good).await?;
+        if for_good && let Err(e) = self.rights.take(&mut self.replicas, theirs, true).await {
             // One that is promoted is found open, and closed, while one watches.
             tracing::warn!("a replica could not be closed: {e}");
         }
@@ -485,7 +566,8 @@ impl Freezer {
 
     async fn give_rights_back(&mut self) -> Result<()> {
         let rules = std::mem::take(&mut self.record.rules);
-        let (left, given) = rights::give_back(&self.endpoint, rules).await;
+        let present: Vec<String> = self.masters.addresses().map(str::to_owned).collect();
+        let (left, given) = rights::give_back(&self.endpoint, rules, &present).await;
         self.record.rules = left;
         self.save()?;
         given

@@ -7,6 +7,7 @@ use crate::plan::Endpoint;
 use crate::resp::{Reply, info};
 use crate::types::ReplOffset;
 use crate::types::address::join;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How long a master may take to answer while writers wait.
@@ -142,6 +143,46 @@ impl Nodes {
         let endpoint = &self.endpoint;
         let asked = (self.nodes.iter_mut().zip(commands)).map(|(m, c)| m.ask_all(endpoint, c));
         futures::future::join_all(asked).await.into_iter().collect()
+    }
+
+    /// Keeps those that answer a command; the others are named in the log.
+    pub async fn keep_those_that(&mut self, command: &[&[u8]]) {
+        let mut kept = Vec::new();
+        for mut node in std::mem::take(&mut self.nodes) {
+            match node.ask(&self.endpoint, command).await {
+                Ok(_) => kept.push(node),
+                Err(e) => tracing::warn!("{} is left as it is: {e}", node.address),
+            }
+        }
+        self.nodes = kept;
+    }
+
+    /// What each of them calls itself, by its address.
+    pub fn run_ids(&self) -> BTreeMap<String, Option<String>> {
+        let id = |node: &Node| (node.address.clone(), node.run_id.clone());
+        self.nodes.iter().map(id).collect()
+    }
+
+    /// Commands of modules that write, in small letters.
+    pub async fn module_writes(&mut self) -> Result<Vec<String>> {
+        let told = self.everywhere(&[b"INFO", b"modules"]).await?;
+        let has = |reply: &Reply| reply.text().is_some_and(|text| text.contains("module:"));
+        if !told.iter().any(has) {
+            return Ok(Vec::new());
+        }
+        let mut found = BTreeSet::new();
+        for reply in self.everywhere(&[b"COMMAND"]).await? {
+            for command in reply.array().unwrap_or_default() {
+                let parts = command.array().unwrap_or_default();
+                let name = parts.first().and_then(Reply::text).unwrap_or_default();
+                let flags = parts.get(2).and_then(Reply::array).unwrap_or_default();
+                let writes = flags.iter().any(|f| f.bytes() == Some(b"write"));
+                if writes && command::lookup(name.as_bytes()).is_none() {
+                    found.insert(name.to_ascii_lowercase());
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 
     /// An error unless all of them answer at this moment and are masters: one round trip.

@@ -2,28 +2,25 @@
 
 use crate::command::{self, Spec};
 use crate::cutover::side::nodes::{Nodes, Words, words};
+use crate::cutover::side::record::{Rules, Taken, User};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
 use crate::plan::{CutoverPlan, Endpoint};
 use crate::resp::Reply;
-use std::collections::HashMap;
 use std::time::Duration;
-
-/// A user and the rules that give back what it had.
-pub type User = (String, Vec<String>);
-/// By server: its users.
-pub type Rules = Vec<(String, Vec<User>)>;
 
 /// The user by which keyferry writes to a side whose users have lost that right.
 pub const WAY_BACK_USER: &str = "keyferry-way-back";
 
 /// Whose rights are taken.
 pub struct Rights {
-    /// As the plan names them; empty is all that may log in.
+    /// The application's, as the plan names them; empty is all that may log in.
     users: Vec<String>,
+    /// Ours, where the plan tells it from the application's.
+    own: Option<String>,
+    /// Rules that take commands of modules which write: their authors need not have put them into @write.
+    modules: Vec<String>,
     side: &'static str,
-    /// By server and user: the rules that a user has had since its right was taken.
-    taken: HashMap<(String, String), String>,
 }
 
 /// The users of some servers with what they had when it was looked, in the order of the servers.
@@ -39,6 +36,32 @@ impl Seen {
                 .map(|(name, told)| (name.clone(), told.rules()));
             (address.clone(), users.collect())
         })
+    }
+
+    /// All their rules, to be compared with.
+    pub fn texts(&self) -> Taken {
+        let texts = |users: &Vec<(String, Told)>| {
+            users
+                .iter()
+                .map(|(name, told)| (name.clone(), told.text()))
+                .collect()
+        };
+        self.0
+            .iter()
+            .map(|(address, users)| (address.clone(), texts(users)))
+            .collect()
+    }
+
+    /// The servers where somebody may write who is not known to be without that right.
+    pub fn open(&self, taken: &Taken) -> Vec<String> {
+        let is_open = |address: &str, (name, told): &(String, Told)| {
+            let known = taken.get(address).and_then(|users| users.get(name));
+            told.may_write() && known != Some(&told.text())
+        };
+        (self.0.iter())
+            .filter(|(address, users)| users.iter().any(|user| is_open(address, user)))
+            .map(|(address, _)| address.clone())
+            .collect()
     }
 }
 
@@ -57,32 +80,58 @@ struct Selector {
 }
 
 impl Rights {
-    pub fn new(plan: &CutoverPlan, side: &'static str) -> Rights {
+    pub fn new(plan: &CutoverPlan, endpoint: &Endpoint, side: &'static str) -> Rights {
+        let own = endpoint.username.clone().filter(|own| own != "default");
         Rights {
+            own: own.filter(|own| !plan.users.is_empty() && !plan.users.contains(own)),
             users: plan.users.clone(),
+            modules: Vec::new(),
             side,
-            taken: HashMap::new(),
         }
     }
 
     /// Whether they could be taken: without a rule, SETUSER changes nothing.
     pub async fn rehearse(&self, nodes: &mut Nodes) -> Result<()> {
         let seen = self.look(nodes).await?;
-        set_users(nodes, &seen, |_| Some(Vec::new())).await
+        set_users(nodes, &seen, |_, _| Some(Vec::new())).await
+    }
+
+    /// An error where the plan names users that these servers do not know.
+    pub fn are_known(&self, seen: &Seen) -> Result<()> {
+        for (_, users) in &seen.0 {
+            let known = |name: &String| users.iter().any(|(known, _)| known == name);
+            if let Some(name) = self.users.iter().find(|name| !known(name)) {
+                return Err(Error::new(
+                    ErrorKind::Plan,
+                    format!(
+                        "cutover.users names {name:?}, whom the {} does not know",
+                        self.side
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Learns which commands of modules write.
+    pub async fn learn_modules(&mut self, nodes: &mut Nodes) -> Result<()> {
+        self.modules = (nodes.module_writes().await?.iter())
+            .map(|name| format!("-{name}"))
+            .collect();
+        Ok(())
     }
 
     /// The users of all these servers, with what they have now.
     pub async fn look(&self, nodes: &mut Nodes) -> Result<Seen> {
-        let mut names = vec![self.users.clone(); nodes.count()];
-        if self.users.is_empty() {
-            let told = nodes.everywhere(&[b"ACL", b"USERS"]).await?;
-            let listed = |reply: &Reply| {
-                let list = reply.array().unwrap_or_default();
-                let names = list.iter().filter_map(|n| Some(n.text()?.into_owned()));
-                names.filter(|name| name != WAY_BACK_USER).collect()
-            };
-            names = told.iter().map(listed).collect();
-        }
+        let told = nodes.everywhere(&[b"ACL", b"USERS"]).await?;
+        let listed = |reply: &Reply| -> Vec<String> {
+            let list = reply.array().unwrap_or_default();
+            let names = list.iter().filter_map(|n| Some(n.text()?.into_owned()));
+            names
+                .filter(|name| name != WAY_BACK_USER && Some(name) != self.own.as_ref())
+                .collect()
+        };
+        let names: Vec<Vec<String>> = told.iter().map(listed).collect();
         let ask = |names: &Vec<String>| {
             let ask = |name: &String| words(&[b"ACL", b"GETUSER", name.as_bytes()]);
             names.iter().map(ask).collect()
@@ -93,60 +142,23 @@ impl Rights {
         for (at, (names, replies)) in names.into_iter().zip(told).enumerate() {
             let mut users = Vec::new();
             for (name, reply) in names.into_iter().zip(replies) {
-                match told_by(reply)? {
-                    Some(told) => users.push((name, told)),
-                    None if self.users.is_empty() => {}
-                    None => {
-                        return Err(Error::new(
-                            ErrorKind::Plan,
-                            format!(
-                                "cutover.users names {name:?}, whom the {} does not know",
-                                self.side
-                            ),
-                        ));
-                    }
-                }
+                // One may have been removed meanwhile.
+                users.extend(told_by(reply)?.map(|told| (name, told)));
             }
-            users.retain(|(_, told)| told.on);
             seen.push((nodes.address(at).to_owned(), users));
         }
         Ok(Seen(seen))
     }
 
-    /// Takes the right to write from those who were seen to have it: one round trip.
-    pub async fn take(&mut self, nodes: &mut Nodes, seen: &Seen) -> Result<()> {
-        self.taken.clear();
-        let without = |told: &Told| told.may_write().then(|| told.without_writes());
+    /// Takes the right to write from those who were seen to have it: from the application's users, or from `all` but our
+    /// own. One round trip.
+    pub async fn take(&self, nodes: &mut Nodes, seen: &Seen, all: bool) -> Result<()> {
+        let meant =
+            |name: &str| all || self.users.is_empty() || self.users.iter().any(|u| u == name);
+        let without = |name: &str, told: &Told| {
+            (meant(name) && told.may_write()).then(|| told.without_writes(&self.modules))
+        };
         set_users(nodes, seen, without).await
-    }
-
-    /// Takes it from whoever has it again. Returns the servers where somebody had; the first time there is nothing to
-    /// compare with, and by their rules alone one cannot always tell that users may not write.
-    pub async fn keep_taken(&mut self, nodes: &mut Nodes) -> Result<Vec<String>> {
-        let first = self.taken.is_empty();
-        let seen = self.look(nodes).await?;
-        let is_known = |address: &str, name: &str, told: &Told| {
-            let place = (address.to_owned(), name.to_owned());
-            self.taken.get(&place) == Some(&told.text())
-        };
-        let open = |(address, users): &(String, Vec<(String, Told)>)| {
-            let open = (users.iter())
-                .any(|(name, told)| told.may_write() && !is_known(address, name, told));
-            open.then(|| address.clone())
-        };
-        let open: Vec<String> = seen.0.iter().filter_map(open).collect();
-        let mut now = seen;
-        if !open.is_empty() {
-            self.take(nodes, &now).await?;
-            now = self.look(nodes).await?;
-        }
-        for (address, users) in &now.0 {
-            for (name, told) in users {
-                let place = (address.clone(), name.clone());
-                self.taken.insert(place, told.text());
-            }
-        }
-        Ok(if first { Vec::new() } else { open })
     }
 }
 
@@ -154,11 +166,11 @@ impl Rights {
 async fn set_users(
     nodes: &mut Nodes,
     seen: &Seen,
-    rules: impl Fn(&Told) -> Option<Vec<String>>,
+    rules: impl Fn(&str, &Told) -> Option<Vec<String>>,
 ) -> Result<()> {
     let command = |(name, told): &(String, Told)| {
         let mut command = words(&[b"ACL", b"SETUSER", name.as_bytes()]);
-        command.extend(rules(told)?.into_iter().map(String::into_bytes));
+        command.extend(rules(name, told)?.into_iter().map(String::into_bytes));
         Some(command)
     };
     let mut commands = Vec::new();
@@ -191,10 +203,14 @@ fn told_by(reply: Reply) -> Result<Option<Told>> {
     };
     let selector = |reply: &Reply| {
         let parts = reply.array()?;
-        let patterns = [text(parts, b"keys"), text(parts, b"channels")];
+        // Keys, channels, and what newer servers add: databases.
+        let fields = parts
+            .chunks(2)
+            .filter(|f| f.first().and_then(Reply::bytes) != Some(b"commands"));
+        let patterns = fields.filter_map(|f| Some(f.get(1)?.text()?.into_owned()));
         Some(Selector {
             commands: text(parts, b"commands"),
-            patterns: patterns.join(" "),
+            patterns: patterns.collect::<Vec<_>>().join(" "),
         })
     };
     Ok(Some(Told {
@@ -226,18 +242,21 @@ impl Told {
     }
 
     /// Rules that leave a user what it has, but for writes.
-    fn without_writes(&self) -> Vec<String> {
+    fn without_writes(&self, modules: &[String]) -> Vec<String> {
         let mut rules = vec!["-@write".to_owned()];
+        rules.extend(modules.iter().cloned());
         if !self.selectors.is_empty() {
+            let also = format!(" {}", rules.join(" "));
             rules.push("clearselectors".into());
-            rules.extend(self.selectors.iter().map(|s| s.rule(" -@write")));
+            rules.extend(self.selectors.iter().map(|s| s.rule(&also)));
         }
         rules
     }
 
     /// All of its rules.
     fn text(&self) -> String {
-        self.rules().join(" ")
+        let on = if self.on { "on" } else { "off" };
+        format!("{on} {}", self.rules().join(" "))
     }
 
     fn may_write(&self) -> bool {
@@ -272,20 +291,43 @@ fn writes(name: &str) -> bool {
     command::lookup(name.as_bytes()).is_none_or(Spec::may_write)
 }
 
-/// Gives all of them back what they had; returns what could not be given back, and why.
-pub async fn give_back(endpoint: &Endpoint, rules: Rules) -> (Rules, Result<()>) {
+/// Gives all of them back what they had; returns what could not be given back, and why. A server that is none of the
+/// `present` ones is tried once, and then forgotten: it may never come back.
+pub async fn give_back(
+    endpoint: &Endpoint,
+    rules: Rules,
+    present: &[String],
+) -> (Rules, Result<()>) {
+    let given = rules.into_iter().map(|(address, users)| async move {
+        let must = present.contains(&address);
+        let given = give_back_at(endpoint, &address, &users, if must { 5 } else { 1 }).await;
+        (must, address, users, given)
+    });
     let (mut left, mut last) = (Vec::new(), Ok(()));
-    for (address, users) in rules {
-        if let Err(e) = give_back_at(endpoint, &address, &users).await {
-            left.push((address, users));
-            last = Err(e);
+    for (must, address, users, given) in futures::future::join_all(given).await {
+        match given {
+            Ok(()) => {}
+            Err(e) if !must => {
+                tracing::warn!(
+                    "{address} is no master now, and is left as it is: {}",
+                    e.chain()
+                );
+            }
+            Err(e) => {
+                left.push((address, users));
+                last = Err(e);
+            }
         }
     }
     (left, last)
 }
 
-async fn give_back_at(endpoint: &Endpoint, address: &str, users: &[User]) -> Result<()> {
-    let mut tries = 5;
+async fn give_back_at(
+    endpoint: &Endpoint,
+    address: &str,
+    users: &[User],
+    mut tries: u32,
+) -> Result<()> {
     loop {
         let given = async {
             let mut conn = net::connect(endpoint, address).await?;
@@ -318,9 +360,9 @@ async fn give_back_at(endpoint: &Endpoint, address: &str, users: &[User]) -> Res
     }
 }
 
-/// Makes the user by which keyferry writes; returns its password.
-pub async fn make_way_back_user(nodes: &mut Nodes) -> Result<String> {
-    let reply = nodes.ask(0, &[b"ACL", b"GENPASS"]).await?;
+/// Makes the user by which keyferry writes, on masters and on whoever may take their place; returns its password.
+pub async fn make_way_back_user(masters: &mut Nodes, replicas: &mut Nodes) -> Result<String> {
+    let reply = masters.ask(0, &[b"ACL", b"GENPASS"]).await?;
     let password = reply.text().unwrap_or_default().into_owned();
     if password.len() < 32 {
         return Err(Error::new(
@@ -328,24 +370,23 @@ pub async fn make_way_back_user(nodes: &mut Nodes) -> Result<String> {
             "ACL GENPASS gave no password",
         ));
     }
-    let given = format!(">{password}");
-    for at in 0..nodes.count() {
-        let user = WAY_BACK_USER.as_bytes();
-        let rules: &[&[u8]] = &[
-            b"ACL",
-            b"SETUSER",
-            user,
-            b"reset",
-            b"on",
-            given.as_bytes(),
-            b"~*",
-            b"+@all",
-        ];
-        nodes.ask(at, rules).await?;
-        // Redis 6.0 knows no channels.
-        let _ = nodes
-            .ask(at, &[b"ACL", b"SETUSER", user, b"allchannels"])
-            .await;
+    let (user, given) = (WAY_BACK_USER.as_bytes(), format!(">{password}"));
+    let rules: &[&[u8]] = &[
+        b"ACL",
+        b"SETUSER",
+        user,
+        b"reset",
+        b"on",
+        given.as_bytes(),
+        b"~*",
+        b"+@all",
+    ];
+    // Redis 6.0 knows no channels.
+    let channels: &[&[u8]] = &[b"ACL", b"SETUSER", user, b"allchannels"];
+    masters.everywhere(rules).await?;
+    let _ = masters.everywhere(channels).await;
+    if replicas.everywhere(rules).await.is_ok() {
+        let _ = replicas.everywhere(channels).await;
     }
     Ok(password)
 }
@@ -393,7 +434,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            told.without_writes(),
+            told.without_writes(&["-json.set".into()]),
             [
                 "-@write",
                 "clearselectors",

@@ -216,8 +216,10 @@ impl ApplyLoop {
                 self.applier.resolve()?;
             }
             self.finish_flush()?;
-            // Before anything of it is routed.
-            self.meet_history()?;
+            // Before anything of it is routed; behind a fence nothing is, and the clients may be at the target already.
+            if !matches!(ctx.shared.control.order(), Order::Fence(_)) {
+                self.meet_history()?;
+            }
             if self.obey(&buf, tail.at())? {
                 // Told to hold still: what comes is only counted, what was routed before is brought to its end.
                 self.applier.heal_all()?;
