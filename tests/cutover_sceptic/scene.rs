@@ -240,6 +240,7 @@ impl Scene {
             outcome.code,
             outcome.stderr
         );
+        println!("{}", outcome.stderr);
         let verdict = self.judge(&what, report, &[outcome]);
         assert!(verdict.acknowledged[SOURCE] > 100, "{}", verdict.summary());
         if !verdict.done && verdict.clients_at == "source" {

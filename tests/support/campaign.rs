@@ -2,6 +2,7 @@
 //!
 //! KEYFERRY_CASE=words runs only the cases whose name contains all of these words.
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
@@ -21,10 +22,9 @@ impl Campaign {
         let began = Instant::now();
         let ended = catch_unwind(AssertUnwindSafe(run));
         let took = began.elapsed().as_secs();
-        println!(
-            "CASE {name}: {} after {took} s",
-            if ended.is_ok() { "ok" } else { "FAILED" }
-        );
+        let how = if ended.is_ok() { "ok" } else { "FAILED" };
+        // At once, not when the whole test has ended.
+        let _ = writeln!(std::io::stderr(), "CASE {name}: {how} after {took} s");
         if ended.is_err() {
             self.failed.push(name.to_owned());
         }

@@ -80,6 +80,23 @@ impl Link {
         }
     }
 
+    /// Runs many commands at once, each at the node of its key; the replies are in their order.
+    pub fn all(&mut self, commands: &[Command]) -> io::Result<Vec<Value>> {
+        let mut nodes = Vec::new();
+        for command in commands {
+            let key = String::from_utf8_lossy(command.routing_key().unwrap_or_default());
+            let address = self.node(&key)?;
+            self.open_to(&address)?.push(command);
+            nodes.push(address);
+        }
+        for client in self.open.values_mut() {
+            client.flush()?;
+        }
+        (nodes.iter())
+            .map(|address| self.open_to(address)?.read())
+            .collect()
+    }
+
     /// Closes all connections; the next command looks for its node anew.
     pub fn forget(&mut self) {
         self.open.clear();
@@ -88,14 +105,15 @@ impl Link {
 
     fn try_run(&mut self, key: &str, command: &Command) -> io::Result<Value> {
         let address = self.node(key)?;
-        if !self.open.contains_key(&address) {
-            let client = self.connect(&address)?;
-            self.open.insert(address.clone(), client);
+        self.open_to(&address)?.run(command)
+    }
+
+    fn open_to(&mut self, address: &str) -> io::Result<&mut Client> {
+        if !self.open.contains_key(address) {
+            let client = self.connect(address)?;
+            self.open.insert(address.to_owned(), client);
         }
-        match self.open.get_mut(&address) {
-            Some(client) => client.run(command),
-            None => Err(io::ErrorKind::NotConnected.into()),
-        }
+        (self.open.get_mut(address)).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     fn connect(&self, address: &str) -> io::Result<Client> {

@@ -240,9 +240,11 @@ impl Report {
         self.marks.push((what, when));
     }
 
-    /// Without what one side has acknowledged: where a failover without a copy may lose it, whoever moves data.
+    /// As if one side had acknowledged nothing: where a failover without a copy may lose it, whoever moves data.
     pub fn without(mut self, side: usize) -> Report {
-        self.writes.retain(|w| w.side != side);
+        for write in self.writes.iter_mut().filter(|w| w.side == side) {
+            write.acknowledged = None;
+        }
         self
     }
 
@@ -266,10 +268,8 @@ impl Report {
         gaps.max().unwrap_or_default()
     }
 
-    /// Writes that `side` has acknowledged and that are not at `place`.
-    #[track_caller]
-    fn missing(&self, side: usize, place: &Place) -> Vec<&Write> {
-        let there = self.look(place);
+    /// Writes that `side` has acknowledged and that are not among what is there.
+    fn missing(&self, side: usize, there: &BTreeMap<&str, Vec<String>>) -> Vec<&Write> {
         let mut counted: BTreeMap<String, i64> = BTreeMap::new();
         let is_missing = |write: &&Write| {
             let found = there.get(write.key.as_str());
@@ -300,19 +300,18 @@ impl Report {
     }
 
     /// Keys to which something was done more often than anybody has tried.
-    #[track_caller]
-    fn doubled(&self, place: &Place) -> Vec<String> {
+    fn doubled(&self, there: &BTreeMap<&str, Vec<String>>) -> Vec<String> {
         let mut tried: BTreeMap<&str, i64> = BTreeMap::new();
         for write in self.writes.iter().filter(|w| w.kind == Kind::Count) {
             *tried.entry(&write.key).or_default() += 1;
         }
         let mut doubled = Vec::new();
-        for (key, values) in self.look(place) {
+        for (key, values) in there {
             let distinct: BTreeSet<&String> = values.iter().collect();
-            let too_often = (tried.get(key))
+            let too_often = (tried.get(*key))
                 .is_some_and(|n| values[0].parse::<i64>().is_ok_and(|value| value > *n));
             if too_often || distinct.len() < values.len() {
-                doubled.push(key.to_owned());
+                doubled.push((*key).to_owned());
             }
         }
         doubled
@@ -323,25 +322,27 @@ impl Report {
     fn look(&self, place: &Place) -> BTreeMap<&str, Vec<String>> {
         // The judge may read what a writer may not.
         let mut link = Link::new(&place.clone().user(""), Duration::from_secs(20));
+        let mut kinds: BTreeMap<&str, Kind> = BTreeMap::new();
+        kinds.extend(self.writes.iter().map(|w| (w.key.as_str(), w.kind)));
+        let kinds: Vec<(&str, Kind)> = kinds.into_iter().collect();
         let mut there = BTreeMap::new();
-        for write in &self.writes {
-            if there.contains_key(write.key.as_str()) {
-                continue;
+        for some in kinds.chunks(500) {
+            let read = |(key, kind): &(&str, Kind)| match kind {
+                Kind::Push => Command::new("LRANGE").key(key).arg(0).arg(-1),
+                _ => Command::new("GET").key(key),
+            };
+            let commands: Vec<Command> = some.iter().map(read).collect();
+            let replies = link.all(&commands).unwrap_or_else(|e| panic!("{e}"));
+            for ((key, _), reply) in some.iter().zip(&replies) {
+                let values = match reply {
+                    Value::Nil => continue,
+                    Value::Array(items) if items.is_empty() => continue,
+                    Value::Array(items) => items.iter().map(Value::text).collect(),
+                    Value::Error(e) => panic!("{key}: {e}"),
+                    one => vec![one.text()],
+                };
+                there.insert(*key, values);
             }
-            let command = match write.kind {
-                Kind::Push => Command::new("LRANGE").key(&write.key).arg(0).arg(-1),
-                _ => Command::new("GET").key(&write.key),
-            };
-            let reply = link.run(&write.key, &command);
-            let reply = reply.unwrap_or_else(|e| panic!("{}: {e}", write.key));
-            let values = match &reply {
-                Value::Nil => continue,
-                Value::Array(items) if items.is_empty() => continue,
-                Value::Array(items) => items.iter().map(Value::text).collect(),
-                Value::Error(e) => panic!("{}: {e}", write.key),
-                one => vec![one.text()],
-            };
-            there.insert(write.key.as_str(), values);
         }
         there
     }
@@ -365,12 +366,13 @@ impl Report {
             silence: self.longest_silence(SOURCE),
             ..Verdict::default()
         };
+        let there = self.look(&places[home]);
         for side in [SOURCE, TARGET] {
-            let missing = self.missing(side, &places[home]);
+            let missing = self.missing(side, &there);
             verdict.when[side] = self.by_time(&missing);
             verdict.missing[side] = missing.iter().map(|w| w.key.clone()).collect();
         }
-        verdict.doubled = self.doubled(&places[home]);
+        verdict.doubled = self.doubled(&there);
         let text: String = answers.iter().map(|a| a.stdout.as_str()).collect();
         verdict.unnamed = (verdict.missing[1 - home].iter())
             .filter(|key| !is_named(&text, key))
