@@ -423,7 +423,7 @@ impl Report {
 /// Whether a text has a key's name, plain or in base64.
 fn is_named(text: &str, key: &str) -> bool {
     let encoded = base64::engine::general_purpose::STANDARD.encode(key);
-    text.contains(key) || text.contains(&encoded)
+    text.contains(key) || text.contains(encoded.trim_end_matches('='))
 }
 
 /// What was found.
