@@ -246,7 +246,11 @@ fn a_source_that_is_a_replica_is_frozen_at_its_master() {
     let below = Setup::new(&name).replica_of(&replica).start();
     for node in [&replica, &below] {
         wait_until("the replica is in step", Duration::from_secs(30), || {
-            node.client().info("replication", "master_link_status").ok().as_deref() == Some("up")
+            node.client()
+                .info("replication", "master_link_status")
+                .ok()
+                .as_deref()
+                == Some("up")
         });
     }
     it.story.plan.set("/source/url", json!(below.url()));

@@ -45,11 +45,9 @@ impl Live {
 
     /// Opens every connection that will be used, so that nobody waits for that later.
     pub async fn warm(&mut self) -> Result<()> {
-        for (source, target) in &mut self.readers {
-            warm(source).await?;
-            warm(target).await?;
-        }
-        Ok(())
+        let opened =
+            (self.readers.iter_mut()).flat_map(|(source, target)| [warm(source), warm(target)]);
+        futures::future::try_join_all(opened).await.map(drop)
     }
 
     /// Compares keys, each with the target's database and the name that it has at the source; returns what differs.
