@@ -10,7 +10,7 @@ use serde_json::json;
 use std::time::Duration;
 
 /// Users with all their rules, as one server tells: in any order, as Redis 6.0 has none.
-fn users(side: &Endpoint) -> Vec<Vec<String>> {
+pub fn users(side: &Endpoint) -> Vec<Vec<String>> {
     let told = side.nodes()[0].run("ACL LIST");
     let sorted = |line: &Value| {
         let mut words: Vec<String> = line.text().split(' ').map(str::to_owned).collect();
