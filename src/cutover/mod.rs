@@ -257,6 +257,8 @@ pub async fn reopen(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<O
     }
     let left = matches!(stage, Stage::Switched | Stage::Committed);
     if left {
+        // What it writes would meet what others write from now on.
+        migration::end(&watch::back_dir(&home).join(&plan.name)).await?;
         // First: it may be open in part when it cannot be opened as a whole.
         let mut late = Late::load(&home)?;
         late.may_be("it was opened by `cutover --reopen`".into());

@@ -52,7 +52,11 @@ pub async fn run(
     let (mut migration, none) = match armed {
         Ok(migration) => (Some(migration), None),
         Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
-        Err(e) => (None, Some(e.chain())),
+        Err(e) => {
+            // One that a killed cutover has left must not write any more.
+            migration::end(&back_dir(home).join(&plan.name)).await?;
+            (None, Some(e.chain()))
+        }
     };
     let watched = journal
         .step(
