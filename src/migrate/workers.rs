@@ -6,8 +6,8 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Master;
 use crate::plan::Share;
-use crate::store::{Claim, Lock, Store, coverage, workers};
-use crate::types::SlotSet;
+use crate::store::{Claim, Lock, Phase, Stage, Store, coverage, workers};
+use crate::types::{SlotSet, unix_ms};
 use std::path::Path;
 
 /// Finds a worker's masters among the source's: by its share at the first start, by the slots it has claimed later.
@@ -116,6 +116,20 @@ fn refuse_others(claim: &Claim, own: &Path, plan_dir: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// After a rollback one worker begins anew. So must all the others, which the plan's own state will not say any more.
+pub(super) fn begin_over(plan_dir: &Path) -> Result<()> {
+    let whole = Store::open_readonly(plan_dir)?;
+    if whole.is_none_or(|s| s.stage().is_ok_and(|stage| stage != Stage::RolledBack)) {
+        return Ok(());
+    }
+    for worker in workers(plan_dir)?.into_iter().filter(|w| !w.remote) {
+        Store::open(&worker.dir)?.set_stage(Stage::RolledBack)?;
+    }
+    let mut whole = Store::open(plan_dir)?;
+    whole.set_stage(Stage::Source)?;
+    whole.enter_phase(Phase::Snapshot, unix_ms())
 }
 
 /// A whole migration where workers have begun would write the same keys.
