@@ -2,6 +2,7 @@
 
 use crate::cutover::journal::Tell;
 use crate::error::{Error, ErrorKind, Result};
+use crate::cutover::place::Remote;
 use crate::store::Stage;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, shown};
@@ -22,6 +23,8 @@ pub struct Options {
     pub ignore: Vec<String>,
     /// Where a person has seen the clients, when nobody else knows.
     pub clients_at: Option<Stage>,
+    /// Workers on other machines.
+    pub remote: Option<Remote>,
     pub tell: Tell,
 }
 
