@@ -1,8 +1,8 @@
 //! How a cutover is run, beside its plan, and how it is stopped.
 
 use crate::cutover::journal::Tell;
-use crate::error::{Error, ErrorKind, Result};
 use crate::cutover::place::Remote;
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::Stage;
 use crate::task::Shutdown;
 use crate::types::{DbIndex, shown};
