@@ -10,6 +10,7 @@ mod cutover_closed;
 mod cutover_far;
 mod cutover_killed;
 mod cutover_sceptic;
+mod cutover_workers;
 mod empty;
 mod faults;
 mod faults_expiry;
