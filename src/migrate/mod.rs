@@ -151,7 +151,7 @@ pub async fn run(
             "a cutover was cut off while it moved the clients: nothing is moved until it is run again and says where they are"
         );
         stage = port.hold(desk.held()).await;
-        if stop.requested() {
+        if stage == Stage::Switching {
             return Err(Error::stopped(
                 "stopped before it was known where the clients are",
             ));
