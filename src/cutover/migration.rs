@@ -4,19 +4,19 @@
 
 use crate::check::STOPS;
 use crate::cutover::copies::{self, Following};
+use crate::cutover::members::{self, LOG, Member};
 use crate::cutover::options::stopped;
 use crate::cutover::place::{Remote, Where};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::control::asker::Asker;
 use crate::migrate::control::orders::{Answer, Ask, Said};
-use crate::migrate::control::{port, token};
+use crate::migrate::control::token;
 use crate::plan::Plan;
 use crate::store::{Lock, Store, coverage, remote_dir, workers};
 use crate::task::{Shutdown, private_dir, private_file};
 use futures::future::join_all;
 use std::collections::HashSet;
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -24,25 +24,11 @@ use tokio::process::{Child, Command};
 
 /// How long a migration may take until it answers.
 const START: Duration = Duration::from_secs(60);
-
-/// How long it may take to answer one question.
-const ANSWER: Duration = Duration::from_secs(30);
 /// How long workers elsewhere may take until all of them answer.
 const AFAR: Duration = Duration::from_secs(15);
 
 /// The document with the number of a work folder, by which workers elsewhere know it again.
 const NUMBER: &str = "cutover_number";
-
-/// One process that is asked.
-struct Member {
-    /// For messages.
-    name: String,
-    /// What to do when it does not run.
-    start: String,
-    /// Its state, where that is here.
-    dir: Option<PathBuf>,
-    asker: Asker,
-}
 
 /// A migration in processes of its own.
 pub struct Migration {
@@ -125,10 +111,31 @@ impl Migration {
             remote: remote.clone(),
         };
         let mut met = Migration::connect(&place).await?;
+        met.copy_states(plan, home).await?;
+        covered(home)?;
+        met.tell_stage().await?;
+        for member in &mut met.members {
+            // One that was held until now begins, and comes back.
+            if let Some(Said::Whose { held: true, .. }) = member.ask(Ask::Whose).await?.said {
+                return Err(member.away());
+            }
+        }
+        let more = Migration::connect(&place).await?;
+        for (member, again) in met.members.iter().zip(more.members) {
+            if let Some(dir) = &member.dir {
+                met.following
+                    .push(copies::follow(again.asker, dir.clone())?);
+            }
+        }
+        Ok(met)
+    }
+
+    /// Takes copies of the states of workers elsewhere, in place of those that are there.
+    async fn copy_states(&mut self, plan: &Plan, home: &Path) -> Result<()> {
         // What an earlier cutover has left is of no use.
         let _ = std::fs::remove_dir_all(remote_dir(home));
         let mut names = HashSet::new();
-        for member in &mut met.members {
+        for member in &mut self.members {
             let name = match member.ask(Ask::Whose).await?.said {
                 Some(Said::Whose { name, .. }) => name,
                 _ => return Err(member.odd()),
@@ -148,22 +155,7 @@ impl Migration {
                 .map_err(|e| e.context(format!("look at the worker at {}", member.name)))?;
             member.dir = Some(dir);
         }
-        covered(home)?;
-        met.tell_stage().await?;
-        for member in &mut met.members {
-            // One that was held until now begins, and comes back.
-            if let Some(Said::Whose { held: true, .. }) = member.ask(Ask::Whose).await?.said {
-                return Err(member.away());
-            }
-        }
-        let more = Migration::connect(&place).await?;
-        for (member, again) in met.members.iter().zip(more.members) {
-            if let Some(dir) = &member.dir {
-                met.following
-                    .push(copies::follow(again.asker, dir.clone())?);
-            }
-        }
-        Ok(met)
+        Ok(())
     }
 
     /// What runs at a place already; nothing is started, copied or told.
@@ -175,41 +167,8 @@ impl Migration {
                 asker: Asker::connect(dir).await?,
                 dir: Some(dir.clone()),
             }],
-            Where::Workers { home, dirs } => {
-                let known = workers(home)?;
-                let share = |dir: &Path| {
-                    let worker = known.iter().find(|w| w.dir == dir);
-                    worker.map_or(String::new(), |w| w.claim.share.clone())
-                };
-                let starts: Vec<String> = (dirs.iter())
-                    .map(|dir| format!("`keyferry migrate PLAN {}`", share(dir)))
-                    .collect();
-                drop(known);
-                let mut members = Vec::new();
-                for (dir, start) in dirs.iter().zip(starts) {
-                    let name = format!("the worker in {}", dir.display());
-                    let start = format!(
-                        "start it with {start}, leave it running, then run the same command again"
-                    );
-                    let asker = Asker::connect(dir).await.map_err(|e| {
-                        let why = match Lock::is_held(dir) {
-                            true => "does not answer yet",
-                            false => "does not run",
-                        };
-                        Error::new(ErrorKind::NotReady, format!("{name} {why}"))
-                            .cause(e)
-                            .hint(&start)
-                    })?;
-                    members.push(Member {
-                        name,
-                        start,
-                        dir: Some(dir.clone()),
-                        asker,
-                    });
-                }
-                members
-            }
-            Where::Tcp { remote, .. } => connect_afar(remote).await?,
+            Where::Workers { home, dirs } => members::beside(home, dirs).await?,
+            Where::Tcp { remote, .. } => members::afar(remote).await?,
         };
         Ok(Migration {
             place: place.clone(),
@@ -289,7 +248,7 @@ impl Migration {
         drop(following);
         let ended = match &place {
             Where::Tcp { home, .. } => {
-                end_afar(members, stage_here(home)?).await;
+                members::end(members, stage_here(home)?).await;
                 Ok(())
             }
             // Kept until then: it lets nothing through while somebody is there.
@@ -299,45 +258,6 @@ impl Migration {
             let _ = child.wait().await;
         }
         ended
-    }
-}
-
-impl Member {
-    async fn ask(&mut self, ask: Ask) -> Result<Answer> {
-        match tokio::time::timeout(ANSWER, self.asker.ask(ask)).await {
-            Ok(Err(e)) if e.kind() == ErrorKind::NotReady => Err(self.ended().cause(e)),
-            Ok(asked) => asked.map_err(|e| {
-                let hint = e.remedy().to_owned();
-                Error::new(e.kind(), format!("{}: {}", self.name, e.chain())).hint(hint)
-            }),
-            Err(_) => Err(Error::new(
-                ErrorKind::NotReady,
-                format!("{} does not answer", self.name),
-            )
-            .hint("stop it, and run the same command again")),
-        }
-    }
-
-    fn ended(&self) -> Error {
-        let why = self.dir.as_deref().map(why).unwrap_or_default();
-        Error::new(ErrorKind::NotReady, format!("{} has ended{why}", self.name))
-            .hint(format!("see what it lacks; {}", self.start))
-    }
-
-    fn away(&self) -> Error {
-        Error::new(
-            ErrorKind::NotReady,
-            format!("{} does not run yet", self.name),
-        )
-        .hint(&self.start)
-    }
-
-    fn odd(&self) -> Error {
-        Error::new(
-            ErrorKind::Protocol,
-            format!("{} answers in another way", self.name),
-        )
-        .hint("use the same version of keyferry for the cutover and its workers")
     }
 }
 
@@ -374,49 +294,15 @@ fn covered(home: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn connect_afar(remote: &Remote) -> Result<Vec<Member>> {
-    let (mut members, mut known) = (Vec::new(), HashSet::new());
-    for named in &remote.addresses {
-        let found: Vec<SocketAddr> = match tokio::net::lookup_host(named.as_str()).await {
-            Ok(found) => found.collect(),
-            Err(e) => {
-                return Err(Error::new(
-                    ErrorKind::NotReady,
-                    format!("the name of the worker at {named} leads nowhere"),
-                )
-                .cause(e)
-                .hint("--worker-at is HOST:PORT, as the worker's --control-listen; does its Service have ready pods?"));
-            }
-        };
-        let mut why = None;
-        let before = members.len();
-        for address in found {
-            let mut member = match port::connect(address, &remote.token).await {
-                Ok(asker) => Member {
-                    name: format!("the worker at {address}"),
-                    start: "start it again, and run the same command again".into(),
-                    dir: None,
-                    asker,
-                },
-                // Of several, whether one is missed is seen by the slots.
-                Err(e) if e.kind() == ErrorKind::NotReady => {
-                    why = Some(e);
-                    continue;
-                }
-                Err(e) => return Err(e),
-            };
-            match member.ask(Ask::Whose).await?.said {
-                // The same one by another of its addresses.
-                Some(Said::Whose { instance, .. }) if !known.insert(instance) => {}
-                Some(Said::Whose { .. }) => members.push(member),
-                _ => return Err(member.odd()),
-            }
-        }
-        if let (Some(e), true) = (why, members.len() == before) {
-            return Err(e.context(format!("ask the worker at {named}")));
-        }
-    }
-    Ok(members)
+/// Looks at workers elsewhere: takes copies of their states, unless a cutover keeps them up to date now.
+pub async fn look(plan: &Plan, home: &Path, remote: &Remote) -> Result<()> {
+    private_dir(home)?;
+    let Ok(_lock) = Lock::acquire(&home.join("cutover")) else {
+        return Ok(());
+    };
+    let place = Where::find(home, Some(remote))?;
+    let mut met = Migration::connect(&place).await?;
+    met.copy_states(plan, home).await
 }
 
 /// What workers elsewhere are told.
@@ -449,7 +335,7 @@ pub async fn end(place: &Where) -> Result<()> {
                     addresses: vec![named.clone()],
                     token: remote.token.clone(),
                 };
-                match connect_afar(&one).await {
+                match members::afar(&one).await {
                     Ok(found) => members.extend(found),
                     Err(e) if e.kind() == ErrorKind::Auth => return Err(e),
                     // As a rule it was told, and has ended.
@@ -458,35 +344,10 @@ pub async fn end(place: &Where) -> Result<()> {
                     ),
                 }
             }
-            end_afar(members, stage_here(home)?).await;
+            members::end(members, stage_here(home)?).await;
             Ok(())
         }
     }
-}
-
-/// Tells workers elsewhere where the clients are, ends them, and waits for that.
-async fn end_afar(members: Vec<Member>, stage: Ask) {
-    let one = |mut member: Member| async move {
-        let told = match member.ask(stage).await {
-            Ok(_) => member.ask(Ask::Stop).await,
-            Err(e) => Err(e),
-        };
-        match told {
-            Ok(_) => {
-                let _ = tokio::time::timeout(START, member.asker.gone()).await;
-            }
-            Err(e) => untold(&member.name, &e),
-        }
-    };
-    join_all(members.into_iter().map(one)).await;
-}
-
-/// It was told before the clients were moved, so it lets nothing through until it hears what has become of them.
-fn untold(name: &str, why: &Error) {
-    tracing::warn!(
-        "{name} could not be told where the clients are, and holds still until it is: {}; run the same command again when it answers",
-        why.chain()
-    );
 }
 
 async fn end_one(dir: &Path) -> Result<()> {
@@ -505,7 +366,7 @@ async fn end_one(dir: &Path) -> Result<()> {
         if asked.is_none()
             && let Ok(mut asker) = Asker::connect(dir).await
         {
-            let _ = tokio::time::timeout(ANSWER, asker.ask(Ask::Stop)).await;
+            let _ = tokio::time::timeout(START, asker.ask(Ask::Stop)).await;
             asked = Some(asker);
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -522,31 +383,10 @@ fn silent(dir: &Path) -> Error {
 }
 
 fn ended(dir: &Path) -> Error {
-    let why = why(dir);
+    let why = members::why(dir);
     Error::new(ErrorKind::NotReady, format!("the migration has ended{why}"))
         .hint("run `keyferry migrate` to see what it lacks, then the cutover again")
 }
-
-/// Its state says why it has ended.
-fn why(dir: &Path) -> String {
-    let told = Store::open_readonly(dir).ok().flatten().and_then(|store| {
-        let events = store.events(50).ok()?;
-        let last = events.into_iter().rev().find(|e| e.level == "error")?;
-        Some(last.message)
-    });
-    let said = || {
-        let text = std::fs::read_to_string(dir.join(LOG)).ok()?;
-        let line = text.lines().rev().find(|l| l.starts_with("error"))?;
-        Some(line.to_owned())
-    };
-    said()
-        .or(told)
-        .map(|w| format!(": {w}"))
-        .unwrap_or_default()
-}
-
-/// Where a migration that was started here writes its log.
-const LOG: &str = "cutover-migrate.log";
 
 async fn start(plan: &Plan, work_dir: &Path, dir: &Path) -> Result<Child> {
     private_dir(dir)?;

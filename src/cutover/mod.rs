@@ -9,6 +9,7 @@ mod copies;
 mod guard;
 mod hook;
 mod journal;
+mod members;
 mod migration;
 mod old_side;
 mod options;
@@ -21,6 +22,7 @@ mod take_over;
 mod watch;
 
 pub use guard::serve as serve_guard;
+pub use migration::look;
 pub use options::Options;
 pub use place::Remote;
 

@@ -162,7 +162,11 @@ pub async fn run(
     if stage.is_fenced() && !over && !options.dry_run {
         return Err(switched(stage));
     }
-    if options.fresh && store.is_frozen()? {
+    let frozen = match Store::open_readonly(&options.work_dir)? {
+        Some(plans) => store.is_frozen()? || plans.is_frozen()?,
+        None => store.is_frozen()?,
+    };
+    if options.fresh && frozen {
         return Err(Error::new(
             ErrorKind::State,
             "a cutover that was cut off has left users without their rights",

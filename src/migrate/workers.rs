@@ -6,8 +6,8 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Master;
 use crate::plan::Share;
-use crate::store::{Claim, Lock, Phase, Stage, Store, coverage, workers};
-use crate::types::{SlotSet, unix_ms};
+use crate::store::{Claim, Lock, Stage, Store, coverage, workers};
+use crate::types::SlotSet;
 use std::path::Path;
 
 /// Finds a worker's masters among the source's: by its share at the first start, by the slots it has claimed later.
@@ -127,9 +127,8 @@ pub(super) fn begin_over(plan_dir: &Path) -> Result<()> {
     for worker in workers(plan_dir)?.into_iter().filter(|w| !w.remote) {
         Store::open(&worker.dir)?.set_stage(Stage::RolledBack)?;
     }
-    let mut whole = Store::open(plan_dir)?;
-    whole.set_stage(Stage::Source)?;
-    whole.enter_phase(Phase::Snapshot, unix_ms())
+    // Its verifications and cutovers were of what is forgotten now.
+    Store::open(plan_dir)?.wipe()
 }
 
 /// A whole migration where workers have begun would write the same keys.
@@ -147,7 +146,7 @@ pub(super) fn refuse_workers(plan_dir: &Path) -> Result<()> {
     .hint(format!(
         "go on with each worker's own share, as in {}; to move everything by one process instead, stop them, remove {}, and set on_existing to \"reconcile\"",
         worker.claim.share,
-        plan_dir.join("workers").display()
+        worker.dir.parent().unwrap_or(plan_dir).display()
     )))
 }
 

@@ -76,11 +76,7 @@ impl Port {
                 let greeted = tokio::time::timeout(GREETING, greet(stream, &token)).await;
                 let wire = match greeted {
                     Ok(Ok(wire)) => wire,
-                    Ok(Err(why)) => {
-                        return tracing::warn!(
-                            "somebody at {from} was sent away from the control port: {why}"
-                        );
-                    }
+                    Ok(Err(e)) => return sent_away(&e, from),
                     Err(_) => return,
                 };
                 drop(place);
@@ -110,6 +106,16 @@ impl Port {
             () = self.serve(desk.clone()) => Stage::Switching,
             () = desk.stop.wait() => Stage::Switching,
         }
+    }
+}
+
+fn sent_away(why: &Error, from: SocketAddr) {
+    match why.kind() {
+        ErrorKind::Auth => {
+            tracing::warn!("a cutover from {from} was sent away from the control port: {why}");
+        }
+        // Whoever scans ports, or looks whether this one is open.
+        _ => tracing::debug!("somebody from {from} was sent away from the control port: {why}"),
     }
 }
 
