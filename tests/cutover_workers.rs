@@ -218,10 +218,13 @@ fn dies_at(afar: bool, point: &str) {
     };
     spread.it.story.fill(500);
     spread.start_all(Some((1, point)));
-    if point == "hook" {
+    let usual = spread.it.plan().json["cutover"]["hooks"]["switch"].clone();
+    if point.starts_with("hook") {
         let pid = spread.workers[1].as_ref().map_or(0, Running::pid);
-        let mut hook = spread.it.plan().json["cutover"]["hooks"]["switch"].clone();
-        let script = format!("kill -9 {pid}; {}", hook[2].as_str().unwrap_or_default());
+        let mut hook = usual.clone();
+        let moves = hook[2].as_str().unwrap_or_default();
+        let then = if point == "hook" { "exit 1" } else { moves };
+        let script = format!("kill -9 {pid}; {then}");
         hook[2] = json!(script);
         spread.it.story.plan.set("/cutover/hooks/switch", hook);
     }
@@ -241,7 +244,10 @@ fn dies_at(afar: bool, point: &str) {
             assert_eq!(spread.it.at(), "source", "{what}");
             let said = told["refused"].to_string();
             let dead = ["has ended", "does not run", "no worker answers"];
-            assert!(dead.iter().any(|d| said.contains(d)), "{what}: {said}");
+            assert!(
+                point == "hook" || dead.iter().any(|d| said.contains(d)),
+                "{what}: {said}"
+            );
             assert!(spread.runs(0) && spread.runs(2), "{what}: the others go on");
             spread.it.thawed(&spread.it.story.source);
             let again = spread.run("cutover");
@@ -250,9 +256,11 @@ fn dies_at(afar: bool, point: &str) {
                 again.code == 1 && said.contains("\"hint\":\"start "),
                 "{said}"
             );
+            spread.it.story.plan.set("/cutover/hooks/switch", usual);
             spread.start(1, &[]);
             // One that was told that the clients are being moved begins when it is told that they are not.
-            if !(afar && ["control-switching", "hook"].contains(&point)) {
+            let told = point == "control-switching" || point.starts_with("hook");
+            if !(afar && told) {
                 spread.wait_loaded(1);
             }
             answer(&spread.run("cutover").exits(0));
@@ -286,6 +294,15 @@ fn a_worker_that_dies_in_a_step_harms_nobody() {
     ];
     let points: &[&str] = if full() { &all } else { &few };
     points.iter().for_each(|point| dies_at(false, point));
+}
+
+/// The clients have moved when the proof after the hook finds the worker dead, and are led back: what they have written
+/// to the new side in the meantime was acknowledged, and is nowhere else.
+#[test]
+#[ignore = "red now and then, until writers at the new side wait for the proof after the hook"]
+fn a_worker_that_dies_while_the_clients_move_harms_nobody() {
+    dies_at(false, "hook-moves");
+    dies_at(true, "hook-moves");
 }
 
 #[test]
