@@ -11,6 +11,7 @@ mod cutover_far;
 mod cutover_killed;
 mod cutover_sceptic;
 mod cutover_users;
+mod cutover_workers;
 mod empty;
 mod faults;
 mod faults_expiry;

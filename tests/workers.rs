@@ -79,8 +79,6 @@ fn two_workers_under_traffic_one_killed_and_resumed() {
     for (words, says) in [
         ("migrate", "spread over workers"),
         ("migrate --shards 1", "business of the worker --worker 1/2"),
-        ("cutover --json", "cannot drain them together"),
-        ("rollback --json", "spread over workers"),
     ] {
         story.plan.run(words).exits(2).says(&[says]);
     }

@@ -1,6 +1,7 @@
 //! `keyferry cutover` and `keyferry rollback`: runs them, tells each step as it happens, and says how it ended.
 
 use super::common::{Common, block_on, plan_of};
+use super::control::RemoteArgs;
 use super::output;
 use crate::cutover::{self, Options, Outcome};
 use crate::error::Result as Done;
@@ -88,6 +89,8 @@ struct Usual {
     /// Go on although something was written to the old side that is not at the new one
     #[arg(long)]
     accept_late: bool,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
@@ -141,6 +144,7 @@ fn perform(usual: &Usual, what: What, common: &Common) -> Done<u8> {
         accept_late: usual.accept_late,
         ignore: usual.ignore.clone(),
         clients_at: usual.clients_at.map(Side::stage),
+        remote: usual.remote.remote()?,
         tell: Arc::new(tell),
     };
     let outcome = block_on(async {

@@ -1,6 +1,7 @@
 //! `keyferry migrate`: runs the flow, draws it, and says how it ended.
 
 use super::common::{Common, block_on, load_and_warn};
+use super::control::ListenArgs;
 use super::progress::Painter;
 use super::{metrics, output};
 use crate::check;
@@ -65,6 +66,8 @@ pub struct Arguments {
     /// As --worker I/N, with I from the environment variable JOB_COMPLETION_INDEX (a Kubernetes indexed Job sets it)
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    #[command(flatten)]
+    control: ListenArgs,
     /// Begin in spite of a finding of `keyferry check`, by its id; may be given more than once
     #[arg(long, value_name = "ID")]
     ignore: Vec<String>,
@@ -96,6 +99,7 @@ impl Arguments {
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let share = arguments.share()?;
+    let listen = arguments.control.listen(share.is_some())?;
     let job = load_and_warn(&arguments.plan)?;
     let mut options = migrate::Options {
         checked: None,
@@ -105,6 +109,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         fresh: arguments.fresh,
         work_dir: common.state_dir(&job),
         share,
+        listen,
     };
     options.checked = checked(&job, arguments, &options.home())?;
     if options.checked.is_none() {

@@ -5,6 +5,7 @@
 
 mod check;
 mod common;
+mod control;
 mod cutover;
 mod fleet;
 mod latency;

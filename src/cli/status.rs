@@ -1,8 +1,11 @@
 //! `keyferry status`: where a migration stands, from its state file.
 
-use super::common::{Common, load};
+use super::common::{Common, block_on, load, plan_of};
+use super::control::RemoteArgs;
 use super::output;
+use crate::cutover;
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::validate;
 use crate::report::steps::closed_text;
 use crate::report::{Status, bytes, duration, grouped, instant};
 use crate::store::{worker_dir, workers};
@@ -23,6 +26,7 @@ use std::time::Duration;
 Examples:
   keyferry status move.json --watch       look again each second, until Ctrl-C
   keyferry status move.json --json | jq .stream.lag_bytes
+  keyferry status move.json --worker-at workers:7411 --control-token-file token
   keyferry status move.json --also /volumes/worker-1 --also /volumes/worker-2")]
 pub struct Arguments {
     /// The plan; "-" is standard input
@@ -37,14 +41,28 @@ pub struct Arguments {
     /// machine's --work-dir; may be given more than once
     #[arg(long, value_name = "DIR")]
     also: Vec<PathBuf>,
+    #[command(flatten)]
+    remote: RemoteArgs,
     /// Copy the workers' states found here to DIR, whole also while they run, for --also on another machine
     #[arg(long, value_name = "DIR", conflicts_with = "watch")]
     copy: Option<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
-    let job = load(&arguments.plan)?;
+    let afar = match arguments.remote.remote()? {
+        Some(remote) => Some((plan_of(&arguments.plan)?, remote)),
+        None => None,
+    };
+    let job = match &afar {
+        Some((plan, _)) => validate(plan)?,
+        None => load(&arguments.plan)?,
+    };
     let dir = common.state_dir(&job);
+    let look = || match &afar {
+        Some((plan, remote)) => block_on(cutover::look(plan, &dir, remote)),
+        None => Ok(()),
+    };
+    look()?;
     if let Some(to) = &arguments.copy {
         let found = workers(&dir)?;
         if found.is_empty() {
@@ -73,6 +91,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         ""
     };
     while !output::closed() {
+        look()?;
         let status = Status::read(&dir, &arguments.also, &job)?;
         if arguments.json {
             let line = serde_json::to_string(&status)

@@ -213,6 +213,7 @@ async fn write_again(
         fresh: false,
         work_dir: work_dir.to_owned(),
         share,
+        listen: None,
     };
     // A stop of its own: reaching the end of this run is no reason to stop the proof.
     let own = Shutdown::default();

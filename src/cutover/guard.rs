@@ -7,6 +7,7 @@
 use crate::cutover::hook::{self, Hook};
 use crate::cutover::migration::Migration;
 use crate::cutover::options::late_writes;
+use crate::cutover::place::Where;
 use crate::cutover::side::{Closed, Foretold, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{CutoverPlan, FreezeWay, Plan, Source, validate};
@@ -43,6 +44,8 @@ pub struct Setup {
     pub home: PathBuf,
     /// Where the state of the migration in this direction is kept.
     pub dir: PathBuf,
+    /// Where that migration is asked.
+    pub migration: Where,
     /// `source` or `target`: which side of the user's plan is frozen.
     pub side: String,
     /// Told to the hook.
@@ -344,7 +347,7 @@ impl Guard {
         let closed = self.freezer.close().await?;
         self.freezer.passed_on().await?;
         let fenced = async {
-            let mut migration = Migration::connect(&self.setup.dir).await?;
+            let mut migration = Migration::connect(&self.setup.migration).await?;
             migration.fence_again(POLL).await
         };
         let ((), now) = tokio::try_join!(self.freezer.has_held(), fenced)?;

@@ -1,13 +1,22 @@
-//! The migration that a cutover asks: one that runs already, or one that it starts and ends.
+//! The migration that a cutover asks: one that runs already, one that it starts and ends, or workers that run.
+//!
+//! Invariant: of several workers, what is asked is asked of all, and what one has not done is not done.
 
 use crate::check::STOPS;
+use crate::cutover::copies::{self, Following};
+use crate::cutover::members::{self, LOG, Member};
 use crate::cutover::options::stopped;
+use crate::cutover::place::{Remote, Where};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::control::orders::{Answer, Ask, Asker};
+use crate::migrate::control::asker::Asker;
+use crate::migrate::control::orders::{Answer, Ask, Said};
+use crate::migrate::control::token;
 use crate::plan::Plan;
-use crate::store::{Lock, Store};
+use crate::store::{Lock, Store, coverage, remote_dir, workers};
 use crate::task::{Shutdown, private_dir, private_file};
-use std::path::{Path, PathBuf};
+use futures::future::join_all;
+use std::collections::HashSet;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
@@ -15,40 +24,79 @@ use tokio::process::{Child, Command};
 
 /// How long a migration may take until it answers.
 const START: Duration = Duration::from_secs(60);
+/// How long workers elsewhere may take until all of them answer.
+const AFAR: Duration = Duration::from_secs(15);
 
-/// How long it may take to answer one question.
-const ANSWER: Duration = Duration::from_secs(30);
+/// The document with the number of a work folder, by which workers elsewhere know it again.
+const NUMBER: &str = "cutover_number";
 
-/// A migration in a process of its own.
+/// A migration in processes of its own.
 pub struct Migration {
-    /// Its state.
-    dir: PathBuf,
-    asker: Asker,
+    place: Where,
+    members: Vec<Member>,
     /// Present when it was started here.
     child: Option<Child>,
+    /// Copies of states that are elsewhere.
+    following: Vec<Following>,
 }
 
 impl Migration {
-    /// The one that runs on the plan's state in `work_dir`, or a new one.
-    pub async fn meet(plan: &Plan, work_dir: &Path, stop: &Shutdown) -> Result<Migration> {
-        let dir = work_dir.join(&plan.name);
+    /// The one that runs at a place, or a new one where that is a folder.
+    ///
+    /// Errors: `NotReady` when a worker does not run, `Refused` when nobody has some of the slots.
+    pub async fn meet(plan: &Plan, place: &Where, stop: &Shutdown) -> Result<Migration> {
+        match place {
+            Where::Folder(dir) => Migration::meet_one(plan, dir, stop).await,
+            Where::Workers { home, dirs } => {
+                covered(home)?;
+                let began = Instant::now();
+                loop {
+                    match Migration::connect(place).await {
+                        Ok(met) => return Ok(met),
+                        // One that holds its lock has not come to answering yet.
+                        Err(e) if dirs.iter().all(|d| Lock::is_held(d)) => {
+                            if began.elapsed() > START {
+                                return Err(e);
+                            }
+                        }
+                        Err(e) => return Err(e),
+                    }
+                    pause(stop).await?;
+                }
+            }
+            Where::Tcp { home, remote } => {
+                let began = Instant::now();
+                loop {
+                    match Migration::meet_afar(plan, home, remote).await {
+                        Err(e) if e.kind() == ErrorKind::NotReady && began.elapsed() < AFAR => {}
+                        met => return met,
+                    }
+                    pause(stop).await?;
+                }
+            }
+        }
+    }
+
+    async fn meet_one(plan: &Plan, dir: &Path, stop: &Shutdown) -> Result<Migration> {
+        let place = Where::Folder(dir.to_owned());
         let mut child = None;
         let began = Instant::now();
         loop {
-            if let Ok(asker) = Asker::connect(&dir).await {
-                return Ok(Migration { dir, asker, child });
+            if let Ok(met) = Migration::connect(&place).await {
+                return Ok(Migration { child, ..met });
             }
             // One that holds the lock has not come to answering yet, or comes to its end.
-            if child.is_none() && !Lock::is_held(&dir) {
-                child = Some(start(plan, work_dir, &dir).await?);
+            if child.is_none() && !Lock::is_held(dir) {
+                let work_dir = dir.parent().unwrap_or(Path::new("."));
+                child = Some(start(plan, work_dir, dir).await?);
             }
             if let Some(child) = &mut child
                 && let Ok(Some(_)) = child.try_wait()
             {
-                return Err(ended(&dir));
+                return Err(ended(dir));
             }
             if began.elapsed() > START {
-                return Err(silent(&dir));
+                return Err(silent(dir));
             }
             if !stop.sleep(Duration::from_millis(20)).await {
                 return Err(stopped());
@@ -56,12 +104,77 @@ impl Migration {
         }
     }
 
-    /// The one that runs already.
-    pub async fn connect(dir: &Path) -> Result<Migration> {
+    /// Workers elsewhere: all of them have to be there, their states are copied, and they are told where the clients are.
+    async fn meet_afar(plan: &Plan, home: &Path, remote: &Remote) -> Result<Migration> {
+        let place = Where::Tcp {
+            home: home.to_owned(),
+            remote: remote.clone(),
+        };
+        let mut met = Migration::connect(&place).await?;
+        met.copy_states(plan, home).await?;
+        covered(home)?;
+        met.tell_stage().await?;
+        for member in &mut met.members {
+            // One that was held until now begins, and comes back.
+            if let Some(Said::Whose { held: true, .. }) = member.ask(Ask::Whose).await?.said {
+                return Err(member.away());
+            }
+        }
+        let more = Migration::connect(&place).await?;
+        for (member, again) in met.members.iter().zip(more.members) {
+            if let Some(dir) = &member.dir {
+                met.following
+                    .push(copies::follow(again.asker, dir.clone())?);
+            }
+        }
+        Ok(met)
+    }
+
+    /// Takes copies of the states of workers elsewhere, in place of those that are there.
+    async fn copy_states(&mut self, plan: &Plan, home: &Path) -> Result<()> {
+        // What an earlier cutover has left is of no use.
+        let _ = std::fs::remove_dir_all(remote_dir(home));
+        let mut names = HashSet::new();
+        for member in &mut self.members {
+            let name = match member.ask(Ask::Whose).await?.said {
+                Some(Said::Whose { name, .. }) => name,
+                _ => return Err(member.odd()),
+            };
+            if !names.insert(name.clone()) {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "two workers call themselves {name}, one of them at {}",
+                        member.name
+                    ),
+                )
+                .hint("each worker moves a share of its own: compare their --worker or --shards"));
+            }
+            let dir = copies::take(&mut member.asker, home, &name, plan)
+                .await
+                .map_err(|e| e.context(format!("look at the worker at {}", member.name)))?;
+            member.dir = Some(dir);
+        }
+        Ok(())
+    }
+
+    /// What runs at a place already; nothing is started, copied or told.
+    pub async fn connect(place: &Where) -> Result<Migration> {
+        let members = match place {
+            Where::Folder(dir) => vec![Member {
+                name: format!("the migration in {}", dir.display()),
+                start: "run `keyferry migrate`".into(),
+                asker: Asker::connect(dir).await?,
+                dir: Some(dir.clone()),
+            }],
+            Where::Workers { home, dirs } => members::beside(home, dirs).await?,
+            Where::Tcp { remote, .. } => members::afar(remote).await?,
+        };
         Ok(Migration {
-            dir: dir.to_owned(),
-            asker: Asker::connect(dir).await?,
+            place: place.clone(),
+            members,
             child: None,
+            following: Vec::new(),
         })
     }
 
@@ -76,11 +189,39 @@ impl Migration {
         Ok(now)
     }
 
+    /// Asks all; the answers of several are put together.
     pub async fn ask(&mut self, ask: Ask) -> Result<Answer> {
-        match tokio::time::timeout(ANSWER, self.asker.ask(ask)).await {
-            Ok(asked) => asked.map_err(|e| ended(&self.dir).cause(e)),
-            Err(_) => Err(silent(&self.dir)),
+        if ask == Ask::Follow {
+            let told = self.tell_stage().await;
+            return told.and(self.ask_all(ask).await);
         }
+        self.ask_all(ask).await
+    }
+
+    async fn ask_all(&mut self, ask: Ask) -> Result<Answer> {
+        // Each gets the question, whatever becomes of the others.
+        let asked = join_all(self.members.iter_mut().map(|m| m.ask(ask))).await;
+        if let ([_], Where::Folder(_)) = (&asked[..], &self.place) {
+            return asked
+                .into_iter()
+                .next()
+                .unwrap_or_else(|| Ok(Answer::default()));
+        }
+        let mut all = Answer::default();
+        for (answer, member) in asked.into_iter().zip(&self.members) {
+            all.add(answer?, &member.name);
+        }
+        Ok(all)
+    }
+
+    /// Has workers elsewhere keep on which side the clients are, as the plan's state here has it. Those of this machine
+    /// look there themselves.
+    pub async fn tell_stage(&mut self) -> Result<()> {
+        let Where::Tcp { home, .. } = &self.place else {
+            return Ok(());
+        };
+        let ask = stage_here(home)?;
+        self.ask_all(ask).await.map(drop)
     }
 
     /// Whether it goes on when the cutover has ended.
@@ -97,17 +238,119 @@ impl Migration {
     }
 
     /// Ends it, whoever has started it; its state is saved.
-    pub async fn end(mut self) -> Result<()> {
-        end(&self.dir).await?;
-        if let Some(child) = &mut self.child {
+    pub async fn end(self) -> Result<()> {
+        let Migration {
+            place,
+            members,
+            child,
+            following,
+        } = self;
+        drop(following);
+        let ended = match &place {
+            Where::Tcp { home, .. } => {
+                members::end(members, stage_here(home)?).await;
+                Ok(())
+            }
+            // Kept until then: it lets nothing through while somebody is there.
+            place => end(place).await.inspect(|()| drop(members)),
+        };
+        if let Some(mut child) = child {
             let _ = child.wait().await;
         }
-        Ok(())
+        ended
     }
 }
 
-/// Ends whatever migration works on a state, whoever has started it.
-pub async fn end(dir: &Path) -> Result<()> {
+async fn pause(stop: &Shutdown) -> Result<()> {
+    match stop.sleep(Duration::from_millis(200)).await {
+        true => Ok(()),
+        false => Err(stopped()),
+    }
+}
+
+/// An error when some of the slots have no worker, or more than one.
+fn covered(home: &Path) -> Result<()> {
+    let known = workers(home)?;
+    let shares: Vec<&str> = known.iter().map(|w| w.claim.share.as_str()).collect();
+    let (missing, twice) = coverage(known.iter().map(|w| &w.claim));
+    let of = known.first().map_or(0, |w| w.claim.of);
+    if missing.count() > 0 {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "the slots {missing} have no worker: those of the source's {of} masters that were found are {}",
+                shares.join(", ")
+            ),
+        )
+        .hint("start a worker for the masters that are missing, wait until it has caught up, then run the same command again"));
+    }
+    if twice.count() > 0 {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!("more than one worker moves the slots {twice}: {}", shares.join(", ")),
+        )
+        .hint("stop them all, and start over with on_existing \"reconcile\", each slot with one worker"));
+    }
+    Ok(())
+}
+
+/// Looks at workers elsewhere: takes copies of their states, unless a cutover keeps them up to date now.
+pub async fn look(plan: &Plan, home: &Path, remote: &Remote) -> Result<()> {
+    private_dir(home)?;
+    let Ok(_lock) = Lock::acquire(&home.join("cutover")) else {
+        return Ok(());
+    };
+    let place = Where::find(home, Some(remote))?;
+    let mut met = Migration::connect(&place).await?;
+    met.copy_states(plan, home).await
+}
+
+/// What workers elsewhere are told.
+fn stage_here(home: &Path) -> Result<Ask> {
+    let mut store = Store::open(home)?;
+    let by = match store.json(NUMBER)?.and_then(|n| n.as_u64()) {
+        Some(number) => number,
+        None => {
+            let number = token::number()?;
+            store.put_json(NUMBER, &number.into())?;
+            number
+        }
+    };
+    let stage = store.stage()?;
+    Ok(Ask::Stage { stage, by })
+}
+
+/// Ends whatever migration is at a place, whoever has started it.
+pub async fn end(place: &Where) -> Result<()> {
+    match place {
+        Where::Folder(dir) => end_one(dir).await,
+        Where::Workers { dirs, .. } => {
+            let ended = join_all(dirs.iter().map(|dir| end_one(dir))).await;
+            ended.into_iter().collect()
+        }
+        Where::Tcp { home, remote } => {
+            let mut members = Vec::new();
+            for named in &remote.addresses {
+                let one = Remote {
+                    addresses: vec![named.clone()],
+                    token: remote.token.clone(),
+                };
+                match members::afar(&one).await {
+                    Ok(found) => members.extend(found),
+                    Err(e) if e.kind() == ErrorKind::Auth => return Err(e),
+                    // As a rule it was told, and has ended.
+                    Err(e) => tracing::info!(
+                        "the worker at {named} was not told again where the clients are: {e}"
+                    ),
+                }
+            }
+            members::end(members, stage_here(home)?).await;
+            Ok(())
+        }
+    }
+}
+
+async fn end_one(dir: &Path) -> Result<()> {
     let began = Instant::now();
     // Kept until it has ended: it lets nothing through while somebody is there.
     let mut asked = None;
@@ -123,7 +366,7 @@ pub async fn end(dir: &Path) -> Result<()> {
         if asked.is_none()
             && let Ok(mut asker) = Asker::connect(dir).await
         {
-            let _ = tokio::time::timeout(ANSWER, asker.ask(Ask::Stop)).await;
+            let _ = tokio::time::timeout(START, asker.ask(Ask::Stop)).await;
             asked = Some(asker);
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -139,28 +382,11 @@ fn silent(dir: &Path) -> Error {
     .hint("stop `keyferry migrate`, then run the same command again: the cutover starts it itself")
 }
 
-/// Its state says why.
 fn ended(dir: &Path) -> Error {
-    let told = Store::open_readonly(dir).ok().flatten().and_then(|store| {
-        let events = store.events(50).ok()?;
-        let last = events.into_iter().rev().find(|e| e.level == "error")?;
-        Some(last.message)
-    });
-    let said = || {
-        let text = std::fs::read_to_string(dir.join(LOG)).ok()?;
-        let line = text.lines().rev().find(|l| l.starts_with("error"))?;
-        Some(line.to_owned())
-    };
-    let why = said()
-        .or(told)
-        .map(|w| format!(": {w}"))
-        .unwrap_or_default();
+    let why = members::why(dir);
     Error::new(ErrorKind::NotReady, format!("the migration has ended{why}"))
         .hint("run `keyferry migrate` to see what it lacks, then the cutover again")
 }
-
-/// Where a migration that was started here writes its log.
-const LOG: &str = "cutover-migrate.log";
 
 async fn start(plan: &Plan, work_dir: &Path, dir: &Path) -> Result<Child> {
     private_dir(dir)?;
@@ -210,7 +436,7 @@ mod tests {
             drop(lock);
             Ok(())
         };
-        tokio::try_join!(end(dir.path()), ends).unwrap();
+        tokio::try_join!(end_one(dir.path()), ends).unwrap();
         assert!(began.elapsed() >= Duration::from_millis(100));
     }
 }

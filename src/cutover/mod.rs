@@ -5,13 +5,16 @@
 //! frozen writers nor a broken stream. On which side the clients are is in SQLite (`store/cutover.rs`).
 //! Invariant: one direction at a time; from the fence on nothing of the old side is applied to the new one.
 
+mod copies;
 mod guard;
 mod hook;
 mod journal;
+mod members;
 mod migration;
 mod old_side;
 mod options;
 mod pass;
+mod place;
 mod proof;
 mod reverse;
 mod side;
@@ -19,18 +22,21 @@ mod take_over;
 mod watch;
 
 pub use guard::serve as serve_guard;
+pub use migration::look;
 pub use options::Options;
+pub use place::Remote;
 
 use self::journal::Journal;
 use self::migration::Migration;
 use self::old_side::{Late, OldSide};
 use self::options::stopped;
 use self::pass::{Pass, Passed};
+use self::place::Where;
 use self::proof::Proof;
 use self::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Job, Plan, Source, validate};
-use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, workers};
+use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen};
 use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::Serialize;
@@ -69,21 +75,6 @@ pub struct Outcome {
 /// How long a guard that has outlived its cutover may take to finish.
 const GUARD_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A cutover asks one process to drain and to hold still; workers on other machines cannot be asked.
-fn refuse_workers(home: &Path) -> Result<()> {
-    match workers(home)?.first() {
-        None => Ok(()),
-        Some(worker) => Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "this migration is spread over workers, one of them in {}: a cutover cannot drain them together",
-                worker.dir.display()
-            ),
-        )
-        .hint("stop the writers yourself, wait until `keyferry status` tells no lag, prove it by `keyferry verify`, stop the workers, and point the clients to the target (docs/operations.md)")),
-    }
-}
-
 /// Moves the clients of `plan` to the target.
 ///
 /// An outcome that is not `done` means: the clients are where they were, and are not frozen.
@@ -102,11 +93,11 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         .hint("freeze for less, or allow a longer pause in the plan"));
     }
     let home = options.work_dir.join(&plan.name);
-    refuse_workers(&home)?;
     private_dir(&home)?;
+    let place = Where::find(&home, options.remote.as_ref())?;
     let _lock = Lock::acquire(&home.join("cutover"))?;
     let _listening = take_over::listen(&home, stop)?;
-    let stage = settled(plan, &job, &home, options, stop).await?;
+    let stage = settled(plan, &job, (&home, &place), options, stop).await?;
     let direction = match options.dry_run {
         true => "rehearsal",
         false => "cutover",
@@ -126,6 +117,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
             .hint("start over: `keyferry migrate --fresh`, with on_existing \"reconcile\""));
         }
         Stage::Committed => {
+            migration::end(&place).await?;
             outcome.done = true;
             outcome.message = "the clients are at the target already".into();
             outcome.old_side = Late::load(&home)?.json(side::closed(&home)?);
@@ -138,28 +130,31 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
             return Ok(outcome);
         }
         // One that was started again while the clients were moved.
-        Stage::Switched => migration::end(&home).await?,
+        Stage::Switched => migration::end(&place).await?,
         _ => {}
     }
     let mut forth = None;
     let mut journal = Journal::open(&home, direction, options.tell.clone())?;
     if stage == Stage::Source {
-        if Store::open(&home)?.shards()?.is_empty() {
-            let never = async {
-                Err::<(), _>(
-                    Error::new(
-                        ErrorKind::Refused,
-                        "this plan was never migrated, so the target holds nothing",
-                    )
-                    .hint("run `keyferry migrate` first, and leave it running"),
-                )
-            };
-            let refused = journal.step("preflight", never, |()| Value::Null).await;
-            return match refused {
-                Err(e) => refuse(outcome, journal, e, false),
-                Ok(()) => Ok(outcome),
-            };
-        }
+        let met = match place.is_spread() || !Store::open(&home)?.shards()?.is_empty() {
+            true => Migration::meet(plan, &place, stop).await,
+            false => Err(Error::new(
+                ErrorKind::Refused,
+                "this plan was never migrated, so the target holds nothing",
+            )
+            .hint("run `keyferry migrate` first, and leave it running")),
+        };
+        let mut migration = match met {
+            Ok(migration) => migration,
+            Err(e) if place.is_spread() || e.kind() == ErrorKind::Refused => {
+                let never = std::future::ready(Err::<(), _>(e));
+                return match journal.step("preflight", never, |()| Value::Null).await {
+                    Err(e) => refuse(outcome, journal, e, place.is_spread()),
+                    Ok(()) => Ok(outcome),
+                };
+            }
+            Err(e) => return Err(e),
+        };
         let mut pass = Pass {
             plan,
             job: &job,
@@ -170,6 +165,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
                 plan.cutover.wait_s,
             ),
             work_dir: options.work_dir.clone(),
+            place: &place,
             home: home.clone(),
             side: "source",
             before: Stage::Source,
@@ -181,7 +177,6 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
         // What an attempt has left that came to nothing.
         Late::default().save(&home)?;
         let _ = std::fs::remove_dir_all(watch::back_dir(&home));
-        let mut migration = Migration::meet(plan, &options.work_dir, stop).await?;
         let stays = migration.stays();
         let passed = pass.run(&mut journal, &mut migration).await;
         let passed = match passed {
@@ -258,7 +253,7 @@ pub async fn reopen(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<O
     let left = matches!(stage, Stage::Switched | Stage::Committed);
     if left {
         // What it writes would meet what others write from now on.
-        migration::end(&watch::back_dir(&home).join(&plan.name)).await?;
+        migration::end(&Where::Folder(watch::back_dir(&home).join(&plan.name))).await?;
         // First: it may be open in part when it cannot be opened as a whole.
         let mut late = Late::load(&home)?;
         late.may_be("it was opened by `cutover --reopen`".into());
@@ -290,11 +285,11 @@ pub async fn reopen(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<O
 pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outcome> {
     let job = validate(plan)?;
     let home = options.work_dir.join(&plan.name);
-    refuse_workers(&home)?;
     private_dir(&home)?;
+    let place = Where::find(&home, options.remote.as_ref())?;
     let _lock = take_over::lock(&home).await?;
     let _listening = take_over::listen(&home, stop)?;
-    let stage = settled(plan, &job, &home, options, stop).await?;
+    let stage = settled(plan, &job, (&home, &place), options, stop).await?;
     let mut outcome = Outcome {
         plan: plan.name.clone(),
         direction: "rollback",
@@ -308,9 +303,9 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         return Ok(outcome);
     }
     // One that holds still sees what came late.
-    let mut old = OldSide::open(plan, &job, &home, Migration::connect(&home).await.ok()).await?;
+    let mut old = OldSide::open(plan, &job, &home, Migration::connect(&place).await.ok()).await?;
     old.end_forth().await?;
-    migration::end(&home).await?;
+    migration::end(&place).await?;
     if let Some(e) = old.late().refusal().filter(|_| !options.accept_late) {
         outcome.old_side = old.late().json(old.closed());
         let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
@@ -322,7 +317,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     }
     if !old.late().is_empty() {
         // A way back that has begun does not know of it: only a new one makes both sides equal.
-        migration::end(&watch::back_dir(&home).join(&plan.name)).await?;
+        migration::end(&Where::Folder(watch::back_dir(&home).join(&plan.name))).await?;
         let _ = std::fs::remove_dir_all(watch::back_dir(&home));
     }
     let Some(source) = old.freezer() else {
@@ -340,6 +335,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     let back_job = validate(&back)?;
     let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
     let work_dir = watch::back_dir(&home);
+    let there = Where::Folder(work_dir.join(&back.name));
     let mut pass = Pass {
         plan: &back,
         job: &back_job,
@@ -350,6 +346,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
             plan.cutover.wait_s,
         ),
         work_dir: work_dir.clone(),
+        place: &there,
         home: home.clone(),
         side: "target",
         before: stage,
@@ -358,7 +355,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         options,
         stop,
     };
-    let mut migration = Migration::meet(&back, &work_dir, stop).await?;
+    let mut migration = Migration::meet(&back, &there, stop).await?;
     let passed = match pass.run(&mut journal, &mut migration).await {
         Ok(passed) => passed,
         Err(e) if e.kind() == ErrorKind::State => return Err(e),
@@ -462,7 +459,7 @@ async fn await_guard(plan: &Plan, home: &Path, stop: &Shutdown) -> Result<()> {
 async fn settled(
     plan: &Plan,
     job: &Job,
-    home: &Path,
+    (home, place): (&Path, &Where),
     options: &Options,
     stop: &Shutdown,
 ) -> Result<Stage> {
@@ -476,7 +473,8 @@ async fn settled(
         ));
     };
     let sides = (plan, endpoint);
-    let stage = known(sides, &mut store, home, &back, options.clients_at).await?;
+    let at = (home, place);
+    let stage = known(sides, &mut store, at, &back, options.clients_at).await?;
     // Whatever was frozen and could not be let go.
     // A pause is written down nowhere, as it ends by itself; but why wait.
     let paused = store.phase()? == Phase::Frozen;
@@ -525,7 +523,7 @@ async fn settled(
 async fn known(
     (plan, source): (&Plan, &Endpoint),
     store: &mut Store,
-    home: &Path,
+    (home, place): (&Path, &Where),
     back: &Path,
     seen: Option<Stage>,
 ) -> Result<Stage> {
@@ -556,7 +554,7 @@ async fn known(
         // What was written to the source since the freeze is not at the target: nothing more is, and then one looks.
         let mut source = Freezer::open(source, &plan.cutover, "source", home.into()).await?;
         source.close_again().await?;
-        old_side::last_words(dir, home).await?;
+        old_side::last_words(place, home).await?;
     }
     guard::note(home, dir, at_home, own)?;
     Ok(at_home)

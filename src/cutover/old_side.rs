@@ -2,6 +2,7 @@
 
 use crate::cutover::migration::{self, Migration};
 use crate::cutover::options::late_writes;
+use crate::cutover::place::Where;
 use crate::cutover::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::{Answer, Ask, LATE_KEYS};
@@ -244,9 +245,9 @@ fn is_watched(freezer: &Freezer) -> bool {
 }
 
 /// What a migration that holds still since a switch that was cut off has seen; it is ended.
-pub async fn last_words(dir: &Path, home: &Path) -> Result<()> {
+pub async fn last_words(place: &Where, home: &Path) -> Result<()> {
     let mut late = Late::load(home)?;
-    match Migration::connect(dir).await {
+    match Migration::connect(place).await {
         Ok(mut forth) => match tokio::time::timeout(LAST_LOOK, forth.fence_again(POLL)).await {
             Ok(Ok(now)) => late.take(&now),
             _ => late.may_be("the migration did not tell what was written since the freeze".into()),
@@ -254,5 +255,5 @@ pub async fn last_words(dir: &Path, home: &Path) -> Result<()> {
         Err(_) => late.may_be("no migration watched it since the switch was cut off".into()),
     }
     late.save(home)?;
-    migration::end(dir).await
+    migration::end(place).await
 }

@@ -1,6 +1,7 @@
 //! How a cutover is run, beside its plan, and how it is stopped.
 
 use crate::cutover::journal::Tell;
+use crate::cutover::place::Remote;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Stage;
 use crate::task::Shutdown;
@@ -22,6 +23,8 @@ pub struct Options {
     pub ignore: Vec<String>,
     /// Where a person has seen the clients, when nobody else knows.
     pub clients_at: Option<Stage>,
+    /// Workers on other machines.
+    pub remote: Option<Remote>,
     pub tell: Tell,
 }
 

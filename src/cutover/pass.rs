@@ -5,6 +5,7 @@ use crate::cutover::guard::{self, Handle, Setup};
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
 use crate::cutover::options::{Options, go_on, late_writes};
+use crate::cutover::place::Where;
 use crate::cutover::proof::Proof;
 use crate::cutover::side::{Closed, Foretold, Freezer};
 use crate::cutover::watch;
@@ -34,6 +35,8 @@ pub struct Pass<'a> {
     pub proof: Proof<'a>,
     /// The folder that holds the folder of this direction's state.
     pub work_dir: PathBuf,
+    /// Where its migration is asked.
+    pub place: &'a Where,
     /// The state of the user's plan.
     pub home: PathBuf,
     pub side: &'static str,
@@ -121,6 +124,7 @@ impl Pass<'_> {
             plan,
             home: self.home.clone(),
             dir: self.dir(),
+            migration: self.place.clone(),
             side: self.side.into(),
             told: json!({
                 "step": "switch", "plan": self.plan.name, "from": source, "to": target,
@@ -336,7 +340,8 @@ impl Pass<'_> {
         // Before the order is given, so that it is known whatever happens to whom.
         guard::note(home, &dir, Stage::Switching, Stage::Switching)?;
         // The migration that holds still is the only one: it has the lock.
-        let still = match migration.ask(Ask::State).await {
+        let told = migration.tell_stage().await;
+        let still = match told.and(migration.ask(Ask::State).await) {
             Ok(now) => self.is_fenced(&now).and_then(|there| match there {
                 true => Ok(()),
                 false => Err(Error::new(ErrorKind::Refused, "the fence is gone")

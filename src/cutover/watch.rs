@@ -3,13 +3,14 @@
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::{self, Migration};
 use crate::cutover::old_side::OldSide;
+use crate::cutover::place::Where;
 use crate::cutover::reverse;
 use crate::cutover::side::Freezer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::Ask;
 use crate::net::{self, server};
 use crate::plan::{Endpoint, PasswordPlan, Plan, Source, validate};
-use crate::store::{Stage, Store};
+use crate::store::{Stage, Store, has_losses};
 use crate::task::Shutdown;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -54,7 +55,7 @@ pub async fn run(
         Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
         Err(e) => {
             // One that a killed cutover has left must not write any more.
-            migration::end(&back_dir(home).join(&plan.name)).await?;
+            migration::end(&Where::Folder(back_dir(home).join(&plan.name))).await?;
             (None, Some(e.chain()))
         }
     };
@@ -120,7 +121,7 @@ pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result
     }
     if let Some((user, password)) = freezer.way_back_user().await? {
         // One that was left running by a cutover that was killed has a password that is no more.
-        migration::end(&back_dir(home).join(&back.name)).await?;
+        migration::end(&Where::Folder(back_dir(home).join(&back.name))).await?;
         // Beside a user in the url there may be no other.
         let address = freezer
             .master_elsewhere()
@@ -134,7 +135,7 @@ pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result
 
 /// The plan of the way back, where there is one.
 pub fn way_back(plan: &Plan, home: &Path) -> Result<Plan> {
-    if !Store::open(home)?.losses(1)?.is_empty() {
+    if has_losses(home)? {
         // They are nowhere but at the old side, which would be made equal.
         return Err(Error::new(
             ErrorKind::Plan,
@@ -152,7 +153,7 @@ async fn open(back: &Plan, home: &Path, stop: &Shutdown) -> Result<Migration> {
     if !begun {
         let _ = std::fs::remove_dir_all(&dir);
     }
-    Migration::meet(back, &dir, stop).await
+    Migration::meet(back, &Where::Folder(dir.join(&back.name)), stop).await
 }
 
 async fn commit(home: &Path) -> Result<()> {

@@ -32,7 +32,9 @@ use crate::migrate::preflight::{
 
 use crate::migrate::checkpoint::writer::Saver;
 use crate::migrate::context::{Facts, Pace, RunOptions, Shared};
-use crate::migrate::control::orders;
+use crate::migrate::control::desk::{self, Desk};
+use crate::migrate::control::port::{Listen, Port};
+use crate::migrate::control::token;
 use crate::migrate::load::existing;
 use crate::migrate::progress::{ENDED, Progress, ShardProgress};
 use crate::migrate::shard::set::Shards;
@@ -43,7 +45,9 @@ use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
 use crate::source::place::Place;
 use crate::source::pulse::{Pulse, While};
-use crate::store::{CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, worker_dir};
+use crate::store::{
+    CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, stage_of, worker_dir,
+};
 use crate::target::health;
 use crate::target::topology;
 use crate::task::{Shutdown, peak_rss, private_dir};
@@ -51,7 +55,7 @@ use crate::types::ShardId;
 use crate::types::unix_ms;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -73,6 +77,8 @@ pub struct Options {
     pub work_dir: PathBuf,
     /// Only these of the source's masters, with a state of their own below the plan's folder.
     pub share: Option<Share>,
+    /// Where a cutover on another machine may ask this worker.
+    pub listen: Option<Listen>,
     /// What `check` has found out just now.
     pub checked: Option<serde_json::Value>,
 }
@@ -125,13 +131,42 @@ pub async fn run(
         workers::refuse_workers(&options.work_dir)?;
     }
     let mut store = Store::open(&dir)?;
-    let stage = store.stage()?;
+    let desk = Desk {
+        dir: dir.clone(),
+        plan_dir: options.work_dir.clone(),
+        control: Default::default(),
+        progress: progress.clone(),
+        scan: false,
+        held: false,
+        instance: token::number()?,
+        stop: stop.clone(),
+    };
+    let port = match &options.listen {
+        Some(listen) if !options.dry_run => Some(Port::open(listen).await?),
+        _ => None,
+    };
+    let mut stage = stage_of(&dir, &options.work_dir)?;
+    if let (Stage::Switching, Some(port)) = (stage, &port) {
+        tracing::warn!(
+            "a cutover was cut off while it moved the clients: nothing is moved until it is run again and says where they are"
+        );
+        stage = port.hold(desk.held()).await;
+        if stage == Stage::Switching {
+            return Err(Error::stopped(
+                "stopped before it was known where the clients are",
+            ));
+        }
+    }
     // After a rollback one may start over.
     let over = options.fresh && stage == Stage::RolledBack;
     if stage.is_fenced() && !over && !options.dry_run {
         return Err(switched(stage));
     }
-    if options.fresh && store.is_frozen()? {
+    let frozen = match Store::open_readonly(&options.work_dir)? {
+        Some(plans) => store.is_frozen()? || plans.is_frozen()?,
+        None => store.is_frozen()?,
+    };
+    if options.fresh && frozen {
         return Err(Error::new(
             ErrorKind::State,
             "a cutover that was cut off has left users without their rights",
@@ -139,6 +174,9 @@ pub async fn run(
         .hint("run `keyferry rollback` first: it gives them back"));
     }
     if options.fresh {
+        if over && options.share.is_some() {
+            workers::begin_over(&options.work_dir)?;
+        }
         store.wipe()?;
         remove_spool(&dir)?;
     }
@@ -155,7 +193,7 @@ pub async fn run(
         store.put_json(CHECKED, checked)?;
     }
     store.remember(&job)?;
-    let result = migrate(&job, &options, &dir, store, progress, &stop).await;
+    let result = migrate(&job, &options, store, desk, port).await;
     let mut store = Store::open(&dir)?;
     store.remember(&job)?;
     match &result {
@@ -247,11 +285,11 @@ fn summary(
 async fn migrate(
     job: &Job,
     options: &Options,
-    dir: &Path,
     mut store: Store,
-    progress: Arc<Progress>,
-    stop: &Shutdown,
+    mut desk: Desk,
+    port: Option<Port>,
 ) -> Result<bool> {
+    let (dir, stop) = (&desk.dir.clone(), &desk.stop.clone());
     let Found {
         mut layout,
         server: source,
@@ -336,7 +374,7 @@ async fn migrate(
         ownership,
         own: existing::own(job, &topology, dir, claimed.as_ref(), &saved).await?,
         pace: Pace::new(job, layout.masters.len().max(1)),
-        control: Default::default(),
+        control: desk.control.clone(),
         // All of them, so that none that is still connecting is passed over.
         losses_seen: Mutex::new(assigned.iter().map(|s| (s.shard, 0)).collect()),
         told: Default::default(),
@@ -363,20 +401,24 @@ async fn migrate(
     };
     shared.store(|s| s.enter_phase(phase, unix_ms()))?;
 
+    desk.scan = scan;
     if !options.dry_run {
-        let served = orders::serve(
-            dir.to_owned(),
-            shared.control.clone(),
-            progress.clone(),
-            scan,
-            stop.clone(),
-        );
-        let (shared, ended) = (shared.clone(), ends.clone());
+        let (shared, desk, ended) = (shared.clone(), desk.clone(), ends.clone());
+        let beside = desk.clone();
+        let beside = async move {
+            if let Err(e) = desk::serve(beside).await {
+                let what = format!("a cutover cannot ask this migration: {e}");
+                shared.event("warning", "control", &what);
+            }
+        };
+        let from_afar = async move {
+            if let Some(port) = port {
+                port.serve(desk).await;
+            }
+        };
         tokio::spawn(async move {
             tokio::select! {
-                served = served => if let Err(e) = served {
-                    shared.event("warning", "control", &format!("a cutover cannot ask this migration: {e}"));
-                },
+                _ = futures::future::join(beside, from_afar) => {}
                 () = ended.wait() => {}
             }
         });
@@ -410,7 +452,7 @@ async fn migrate(
         target,
         dir: dir.join("spool"),
         used,
-        progress,
+        progress: desk.progress.clone(),
         running: Default::default(),
     };
     if let Some(pulse) = &pulse {
@@ -434,7 +476,7 @@ async fn migrate(
     // Which shards there are may change; the run ends when all of them have.
     let joined = {
         let joining = shards.join();
-        let phases = watch_phases(&shards, pulse.as_deref());
+        let phases = watch_phases(&shards, pulse.as_deref(), &desk);
         let slots = async {
             match &shared.ownership {
                 Some(ownership) => watch::watch(&shards, ownership).await,
@@ -510,7 +552,7 @@ const STAGE_EVERY: Duration = Duration::from_secs(1);
 const PULSE_EVERY: Duration = Duration::from_secs(10);
 
 /// Notes when all shards are past the snapshot, and ends a run that was to end when caught up.
-async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
+async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>, desk: &Desk) {
     let (shared, mut streaming, mut looked) = (&shards.shared, false, Instant::now());
     let mut felt = Instant::now();
     while !shared.stop.requested() {
@@ -523,8 +565,7 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>) {
         if looked.elapsed() > STAGE_EVERY && !shared.run.dry_run {
             looked = Instant::now();
             // A cutover may have been finished by others; one that is still here may have us watch the old side.
-            let stage = shared.store(|s| s.stage());
-            let moved = stage.is_ok_and(|s| !matches!(s, Stage::Source | Stage::Switching));
+            let moved = !matches!(desk.stage(), Stage::Source | Stage::Switching);
             if moved && !shared.control.attended() {
                 shared.stop.request();
                 return;

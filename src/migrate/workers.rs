@@ -6,7 +6,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Master;
 use crate::plan::Share;
-use crate::store::{Claim, Lock, Store, coverage, workers};
+use crate::store::{Claim, Lock, Stage, Store, coverage, workers};
 use crate::types::SlotSet;
 use std::path::Path;
 
@@ -118,6 +118,19 @@ fn refuse_others(claim: &Claim, own: &Path, plan_dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// After a rollback one worker begins anew. So must all the others, which the plan's own state will not say any more.
+pub(super) fn begin_over(plan_dir: &Path) -> Result<()> {
+    let whole = Store::open_readonly(plan_dir)?;
+    if whole.is_none_or(|s| s.stage().is_ok_and(|stage| stage != Stage::RolledBack)) {
+        return Ok(());
+    }
+    for worker in workers(plan_dir)?.into_iter().filter(|w| !w.remote) {
+        Store::open(&worker.dir)?.set_stage(Stage::RolledBack)?;
+    }
+    // Its verifications and cutovers were of what is forgotten now.
+    Store::open(plan_dir)?.wipe()
+}
+
 /// A whole migration where workers have begun would write the same keys.
 pub(super) fn refuse_workers(plan_dir: &Path) -> Result<()> {
     let Some(worker) = workers(plan_dir)?.into_iter().next() else {
@@ -133,7 +146,7 @@ pub(super) fn refuse_workers(plan_dir: &Path) -> Result<()> {
     .hint(format!(
         "go on with each worker's own share, as in {}; to move everything by one process instead, stop them, remove {}, and set on_existing to \"reconcile\"",
         worker.claim.share,
-        plan_dir.join("workers").display()
+        worker.dir.parent().unwrap_or(plan_dir).display()
     )))
 }
 

@@ -27,6 +27,7 @@ pub fn merge(own: Status, workers: &[Worker], job: &Job) -> Result<Status> {
         return Ok(own);
     }
     let some_run = workers.iter().any(|w| w.pid.is_some());
+    let own_phase = own.phase;
     let mut merged = own;
     let mut phases = Vec::new();
     if !merged.shards.is_empty() {
@@ -71,7 +72,11 @@ pub fn merge(own: Status, workers: &[Worker], job: &Job) -> Result<Status> {
         merged.slots_twice = Some(twice.to_string());
     }
     merged.shards.sort_by_key(|s| s.shard);
-    merged.phase = least(&phases);
+    merged.phase = match own_phase {
+        // From the freeze on, the cutover knows more than those that it asks.
+        Phase::Frozen | Phase::Switched | Phase::RolledBack => own_phase,
+        _ => least(&phases),
+    };
     (merged.snapshot, merged.stream) = totals(&merged.shards);
     merged.snapshot.done &= missing.count() == 0;
     Ok(merged)

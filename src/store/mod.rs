@@ -27,7 +27,9 @@ pub use record::{
     VerifyRun, Written,
 };
 pub use state::Store;
-pub use workers::{Claim, Worker, coverage, worker_dir, workers, workers_and};
+pub use workers::{
+    Claim, Worker, coverage, has_losses, remote_dir, stage_of, worker_dir, workers, workers_and,
+};
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //!
 //! A claim says which slots are a worker's business; it is made at its first start and holds until `--fresh`.
 
+use super::cutover::Stage;
 use super::lock::Lock;
 use super::state::{FILE, Store};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -12,6 +13,8 @@ use std::path::{Path, PathBuf};
 /// The document that holds the claim.
 const CLAIM: &str = "worker";
 const FOLDER: &str = "workers";
+/// Copies of the states of workers on other machines, which a cutover has taken.
+const REMOTE: &str = "remote";
 
 /// What one worker has taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +76,42 @@ pub fn worker_dir(plan_dir: &Path, name: &str) -> PathBuf {
     plan_dir.join(FOLDER).join(name)
 }
 
+/// Where copies of the states of workers on other machines lie.
+pub fn remote_dir(plan_dir: &Path) -> PathBuf {
+    plan_dir.join(REMOTE)
+}
+
+/// On which side the clients are, for the migration with its state in `dir`: a cutover beside it says so in the plan's
+/// own state, one on another machine has told it.
+pub fn stage_of(dir: &Path, plan_dir: &Path) -> Result<Stage> {
+    let said = |dir: &Path| Store::open_readonly(dir)?.map(|s| s.stage()).transpose();
+    match said(plan_dir)? {
+        Some(stage) if stage.is_fenced() => return Ok(stage),
+        _ => {}
+    }
+    said(dir)?.ok_or_else(|| {
+        Error::new(
+            ErrorKind::State,
+            format!("the state in {} is gone", dir.display()),
+        )
+    })
+}
+
+/// Whether the target could not hold something of this migration, whoever has moved it.
+pub fn has_losses(plan_dir: &Path) -> Result<bool> {
+    if let Some(own) = Store::open_readonly(plan_dir)?
+        && !own.losses(1)?.is_empty()
+    {
+        return Ok(true);
+    }
+    for worker in workers(plan_dir)? {
+        if !worker.store.losses(1)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// A worker's state that was found.
 pub struct Worker {
     /// Its folder's name.
@@ -82,12 +121,20 @@ pub struct Worker {
     pub claim: Claim,
     /// The process that works on it now, on this machine.
     pub pid: Option<u32>,
+    /// It is a copy: the worker is on another machine.
+    pub remote: bool,
 }
 
 /// The workers' states below a plan's folder, by name.
 pub fn workers(plan_dir: &Path) -> Result<Vec<Worker>> {
-    let folder = plan_dir.join(FOLDER);
-    let entries = match std::fs::read_dir(&folder) {
+    let mut found = below(&plan_dir.join(FOLDER))?;
+    found.extend((below(&remote_dir(plan_dir))?.into_iter()).map(|w| Worker { remote: true, ..w }));
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+fn below(folder: &Path) -> Result<Vec<Worker>> {
+    let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(e) => {
@@ -103,7 +150,6 @@ pub fn workers(plan_dir: &Path) -> Result<Vec<Worker>> {
         })?;
         found.extend(open(&entry.path())?);
     }
-    found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
 
@@ -160,6 +206,7 @@ fn open(dir: &Path) -> Result<Option<Worker>> {
         store,
         claim,
         pid: Lock::holder(dir),
+        remote: false,
     }))
 }
 

@@ -1,28 +1,27 @@
 //! What a cutover asks of the migration that runs: which keys were written, drain, hold still, go on.
 //!
-//! Asked over a socket in the plan's folder, a line of JSON each way. When the asker goes away, the migration goes on
-//! as if nobody had asked.
+//! A line of JSON each way. When the asker goes away, the migration goes on as if nobody had asked (`desk.rs`).
 
-use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::progress::{ENDED, Progress};
-use crate::store::{Stage, Store};
-use crate::task::{Shutdown, socket};
+use crate::store::{ShardState, Stage};
+use crate::task::Shutdown;
 use crate::types::DbIndex;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
-use tokio::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Names of written keys that are kept; beyond, only that there were more.
 const NAMES_BYTES: usize = 64 << 20;
 /// Names of keys written behind the fence that are told.
 pub const LATE_KEYS: usize = 1_000;
+/// The longest question.
+pub const ASK_BYTES: usize = 4096;
+/// The longest answer: all names, twice in base64 when it comes from another machine.
+pub const ANSWER_BYTES: usize = 2 * NAMES_BYTES + (1 << 20);
 
 /// What is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +41,71 @@ pub enum Ask {
     Follow,
     /// End, as by Ctrl-C.
     Stop,
+    /// Who answers.
+    Whose,
+    /// On which side the clients are, by the number of the work folder that knows it.
+    Stage { stage: Stage, by: u64 },
+    /// A piece of one of its files.
+    Part { part: Part, from: u64 },
+    /// How far its shards are, as saved.
+    Marks,
+}
+
+/// A file of a worker that a verification on another machine needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    State,
+    /// The keys of the target's own, and those of them that were overwritten.
+    Existing,
+    Taken,
+}
+
+/// What is answered to a worker's own questions.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Said {
+    Whose {
+        /// The name of the folder that holds its state.
+        name: String,
+        /// A number of the process's own.
+        instance: u64,
+        /// It moves nothing until it is told on which side the clients are.
+        held: bool,
+    },
+    Part {
+        /// In base64; none at the end.
+        bytes: String,
+        is_there: bool,
+    },
+    Marks {
+        shards: Vec<Mark>,
+        sweeps: Value,
+    },
+}
+
+/// How far a shard is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mark {
+    pub shard: u16,
+    pub loaded: bool,
+    pub applied: Option<u64>,
+    pub source_offset: Option<u64>,
+    pub lag_ms: u64,
+    pub updated_at: i64,
+}
+
+impl Mark {
+    pub fn of(shard: &ShardState) -> Mark {
+        Mark {
+            shard: shard.shard.0,
+            loaded: shard.snapshot_loaded,
+            applied: shard.applied.map(|o| o.0),
+            source_offset: shard.source_offset.map(|o| o.0),
+            lag_ms: shard.lag_ms,
+            updated_at: shard.updated_at,
+        }
+    }
 }
 
 /// The answer to each of them.
@@ -59,9 +123,42 @@ pub struct Answer {
     /// Keys written behind the fence, in base64 with the source's database: the first [`LATE_KEYS`] of them.
     #[serde(default)]
     pub late_keys: Vec<(u32, String)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub said: Option<Said>,
+    /// It was not done: why, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<(String, String)>,
 }
 
 impl Answer {
+    /// Takes in another worker's answer to the same question; `name` stands for one that has no shard to show yet.
+    pub fn add(&mut self, other: Answer, name: &str) {
+        match other.shards.is_empty() {
+            true => self.shards.push(ShardNow {
+                address: name.to_owned(),
+                phase: "starting".into(),
+                ..ShardNow::default()
+            }),
+            false => self.shards.extend(other.shards),
+        }
+        self.scan |= other.scan;
+        self.lost |= other.lost;
+        self.more |= other.more;
+        self.keys.extend(other.keys);
+        let room = LATE_KEYS.saturating_sub(self.late_keys.len());
+        (self.late_keys).extend(other.late_keys.into_iter().take(room));
+        if self
+            .keys
+            .iter()
+            .map(|(_, key)| key.len() + 64)
+            .sum::<usize>()
+            > 2 * NAMES_BYTES
+        {
+            // Slots are compared instead.
+            (self.more, self.keys) = (true, Vec::new());
+        }
+    }
+
     pub fn names(&self) -> Vec<(DbIndex, Vec<u8>)> {
         names(&self.keys)
     }
@@ -157,6 +254,22 @@ impl Control {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A cutover has come.
+    pub fn enter(&self) {
+        self.attended.fetch_add(1, Relaxed);
+    }
+
+    /// One has gone; whether it was the last.
+    pub fn leave(&self) -> bool {
+        self.attended.fetch_sub(1, Relaxed) == 1
+    }
+
+    /// Nobody wants to know any more which keys are written.
+    pub fn forget(&self) {
+        self.recording.store(false, Relaxed);
+        *self.changed() = Changed::default();
+    }
+
     /// Somebody waits for answers.
     pub fn attended(&self) -> bool {
         self.attended.load(Relaxed) > 0
@@ -208,10 +321,11 @@ impl Control {
         self.orders().lost = true;
     }
 
-    fn give(&self, ask: Ask, stop: &Shutdown) {
+    pub fn give(&self, ask: Ask, stop: &Shutdown) {
         let mut orders = self.orders();
         match ask {
-            Ask::State | Ask::Take => {}
+            Ask::State | Ask::Take | Ask::Whose | Ask::Marks => {}
+            Ask::Stage { .. } | Ask::Part { .. } => {}
             Ask::Record => {
                 *self.changed() = Changed::default();
                 self.recording.store(true, Relaxed);
@@ -233,7 +347,7 @@ impl Control {
         }
     }
 
-    fn answer(&self, ask: Ask, progress: &Progress, scan: bool) -> Answer {
+    pub fn answer(&self, ask: Ask, progress: &Progress, scan: bool) -> Answer {
         let orders = self.orders();
         let wanted = match orders.order {
             Order::Fence(number) => Some(number),
@@ -278,126 +392,8 @@ impl Control {
                 .flat_map(|obeyed| obeyed.late_keys.iter().map(encoded))
                 .take(LATE_KEYS)
                 .collect(),
+            said: None,
+            refused: None,
         }
-    }
-}
-
-/// The name of the socket in a plan's folder.
-const NAME: &str = "control";
-
-/// Answers until the run ends.
-pub async fn serve(
-    dir: PathBuf,
-    control: Arc<Control>,
-    progress: Arc<Progress>,
-    scan: bool,
-    stop: Shutdown,
-) -> Result<()> {
-    // We hold the lock.
-    let listener = socket::listen(&dir, NAME).context(ErrorKind::Disk, || {
-        format!("open a socket for cutovers in {}", dir.display())
-    })?;
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            continue;
-        };
-        let (control, progress, stop) = (control.clone(), progress.clone(), stop.clone());
-        let dir = dir.clone();
-        tokio::spawn(async move {
-            control.attended.fetch_add(1, Relaxed);
-            let heard = attend(stream, &control, &progress, scan, &stop, &dir).await;
-            // Whoever asked has gone: nothing it wanted holds any more.
-            if control.attended.fetch_sub(1, Relaxed) == 1 {
-                release(&dir, &control, &stop).await;
-            }
-            if let Err(e) = heard {
-                tracing::debug!("a cutover went away: {e}");
-            }
-        });
-    }
-}
-
-/// Goes on as before. But a fence outlives whoever has put it up, once the clients are being moved.
-async fn release(dir: &Path, control: &Control, stop: &Shutdown) {
-    control.recording.store(false, Relaxed);
-    *control.changed() = Changed::default();
-    while matches!(control.order(), Order::Fence(_)) && !control.attended() {
-        match stage(dir) {
-            Stage::Source => break,
-            Stage::Switching => tokio::time::sleep(Duration::from_millis(50)).await,
-            Stage::Switched | Stage::Committed | Stage::RolledBack => {
-                stop.request();
-                return;
-            }
-        }
-    }
-    if !control.attended() {
-        control.orders().order = Order::Follow;
-    }
-}
-
-/// Where the clients are; as long as nobody knows, nothing is let through.
-fn stage(dir: &Path) -> Stage {
-    match Store::open_readonly(dir) {
-        Ok(Some(store)) => store.stage().unwrap_or(Stage::Switching),
-        _ => Stage::Switching,
-    }
-}
-
-async fn attend(
-    stream: UnixStream,
-    control: &Control,
-    progress: &Progress,
-    scan: bool,
-    stop: &Shutdown,
-    dir: &Path,
-) -> std::io::Result<()> {
-    let (read, mut write) = stream.into_split();
-    let mut lines = BufReader::new(read).lines();
-    while let Some(line) = lines.next_line().await? {
-        let Ok(ask) = serde_json::from_str::<Ask>(&line) else {
-            return Ok(());
-        };
-        // A fence outlives the wish to go on, once the clients are being moved.
-        if !(ask == Ask::Follow
-            && matches!(control.order(), Order::Fence(_))
-            && stage(dir) != Stage::Source)
-        {
-            control.give(ask, stop);
-        }
-        let answer = control.answer(ask, progress, scan);
-        let mut text = serde_json::to_vec(&answer).unwrap_or_default();
-        text.push(b'\n');
-        write.write_all(&text).await?;
-    }
-    Ok(())
-}
-
-/// The asking end.
-pub struct Asker {
-    lines: tokio::io::Lines<BufReader<tokio::net::unix::OwnedReadHalf>>,
-    write: tokio::net::unix::OwnedWriteHalf,
-}
-
-impl Asker {
-    /// `NotReady` when no migration runs there.
-    pub async fn connect(dir: &Path) -> Result<Asker> {
-        let stream = (socket::connect(dir, NAME).await).context(ErrorKind::NotReady, || {
-            format!("no migration answers in {}", dir.display())
-        })?;
-        let (read, write) = stream.into_split();
-        let lines = BufReader::new(read).lines();
-        Ok(Asker { lines, write })
-    }
-
-    pub async fn ask(&mut self, ask: Ask) -> Result<Answer> {
-        let gone = || Error::new(ErrorKind::NotReady, "the migration has ended");
-        let mut text = serde_json::to_vec(&ask)
-            .map_err(|e| Error::new(ErrorKind::Bug, "write a question as JSON").cause(e))?;
-        text.push(b'\n');
-        (self.write.write_all(&text).await).map_err(|e| gone().cause(e))?;
-        let line = self.lines.next_line().await.map_err(|e| gone().cause(e))?;
-        serde_json::from_str(&line.ok_or_else(gone)?)
-            .map_err(|e| Error::new(ErrorKind::Protocol, "an answer is not understood").cause(e))
     }
 }
