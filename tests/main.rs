@@ -19,6 +19,7 @@ mod migrate_large;
 mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;
+mod notified;
 mod rdb_hostile;
 mod rdb_properties;
 mod rdb_samples;

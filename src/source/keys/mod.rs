@@ -14,6 +14,7 @@ mod replicas;
 pub mod short;
 pub mod side;
 pub mod typed;
+pub mod unnotified;
 
 /// The error of an answer that no server is known to give.
 fn unforeseen(command: &str) -> Error {
