@@ -4,10 +4,12 @@
 
 use crate::error::{Error, ErrorKind};
 
+pub mod calls;
 mod dumped;
 pub mod events;
 pub mod fact;
 pub mod functions;
+pub mod hearing;
 pub mod list;
 pub mod reader;
 mod replicas;
