@@ -7,6 +7,7 @@ mod command_keys;
 mod cutover;
 mod cutover_closed;
 mod cutover_killed;
+mod cutover_scan;
 mod empty;
 mod faults;
 mod faults_expiry;
