@@ -7,8 +7,10 @@ use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::Endpoint;
 use crate::support::wait_until;
-use crate::support::wire::Command;
+use crate::support::wire::{Client, Command};
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 const TOLD: &str = "notify-keyspace-events AKE";
@@ -332,6 +334,36 @@ fn writes_behind_the_fence_of_a_scan_are_noticed() {
         running.interrupt();
         running.wait(SOON);
     }
+}
+
+/// Where something unnotified runs all the time, the warm-up gives up in the end, and the pause holds a sweep.
+#[test]
+fn a_source_that_is_flushed_all_the_time_is_swept_in_the_pause() {
+    let Some([name]) = need(["any:client-pause-write"]) else {
+        return;
+    };
+    let (it, mut running) = scanned(one(&name), Endpoint::alone(Setup::new(&name)), json!({}));
+    let (address, stop) = (
+        it.story.source.nodes()[0].address(),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let stopped = stop.clone();
+    let flushing = std::thread::spawn(move || {
+        let mut client = Client::connect(&address).expect("a connection");
+        let _ = client.words("SELECT 9");
+        while !stopped.load(Relaxed) && client.words("FLUSHDB").is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let (told, after) = cut_over(&it, &mut running);
+    stop.store(true, Relaxed);
+    drop(it);
+    let _ = flushing.join();
+    by_sweep(&after);
+    let steps = told["steps"].as_array().expect("steps");
+    let warm = steps.iter().find(|s| s["step"] == "warm-up");
+    let said = warm.expect("a step")["detail"]["pause"].to_string();
+    assert!(said.contains("FLUSHDB"), "{said}");
 }
 
 /// Where nothing is told, the pause holds the sweep, and that is said before.

@@ -210,8 +210,12 @@ impl Sweeper<'_> {
                         self.tell_of_changes(looked, alike)?;
                     }
                     // A sweep is what can tell.
-                    Caught::Unknown if compare => due = Instant::now(),
-                    Caught::Unknown => self.tell_of_doubt()?,
+                    Caught::Unknown => {
+                        self.tell_of_doubt()?;
+                        if compare {
+                            due = Instant::now();
+                        }
+                    }
                     Caught::Some => alike = false,
                 }
             }
