@@ -63,6 +63,7 @@ pub use cli::rdb::{write_json, write_resp};
 pub use cli::run;
 pub use error::Result;
 pub use source::handshake;
+pub use source::keys::unnotified;
 pub use task::FAILPOINTS;
 pub use types::{ExpireAt, Slot, unix_ms};
 

@@ -150,6 +150,15 @@ fn text(s: &Status) -> String {
     if let Some(at) = s.updated_at {
         line("snapshot", snapshot(&s.snapshot));
         line("stream", stream(&s.stream));
+        if let Some(guarantee) = s.guarantee() {
+            line("guarantee", guarantee.to_owned());
+        }
+        if let Some(why) = s.sweeps_because() {
+            line(
+                "cutover",
+                format!("needs a whole sweep in its pause: {why}"),
+            );
+        }
         if s.shards.len() > 1 || !s.workers.is_empty() {
             for shard in &s.shards {
                 let of = if shard.snapshot.done {

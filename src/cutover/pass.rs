@@ -6,14 +6,14 @@ use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
 use crate::cutover::options::{Options, go_on, late_writes};
 use crate::cutover::place::Where;
-use crate::cutover::proof::Proof;
+use crate::cutover::proof::{self, Proof};
 use crate::cutover::side::{Closed, Foretold, Freezer};
 use crate::cutover::watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::{Answer, Ask, ShardNow};
 use crate::plan::{FreezeWay, Job, Plan, Source};
 use crate::source::mix;
-use crate::store::{MIX, MODE, Phase, SWEEPS, Stage, Store};
+use crate::store::{MIX, MODE, Phase, Stage, Store};
 use crate::task::Shutdown;
 use crate::types::unix_ms;
 use serde_json::{Value, json};
@@ -143,6 +143,7 @@ impl Pass<'_> {
         migration: &mut Migration,
         guard: &mut Handle,
     ) -> Result<Passed> {
+        let pause = self.foretold();
         let (found, scan, _) = journal
             .step(
                 "preflight",
@@ -152,8 +153,8 @@ impl Pass<'_> {
                         .err()
                         .map(|e| e.to_string());
                     json!({
-                        "freeze": found.way, "old_side": found.closed, "scan": scan, "no_way_back": back,
-                        "warnings": warnings,
+                        "freeze": found.way, "old_side": found.closed, "scan": scan, "pause": pause,
+                        "no_way_back": back, "warnings": warnings,
                     })
                 },
             )
@@ -163,7 +164,7 @@ impl Pass<'_> {
             .step(
                 "warm-up",
                 self.proof.warm_up(migration, scan),
-                |warm| json!({ "left_keys": warm.left, "compare_us": micros(warm.compare) }),
+                |warm| json!({ "left_keys": warm.left, "compare_us": micros(warm.compare), "pause": warm.pause }),
             )
             .await?;
         if self.options.dry_run {
@@ -249,6 +250,12 @@ impl Pass<'_> {
             f.severity == Severity::Warning && !self.options.ignore.contains(&f.id.to_owned())
         });
         Ok((found, scan, warnings))
+    }
+
+    /// What the pause of a scan will contain.
+    fn foretold(&self) -> Option<String> {
+        let scans = Store::open_readonly(&self.dir()).ok()??.json(MODE).ok()??;
+        (scans == "scan").then(|| self.proof.scanned().ok().map(|s| s.told()))?
     }
 
     /// Keeps what the clients do now, for a measurement when they are gone.
@@ -371,15 +378,7 @@ impl Pass<'_> {
 
     /// Everything that the source had written is at the target.
     async fn drained(&self, migration: &mut Migration) -> Result<Answer> {
-        migration.ask(Ask::Drain).await?;
-        loop {
-            go_on(self.stop)?;
-            let now = migration.ask(Ask::State).await?;
-            if !now.shards.is_empty() && now.shards.iter().all(|s| s.drained) {
-                return Ok(now);
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        proof::drained(migration, self.stop).await
     }
 
     /// From here on nothing of the old side is applied; nothing was written since it was frozen, and what was applied
@@ -420,14 +419,12 @@ impl Pass<'_> {
         loop {
             go_on(self.stop)?;
             let now = migration.ask(Ask::State).await?;
-            if now.scan {
+            if now.scan && !self.proof.scanned()?.by_changes {
                 // Only a sweep that finds nothing tells.
-                let found = tokio::time::timeout(patience, self.drained(migration)).await;
+                let over = || Ok(began.elapsed() > patience);
+                let found = proof::drained_unless(migration, self.stop, over).await?;
                 migration.ask(Ask::Follow).await?;
-                return match found {
-                    Ok(drained) => drained.map(drop),
-                    Err(_) => Err(still_writing(patience)),
-                };
+                return found.map(drop).ok_or_else(|| still_writing(patience));
             }
             let seen = writes(&now);
             if last != Some(seen) {
@@ -506,17 +503,17 @@ impl Pass<'_> {
     }
 
     async fn drained_live(&self, migration: &mut Migration) -> Result<Duration> {
-        if !self.proof.is_live() {
+        let scanned = self.proof.scanned()?;
+        if !self.proof.is_live() && !scanned.by_changes {
             // Under traffic a sweep always finds something; the pause will have to wait for one that does not.
-            let last = Store::open(&self.dir())?.json(SWEEPS)?.unwrap_or_default();
-            let ms = last["took_ms"].as_u64().unwrap_or(0);
-            return Ok(Duration::from_millis(2 * ms));
+            return Ok(scanned.predicted());
         }
         let began = Instant::now();
         let limit = Duration::from_millis(self.plan.cutover.max_pause_ms);
-        match tokio::time::timeout(limit, self.drained(migration)).await {
-            Ok(drained) => drained.map(|_| began.elapsed()),
-            Err(_) => Err(Error::new(
+        let over = || Ok(began.elapsed() > limit);
+        match proof::drained_unless(migration, self.stop, over).await? {
+            Some(_) => Ok(began.elapsed()),
+            None => Err(Error::new(
                 ErrorKind::Refused,
                 format!(
                     "within cutover.max_pause_ms ({}) the target did not get all that was written",

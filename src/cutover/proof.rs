@@ -3,8 +3,9 @@
 use crate::cutover::migration::Migration;
 use crate::cutover::options::go_on;
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::control::orders::Ask;
+use crate::migrate::control::orders::{Answer, Ask};
 use crate::plan::Job;
+use crate::store::{SWEEPS, Store};
 use crate::task::Shutdown;
 use crate::types::DbIndex;
 use crate::verify::{self, Live};
@@ -14,6 +15,19 @@ use std::time::{Duration, Instant};
 
 /// Rounds of comparing what has changed before the writers are frozen.
 const ROUNDS: u32 = 20;
+/// After so many sweeps in vain, what changes untold is taken to go on.
+const SWEEPS_TRIED: u64 = 2;
+/// How often it is looked how a scan would drain.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Words of reasons that no sweep takes away.
+const HOPELESS: [&str; 4] = [
+    "sends no keyspace notifications",
+    "does not tell its command statistics",
+    "read from replicas",
+    "is a replica",
+];
+/// How often a migration is asked whether it has drained.
+const POLL: Duration = Duration::from_millis(1);
 /// A round as quick as this is quick enough.
 const QUICK: Duration = Duration::from_millis(100);
 /// A comparison may stand still for so long at least: a key may have to be read again for a while.
@@ -41,8 +55,45 @@ pub struct Proof<'a> {
 pub struct Warm {
     /// Keys still to be compared.
     pub left: usize,
+    /// What the pause of a scan will contain.
+    pub pause: Option<String>,
     /// How long the last comparison of what had changed has taken.
     pub compare: Duration,
+}
+
+/// How a scan would drain.
+pub struct Scanned {
+    /// It needs to look only at what has changed since its last sweep.
+    pub by_changes: bool,
+    /// Why it needs a whole sweep.
+    why: String,
+    /// How long the last one took.
+    sweep: Duration,
+    sweeps: u64,
+}
+
+impl Scanned {
+    /// How long a drain by sweeps will take: the first may find what a second has to find gone.
+    pub fn predicted(&self) -> Duration {
+        2 * self.sweep
+    }
+
+    /// What a person is told before the pause.
+    pub fn told(&self) -> String {
+        match self.by_changes {
+            true => "the pause compares only what has changed since the last round".into(),
+            false => format!(
+                "as it stands, the pause needs a whole sweep of both sides, about {} ms: {}",
+                self.predicted().as_millis(),
+                self.why
+            ),
+        }
+    }
+
+    /// Whether more sweeps change nothing about that.
+    fn is_hopeless(&self) -> bool {
+        HOPELESS.iter().any(|why| self.why.contains(why))
+    }
 }
 
 impl Proof<'_> {
@@ -73,13 +124,70 @@ impl Proof<'_> {
     pub async fn warm_up(&mut self, migration: &mut Migration, scan: bool) -> Result<Warm> {
         migration.ask(Ask::Record).await?;
         self.compare_all(migration, false, false).await?;
-        // The sweep after the freeze compares everything anyway.
-        if !scan {
-            self.follow(migration).await?;
+        match scan {
+            true => self.rounds(migration).await?,
+            false => self.follow(migration).await?,
         }
         Ok(Warm {
             left: self.left.len(),
+            pause: scan.then(|| self.scanned().map(|s| s.told())).transpose()?,
             compare: self.compare,
+        })
+    }
+
+    /// Has a scan compare what was told to have changed, round by round, until only a little is left for the pause. Where
+    /// it cannot do without a whole sweep, that is left for the pause too.
+    async fn rounds(&mut self, migration: &mut Migration) -> Result<()> {
+        let (first, mut before) = (self.scanned()?, None);
+        for _ in 0..ROUNDS {
+            let began = Instant::now();
+            let mut looked = Instant::now();
+            let in_vain = || {
+                if looked.elapsed() < LOOK_EVERY {
+                    return Ok(false);
+                }
+                looked = Instant::now();
+                self.is_swept_in_vain(&first)
+            };
+            if drained_unless(migration, self.stop, in_vain)
+                .await?
+                .is_none()
+            {
+                break;
+            }
+            let took = began.elapsed();
+            self.compare = took;
+            let enough = took < QUICK || before.is_some_and(|b: Duration| took * 10 > b * 7);
+            before = Some(took);
+            if enough {
+                break;
+            }
+        }
+        migration.ask(Ask::Follow).await?;
+        Ok(())
+    }
+
+    /// Whether a sweep has ended of which no proof by changes can follow.
+    fn is_swept_in_vain(&self, first: &Scanned) -> Result<bool> {
+        let now = self.scanned()?;
+        let swept = now.sweeps.saturating_sub(first.sweeps);
+        let given_up = swept >= SWEEPS_TRIED || now.is_hopeless();
+        Ok(!now.by_changes && given_up)
+    }
+
+    /// How a scan would drain now.
+    pub fn scanned(&self) -> Result<Scanned> {
+        let store = Store::open_readonly(&self.dir)?;
+        let last = store.map_or(Ok(None), |s| s.json(SWEEPS))?;
+        let last = last.unwrap_or_default();
+        Ok(Scanned {
+            by_changes: last["by_changes"] == true,
+            why: last["why"]
+                .as_str()
+                .unwrap_or("no sweep has ended yet")
+                .into(),
+            sweep: Duration::from_millis(last["took_ms"].as_u64().unwrap_or(0)),
+            sweeps: last["sweeps"].as_u64().unwrap_or(0),
         })
     }
 
@@ -222,6 +330,36 @@ impl Proof<'_> {
             true => Ok(keys),
             false => Err(refusal(migration, &apart).await),
         }
+    }
+}
+
+/// Waits until everything that the source had written when this was asked is at the target.
+pub async fn drained(migration: &mut Migration, stop: &Shutdown) -> Result<Answer> {
+    loop {
+        let drained = drained_unless(migration, stop, || Ok(false)).await?;
+        if let Some(now) = drained {
+            return Ok(now);
+        }
+    }
+}
+
+/// The same, or `None` as soon as `given_up` says so. No answer is left behind for the next question.
+pub async fn drained_unless(
+    migration: &mut Migration,
+    stop: &Shutdown,
+    mut given_up: impl FnMut() -> Result<bool>,
+) -> Result<Option<Answer>> {
+    migration.ask(Ask::Drain).await?;
+    loop {
+        go_on(stop)?;
+        let now = migration.ask(Ask::State).await?;
+        if !now.shards.is_empty() && now.shards.iter().all(|s| s.drained) {
+            return Ok(Some(now));
+        }
+        if given_up()? {
+            return Ok(None);
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 

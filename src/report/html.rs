@@ -208,7 +208,9 @@ fn guarantee_card(report: &Report) -> Card {
         ),
         "scan" => (
             "scan and sweeps",
-            "Each key is what the source had when it was read last; the last sweep without a difference is the proof.",
+            report.status.guarantee().unwrap_or(
+                "Each key is what the source had when it was read last; the last sweep without a difference is the proof.",
+            ),
         ),
         "rdb" => ("snapshot", "The target holds what the snapshot held."),
         _ => ("not begun", ""),

@@ -43,6 +43,9 @@ pub fn render(report: &Report) -> String {
     page.row(&["databases", &text(&report.job.databases.to_string())]);
     page.row(&["keys", &text(&report.job.filter.to_string())]);
     page.row(&["mode", &status.mode]);
+    if let Some(guarantee) = status.guarantee() {
+        page.row(&["guarantee", &text(guarantee)]);
+    }
     if let Some(found) = report.products() {
         page.row(&["found at the last start", &text(found)]);
     }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::plan::Job;
-use crate::store::{LATE, Lock, MODE, Phase, ShardState, Store, VerifyRun, frozen};
+use crate::store::{LATE, Lock, MODE, Phase, SWEEPS, ShardState, Store, VerifyRun, frozen};
 use crate::types::{ReplOffset, unix_ms};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -57,6 +57,9 @@ pub struct StreamStatus {
     pub lag_bytes: u64,
     pub lag_ms: u64,
     pub commands_applied: u64,
+    /// Of a scan: its sweeps, what is guaranteed now, and whether a cutover needs a whole sweep in its pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scan: Option<Value>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -134,7 +137,8 @@ impl Status {
             .counts()?
             .into_iter()
             .filter_map(|(name, n)| Some((name.strip_prefix("skipped.")?.to_string(), n)));
-        let (snapshot, stream) = totals(&shards);
+        let (snapshot, mut stream) = totals(&shards);
+        stream.scan = store.json(SWEEPS)?;
         Ok(Status {
             plan: job.name.clone(),
             phase: phases.last().map_or(Phase::New, |p| p.phase),
@@ -159,6 +163,18 @@ impl Status {
     }
 }
 
+impl Status {
+    /// What a scan guarantees now; `None` of anything else.
+    pub fn guarantee(&self) -> Option<&str> {
+        self.stream.scan.as_ref()?["guarantee"].as_str()
+    }
+
+    /// Why a cutover needs a whole sweep in its pause.
+    pub fn sweeps_because(&self) -> Option<&str> {
+        self.stream.scan.as_ref()?["why"].as_str()
+    }
+}
+
 /// Sums over the shards; the time lag is that of the slowest.
 pub(super) fn totals(shards: &[ShardStatus]) -> (SnapshotStatus, StreamStatus) {
     let snapshot = SnapshotStatus {
@@ -175,6 +191,7 @@ pub(super) fn totals(shards: &[ShardStatus]) -> (SnapshotStatus, StreamStatus) {
         lag_bytes: shards.iter().map(|s| s.stream.lag_bytes).sum(),
         lag_ms: shards.iter().map(|s| s.stream.lag_ms).max().unwrap_or(0),
         commands_applied: shards.iter().map(|s| s.stream.commands_applied).sum(),
+        scan: None,
     };
     (snapshot, stream)
 }
@@ -255,6 +272,7 @@ impl ShardStatus {
                 lag_bytes: s.lag_bytes(),
                 lag_ms: s.lag_ms.max(unsaved_ms.unwrap_or(0)),
                 commands_applied: s.commands_applied,
+                scan: None,
             },
             healed_keys: s.healed_keys,
             note,

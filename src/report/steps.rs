@@ -42,6 +42,11 @@ pub fn step_text(step: &str, detail: &Value) -> String {
     };
     match step {
         "preflight" => preflight(detail),
+        // Of a scan.
+        "warm-up" if detail["pause"].is_string() => {
+            let pause = detail["pause"].as_str().unwrap_or_default();
+            format!("all keys compared; {pause}")
+        }
         "warm-up" => match (number("left_keys"), number("compare_us")) {
             (Some(left), Some(us)) => {
                 let left = match left {
@@ -86,6 +91,9 @@ fn preflight(detail: &Value) -> String {
     let mut parts = Vec::new();
     if let Some(by) = detail["freeze"].as_str() {
         parts.push(way(by).to_owned());
+    }
+    if let Some(pause) = detail["pause"].as_str() {
+        parts.push(pause.to_owned());
     }
     if let Some(closed) = detail["old_side"].as_str() {
         parts.push(format!(

@@ -7,10 +7,11 @@ use crate::migrate::scan::sweep::{CHUNK, MARK, Sweeper};
 use crate::migrate::write::door::Admission;
 use crate::migrate::write::losses::{self, NAME_TAKEN};
 use crate::rdb::payload;
+use crate::source::keys::events::Name;
 use crate::source::keys::list::{Page, Position};
 use crate::source::keys::reader::Dumped;
 use crate::types::DbIndex;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -99,7 +100,7 @@ impl Sweeper<'_> {
                     Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
                     // Its slot is moving: it is read again.
                     Dumped::Elsewhere => {
-                        self.events.put([(db, key.to_vec())]);
+                        self.hearing.events.put([(db, key.to_vec())]);
                         moved = true;
                         continue;
                     }
@@ -197,23 +198,38 @@ impl Sweeper<'_> {
         Ok(())
     }
 
-    /// Writes keys whose change was told; returns how many.
-    pub(super) fn write_changed(&mut self) -> Result<usize> {
-        let some = self.events.take(CHUNK);
-        let mut by_db: HashMap<DbIndex, Vec<Vec<u8>>> = HashMap::new();
-        for (db, key) in &some {
-            by_db.entry(*db).or_default().push(key.clone());
-        }
-        for (db, keys) in by_db {
-            let written = self.again(|me| {
-                let keys = me.wanted(db, &keys)?;
-                me.write(db, &keys)
-            });
-            if let Err(e) = written {
-                self.events.put(some);
+    /// Writes up to so many keys whose change was told; returns how many.
+    pub(super) fn write_told(&mut self, most: usize) -> Result<usize> {
+        let mut some = self.hearing.events.take(most);
+        let all = some.len();
+        while !some.is_empty() {
+            let chunk = some.split_off(some.len().saturating_sub(CHUNK));
+            self.changes.note(&chunk);
+            if let Err(e) = self.write_names(&chunk) {
+                self.hearing.events.put(some.into_iter().chain(chunk));
                 return Err(e);
             }
         }
-        Ok(some.len())
+        Ok(all)
     }
+
+    /// Reads keys of the source, of several databases, and writes what they hold.
+    pub(super) fn write_names(&mut self, names: &[Name]) -> Result<()> {
+        for (db, keys) in by_database(names) {
+            self.again(|me| {
+                let keys = me.wanted(db, &keys)?;
+                me.write(db, &keys)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Keys by their databases.
+pub(super) fn by_database(names: &[Name]) -> BTreeMap<DbIndex, Vec<Vec<u8>>> {
+    let mut by_db: BTreeMap<DbIndex, Vec<Vec<u8>>> = BTreeMap::new();
+    for (db, key) in names {
+        by_db.entry(*db).or_default().push(key.clone());
+    }
+    by_db
 }

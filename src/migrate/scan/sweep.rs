@@ -11,16 +11,17 @@ use crate::migrate::context::ShardContext;
 use crate::migrate::control::drain::ATTENDED_POLL;
 use crate::migrate::control::orders::Order;
 use crate::migrate::load::loss_guard::{self, FEW};
+use crate::migrate::scan::told::{Caught, Changes};
 use crate::net::Tries;
 use crate::plan::OnExisting;
-use crate::source::keys::events::{self, Events};
 use crate::source::keys::fact::Found;
+use crate::source::keys::hearing::Hearing;
 use crate::source::keys::list::{Listing, Page, Position};
 use crate::source::keys::reader::{Reader, pairs};
 use crate::source::keys::side::Side;
 use crate::store::SWEEPS;
 use crate::task::Shutdown;
-use crate::types::{DbIndex, Mark, ReplOffset, unix_ms};
+use crate::types::{DbIndex, Mark, ReplOffset};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -35,6 +36,9 @@ const REST: Duration = Duration::from_millis(500);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// Without a notification for this long, the source is taken for silent.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How often the source is asked whether every change was told, also while a cutover, which compares, is at work.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+const ATTENDED_LOOK: Duration = Duration::from_millis(100);
 /// How often a verification's wishes are looked for.
 const REPAIR_EVERY: Duration = Duration::from_millis(500);
 
@@ -46,15 +50,11 @@ pub(super) struct Sweeper<'p> {
     pub(super) ctx: Rc<ShardContext>,
     pub(super) core: &'p mut ApplyLoop,
     pub(super) source: Reader,
-    target: Reader,
-    pub(super) events: Arc<Events>,
-    /// How many changes had been told when all was drained.
-    pub(super) told_then: u64,
-    /// How many masters are to be listened to; 0 without notifications.
-    listeners: usize,
-    /// The source is known to send every change.
-    trusted: bool,
-    sweeps: u64,
+    pub(super) target: Reader,
+    pub(super) hearing: Hearing,
+    /// What was written since a moment from which on every change was told.
+    pub(super) changes: Changes,
+    pub(super) sweeps: u64,
     /// Bytes that the throttle has taken.
     paced: u64,
     /// When repairs were looked for.
@@ -66,8 +66,8 @@ pub(super) struct Sweeper<'p> {
     accept_loss: bool,
     /// What the target holds is what we have brought: with on_existing "reconcile" not before the first sweep.
     guarded: bool,
-    /// A cutover wants a sweep that began after this and finds nothing: its number, since when, whether it was done.
-    pub(super) drain: Option<(u64, Instant, bool)>,
+    /// What a cutover wants drained.
+    pub(super) drain: Option<Drain>,
 }
 
 impl<'p> Sweeper<'p> {
@@ -83,25 +83,12 @@ impl<'p> Sweeper<'p> {
             Ok::<_, Error>((source, Side::target(job).await?))
         })?;
         let (source, target) = (Arc::new(source), Arc::new(target));
-        let events = Arc::new(Events::within(job.limits.told()));
-        let on = runtime.block_on(events::are_on(&source))?;
-        let mut listeners = 0;
-        // Where the server does not tell, listening costs nothing; but only what is known to be told is relied upon.
-        if on != Some(false) {
-            for master in &source.layout().masters {
-                listeners += 1;
-                runtime.spawn(events::listen(
-                    source.clone(),
-                    master.address.clone(),
-                    events.clone(),
-                    stop.clone(),
-                ));
-            }
-        }
+        let told = job.limits.told();
+        let hearing = Hearing::begin(source.clone(), told / 2, runtime, stop.clone())?;
         ctx.shared.event(
             "info",
             "scan",
-            match on {
+            match hearing.is_on() {
                 Some(false) => "the source sends no keyspace notifications: changes are found by comparing both sides again and again",
                 None => "the source does not tell whether it sends keyspace notifications: what they tell is used, and both sides are compared again and again",
                 Some(true) => "changes are told by the source's keyspace notifications; sweeps find what those may miss",
@@ -113,10 +100,8 @@ impl<'p> Sweeper<'p> {
             source: Reader::new(source, Default::default()),
             target: Reader::new(target, Default::default()),
             core,
-            events,
-            told_then: 0,
-            listeners,
-            trusted: on == Some(true),
+            hearing,
+            changes: Changes::within(told / 4),
             sweeps: 0,
             paced: 0,
             repaired: Instant::now(),
@@ -127,6 +112,16 @@ impl<'p> Sweeper<'p> {
             ctx,
         })
     }
+}
+
+/// What a cutover wants: all over there that was written until then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drain {
+    pub number: u64,
+    pub since: Instant,
+    /// How many sweeps had ended then.
+    pub sweeps: u64,
+    pub done: bool,
 }
 
 /// Copies, then keeps both sides alike until a stop.
@@ -146,7 +141,7 @@ impl Sweeper<'_> {
             Ok(()) => {}
         }
         if !matches!(self.ctx.shared.control.order(), Order::Fence(_)) {
-            self.write_changed()?;
+            self.write_told(CHUNK)?;
         }
         self.settle()?;
         self.core.save(true)?;
@@ -168,41 +163,83 @@ impl Sweeper<'_> {
         }
         self.ctx.progress.set_phase("stream");
         // What was written before anybody listened, or while nobody did.
-        let (mut due, mut quiet_since, mut told) = (Instant::now(), Instant::now(), 0);
-        let (mut alike, mut last) = (false, Instant::now());
+        let (mut due, mut quiet_since, mut looked) =
+            (Instant::now(), Instant::now(), Instant::now());
+        let (mut told, mut compared, mut gaps) = (0, u64::MAX, self.hearing.events.gaps());
+        let (mut alike, mut last, mut rested) = (false, Instant::now(), Instant::now());
         loop {
             self.go_on()?;
-            if self.obey(&mut due) {
+            if self.obey()? {
                 std::thread::sleep(ATTENDED_POLL);
                 continue;
             }
             let lost = self.core.marks().note_loss()?;
-            if self.events.take_gap() || lost || self.unproven {
+            if lost {
+                self.doubt("the target has lost a master");
+            }
+            let missed = std::mem::replace(&mut gaps, self.hearing.events.gaps()) != gaps;
+            if missed || lost || self.unproven {
                 due = Instant::now();
             }
-            if self.events.told() != told {
-                (told, quiet_since, alike) = (self.events.told(), Instant::now(), false);
+            if self.hearing.events.told() != told {
+                (told, quiet_since, alike) = (self.hearing.events.told(), Instant::now(), false);
             }
+            let draining = self.drain.is_some_and(|d| !d.done);
             // Some changes are told to nobody: when the source falls silent, they are looked for.
-            let silent = self.hears_all() && !alike && quiet_since.elapsed() > SILENCE;
-            if Instant::now() >= due || silent {
-                let began = Instant::now();
-                let before = self.events.told();
-                let found = self.sweep()?;
-                self.sweeps += 1;
-                alike = found == 0 && !self.unproven && self.events.told() == before;
-                self.tell(found, alike, began)?;
-                self.finish_drain(alike, began);
-                due = Instant::now()
-                    + match (self.hears_all(), found) {
-                        _ if self.drain.is_some_and(|(_, _, done)| !done) => Duration::ZERO,
-                        (true, _) => SWEEP_EVERY.max(began.elapsed() * 4),
-                        (false, 0) => REST,
-                        (false, _) => Duration::ZERO,
-                    };
-                last = began;
+            let silent = self.hears_all()
+                && !alike
+                && quiet_since.elapsed() > SILENCE
+                && Instant::now() >= rested;
+            let look_every = match self.ctx.shared.control.attended() {
+                true => ATTENDED_LOOK,
+                false => LOOK_EVERY,
+            };
+            if draining || silent || looked.elapsed() > look_every {
+                looked = Instant::now();
+                let (before, compare) = (self.hearing.events.told(), draining || silent);
+                let caught = self.catch_up(compare)?;
+                // Consumers that only ask are no reason to read their streams all the time.
+                if compare && std::mem::replace(&mut compared, before) == before {
+                    rested = Instant::now() + looked.elapsed() * 10;
+                }
+                match caught {
+                    Caught::All => {
+                        last = looked;
+                        alike |= compare && self.hearing.events.told() == before;
+                        self.drained_by_changes(looked);
+                        self.tell_of_changes(looked, alike)?;
+                    }
+                    // A sweep is what can tell.
+                    Caught::Unknown => {
+                        self.tell_of_doubt()?;
+                        if compare {
+                            due = Instant::now();
+                        }
+                    }
+                    Caught::Some => alike = false,
+                }
             }
-            let written = self.write_changed()? + self.repair()?;
+            // While a cutover is at work, nothing is swept that is known to be told.
+            let postponed = self.ctx.shared.control.attended() && self.changes.stand();
+            if Instant::now() >= due && !postponed {
+                let began = Instant::now();
+                let before = self.hearing.events.told();
+                if let Some(found) = self.sweep()? {
+                    self.sweeps += 1;
+                    alike = found == 0 && !self.unproven && self.hearing.events.told() == before;
+                    self.drained_by_sweep(alike, began);
+                    self.tell(found, alike, began)?;
+                    due = Instant::now()
+                        + match (self.hears_all(), found) {
+                            _ if self.drain.is_some_and(|d| !d.done) => Duration::ZERO,
+                            (true, _) => SWEEP_EVERY.max(began.elapsed() * 4),
+                            (false, 0) => REST,
+                            (false, _) => Duration::ZERO,
+                        };
+                    last = began;
+                }
+            }
+            let written = self.write_told(CHUNK)? + self.repair()?;
             // Everything up to the beginning of the last sweep is over there; what came later is known to be nothing only
             // where it would have been told.
             let lag = (!(alike && self.hears_all())).then_some(last);
@@ -211,7 +248,10 @@ impl Sweeper<'_> {
             self.core.tick_scan()?;
             if written == 0 {
                 self.settle()?;
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(match self.ctx.shared.control.attended() {
+                    true => ATTENDED_POLL,
+                    false => Duration::from_millis(20),
+                });
             }
         }
     }
@@ -219,15 +259,18 @@ impl Sweeper<'_> {
     /// Without a listener, what is written during the copy would only be found by the sweep after it.
     fn wait_for_listeners(&self) {
         let began = Instant::now();
-        while self.events.listening() < self.listeners && began.elapsed() < Duration::from_secs(5) {
+        while !self.hearing.listens()
+            && self.hearing.listeners() > 0
+            && began.elapsed() < Duration::from_secs(5)
+        {
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.events.take_gap();
     }
 
     /// Whether every change is told.
-    fn hears_all(&self) -> bool {
-        self.trusted && self.events.listening() == self.listeners
+    pub(super) fn hears_all(&self) -> bool {
+        let trusted = self.hearing.is_on() == Some(true) || self.changes.stand();
+        trusted && self.hearing.listens()
     }
 
     pub(super) fn go_on(&self) -> Result<()> {
@@ -235,23 +278,6 @@ impl Sweeper<'_> {
             false => Ok(()),
             true => Err(Error::stopped("the scan was stopped")),
         }
-    }
-
-    fn tell(&mut self, found: u64, alike: bool, began: Instant) -> Result<()> {
-        let took = began.elapsed().as_millis() as i64;
-        let guarantee = match (alike, self.hears_all()) {
-            (true, _) => "both sides were alike at the beginning of the last sweep",
-            (false, true) => {
-                "what was written before the last sweep is at the target; what came after is told, but for the state of stream groups"
-            }
-            (false, false) => "what was written before the last sweep is at the target",
-        };
-        let text = serde_json::json!({
-            "sweeps": self.sweeps, "found": found, "took_ms": took, "began_at": unix_ms() - took,
-            "notifications": self.hears_all(), "guarantee": guarantee,
-        });
-        tracing::info!("a sweep found {found} keys to write, in {took} ms");
-        self.ctx.shared.store(|s| s.put_json(SWEEPS, &text))
     }
 
     /// The pages of one side, from a position on.
@@ -301,8 +327,19 @@ impl Sweeper<'_> {
         Ok(asked.len())
     }
 
-    /// Compares both sides once and writes what differs; returns how many keys.
-    fn sweep(&mut self) -> Result<u64> {
+    /// Compares both sides once and writes what differs; returns how many keys, or `None` when a cutover is served sooner
+    /// without it.
+    fn sweep(&mut self) -> Result<Option<u64>> {
+        let begun = self.begin_sweep();
+        let Some(found) = self.compare_all()? else {
+            self.changes.abandon(begun);
+            return Ok(None);
+        };
+        self.end_sweep(begun);
+        Ok(Some(found))
+    }
+
+    fn compare_all(&mut self) -> Result<Option<u64>> {
         self.settle()?;
         self.again(|me| {
             let runtime = me.ctx.shared.runtime.clone();
@@ -316,45 +353,57 @@ impl Sweeper<'_> {
         let (mut pages, task) = self.pages(&self.source.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
             self.go_on()?;
+            if self.is_needless() {
+                return Ok(None);
+            }
             found += self.again(|me| me.sweep_page(&page))?;
-            self.write_changed()?;
+            self.write_told(CHUNK)?;
             self.core.tick_scan()?;
         }
         self.end(task)?;
         self.settle()?;
-        found += self.sweep_extra()?;
+        let Some(extra) = self.sweep_extra()? else {
+            return Ok(None);
+        };
+        found += extra;
         self.settle()?;
         (self.accept_loss, self.guarded) = (false, true);
-        Ok(found)
+        Ok(Some(found))
     }
 
-    /// Removes what only the target holds; returns how many keys.
-    fn sweep_extra(&mut self) -> Result<u64> {
+    /// Removes what only the target holds; returns how many keys, or `None` when a cutover is served sooner without it.
+    fn sweep_extra(&mut self) -> Result<Option<u64>> {
         let mut found = 0;
-        let (many, extra) = self.find_extra()?;
+        let Some((many, extra)) = self.find_extra()? else {
+            return Ok(None);
+        };
         if !many {
             for (db, keys) in extra {
                 found += self.again(|me| me.remove_extra(db, &keys))?;
             }
-            return Ok(found);
+            return Ok(Some(found));
         }
         let (mut pages, task) = self.pages(&self.target.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
             self.go_on()?;
             found += self.again(|me| me.remove_extra(page.db, &page.keys))?;
-            self.write_changed()?;
+            self.write_told(CHUNK)?;
             self.core.tick_scan()?;
         }
         self.end(task)?;
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// Counts what only the target holds, and names it unless it is many; stops the run when it is too much to be true.
-    fn find_extra(&mut self) -> Result<(bool, Vec<Extra>)> {
+    /// `None` when a cutover is served sooner without it.
+    fn find_extra(&mut self) -> Result<Option<(bool, Vec<Extra>)>> {
         let (mut extra, mut lost, mut of) = (Vec::new(), 0, 0);
         let (mut pages, task) = self.pages(&self.target.side.clone(), None);
         while let Some(page) = pages.blocking_recv() {
             self.go_on()?;
+            if self.is_needless() {
+                return Ok(None);
+            }
             let (ours, gone) = self.again(|me| me.extra(page.db, &page.keys))?;
             lost += gone.len() as u64;
             of += ours;
@@ -372,7 +421,7 @@ impl Sweeper<'_> {
                 self.source.side.endpoint.redacted_url(),
             )));
         }
-        Ok((lost >= FEW, extra))
+        Ok(Some((lost >= FEW, extra)))
     }
 
     fn sweep_page(&mut self, page: &Page) -> Result<u64> {
@@ -386,6 +435,7 @@ impl Sweeper<'_> {
             self.pace(window.keys.len())?;
             let read = pairs(&mut self.source, page.db, &mut self.target, to, &window);
             for (key, (a, b)) in window.keys.iter().zip(runtime.block_on(read)?) {
+                self.changes.meet(page.db, key, &a);
                 if !self.agree(&a, &b) {
                     apart.push(key);
                 }
@@ -396,7 +446,7 @@ impl Sweeper<'_> {
         Ok(apart.len() as u64)
     }
 
-    fn agree(&self, a: &Found, b: &Found) -> bool {
+    pub(super) fn agree(&self, a: &Found, b: &Found) -> bool {
         let job = &self.ctx.shared.job;
         // PTTL and a clock tell an expiry some milliseconds off.
         let exact = self.source.side.pexpiretime && self.target.side.pexpiretime;
@@ -501,42 +551,7 @@ impl Sweeper<'_> {
     fn put_back(&mut self) {
         let keys = self.core.hand_out();
         let named = (keys.into_iter()).map(|(db, k)| (db, self.ctx.source_name(&k).into_owned()));
-        self.events.put(named);
-    }
-}
-
-/// What a cutover asks for.
-impl Sweeper<'_> {
-    /// Does what a cutover asks for; true while nothing may be written.
-    fn obey(&mut self, due: &mut Instant) -> bool {
-        let control = &self.ctx.shared.control;
-        match control.order() {
-            Order::Follow => self.drain = None,
-            Order::Drain(number) if self.drain.is_none_or(|(n, _, _)| n != number) => {
-                self.drain = Some((number, Instant::now(), false));
-                self.told_then = self.events.told();
-                *due = Instant::now();
-            }
-            Order::Drain(_) => {}
-            Order::Fence(number) => {
-                let late = self.events.told() - self.told_then;
-                control.fenced(self.ctx.id.0, number, late, &[]);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// A sweep has ended: whether it is the one that a cutover waits for.
-    fn finish_drain(&mut self, alike: bool, began: Instant) {
-        if let Some((_, since, done @ false)) = &mut self.drain
-            && alike
-            && began >= *since
-        {
-            *done = true;
-            self.told_then = self.events.told();
-            self.ctx.shared.control.drained(self.ctx.id.0);
-        }
+        self.hearing.events.put(named);
     }
 }
 

@@ -4,34 +4,68 @@
 //! some changes are told to nobody: what consumers of a stream's group have read and acknowledged, flushes.
 
 use super::side::Side;
+use super::unnotified::{class_of, is_no_write, may_bring_groups};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Backoff, Conn};
 use crate::resp::Reply;
 use crate::task::Shutdown;
 use crate::types::DbIndex;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
+
+/// A key of a database.
+pub type Name = (DbIndex, Vec<u8>);
 
 /// What a waiting key takes beside its name: a place in the set (of which half may be free), and the allocator's share.
-const PLACE: usize = 80;
+pub const PLACE: usize = 80;
 
 /// What has been heard and not yet been taken.
 pub struct Events {
     state: Mutex<State>,
     /// Bytes that waiting keys may take; more are forgotten as a gap, and found by the next sweep.
     most: usize,
+    /// The number of the last question to all listeners whether they have heard everything.
+    asked: watch::Sender<u64>,
+    /// Raised with each answer, and with each gap.
+    answered: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct State {
-    keys: HashSet<(DbIndex, Vec<u8>)>,
+    /// And whether a client has written it.
+    keys: HashMap<Name, bool>,
     bytes: usize,
-    gap: bool,
+    gaps: u64,
     /// How many changes were told so far.
     told: u64,
-    /// How many masters are being listened to.
-    listening: usize,
+    /// How many keys were put back.
+    put_back: u64,
+    /// By master.
+    listeners: BTreeMap<String, Listener>,
+    /// Keys that may have become streams with groups.
+    grouped: Vec<Name>,
+}
+
+/// A connection that listens.
+#[derive(Default)]
+struct Listener {
+    /// The last question that it has answered.
+    answered: u64,
+    /// Classes of which an event was heard since it listens.
+    classes: BTreeSet<char>,
+}
+
+/// Keys that were told and not taken.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// How many were written by clients.
+    pub written: u64,
+    /// How many have only expired, or were evicted.
+    pub others: u64,
+    /// Some of them, the written ones first.
+    pub names: Vec<Name>,
 }
 
 impl Events {
@@ -39,6 +73,8 @@ impl Events {
         Events {
             state: Mutex::default(),
             most,
+            asked: watch::Sender::new(0),
+            answered: watch::Sender::new(0),
         }
     }
 
@@ -47,9 +83,13 @@ impl Events {
     }
 
     /// Takes some of the keys.
-    pub fn take(&self, most: usize) -> Vec<(DbIndex, Vec<u8>)> {
+    pub fn take(&self, most: usize) -> Vec<Name> {
         let mut state = self.state();
-        let some: Vec<_> = state.keys.iter().take(most).cloned().collect();
+        if most >= state.keys.len() {
+            state.bytes = 0;
+            return std::mem::take(&mut state.keys).into_keys().collect();
+        }
+        let some: Vec<_> = state.keys.keys().take(most).cloned().collect();
         for name in &some {
             state.keys.remove(name);
             state.bytes -= name.1.len() + PLACE;
@@ -57,31 +97,75 @@ impl Events {
         some
     }
 
-    /// Whether something may have been missed since this was asked last.
-    pub fn take_gap(&self) -> bool {
-        std::mem::take(&mut self.state().gap)
+    /// How often something may have been missed so far.
+    pub fn gaps(&self) -> u64 {
+        self.state().gaps
     }
 
     /// Puts keys back, which are to be read again.
-    pub fn put(&self, keys: impl IntoIterator<Item = (DbIndex, Vec<u8>)>) {
+    pub fn put(&self, keys: impl IntoIterator<Item = Name>) {
         let mut state = self.state();
         for key in keys {
-            let bytes = key.1.len() + PLACE;
-            if state.bytes + bytes > self.most && !state.keys.contains(&key) {
-                state.gap = true;
-                return;
-            }
-            if state.keys.insert(key) {
-                state.bytes += bytes;
-            }
+            state.put_back += 1;
+            self.add(&mut state, key, true);
         }
     }
 
-    fn take_message(&self, message: &Reply) {
-        if let Some((db, key)) = changed(message) {
-            self.state().told += 1;
-            self.put([(db, key)]);
+    /// How many keys were put back so far.
+    pub fn put_back(&self) -> u64 {
+        self.state().put_back
+    }
+
+    fn add(&self, state: &mut State, key: Name, written: bool) {
+        if let Some(known) = state.keys.get_mut(&key) {
+            *known |= written;
+            return;
         }
+        let bytes = key.1.len() + PLACE;
+        if state.bytes + bytes > self.most {
+            state.gaps += 1;
+            return;
+        }
+        state.keys.insert(key, written);
+        state.bytes += bytes;
+    }
+
+    fn gap(&self) {
+        self.state().gaps += 1;
+        self.answered.send_modify(|n| *n += 1);
+    }
+
+    fn take_message(&self, address: &str, message: &Reply) {
+        if let Some(token) = pong(message) {
+            let number = std::str::from_utf8(token).ok().and_then(|t| t.parse().ok());
+            if let Some(listener) = self.state().listeners.get_mut(address) {
+                listener.answered = listener.answered.max(number.unwrap_or(0));
+            }
+            self.answered.send_modify(|n| *n += 1);
+            return;
+        }
+        let Some(((db, key), event)) = changed(message) else {
+            return;
+        };
+        let mut state = self.state();
+        if let Some(class) = class_of(event)
+            && let Some(listener) = state.listeners.get_mut(address)
+        {
+            listener.classes.insert(class);
+        }
+        // What is looked for in vain has not changed.
+        if event == b"keymiss" {
+            return;
+        }
+        state.told += 1;
+        if may_bring_groups(event) {
+            let room = state.grouped.len() * (key.len() + PLACE) < self.most / 4;
+            match room {
+                true => state.grouped.push((db, key.clone())),
+                false => state.gaps += 1,
+            }
+        }
+        self.add(&mut state, (db, key), !is_no_write(event));
     }
 
     /// How many changes were told so far.
@@ -89,33 +173,91 @@ impl Events {
         self.state().told
     }
 
+    /// Keys that may have become streams with groups, since this was asked last.
+    pub fn take_grouped(&self) -> Vec<Name> {
+        std::mem::take(&mut self.state().grouped)
+    }
+
+    /// What waits of the keys that are `wanted`, with up to so many names.
+    pub fn waiting(&self, most: usize, wanted: impl Fn(&Name) -> bool) -> Waiting {
+        let state = self.state();
+        let all = || state.keys.iter().filter(|(name, _)| wanted(name));
+        let of = |kind: bool| {
+            all()
+                .filter(move |(_, w)| **w == kind)
+                .map(|(name, _)| name)
+        };
+        Waiting {
+            written: of(true).count() as u64,
+            others: of(false).count() as u64,
+            names: of(true).chain(of(false)).take(most).cloned().collect(),
+        }
+    }
+
     pub fn listening(&self) -> usize {
-        self.state().listening
+        self.state().listeners.len()
+    }
+
+    pub fn listens_to(&self, address: &str) -> bool {
+        self.state().listeners.contains_key(address)
+    }
+
+    /// The classes of which an event was heard from a master.
+    pub fn classes(&self, address: &str) -> BTreeSet<char> {
+        let state = self.state();
+        (state.listeners.get(address)).map_or_else(BTreeSet::new, |l| l.classes.clone())
+    }
+
+    /// Waits until all that these masters have sent up to now is heard; false when something may have been missed, or
+    /// one of them does not answer in time.
+    pub async fn all_heard(&self, masters: &[String], limit: Duration) -> bool {
+        let mut answered = self.answered.subscribe();
+        let gaps = self.gaps();
+        let mut number = 0;
+        self.asked.send_modify(|n| {
+            *n += 1;
+            number = *n;
+        });
+        let all = async {
+            loop {
+                answered.mark_unchanged();
+                {
+                    let state = self.state();
+                    if state.gaps != gaps {
+                        return false;
+                    }
+                    let there = |m| state.listeners.get(m).is_some_and(|l| l.answered >= number);
+                    if masters.iter().all(there) {
+                        return true;
+                    }
+                }
+                if answered.changed().await.is_err() {
+                    return false;
+                }
+            }
+        };
+        tokio::time::timeout(limit, all).await.unwrap_or(false)
     }
 }
 
-/// Whether a server sends notifications of every change; `None` where it does not tell.
-pub async fn are_on(side: &Side) -> Result<Option<bool>> {
+/// What each master is configured to notify of (`notify-keyspace-events`); `None` where it does not tell.
+pub async fn configured(side: &Side) -> Result<BTreeMap<String, Option<String>>> {
+    let mut all = BTreeMap::new();
     for master in &side.layout().masters {
         let mut conn = side.connect(&master.address).await?;
         let reply = conn
             .ask(&[b"CONFIG", b"GET", b"notify-keyspace-events"])
             .await?;
-        let Some(flags) = reply
+        let flags = reply
             .array()
-            .and_then(|p| p.get(1)?.text().map(|t| t.into_owned()))
-        else {
-            return Ok(None);
-        };
-        if !covers(&flags) {
-            return Ok(Some(false));
-        }
+            .and_then(|p| p.get(1)?.text().map(|t| t.into_owned()));
+        all.insert(master.address.clone(), flags);
     }
-    Ok(Some(true))
+    Ok(all)
 }
 
-/// Every class of events that changes a key, on channels that name the key.
-fn covers(flags: &str) -> bool {
+/// Whether a configuration sends every class of events that changes a key, on channels that name the key.
+pub fn covers(flags: &str) -> bool {
     let channel = flags.contains('K') || flags.contains('E');
     let classes = ['g', '$', 'l', 's', 'h', 'z', 'x', 't'];
     channel && (flags.contains('A') || classes.iter().all(|c| flags.contains(*c)))
@@ -132,8 +274,8 @@ pub async fn listen(side: Arc<Side>, address: String, events: Arc<Events>, stop:
             () = stop.wait() => return,
             heard = hear(&side, &address, &events) => heard,
         };
-        // Whatever happened meanwhile was told to nobody.
-        events.state().gap = true;
+        // Whatever happens meanwhile is told to nobody.
+        events.gap();
         if let Err(e) = heard {
             tracing::warn!("keyspace notifications of {address} were lost: {e}");
         }
@@ -144,35 +286,50 @@ pub async fn listen(side: Arc<Side>, address: String, events: Arc<Events>, stop:
 }
 
 /// Counts a listener for as long as it lives.
-struct Listening<'a>(&'a Events);
+struct Listening<'a>(&'a Events, &'a str);
+
+impl<'a> Listening<'a> {
+    fn begin(events: &'a Events, address: &'a str) -> Listening<'a> {
+        let listener = Listener::default();
+        (events.state().listeners).insert(address.to_owned(), listener);
+        // Until now nobody listened.
+        events.gap();
+        Listening(events, address)
+    }
+}
 
 impl Drop for Listening<'_> {
     fn drop(&mut self) {
-        self.0.state().listening -= 1;
+        self.0.state().listeners.remove(self.1);
     }
 }
+
+/// What a connection that gives place to another is asked at last.
+const LAST: &[u8] = b"last";
 
 async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
     let mut passwords = side.endpoint.learnt.versions();
     passwords.mark_unchanged();
+    let mut questions = events.asked.subscribe();
     let mut conn = subscribe(side, address).await?;
-    {
-        let mut state = events.state();
-        state.listening += 1;
-        // Until now nobody listened.
-        state.gap = true;
-    }
-    let _counted = Listening(events);
-    let (mut asked, mut pongs) = (false, 0);
+    let _counted = Listening::begin(events, address);
+    let mut asked = false;
     loop {
         let heard = tokio::select! {
             heard = tokio::time::timeout(PING_AFTER, conn.reply()) => heard,
+            Ok(()) = questions.changed() => {
+                // The answer comes behind all that was told before.
+                let number = questions.borrow_and_update().to_string();
+                conn.push(&[b"PING", number.as_bytes()]);
+                conn.flush().await?;
+                continue;
+            }
             Ok(()) = passwords.changed() => {
                 // A connection that listens cannot log in again: another takes over, and this one is read to its end.
                 let next = subscribe(side, address).await?;
-                finish(&mut conn, events, pongs).await?;
+                finish(&mut conn, address, events).await?;
                 conn = next;
-                (asked, pongs) = (false, 0);
+                asked = false;
                 continue;
             }
         };
@@ -187,13 +344,10 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
             conn.push(&[b"PING"]);
             conn.flush().await?;
             asked = true;
-            pongs += 1;
             continue;
         };
         asked = false;
-        let message = message?;
-        pongs -= u32::from(is_pong(&message));
-        events.take_message(&message);
+        events.take_message(address, &message?);
     }
 }
 
@@ -205,30 +359,27 @@ async fn subscribe(side: &Side, address: &str) -> Result<Conn> {
 }
 
 /// Takes what a listening connection has been sent up to now.
-///
-/// `pongs`: how many answers to earlier PINGs are still to come.
-async fn finish(conn: &mut Conn, events: &Events, mut pongs: u32) -> Result<()> {
-    pongs += 1;
-    conn.push(&[b"PING"]);
+async fn finish(conn: &mut Conn, address: &str, events: &Events) -> Result<()> {
+    conn.push(&[b"PING", LAST]);
     conn.flush().await?;
     loop {
         let message = conn.reply().await?;
-        if is_pong(&message) {
-            pongs -= 1;
-            if pongs == 0 {
-                return Ok(());
-            }
+        if pong(&message) == Some(LAST) {
+            return Ok(());
         }
-        events.take_message(&message);
+        events.take_message(address, &message);
     }
 }
 
-fn is_pong(message: &Reply) -> bool {
-    (message.array()).and_then(|p| p.first()?.bytes()) == Some(b"pong")
+/// What a PING that is answered here has said.
+fn pong(message: &Reply) -> Option<&[u8]> {
+    let parts = message.array()?;
+    let is_pong = parts.first()?.bytes() == Some(b"pong");
+    is_pong.then(|| parts.get(1).and_then(Reply::bytes).unwrap_or_default())
 }
 
 /// The key that a message is about: `__keyspace@0__:KEY` EVENT or `__keyevent@0__:EVENT` KEY.
-fn changed(message: &Reply) -> Option<(DbIndex, Vec<u8>)> {
+fn changed(message: &Reply) -> Option<(Name, &[u8])> {
     let parts = message.array()?;
     let (channel, payload) = (parts.get(2)?.bytes()?, parts.get(3)?.bytes()?);
     let (kind, rest) = match channel {
@@ -238,8 +389,13 @@ fn changed(message: &Reply) -> Option<(DbIndex, Vec<u8>)> {
     };
     let end = memchr::memmem::find(rest, b"__:")?;
     let db = std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()?;
-    let key = if kind { payload } else { rest.get(end + 3..)? };
-    Some((DbIndex(db), key.to_vec()))
+    let named = rest.get(end + 3..)?;
+    let (key, event) = if kind {
+        (payload, named)
+    } else {
+        (named, payload)
+    };
+    Some(((DbIndex(db), key.to_vec()), event))
 }
 
 #[cfg(test)]
@@ -252,12 +408,40 @@ mod tests {
         let key = |n: u8| (DbIndex(0), vec![n; 100]);
         let waiting = |events: &Events| events.state().keys.len();
         events.put([key(1), key(2), key(1)]);
-        assert!(waiting(&events) == 2 && !events.take_gap());
+        assert!(waiting(&events) == 2 && events.gaps() == 0);
         events.put([key(3), key(2)]);
-        assert!(waiting(&events) == 2 && events.take_gap());
+        assert!(waiting(&events) == 2 && events.gaps() == 1);
         assert_eq!(events.take(1).len(), 1);
         events.put([key(3)]);
-        assert!(waiting(&events) == 2 && !events.take_gap());
+        assert!(waiting(&events) == 2 && events.gaps() == 1);
+        assert_eq!(events.take(usize::MAX).len(), 2);
+        events.put([key(1), key(2)]);
+        assert!(waiting(&events) == 2 && events.gaps() == 1);
+    }
+
+    #[test]
+    fn what_expires_is_no_clients_write() {
+        let events = Events::within(1 << 20);
+        let tell = |event: &str, key: &str| {
+            let channel = format!("__keyevent@0__:{event}");
+            let parts = ["pmessage", "__key*@*__:*", &channel, key];
+            let bulk = |text: &&str| Reply::Bulk(text.as_bytes().to_vec());
+            events.take_message("m", &Reply::Array(parts.iter().map(bulk).collect()));
+        };
+        tell("keymiss", "none");
+        assert_eq!(
+            (events.waiting(9, |_| true).names.len(), events.told()),
+            (0, 0)
+        );
+        tell("expired", "old");
+        tell("set", "new");
+        tell("xgroup-create", "stream");
+        let waiting = events.waiting(1, |_| true);
+        assert_eq!((waiting.written, waiting.others), (2, 1));
+        assert_eq!(waiting.names.len(), 1);
+        assert_eq!(events.take_grouped(), [(DbIndex(0), b"stream".to_vec())]);
+        tell("del", "old");
+        assert_eq!(events.waiting(0, |_| true).written, 3);
     }
 
     #[test]
@@ -271,7 +455,7 @@ mod tests {
                 bulk(payload),
             ])
         };
-        let expected = Some((DbIndex(3), b"a__:b".to_vec()));
+        let expected = Some(((DbIndex(3), b"a__:b".to_vec()), &b"set"[..]));
         assert_eq!(changed(&message(b"__keyevent@3__:set", b"a__:b")), expected);
         assert_eq!(changed(&message(b"__keyspace@3__:a__:b", b"set")), expected);
         assert_eq!(changed(&message(b"news", b"x")), None);

@@ -4,16 +4,19 @@
 
 use crate::error::{Error, ErrorKind};
 
+pub mod calls;
 mod dumped;
 pub mod events;
 pub mod fact;
 pub mod functions;
+pub mod hearing;
 pub mod list;
 pub mod reader;
 mod replicas;
 pub mod short;
 pub mod side;
 pub mod typed;
+pub mod unnotified;
 
 /// The error of an answer that no server is known to give.
 fn unforeseen(command: &str) -> Error {
