@@ -8,7 +8,7 @@ use crate::cutover::hook::{self, Hook};
 use crate::cutover::migration::Migration;
 use crate::cutover::options::late_writes;
 use crate::cutover::place::Where;
-use crate::cutover::side::{Closed, Foretold, Freezer};
+use crate::cutover::side::{Closed, Foretold, Freezer, Hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{CutoverPlan, FreezeWay, Plan, Source, validate};
 use crate::store::{Lock, Stage, Store};
@@ -144,6 +144,8 @@ struct Guard {
     setup: Setup,
     plan: CutoverPlan,
     freezer: Freezer,
+    /// The side that the clients are moved to, where writes to it can be held.
+    new_side: Option<Hold>,
     /// The clients have been moved, or may have been: nothing is undone when the cutover goes away.
     moved: bool,
     /// As long as it is held, the switch may still come to an end.
@@ -167,6 +169,7 @@ impl Guard {
             plan: job.cutover,
             setup,
             freezer,
+            new_side: None,
             moved: false,
         })
     }
@@ -202,7 +205,7 @@ impl Guard {
             };
             let done = match order {
                 Order::Rehearse => self.freezer.rehearse().await.map(|found| json!(found)),
-                Order::Prepare => self.freezer.prepare().await.map(|()| Value::Null),
+                Order::Prepare => self.prepare().await.map(|()| Value::Null),
                 Order::Freeze(way) => self.freezer.freeze(way).await.map(|()| Value::Null),
                 Order::Thaw => self.freezer.thaw().await.map(|()| Value::Null),
                 Order::Switch => self.switch().await,
@@ -225,6 +228,41 @@ impl Guard {
         }
     }
 
+    async fn prepare(&mut self) -> Result<()> {
+        let job = validate(&Plan::parse(&self.setup.plan.to_string())?)?;
+        // On the way back that side is closed anyhow.
+        self.new_side = match self.plan.hold_new_side && self.setup.opens.is_none() {
+            true => Hold::prepare(&job.target).await?,
+            false => None,
+        };
+        self.freezer.prepare().await
+    }
+
+    /// Keeps both sides as they are for a while longer.
+    async fn renew(&mut self) {
+        let new_side = async {
+            match &mut self.new_side {
+                Some(hold) => hold.renew().await,
+                None => Ok(()),
+            }
+        };
+        let (old, new) = tokio::join!(self.freezer.renew(), new_side);
+        for failed in [old, new] {
+            if let Err(e) = failed {
+                tracing::warn!("{e}");
+            }
+        }
+    }
+
+    /// Lets writes to the new side go on, or ends those that wait, when their clients were led back.
+    async fn let_new_side_go(&mut self, undone: bool) {
+        if let Some(hold) = &mut self.new_side
+            && let Err(e) = hold.end(undone).await
+        {
+            tracing::warn!("the new side: {e}");
+        }
+    }
+
     /// Moves the clients: to its end, whoever listens.
     async fn switch(&mut self) -> Result<Value> {
         // Whoever gives the order has written down that it begins; so it is known whatever happens to both.
@@ -235,6 +273,7 @@ impl Guard {
             return Err(e);
         }
         failpoint("guard-switching");
+        self.renew().await;
         let ran = self.run_hook().await;
         let began = ran.is_ok();
         let said = ran.and_then(|ran| hook::succeeded("switch", &ran).map(|()| json!(ran)));
@@ -252,6 +291,7 @@ impl Guard {
         self.open_the_other().await?;
         // When it cannot be written down, it stays "switching", and closed: nobody takes it for undone.
         self.note(self.setup.done, Stage::Switched)?;
+        self.let_new_side_go(false).await;
         let gone = self.freezer.let_go().await;
         let opened = match self.setup.side.as_str() {
             // The clients are where they began: what is left behind need not be kept from anybody.
@@ -315,11 +355,7 @@ impl Guard {
         loop {
             tokio::select! {
                 ran = &mut running => return ran,
-                _ = tick.tick() => {
-                    if let Err(e) = self.freezer.renew().await {
-                        tracing::warn!("{e}");
-                    }
-                }
+                _ = tick.tick() => self.renew().await,
             }
         }
     }
@@ -343,7 +379,7 @@ impl Guard {
     }
 
     async fn try_to_close(&mut self) -> Result<Closed> {
-        self.freezer.renew().await?;
+        self.renew().await;
         let closed = self.freezer.close().await?;
         self.freezer.passed_on().await?;
         let fenced = async {
@@ -383,6 +419,7 @@ impl Guard {
                 Ok(()) => {}
                 Err(why) => {
                     self.moved = true;
+                    self.let_new_side_go(false).await;
                     let closed = match self.freezer.close().await {
                         Ok(Closed::ByRights | Closed::ByPause) => "is closed to writers",
                         Ok(Closed::Watched | Closed::Open) => "takes writes",
@@ -399,6 +436,8 @@ impl Guard {
                 }
             }
         }
+        let was_held = self.new_side.is_some();
+        self.let_new_side_go(true).await;
         let thawed = self.freezer.thaw().await;
         let noted = self.note(self.setup.before, Stage::Source);
         for failed in [thawed, noted] {
@@ -406,7 +445,7 @@ impl Guard {
                 also.push_str(&format!("; {e}"));
             }
         }
-        if began {
+        if began && !was_held {
             also.push_str("; the clients were led back by switch_back: what they have written to the other side in between is only there");
         }
         match also.is_empty() {

@@ -123,10 +123,20 @@ impl Proof<'_> {
     /// Compares everything, then what was written meanwhile, until that is quickly done.
     pub async fn warm_up(&mut self, migration: &mut Migration, scan: bool) -> Result<Warm> {
         migration.ask(Ask::Record).await?;
-        self.compare_all(migration, false, false).await?;
-        match scan {
-            true => self.rounds(migration).await?,
-            false => self.follow(migration).await?,
+        if scan {
+            self.compare_all(migration, false, false).await?;
+            self.rounds(migration).await?;
+        } else {
+            // The connections of the rounds are opened meanwhile.
+            let options = self.verify_options(false);
+            let opened = async {
+                let mut live = Live::open(self.job.clone(), &options, self.stop.clone()).await?;
+                live.warm().await?;
+                Ok(live)
+            };
+            let compared = self.compare_all(migration, false, false);
+            let (live, ()) = tokio::try_join!(opened, compared)?;
+            self.follow(migration, live).await?;
         }
         Ok(Warm {
             left: self.left.len(),
@@ -192,10 +202,7 @@ impl Proof<'_> {
     }
 
     /// Compares what is written, round by round.
-    async fn follow(&mut self, migration: &mut Migration) -> Result<()> {
-        let options = self.verify_options(false);
-        let mut live = Live::open(self.job.clone(), &options, self.stop.clone()).await?;
-        live.warm().await?;
+    async fn follow(&mut self, migration: &mut Migration, mut live: Live) -> Result<()> {
         let (mut left, mut before) = (Vec::new(), None);
         for _ in 0..ROUNDS {
             go_on(self.stop)?;

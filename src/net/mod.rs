@@ -23,6 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
 use std::time::{Duration, Instant};
 
+/// The name of connections of ours that must not be ended together with the clients'.
+pub const OWN_NAME: &[u8] = b"keyferry";
+
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a password may be refused that the server has taken before: the next one may take a while to come.
 const AUTH_PATIENCE: Duration = Duration::from_secs(45);

@@ -339,6 +339,9 @@ pub struct CutoverPlan {
     pub watch_s: u64,
     /// After the switch, clients and subscribers that are still connected to the old side are cut off.
     pub cut_clients: bool,
+    /// Whether writes to the new side wait until it is certain that the clients stay there (where CLIENT PAUSE is
+    /// allowed): clients that are led back leave no write behind.
+    pub hold_new_side: bool,
     /// Whether writers are kept out of the old side after the switch.
     pub old_side: OldSide,
     /// Programs that move the clients.
@@ -355,6 +358,7 @@ impl Default for CutoverPlan {
             wait_s: 60,
             watch_s: 10,
             cut_clients: true,
+            hold_new_side: true,
             old_side: OldSide::Closed,
             hooks: HooksPlan::default(),
         }

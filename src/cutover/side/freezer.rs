@@ -151,7 +151,8 @@ impl Freezer {
     pub async fn rehearse(&mut self) -> Result<Foretold> {
         let (mut may, mut why) = ([false, false], None);
         let asked = [
-            self.rehearse_pause().await,
+            // Writes that wait would run at the old side when the pause ends.
+            self.masters.rehearse_pause(self.plan.cut_clients).await,
             self.rights.rehearse(&mut self.masters).await,
         ];
         if self.plan.freeze == FreezeWay::Acl && asked[1].is_ok() {
@@ -199,25 +200,6 @@ impl Freezer {
             _ if shut && self.may.1 => Some(Lock::Rights),
             _ => None,
         }
-    }
-
-    async fn rehearse_pause(&mut self) -> Result<()> {
-        // It has ended when it begins.
-        let none: &[&[u8]] = &[b"CLIENT", b"PAUSE", b"0", b"WRITE"];
-        self.masters.everywhere(none).await?;
-        if self.plan.cut_clients {
-            // Writes that wait would run at the old side when the pause ends.
-            let nobody: &[&[u8]] = &[
-                b"CLIENT",
-                b"KILL",
-                b"TYPE",
-                b"normal",
-                b"ADDR",
-                b"0.0.0.0:1",
-            ];
-            self.masters.everywhere(nobody).await?;
-        }
-        Ok(())
     }
 
     /// Looks once more at what will be frozen, while writers still write: to be called right before [`Freezer::freeze`].
@@ -499,13 +481,7 @@ impl Freezer {
     }
 
     async fn unpause(&mut self) -> Result<()> {
-        let unpause: &[&[u8]] = &[b"CLIENT", b"UNPAUSE"];
-        let ended = match self.masters.everywhere(unpause).await {
-            Ok(_) => Ok(()),
-            Err(_) => self.masters.insist_everywhere(unpause).await,
-        };
-        self.masters.forget_pauses();
-        ended?;
+        self.masters.unpause().await?;
         // Some that were paused may be replicas by now.
         for address in std::mem::take(&mut self.record.paused) {
             if self.masters.addresses().any(|a| a == address) {
@@ -513,7 +489,7 @@ impl Freezer {
             }
             let ended = tokio::time::timeout(PAUSED, async {
                 let mut conn = net::connect(&self.endpoint, &address).await?;
-                conn.call(unpause).await.map(drop)
+                conn.call(&[b"CLIENT", b"UNPAUSE"]).await.map(drop)
             });
             if !matches!(ended.await, Ok(Ok(()))) {
                 tracing::warn!(

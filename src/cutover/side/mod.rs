@@ -4,11 +4,13 @@
 //! that whoever comes after a crash can undo it.
 
 mod freezer;
+mod hold;
 mod nodes;
 mod record;
 mod rights;
 
 pub use freezer::{Foretold, Freezer};
+pub use hold::Hold;
 pub use record::Closed;
 
 use crate::error::Result;

@@ -18,8 +18,6 @@ const TRIES: u32 = 5;
 const NO_END: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// The longest chain of replicas that is followed to its master.
 const CHAIN: usize = 8;
-/// The name of connections of ours that must not be ended with the clients'.
-pub const OWN_NAME: &str = "keyferry";
 
 /// Clients whose connections were ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -215,7 +213,7 @@ impl Nodes {
     }
 
     /// The same everywhere; the first failure, after all have been tried.
-    pub async fn insist_everywhere(&mut self, command: &[&[u8]]) -> Result<()> {
+    async fn insist_everywhere(&mut self, command: &[&[u8]]) -> Result<()> {
         let mut first = Ok(());
         for at in 0..self.nodes.len() {
             let done = self.insist(at, command).await;
@@ -233,6 +231,36 @@ impl Nodes {
             first = first.and(paused);
         }
         first
+    }
+
+    /// Whether writes may be paused, and with `cut` the clients be ended that wait then.
+    pub async fn rehearse_pause(&mut self, cut: bool) -> Result<()> {
+        // It has ended when it begins.
+        let none: &[&[u8]] = &[b"CLIENT", b"PAUSE", b"0", b"WRITE"];
+        self.everywhere(none).await?;
+        if cut {
+            let nobody: &[&[u8]] = &[
+                b"CLIENT",
+                b"KILL",
+                b"TYPE",
+                b"normal",
+                b"ADDR",
+                b"0.0.0.0:1",
+            ];
+            self.everywhere(nobody).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends a pause of ours.
+    pub async fn unpause(&mut self) -> Result<()> {
+        let unpause: &[&[u8]] = &[b"CLIENT", b"UNPAUSE"];
+        let ended = match self.everywhere(unpause).await {
+            Ok(_) => Ok(()),
+            Err(_) => self.insist_everywhere(unpause).await,
+        };
+        self.forget_pauses();
+        ended
     }
 
     /// Pauses writes until somebody ends it, or the server ends.
@@ -254,7 +282,7 @@ impl Nodes {
     }
 
     /// No pause is kept up any more.
-    pub fn forget_pauses(&mut self) {
+    fn forget_pauses(&mut self) {
         self.nodes.iter_mut().for_each(|m| m.leased = None);
     }
 
@@ -366,7 +394,7 @@ fn subscribers(list: &str) -> Vec<Words> {
     let kill = |line: &str| {
         let of = |name: &str| line.split(' ').find_map(|w| w.strip_prefix(name));
         let id = of("id=")?;
-        let ours = of("name=") == Some(OWN_NAME);
+        let ours = of("name=").map(str::as_bytes) == Some(net::OWN_NAME);
         (!ours).then(|| words(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]))
     };
     list.lines().filter_map(kill).collect()

@@ -6,7 +6,7 @@
 use super::side::Side;
 use super::unnotified::{class_of, is_no_write, may_bring_groups};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Backoff, Conn};
+use crate::net::{Backoff, Conn, OWN_NAME};
 use crate::resp::Reply;
 use crate::task::Shutdown;
 use crate::types::DbIndex;
@@ -353,6 +353,8 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
 
 async fn subscribe(side: &Side, address: &str) -> Result<Conn> {
     let mut conn = side.connect(address).await?;
+    // A cutover ends subscribers when the clients have left; not this one. Where it is refused, so is that.
+    let _ = conn.ask(&[b"CLIENT", b"SETNAME", OWN_NAME]).await?;
     conn.call(&[b"PSUBSCRIBE", b"__key*@*__:*"]).await?;
     conn.stays_as_it_is();
     Ok(conn)
