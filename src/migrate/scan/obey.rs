@@ -92,7 +92,6 @@ impl Sweeper<'_> {
                 }
             }
         }
-        let (told, names) = self.waiting(true);
         let looks = match self.hearing.looks() {
             Ok(looks) => looks,
             Err(why) => {
@@ -111,6 +110,8 @@ impl Sweeper<'_> {
                 "the source does not tell whether anybody writes to it (INFO commandstats, INFO persistence): what is written to it behind the fence cannot be noticed",
             );
         }
+        // What only expires is nobody's write.
+        let (told, names) = self.waiting(writes.is_some_and(|n| n > 0));
         Ok(Some((writes.unwrap_or(0).max(told), names)))
     }
 
