@@ -8,7 +8,7 @@ use crate::cutover::hook::{self, Hook};
 use crate::cutover::migration::Migration;
 use crate::cutover::options::late_writes;
 use crate::cutover::place::Where;
-use crate::cutover::side::{Closed, Foretold, Freezer, Hold};
+use crate::cutover::side::{Closed, Freezer, Hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{CutoverPlan, FreezeWay, Plan, Source, validate};
 use crate::store::{Lock, Stage, Store};
@@ -16,10 +16,8 @@ use crate::task::failpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How often a pause is renewed.
@@ -32,8 +30,6 @@ const MARGIN: Duration = Duration::from_millis(500);
 const PROOF: Duration = Duration::from_secs(5);
 /// How often the migration is asked in it.
 const POLL: Duration = Duration::from_millis(2);
-/// How long a guard may take to answer, beyond the pause.
-const ANSWER: Duration = Duration::from_secs(40);
 
 /// What a guard has to know. It comes over its standard input, as a plan may hold secrets.
 #[derive(Serialize, Deserialize)]
@@ -60,7 +56,7 @@ pub struct Setup {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum Order {
+pub(super) enum Order {
     Rehearse,
     Prepare,
     Freeze(FreezeWay),
@@ -70,7 +66,7 @@ enum Order {
 
 /// The answer to an order.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-enum Said {
+pub(super) enum Said {
     Done(Value),
     Refused {
         why: String,
@@ -489,125 +485,4 @@ pub fn note(home: &Path, dir: &Path, at_home: Stage, own: Stage) -> Result<()> {
         Store::open(dir)?.set_stage(own)?;
     }
     Store::open(home)?.set_stage(at_home)
-}
-
-/// A guard as the cutover sees it.
-pub struct Handle {
-    child: Child,
-    /// Closed, it lets the writers go.
-    orders: Option<ChildStdin>,
-    answers: Lines<BufReader<ChildStdout>>,
-    /// The number of the last order: somebody may not have waited for the answer to an earlier one.
-    number: u64,
-    /// The longest that an order may take.
-    patience: Duration,
-}
-
-impl Handle {
-    pub async fn start(setup: &Setup, max_pause_ms: u64) -> Result<Handle> {
-        let failed = |e: std::io::Error| Error::new(ErrorKind::Bug, "start the guard").cause(e);
-        let program = std::env::current_exe().map_err(failed)?;
-        let mut child = tokio::process::Command::new(program)
-            .arg("cutover-guard")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // Ctrl-C is for the cutover, which tells the guard.
-            .process_group(0)
-            .spawn()
-            .map_err(failed)?;
-        let (Some(orders), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(Error::new(ErrorKind::Bug, "a guard without pipes"));
-        };
-        let mut handle = Handle {
-            child,
-            orders: Some(orders),
-            answers: BufReader::new(answers).lines(),
-            number: 0,
-            patience: ANSWER + Duration::from_millis(max_pause_ms),
-        };
-        let setup = serde_json::to_value(setup)
-            .map_err(|e| Error::new(ErrorKind::Bug, "write the guard's setup").cause(e))?;
-        handle.send(&setup).await?;
-        handle.answer().await?;
-        Ok(handle)
-    }
-
-    async fn send(&mut self, value: &Value) -> Result<()> {
-        let line = format!("{value}\n");
-        let orders = self.orders.as_mut().ok_or_else(gone)?;
-        orders
-            .write_all(line.as_bytes())
-            .await
-            .map_err(|e| gone().cause(e))
-    }
-
-    /// The answer to the last order; those to earlier ones are passed over.
-    async fn answer(&mut self) -> Result<Value> {
-        let said = loop {
-            let line = (self.answers.next_line().await).map_err(|e| gone().cause(e))?;
-            let (number, said): (u64, Said) = serde_json::from_str(&line.ok_or_else(gone)?)
-                .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))?;
-            if number == self.number {
-                break said;
-            }
-        };
-        match said {
-            Said::Done(detail) => Ok(detail),
-            Said::Refused { why, hint, unknown } => {
-                let kind = match unknown {
-                    true => ErrorKind::State,
-                    false => ErrorKind::Refused,
-                };
-                Err(Error::new(kind, why).hint(hint))
-            }
-        }
-    }
-
-    async fn order(&mut self, order: Order) -> Result<Value> {
-        self.number += 1;
-        let answered = tokio::time::timeout(self.patience, async {
-            self.send(&json!((self.number, order))).await?;
-            self.answer().await
-        });
-        answered.await.unwrap_or_else(|_| Err(gone()))
-    }
-
-    /// What would be done.
-    pub async fn rehearse(&mut self) -> Result<Foretold> {
-        let found = self.order(Order::Rehearse).await?;
-        serde_json::from_value(found)
-            .map_err(|e| Error::new(ErrorKind::Bug, "the guard is not understood").cause(e))
-    }
-
-    /// Looks at what will be frozen, right before it is.
-    pub async fn prepare(&mut self) -> Result<()> {
-        self.order(Order::Prepare).await.map(drop)
-    }
-
-    pub async fn freeze(&mut self, way: FreezeWay) -> Result<()> {
-        self.order(Order::Freeze(way)).await.map(drop)
-    }
-
-    /// Moves the clients and lets the writers go; what the hook has said.
-    pub async fn switch(&mut self) -> Result<Value> {
-        self.order(Order::Switch).await
-    }
-
-    pub async fn thaw(&mut self) -> Result<()> {
-        self.order(Order::Thaw).await.map(drop)
-    }
-
-    /// Ends it; whatever is frozen is let go.
-    pub async fn dismiss(mut self) {
-        self.orders = None;
-        let _ = tokio::time::timeout(Duration::from_secs(15), self.child.wait()).await;
-    }
-}
-
-fn gone() -> Error {
-    Error::new(
-        ErrorKind::Refused,
-        "the guard has ended, or does not answer",
-    )
-    .hint("run the same command again")
 }

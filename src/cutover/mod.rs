@@ -7,6 +7,7 @@
 
 mod copies;
 mod guard;
+mod handle;
 mod hook;
 mod journal;
 mod members;

@@ -1,7 +1,8 @@
 //! One direction of a cutover: from the first look to the moment when the clients are on the other side.
 
 use crate::check::{self, Finding, Severity};
-use crate::cutover::guard::{self, Handle, Setup};
+use crate::cutover::guard::{self, Setup};
+use crate::cutover::handle::Handle;
 use crate::cutover::journal::Journal;
 use crate::cutover::migration::Migration;
 use crate::cutover::options::{Options, go_on, late_writes};
