@@ -194,8 +194,12 @@ fn a_guard_that_stands_still() {
 #[track_caller]
 fn partition_in_the_hook(way: &'static str, from: From, seconds: Option<f64>) {
     let after = seconds.unwrap_or(3.0) + 1.0;
-    let hooks = json!({"hooks": {"switch": switch(0.1, after)}});
-    let Some(mut scene) = Scene::new(way, from, hooks) else {
+    let mut plan = json!({"hooks": {"switch": switch(0.1, after)}});
+    if seconds.is_none() {
+        // So long it is tried to close the old side.
+        plan["max_pause_ms"] = json!(8_000);
+    }
+    let Some(mut scene) = Scene::new(way, from, plan) else {
         return;
     };
     let (line, _fars) = scene.line_to_source();

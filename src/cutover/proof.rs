@@ -28,8 +28,8 @@ const HOPELESS: [&str; 4] = [
 ];
 /// How often a migration is asked whether it has drained.
 const POLL: Duration = Duration::from_millis(1);
-/// A round as quick as this is quick enough.
-const QUICK: Duration = Duration::from_millis(100);
+/// A round as quick as this is quick enough: a few round trips, also at 40 ms.
+const QUICK: Duration = Duration::from_millis(200);
 /// A comparison may stand still for so long at least: a key may have to be read again for a while.
 const STANDSTILL: Duration = Duration::from_secs(60);
 /// How often that is looked at.
