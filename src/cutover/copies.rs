@@ -22,6 +22,8 @@ use tokio::task::JoinHandle;
 const EVERY: Duration = Duration::from_millis(100);
 /// The largest file that is taken.
 const MOST: u64 = 4 << 30;
+/// How long a worker may take to answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The copy of one worker's state, while it is kept up to date.
 pub struct Following {
@@ -91,7 +93,11 @@ async fn fetch(asker: &mut Asker, part: Part, path: &Path) -> Result<()> {
     let mut file = None;
     let mut from = 0;
     loop {
-        let answer = asker.ask(Ask::Part { part, from }).await?;
+        let asked = tokio::time::timeout(ANSWER, asker.ask(Ask::Part { part, from })).await;
+        let answer = asked.unwrap_or_else(|_| {
+            let text = format!("it does not answer within {} s", ANSWER.as_secs());
+            Err(Error::new(ErrorKind::NotReady, text))
+        })?;
         let Some(Said::Part { bytes, is_there }) = answer.said else {
             return Err(odd("another answer has come"));
         };
@@ -131,7 +137,7 @@ pub fn follow(mut asker: Asker, dir: PathBuf) -> Result<Following> {
     let mut store = Store::open(&dir)?;
     let task = tokio::spawn(async move {
         let _lock = lock;
-        while let Ok(answer) = asker.ask(Ask::Marks).await {
+        while let Ok(Ok(answer)) = tokio::time::timeout(ANSWER, asker.ask(Ask::Marks)).await {
             if let Some(Said::Marks { shards, sweeps }) = answer.said
                 && let Err(e) = note(&mut store, &shards, &sweeps)
             {

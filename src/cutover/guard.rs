@@ -15,6 +15,7 @@ use crate::store::{Lock, Stage, Store};
 use crate::task::failpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
@@ -361,7 +362,12 @@ impl Guard {
     async fn close(&mut self) -> Result<Closed> {
         let until = self.freezer.deadline().max(Instant::now() + PROOF);
         loop {
-            let tried = tokio::time::timeout_at(until.into(), self.try_to_close()).await;
+            let mut held = self.new_side.take();
+            let tried = tokio::select! {
+                tried = tokio::time::timeout_at(until.into(), self.try_to_close()) => tried,
+                never = keep(&mut held) => match never {},
+            };
+            self.new_side = held;
             match tried {
                 Err(_) => return Err(too_late()),
                 // It may be a line that is cut for a while.
@@ -375,7 +381,7 @@ impl Guard {
     }
 
     async fn try_to_close(&mut self) -> Result<Closed> {
-        self.renew().await;
+        self.freezer.renew().await?;
         let closed = self.freezer.close().await?;
         self.freezer.passed_on().await?;
         let fenced = async {
@@ -432,7 +438,7 @@ impl Guard {
                 }
             }
         }
-        let was_held = self.new_side.is_some();
+        let was_held = self.new_side.as_ref().is_some_and(Hold::has_held);
         self.let_new_side_go(true).await;
         let thawed = self.freezer.thaw().await;
         let noted = self.note(self.setup.before, Stage::Source);
@@ -464,6 +470,19 @@ impl Guard {
         told["step"] = json!("switch_back");
         let ran = self.run("switch_back", BACK_LIMIT, &told).await?;
         hook::succeeded("switch_back", &ran)
+    }
+}
+
+/// Holds the new side for as long as it is polled.
+async fn keep(held: &mut Option<Hold>) -> Infallible {
+    let mut tick = tokio::time::interval(RENEW);
+    loop {
+        tick.tick().await;
+        if let Some(hold) = held
+            && let Err(e) = hold.renew().await
+        {
+            tracing::warn!("{e}");
+        }
     }
 }
 

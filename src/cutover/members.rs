@@ -8,6 +8,7 @@ use crate::migrate::control::port;
 use crate::store::{Lock, Store, workers};
 use futures::future::join_all;
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct Member {
     pub start: String,
     /// Its state, where that is here.
     pub dir: Option<PathBuf>,
+    /// The number of its process, where that is elsewhere.
+    pub instance: Option<u64>,
     pub asker: Asker,
 }
 
@@ -98,14 +101,15 @@ pub async fn beside(home: &Path, dirs: &[PathBuf]) -> Result<Vec<Member>> {
             name,
             start,
             dir: Some(dir.clone()),
+            instance: None,
             asker,
         });
     }
     Ok(members)
 }
 
-/// Workers elsewhere: all that the addresses lead to.
-pub async fn afar(remote: &Remote) -> Result<Vec<Member>> {
+/// Workers elsewhere: all that the addresses lead to. `home`: the plan's folder, which has its name.
+pub async fn afar(home: &Path, remote: &Remote) -> Result<Vec<Member>> {
     let (mut members, mut known) = (Vec::new(), HashSet::new());
     for named in &remote.addresses {
         let found: Vec<SocketAddr> = match tokio::net::lookup_host(named.as_str()).await {
@@ -127,6 +131,7 @@ pub async fn afar(remote: &Remote) -> Result<Vec<Member>> {
                     name: format!("the worker at {address}"),
                     start: "start it again, and run the same command again".into(),
                     dir: None,
+                    instance: None,
                     asker,
                 },
                 // Of several, whether one is missed is seen by the slots.
@@ -139,7 +144,20 @@ pub async fn afar(remote: &Remote) -> Result<Vec<Member>> {
             match member.ask(Ask::Whose).await?.said {
                 // The same one by another of its addresses.
                 Some(Said::Whose { instance, .. }) if !known.insert(instance) => {}
-                Some(Said::Whose { .. }) => members.push(member),
+                Some(Said::Whose { plan, .. }) if Some(OsStr::new(&plan)) != home.file_name() => {
+                    return Err(Error::new(
+                        ErrorKind::Usage,
+                        format!(
+                            "{} moves the plan {plan:?}, which is another one",
+                            member.name
+                        ),
+                    )
+                    .hint("name the workers of this plan with --worker-at"));
+                }
+                Some(Said::Whose { instance, .. }) => {
+                    member.instance = Some(instance);
+                    members.push(member);
+                }
                 _ => return Err(member.odd()),
             }
         }

@@ -110,7 +110,7 @@ impl Migration {
             home: home.to_owned(),
             remote: remote.clone(),
         };
-        let mut met = Migration::connect(&place).await?;
+        let mut met = Migration::of(&place, members::afar(home, remote).await?);
         met.copy_states(plan, home).await?;
         covered(home)?;
         met.tell_stage().await?;
@@ -121,11 +121,13 @@ impl Migration {
             }
         }
         let more = Migration::connect(&place).await?;
-        for (member, again) in met.members.iter().zip(more.members) {
-            if let Some(dir) = &member.dir {
-                met.following
-                    .push(copies::follow(again.asker, dir.clone())?);
-            }
+        for again in more.members {
+            // A name may lead to them in another order each time.
+            let same = met.members.iter().find(|m| m.instance == again.instance);
+            let Some(dir) = same.and_then(|m| m.dir.clone()) else {
+                return Err(again.away());
+            };
+            met.following.push(copies::follow(again.asker, dir)?);
         }
         Ok(met)
     }
@@ -166,16 +168,32 @@ impl Migration {
                 start: "run `keyferry migrate`".into(),
                 asker: Asker::connect(dir).await?,
                 dir: Some(dir.clone()),
+                instance: None,
             }],
             Where::Workers { home, dirs } => members::beside(home, dirs).await?,
-            Where::Tcp { remote, .. } => members::afar(remote).await?,
+            Where::Tcp { home, remote } => {
+                let members = members::afar(home, remote).await?;
+                let known = workers(home)?.iter().filter(|w| w.remote).count();
+                if members.len() < known {
+                    return Err(Error::new(
+                        ErrorKind::NotReady,
+                        format!("of {known} workers elsewhere only {} answer", members.len()),
+                    )
+                    .hint("see that all of them run and can be reached, then run the same command again"));
+                }
+                members
+            }
         };
-        Ok(Migration {
+        Ok(Migration::of(place, members))
+    }
+
+    fn of(place: &Where, members: Vec<Member>) -> Migration {
+        Migration {
             place: place.clone(),
             members,
             child: None,
             following: Vec::new(),
-        })
+        }
     }
 
     /// Has all looked at that the source has written until now, and waits for that; asked every `poll`.
@@ -301,7 +319,7 @@ pub async fn look(plan: &Plan, home: &Path, remote: &Remote) -> Result<()> {
         return Ok(());
     };
     let place = Where::find(home, Some(remote))?;
-    let mut met = Migration::connect(&place).await?;
+    let mut met = Migration::of(&place, members::afar(home, remote).await?);
     met.copy_states(plan, home).await
 }
 
@@ -335,7 +353,7 @@ pub async fn end(place: &Where) -> Result<()> {
                     addresses: vec![named.clone()],
                     token: remote.token.clone(),
                 };
-                match members::afar(&one).await {
+                match members::afar(home, &one).await {
                     Ok(found) => members.extend(found),
                     Err(e) if e.kind() == ErrorKind::Auth => return Err(e),
                     // As a rule it was told, and has ended.

@@ -227,7 +227,12 @@ impl OldSide {
             return self.late.save(&self.home);
         };
         match tokio::time::timeout(LAST_LOOK, forth.fence_again(POLL)).await {
-            Ok(Ok(now)) => self.late.take(&now),
+            Ok(Ok(now)) => {
+                self.late.take(&now);
+                if now.blind && self.closed() == Some(Closed::Watched) {
+                    self.late.may_be("it does not tell whether anybody writes to it (INFO commandstats, INFO persistence)".into());
+                }
+            }
             Ok(Err(e)) => self.late.may_be(e.chain()),
             Err(_) => self.late.may_be(format!(
                 "it did not tell within {} s where it stands",

@@ -152,7 +152,18 @@ impl Proof<'_> {
         for _ in 0..ROUNDS {
             let began = Instant::now();
             let mut looked = Instant::now();
+            let patience = self.patience;
             let in_vain = || {
+                if began.elapsed() > patience && self.scanned()?.by_changes {
+                    return Err(Error::new(
+                        ErrorKind::Refused,
+                        format!(
+                            "the changes of the source could not be brought over and found equal within {} s",
+                            patience.as_secs()
+                        ),
+                    )
+                    .hint("`keyferry verify PLAN` names the keys that differ; `keyferry status` says whether the target takes writes"));
+                }
                 if looked.elapsed() < LOOK_EVERY {
                     return Ok(false);
                 }

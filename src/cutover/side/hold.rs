@@ -38,6 +38,11 @@ impl Hold {
         self.masters.pause(LEASE).await
     }
 
+    /// Whether nobody can have written since it was held first.
+    pub fn has_held(&self) -> bool {
+        self.held && !self.masters.has_gap()
+    }
+
     /// Lets writes go on; with `undone`, those that wait are not run: their clients are led back.
     pub async fn end(&mut self, undone: bool) -> Result<()> {
         if !std::mem::take(&mut self.held) {

@@ -127,7 +127,7 @@ impl Desk {
                 _ => Ok(None),
             };
             // A fence outlives the wish to go on, once the clients are being moved.
-            let keeps = ask == Ask::Follow
+            let keeps = matches!(ask, Ask::Follow | Ask::Drain | Ask::Record)
                 && matches!(self.control.order(), Order::Fence(_))
                 && self.stage() != Stage::Source;
             if !keeps {
@@ -145,9 +145,13 @@ impl Desk {
     }
 
     fn whose(&self) -> Said {
-        let name = self.dir.file_name().unwrap_or_default();
+        let named = |dir: &Path| {
+            let name = dir.file_name().unwrap_or_default();
+            name.to_string_lossy().into_owned()
+        };
         Said::Whose {
-            name: name.to_string_lossy().into_owned(),
+            plan: named(&self.plan_dir),
+            name: named(&self.dir),
             instance: self.instance,
             held: self.held,
         }

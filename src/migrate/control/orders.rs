@@ -66,6 +66,8 @@ pub enum Part {
 #[serde(rename_all = "kebab-case")]
 pub enum Said {
     Whose {
+        /// The plan that it moves.
+        plan: String,
         /// The name of the folder that holds its state.
         name: String,
         /// A number of the process's own.
@@ -116,6 +118,9 @@ pub struct Answer {
     pub scan: bool,
     /// The target has lost a master since it was drained.
     pub lost: bool,
+    /// Nobody can tell whether something was written behind the fence.
+    #[serde(default)]
+    pub blind: bool,
     /// Keys in base64, with the target's database.
     pub keys: Vec<(u32, String)>,
     /// More keys were written than could be noted.
@@ -143,6 +148,7 @@ impl Answer {
         }
         self.scan |= other.scan;
         self.lost |= other.lost;
+        self.blind |= other.blind;
         self.more |= other.more;
         self.keys.extend(other.keys);
         let room = LATE_KEYS.saturating_sub(self.late_keys.len());
@@ -233,6 +239,7 @@ struct Orders {
     fences: u64,
     shards: BTreeMap<u16, Obeyed>,
     lost: bool,
+    blind: bool,
 }
 
 /// Shared by the socket and the shards.
@@ -321,6 +328,11 @@ impl Control {
         self.orders().lost = true;
     }
 
+    /// The source does not tell whether anybody writes to it behind the fence.
+    pub fn blind(&self) {
+        self.orders().blind = true;
+    }
+
     pub fn give(&self, ask: Ask, stop: &Shutdown) {
         let mut orders = self.orders();
         match ask {
@@ -335,6 +347,7 @@ impl Control {
                 orders.order = Order::Drain(orders.drains);
                 orders.shards.clear();
                 orders.lost = false;
+                orders.blind = false;
             }
             Ask::Fence => {
                 orders.fences += 1;
@@ -386,6 +399,7 @@ impl Control {
             shards,
             scan,
             lost: orders.lost,
+            blind: orders.blind,
             keys: taken.keys.iter().map(encoded).collect(),
             more: taken.more,
             late_keys: (orders.shards.values())

@@ -28,6 +28,8 @@ impl Sweeper<'_> {
             tracing::info!("the changes that were told may not be all: {why}");
             let runtime = self.ctx.shared.runtime.clone();
             let _ = runtime.block_on(self.source.side.refresh());
+            // Another server may have taken the source's place.
+            self.source.reset();
         }
         self.changes.why = why.to_owned();
     }
@@ -57,6 +59,7 @@ impl Sweeper<'_> {
             }
             // The sweep reads them all, and what is called after its beginning is known.
             self.changes.groups.take();
+            self.hearing.events.take_grouped();
             self.changes.groups_due = false;
         }
         begun.looks = match &begun.ground {

@@ -131,7 +131,6 @@ impl Sweeper<'_> {
     fn count(&mut self, written: bool) {
         if self.core.marks().shard().snapshot_loaded {
             self.ctx.progress.commands.fetch_add(1, Relaxed);
-            self.ctx.progress.writes.fetch_add(1, Relaxed);
         } else if written {
             self.core.marks().count_written();
         }
@@ -200,7 +199,11 @@ impl Sweeper<'_> {
 
     /// Writes up to so many keys whose change was told; returns how many.
     pub(super) fn write_told(&mut self, most: usize) -> Result<usize> {
-        let mut some = self.hearing.events.take(most);
+        let taken = self.hearing.events.take(most);
+        // What has only expired is no write.
+        let written = taken.iter().filter(|(_, written)| *written).count();
+        self.ctx.progress.writes.fetch_add(written as u64, Relaxed);
+        let mut some: Vec<Name> = taken.into_iter().map(|(name, _)| name).collect();
         let all = some.len();
         while !some.is_empty() {
             let chunk = some.split_off(some.len().saturating_sub(CHUNK));

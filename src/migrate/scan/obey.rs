@@ -14,6 +14,9 @@ impl Sweeper<'_> {
         match self.ctx.shared.control.order() {
             Order::Follow => self.drain = None,
             Order::Drain(number) if self.drain.is_none_or(|d| d.number != number) => {
+                // Whoever has taken the source's place is to be asked and read.
+                self.hearing.ask_anew();
+                self.source.reset();
                 self.drain = Some(Drain {
                     number,
                     since: Instant::now(),
@@ -69,6 +72,7 @@ impl Sweeper<'_> {
     /// How many keys were written since all was drained and are not at the target, with names as far as they are known;
     /// `None` when that has to be asked again.
     fn late(&mut self, drained: &Drained) -> Result<Option<(u64, Vec<Name>)>> {
+        self.hearing.ask_anew();
         if let Some(ground) = &drained.ground {
             // Each fence is seen from where everything was drained.
             match self.hearing.advance(&mut ground.clone()) {
@@ -104,6 +108,7 @@ impl Sweeper<'_> {
             .as_ref()
             .and_then(|before: &Looks| hearing::writes_between(before, &looks));
         if writes.is_none() {
+            self.ctx.shared.control.blind();
             self.ctx.shared.event(
                 "warning",
                 "scan_fence",

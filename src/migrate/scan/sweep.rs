@@ -443,6 +443,7 @@ impl Sweeper<'_> {
         }
         self.write(page.db, &apart)?;
         self.core.marks().count_healed(apart.len() as u64);
+        (self.ctx.progress.writes).fetch_add(apart.len() as u64, Relaxed);
         Ok(apart.len() as u64)
     }
 

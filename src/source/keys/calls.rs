@@ -68,6 +68,11 @@ impl Look {
         }
     }
 
+    /// What the server calls itself since it was started.
+    pub fn run_id(&self) -> Option<&str> {
+        self.run_id.as_deref()
+    }
+
     /// Why nothing can be concluded of this server's statistics.
     pub fn is_blind(&self) -> Option<&'static str> {
         if self.replica {
@@ -114,7 +119,13 @@ impl Look {
                     let new = classes.chars().map(|class| (class, name.clone()));
                     called.classes.extend(new);
                 }
-                Some(Effect::Groups) => called.groups = true,
+                Some(Effect::Groups) => {
+                    called.groups = true;
+                    if name == "xgroup" {
+                        // Redis 6 does not say which of its subcommands: one makes a group, which class t tells.
+                        called.classes.insert('t', name.clone());
+                    }
+                }
                 Some(Effect::Functions) => called.functions = true,
                 Some(Effect::Untold) => {
                     return Err(format!(

@@ -82,15 +82,17 @@ impl Events {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes some of the keys.
-    pub fn take(&self, most: usize) -> Vec<Name> {
+    /// Takes some of the keys, each with whether a client has written it.
+    pub fn take(&self, most: usize) -> Vec<(Name, bool)> {
         let mut state = self.state();
         if most >= state.keys.len() {
             state.bytes = 0;
-            return std::mem::take(&mut state.keys).into_keys().collect();
+            return std::mem::take(&mut state.keys).into_iter().collect();
         }
-        let some: Vec<_> = state.keys.keys().take(most).cloned().collect();
-        for name in &some {
+        let some: Vec<_> = (state.keys.iter().take(most))
+            .map(|(name, written)| (name.clone(), *written))
+            .collect();
+        for (name, _) in &some {
             state.keys.remove(name);
             state.bytes -= name.1.len() + PLACE;
         }

@@ -45,6 +45,8 @@ pub struct Hearing {
     /// Ends all listeners.
     stop: Shutdown,
     listeners: BTreeMap<String, Shutdown>,
+    /// What each of them called itself when it was listened to first.
+    servers: BTreeMap<String, Option<String>>,
     /// What the masters are configured to notify of; `None` where they do not tell.
     configured: BTreeMap<String, Option<String>>,
     conns: BTreeMap<String, Conn>,
@@ -60,6 +62,7 @@ impl Hearing {
             runtime,
             stop,
             listeners: BTreeMap::new(),
+            servers: BTreeMap::new(),
             configured,
             conns: BTreeMap::new(),
         };
@@ -145,7 +148,9 @@ impl Hearing {
             if self.side.endpoint.from_replicas {
                 return Err("keys are read from replicas, which may be behind".into());
             }
+            self.conns.clear();
             let before = self.look().await?;
+            self.know_servers(&before);
             let asked = events::configured(&self.side).await;
             self.configured = asked.map_err(|e| format!("the source cannot be asked: {e}"))?;
             self.listen();
@@ -205,6 +210,25 @@ impl Hearing {
             }
             Ok(sum)
         })
+    }
+
+    /// Asks whoever answers at the masters' addresses now from then on: another server may have taken one's place, while
+    /// a connection to the first is still there.
+    pub fn ask_anew(&mut self) {
+        self.conns.clear();
+    }
+
+    /// Ends what listens to a server that another has taken the place of.
+    fn know_servers(&mut self, looks: &Looks) {
+        for (address, look) in looks {
+            let known = self
+                .servers
+                .insert(address.clone(), look.run_id().map(str::to_owned));
+            let other = known.is_some_and(|known| known.as_deref() != look.run_id());
+            if other && let Some(listener) = self.listeners.remove(address) {
+                listener.request();
+            }
+        }
     }
 
     /// What the masters say now; an error where they do not.
