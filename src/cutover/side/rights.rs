@@ -405,7 +405,9 @@ mod tests {
             ("-@all +json.set", true),
             ("-@all +@read +set", true),
             ("-@all +@string", true),
-            ("+@all -@write -@dangerous +xinfo", false),
+            ("+@all -@write -@dangerous +publish", false),
+            // Whether it only reads is not known here.
+            ("-@all +xinfo", true),
             ("+@all -@write +incr", true),
             ("-@all +publish +ping", false),
         ] {
@@ -437,8 +439,9 @@ mod tests {
             told.without_writes(&["-json.set".into()]),
             [
                 "-@write",
+                "-json.set",
                 "clearselectors",
-                "(-@all +set ~app:* &* -@write)"
+                "(-@all +set ~app:* &* -@write -json.set)"
             ]
         );
     }
