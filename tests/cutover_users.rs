@@ -181,3 +181,29 @@ fn replicas_that_are_unlike_or_gone_are_left_as_they_are() {
     it.story.plan.set("/cutover/watch_s", json!(1));
     it.thawed(&it.story.source);
 }
+
+/// Both sides are measured after the cutover as before it, with writes of our own: nobody else gets in.
+#[test]
+fn a_closed_side_can_be_measured() {
+    let Some(mut it) = Move::usual(json!({"watch_s": 1})) else {
+        return;
+    };
+    it.story.plan.set(
+        "/latency",
+        json!({
+            "workloads": ["counter"], "rates": [1.0], "blocks": 2, "block_s": 1,
+            "connections": 2, "allow_writes": true,
+        }),
+    );
+    it.story.fill(200);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    it.plan().run("cutover --json").exits(0);
+    let measured = it.plan().run("latency --json").exits(0);
+    let of = &measured.json["results"][0]["endpoints"];
+    for side in ["source", "target"] {
+        assert!(of[side]["count"].as_u64() > Some(0), "{side}: {of}");
+        assert_eq!(of[side]["errors"], 0, "{side}: {of}");
+    }
+    let source = &it.story.source.nodes()[0];
+    assert!(source.client().words("SET late 1").is_err());
+}

@@ -2,6 +2,7 @@
 
 use super::common::{Common, load_and_warn};
 use super::output;
+use crate::cutover;
 use crate::error::Result;
 use crate::latency::{self, Options};
 use crate::task::Shutdown;
@@ -42,7 +43,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
-    let job = load_and_warn(&arguments.plan)?;
+    let mut job = load_and_warn(&arguments.plan)?;
     let options = Options {
         work_dir: common.state_dir(&job),
         fresh: arguments.fresh,
@@ -55,6 +56,10 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let answer = latency::spin(async {
         let stop = Shutdown::default();
         stop.on_signals()?;
+        if job.latency.allow_writes {
+            // After a cutover the source is closed to writers, but not to the measurement.
+            cutover::admit(&mut job, &options.work_dir).await?;
+        }
         latency::run(&job, &options, &stop).await
     })?;
     match arguments.json {

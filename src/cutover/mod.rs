@@ -5,6 +5,7 @@
 //! frozen writers nor a broken stream. On which side the clients are is in SQLite (`store/cutover.rs`).
 //! Invariant: one direction at a time; from the fence on nothing of the old side is applied to the new one.
 
+mod admission;
 mod copies;
 mod guard;
 mod handle;
@@ -22,6 +23,7 @@ mod side;
 mod take_over;
 mod watch;
 
+pub use admission::admit;
 pub use guard::serve as serve_guard;
 pub use migration::look;
 pub use options::Options;
@@ -305,6 +307,13 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     }
     // One that holds still sees what came late.
     let mut old = OldSide::open(plan, &job, &home, Migration::connect(&place).await.ok()).await?;
+    if old.freezer().is_none() {
+        return Err(Error::new(
+            ErrorKind::Connection,
+            "the source does not answer, so nobody can go back to it",
+        )
+        .hint("bring it back, then run the same command again"));
+    }
     old.end_forth().await?;
     migration::end(&place).await?;
     if let Some(e) = old.late().refusal().filter(|_| !options.accept_late) {
@@ -322,13 +331,10 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         let _ = std::fs::remove_dir_all(watch::back_dir(&home));
     }
     let Some(source) = old.freezer() else {
-        return Err(Error::new(
-            ErrorKind::Connection,
-            "the source does not answer, so nobody can go back to it",
-        )
-        .hint("bring it back, then run the same command again"));
+        return Ok(outcome);
     };
-    if source.closed() != Some(Closed::ByRights) {
+    let by_rights = source.closed() == Some(Closed::ByRights);
+    if !by_rights {
         // What comes back has to get in.
         source.clean_up("target").await?;
     }
@@ -367,6 +373,9 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
             let _ = migration.leave().await;
             if apart {
                 let _ = std::fs::remove_dir_all(&work_dir);
+            }
+            if !by_rights && let Err(e) = source.close_again().await {
+                tracing::warn!("the source could not be closed again: {e}");
             }
             return refuse(outcome, journal, e, false);
         }

@@ -102,6 +102,8 @@ pub struct OldSide {
     freezer: Option<Freezer>,
     /// The migration that holds still, as long as it has to tell what comes late.
     forth: Option<Migration>,
+    /// Why it could not be looked at the last time.
+    unseen: Option<String>,
     late: Late,
 }
 
@@ -120,10 +122,12 @@ impl OldSide {
             }
             Source::Rdb { .. } => Err(Error::new(ErrorKind::Plan, "a file has no writers")),
         };
+        let mut unseen = None;
         let mut freezer = match freezer {
             Ok(freezer) => Some(freezer),
             Err(e) => {
                 tracing::warn!("the old side cannot be looked at: {e}");
+                unseen = Some(e.chain());
                 None
             }
         };
@@ -145,6 +149,7 @@ impl OldSide {
             home: home.to_owned(),
             freezer,
             forth,
+            unseen,
             late,
         })
     }
@@ -178,7 +183,9 @@ impl OldSide {
     pub async fn look(&mut self) -> Result<()> {
         let before = self.late.clone();
         if let Some(freezer) = &mut self.freezer {
-            match freezer.keep_closed().await {
+            let kept = freezer.keep_closed().await;
+            self.unseen = kept.as_ref().err().map(Error::chain);
+            match kept {
                 Ok(None) => {}
                 // Where the stream is still read, it tells what was written.
                 Ok(Some(why)) if self.forth.is_none() => self.late.may_be(why),
@@ -223,6 +230,11 @@ impl OldSide {
     /// Looks at all that was written until now, and has the migration end: from now on nobody reads it.
     pub async fn end_forth(&mut self) -> Result<()> {
         self.count_calls().await;
+        if let Some(why) = self.unseen.take() {
+            self.late.may_be(format!(
+                "it did not answer when it was looked at last: {why}"
+            ));
+        }
         let Some(mut forth) = self.forth.take() else {
             return self.late.save(&self.home);
         };
