@@ -23,20 +23,7 @@ impl Spec {
 
     /// Whether a call of it may change what the server holds; what a script calls counts for itself.
     pub fn may_write(&self) -> bool {
-        !matches!(
-            self.kind,
-            Kind::Read
-                | Kind::Eval
-                | Kind::Script
-                | Kind::Ignore
-                | Kind::Ping
-                | Kind::Replconf
-                | Kind::Select
-                | Kind::Multi
-                | Kind::Exec
-                | Kind::Discard
-                | Kind::Publish
-        )
+        !self.kind.changes_nothing() && !matches!(self.kind, Kind::Eval | Kind::Script)
     }
 
     /// The keys in the order of the arguments; an error when the command's shape does not fit.

@@ -87,3 +87,21 @@ pub enum Kind {
     Read,
     Ignore,
 }
+
+impl Kind {
+    /// It changes nothing of what a server holds, whatever its arguments.
+    pub fn changes_nothing(self) -> bool {
+        matches!(
+            self,
+            Kind::Ping
+                | Kind::Replconf
+                | Kind::Select
+                | Kind::Read
+                | Kind::Ignore
+                | Kind::Multi
+                | Kind::Exec
+                | Kind::Discard
+                | Kind::Publish
+        )
+    }
+}

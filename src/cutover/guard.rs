@@ -5,12 +5,12 @@
 //! Each side speaks lines of JSON; the first one is the [`Setup`].
 
 use crate::cutover::hook::{self, Hook};
+use crate::cutover::late::late_writes;
 use crate::cutover::migration::Migration;
-use crate::cutover::options::late_writes;
 use crate::cutover::place::Where;
 use crate::cutover::side::{Closed, Freezer, Hold};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{CutoverPlan, FreezeWay, Plan, Source, validate};
+use crate::plan::{FreezeWay, Job, Plan, Source, validate};
 use crate::store::{Lock, Stage, Store};
 use crate::task::failpoint;
 use serde::{Deserialize, Serialize};
@@ -139,7 +139,8 @@ async fn say(number: u64, done: Result<Value>) {
 
 struct Guard {
     setup: Setup,
-    plan: CutoverPlan,
+    /// What the plan of this direction comes to.
+    job: Job,
     freezer: Freezer,
     /// The side that the clients are moved to, where writes to it can be held.
     new_side: Option<Hold>,
@@ -151,7 +152,7 @@ struct Guard {
 
 impl Guard {
     async fn open(setup: Setup) -> Result<Guard> {
-        let job = validate(&Plan::parse(&setup.plan.to_string())?)?;
+        let job = job_of(&setup.plan)?;
         let Source::Server { endpoint, .. } = &job.source else {
             return Err(Error::new(ErrorKind::Plan, "a file has no writers"));
         };
@@ -163,7 +164,7 @@ impl Guard {
         let freezer = Freezer::open(endpoint, &job.cutover, side, setup.home.clone()).await?;
         Ok(Guard {
             _lock: Lock::acquire(&place(&setup.home))?,
-            plan: job.cutover,
+            job,
             setup,
             freezer,
             new_side: None,
@@ -226,10 +227,9 @@ impl Guard {
     }
 
     async fn prepare(&mut self) -> Result<()> {
-        let job = validate(&Plan::parse(&self.setup.plan.to_string())?)?;
         // On the way back that side is closed anyhow.
-        self.new_side = match self.plan.hold_new_side && self.setup.opens.is_none() {
-            true => Hold::prepare(&job.target).await?,
+        self.new_side = match self.job.cutover.hold_new_side && self.setup.opens.is_none() {
+            true => Hold::prepare(&self.job.target).await?,
             false => None,
         };
         self.freezer.prepare().await
@@ -316,7 +316,7 @@ impl Guard {
         let Some(plan) = &self.setup.opens else {
             return Ok(());
         };
-        let job = validate(&Plan::parse(&plan.to_string())?)?;
+        let job = job_of(plan)?;
         let Source::Server { endpoint, .. } = &job.source else {
             return Ok(());
         };
@@ -328,7 +328,7 @@ impl Guard {
     /// The switch hook.
     async fn run_hook(&mut self) -> Result<hook::Ran> {
         // What follows the hook has to fit into the pause as well.
-        let pause = Duration::from_millis(self.plan.max_pause_ms);
+        let pause = Duration::from_millis(self.job.cutover.max_pause_ms);
         let limit = (self.freezer.deadline()).saturating_duration_since(Instant::now());
         let limit = limit.saturating_sub(MARGIN.min(pause / 5));
         let told = self.setup.told.clone();
@@ -338,8 +338,8 @@ impl Guard {
     /// Runs a hook while the pause is renewed.
     async fn run(&mut self, name: &str, limit: Duration, told: &Value) -> Result<hook::Ran> {
         let argv = match name {
-            "switch" => self.plan.hooks.switch.clone(),
-            _ => self.plan.hooks.switch_back.clone(),
+            "switch" => self.job.cutover.hooks.switch.clone(),
+            _ => self.job.cutover.hooks.switch_back.clone(),
         };
         let hook = Hook {
             name,
@@ -460,7 +460,7 @@ impl Guard {
 
     /// Leads the clients back; an error when that was not done.
     async fn run_back_hook(&mut self) -> Result<()> {
-        if self.plan.hooks.switch_back.is_empty() {
+        if self.job.cutover.hooks.switch_back.is_empty() {
             return Err(Error::new(
                 ErrorKind::State,
                 "the plan names no program that leads clients back (cutover.hooks.switch_back)",
@@ -484,6 +484,10 @@ async fn keep(held: &mut Option<Hold>) -> Infallible {
             tracing::warn!("{e}");
         }
     }
+}
+
+fn job_of(plan: &Value) -> Result<Job> {
+    validate(&Plan::parse(&plan.to_string())?)
 }
 
 fn too_late() -> Error {

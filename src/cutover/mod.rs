@@ -11,6 +11,7 @@ mod guard;
 mod handle;
 mod hook;
 mod journal;
+mod late;
 mod members;
 mod migration;
 mod old_side;
@@ -30,8 +31,9 @@ pub use options::Options;
 pub use place::Remote;
 
 use self::journal::Journal;
+use self::late::Late;
 use self::migration::Migration;
-use self::old_side::{Late, OldSide};
+use self::old_side::OldSide;
 use self::options::stopped;
 use self::pass::{Pass, Passed};
 use self::place::Where;
@@ -307,13 +309,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     }
     // One that holds still sees what came late.
     let mut old = OldSide::open(plan, &job, &home, Migration::connect(&place).await.ok()).await?;
-    if old.freezer().is_none() {
-        return Err(Error::new(
-            ErrorKind::Connection,
-            "the source does not answer, so nobody can go back to it",
-        )
-        .hint("bring it back, then run the same command again"));
-    }
+    old.answering()?;
     old.end_forth().await?;
     migration::end(&place).await?;
     if let Some(e) = old.late().refusal().filter(|_| !options.accept_late) {
@@ -330,9 +326,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         migration::end(&Where::Folder(watch::back_dir(&home).join(&plan.name))).await?;
         let _ = std::fs::remove_dir_all(watch::back_dir(&home));
     }
-    let Some(source) = old.freezer() else {
-        return Ok(outcome);
-    };
+    let source = old.answering()?;
     let by_rights = source.closed() == Some(Closed::ByRights);
     if !by_rights {
         // What comes back has to get in.

@@ -2,10 +2,9 @@
 
 use crate::cutover::journal::Tell;
 use crate::cutover::place::Remote;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::store::Stage;
 use crate::task::Shutdown;
-use crate::types::{DbIndex, shown};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -38,26 +37,4 @@ pub fn go_on(stop: &Shutdown) -> Result<()> {
 
 pub fn stopped() -> Error {
     Error::stopped("the cutover was stopped")
-}
-
-/// Keys that a message names.
-const NAMED: usize = 10;
-
-/// What somebody has written to the old side although it was frozen is not at the new one.
-pub fn late_writes(late: u64, keys: &[(DbIndex, Vec<u8>)]) -> Error {
-    let named: Vec<String> = (keys.iter().take(NAMED))
-        .map(|(db, key)| match db {
-            &DbIndex::ZERO => shown(key),
-            db => format!("{} in database {db}", shown(key)),
-        })
-        .collect();
-    let named = match named.is_empty() {
-        true => String::new(),
-        false => format!(": {}", named.join(", ")),
-    };
-    Error::new(
-        ErrorKind::Refused,
-        format!("somebody has written {late} times although the writers were frozen{named}"),
-    )
-    .hint("find who it is, or freeze another way (cutover.freeze)")
 }

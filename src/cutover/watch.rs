@@ -104,10 +104,7 @@ async fn arm(plan: &Plan, home: &Path, old: &mut OldSide, accept_late: bool) -> 
             "what was written late to the old side would be overwritten",
         ));
     }
-    match old.freezer() {
-        Some(freezer) => admitted(plan, home, freezer).await,
-        None => Err(no("the old side does not answer")),
-    }
+    admitted(plan, home, old.answering()?).await
 }
 
 /// The plan of the way back, with a user that may write to the old side.
@@ -116,17 +113,15 @@ pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result
     let Source::Server { endpoint, .. } = validate(plan)?.source else {
         return Ok(back);
     };
-    if let Some(master) = freezer.master_elsewhere() {
-        back.target.url = endpoint.url_at(master);
+    let user = freezer.way_back_user().await?;
+    let master = freezer.master_elsewhere();
+    if user.is_some() || master.is_some() {
+        // Beside a user in the url there may be no other.
+        back.target.url = endpoint.url_at(master.unwrap_or(&endpoint.address()));
     }
-    if let Some((user, password)) = freezer.way_back_user().await? {
+    if let Some((user, password)) = user {
         // One that was left running by a cutover that was killed has a password that is no more.
         migration::end(&Where::Folder(back_dir(home).join(&back.name))).await?;
-        // Beside a user in the url there may be no other.
-        let address = freezer
-            .master_elsewhere()
-            .map_or(endpoint.address(), str::to_owned);
-        back.target.url = endpoint.url_at(&address);
         back.target.username = Some(user);
         back.target.password = Some(PasswordPlan::Text(password));
     }

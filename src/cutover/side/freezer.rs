@@ -1,7 +1,7 @@
 //! How the writers of one side are kept from writing, let go again, or kept out for good.
 
 use crate::cutover::hook::{self, Hook};
-use crate::cutover::side::nodes::{Cut, Nodes};
+use crate::cutover::side::nodes::{Cut, LEASE, Nodes};
 use crate::cutover::side::record::{Closed, Record, User};
 use crate::cutover::side::rights::{self, Rights, Seen, WAY_BACK_USER};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,11 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// A pause ends by itself after this long, unless it is renewed.
-const LEASE: Duration = Duration::from_secs(3);
 /// How often a replica is asked whether it has got what its master has written.
 const PASSED_ON: Duration = Duration::from_millis(2);
-
 /// How long one that is no master any more may take to end its pause.
 const PAUSED: Duration = Duration::from_secs(3);
 
@@ -57,8 +54,14 @@ pub struct Freezer {
     lock: Option<Lock>,
     deadline: Instant,
     record: Record,
-    /// What the server lets us do: a pause, taking rights.
-    may: (bool, bool),
+    may: May,
+}
+
+/// What the server lets us do.
+#[derive(Debug, Clone, Copy, Default)]
+struct May {
+    pause: bool,
+    rights: bool,
 }
 
 impl Freezer {
@@ -84,7 +87,7 @@ impl Freezer {
             deadline: Instant::now(),
             record,
             home,
-            may: (false, false),
+            may: May::default(),
         })
     }
 
@@ -149,26 +152,21 @@ impl Freezer {
 
     /// Finds out, without freezing anything, what is allowed.
     pub async fn rehearse(&mut self) -> Result<Foretold> {
-        let (mut may, mut why) = ([false, false], None);
-        let asked = [
-            // Writes that wait would run at the old side when the pause ends.
-            self.masters.rehearse_pause(self.plan.cut_clients).await,
-            self.rights.rehearse(&mut self.masters).await,
-        ];
-        if self.plan.freeze == FreezeWay::Acl && asked[1].is_ok() {
-            (self.rights).are_known(&self.rights.look(&mut self.masters).await?)?;
+        let mut why = None;
+        // Writes that wait would run at the old side when the pause ends.
+        let pause = self.masters.rehearse_pause(self.plan.cut_clients).await;
+        let pause = allowed(pause, &mut why)?;
+        let seen = allowed(self.rights.rehearse(&mut self.masters).await, &mut why)?;
+        if let (FreezeWay::Acl, Some(seen)) = (self.plan.freeze, &seen) {
+            self.rights.are_known(seen)?;
         }
-        for (may, asked) in may.iter_mut().zip(asked) {
-            match asked {
-                Ok(()) => *may = true,
-                Err(e) if e.kind() == ErrorKind::Refused => why = Some(e),
-                Err(e) => return Err(e),
-            }
-        }
-        self.may = (may[0], may[1]);
+        self.may = May {
+            pause: pause.is_some(),
+            rights: seen.is_some(),
+        };
         let allowed = |way: &FreezeWay| match way {
-            FreezeWay::Pause => self.may.0,
-            FreezeWay::Acl => self.may.1,
+            FreezeWay::Pause => self.may.pause,
+            FreezeWay::Acl => self.may.rights,
             _ => true,
         };
         match self.ways().into_iter().find(allowed) {
@@ -183,9 +181,9 @@ impl Freezer {
     fn closes_by(&self) -> Closed {
         match (self.plan.old_side, self.may) {
             (OldSide::Open, _) => Closed::Open,
-            (OldSide::Closed, (_, true)) => Closed::ByRights,
-            (OldSide::Closed, (true, false)) => Closed::ByPause,
-            (OldSide::Closed, (false, false)) => Closed::Watched,
+            (OldSide::Closed, May { rights: true, .. }) => Closed::ByRights,
+            (OldSide::Closed, May { pause: true, .. }) => Closed::ByPause,
+            (OldSide::Closed, _) => Closed::Watched,
         }
     }
 
@@ -196,8 +194,8 @@ impl Freezer {
             FreezeWay::Pause => Some(Lock::Pause),
             FreezeWay::Acl => Some(Lock::Rights),
             // Whoever does not obey the hook or the operator is kept out by us.
-            _ if shut && self.may.0 => Some(Lock::Pause),
-            _ if shut && self.may.1 => Some(Lock::Rights),
+            _ if shut && self.may.pause => Some(Lock::Pause),
+            _ if shut && self.may.rights => Some(Lock::Rights),
             _ => None,
         }
     }
@@ -205,7 +203,7 @@ impl Freezer {
     /// Looks once more at what will be frozen, while writers still write: to be called right before [`Freezer::freeze`].
     pub async fn prepare(&mut self) -> Result<()> {
         self.masters = Nodes::masters(&self.endpoint).await?;
-        if self.may.1 {
+        if self.may.rights {
             self.rights.learn_modules(&mut self.masters).await?;
             // Their users are their own, and they may go away at any time.
             self.replicas = self.masters.replicas().await;
@@ -289,9 +287,7 @@ impl Freezer {
                 self.take_rights(true).await?;
                 self.masters.pause_is_over();
             }
-            Closed::ByPause => {
-                self.pause_for_good().await?;
-            }
+            Closed::ByPause => self.pause_for_good().await?,
             Closed::Watched | Closed::Open => {}
         }
         self.record.closed = Some(closed);
@@ -551,6 +547,18 @@ impl Freezer {
 
     fn save(&self) -> Result<()> {
         self.record.save(&self.home, self.side)
+    }
+}
+
+/// What was asked for, unless it was refused, which `why` keeps.
+fn allowed<T>(asked: Result<T>, why: &mut Option<Error>) -> Result<Option<T>> {
+    match asked {
+        Ok(done) => Ok(Some(done)),
+        Err(e) if e.kind() == ErrorKind::Refused => {
+            *why = Some(e);
+            Ok(None)
+        }
+        Err(e) => Err(e),
     }
 }
 

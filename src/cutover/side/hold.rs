@@ -2,13 +2,9 @@
 //!
 //! Clients that have moved and are led back again would leave behind what they have written in between.
 
-use crate::cutover::side::nodes::Nodes;
+use crate::cutover::side::nodes::{LEASE, Nodes};
 use crate::error::Result;
 use crate::plan::Endpoint;
-use std::time::Duration;
-
-/// A pause ends by itself after this long, unless it is renewed.
-const LEASE: Duration = Duration::from_secs(3);
 
 /// Writes to a side wait as long as it is held.
 pub struct Hold {

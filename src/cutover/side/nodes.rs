@@ -10,6 +10,8 @@ use crate::types::address::join;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+/// A pause ends by itself after this long, unless it is renewed.
+pub const LEASE: Duration = Duration::from_secs(3);
 /// How long a master may take to answer while writers wait.
 const ANSWER: Duration = Duration::from_secs(1);
 /// How often what must be done in the end is tried on a master.

@@ -90,10 +90,11 @@ impl Rights {
         }
     }
 
-    /// Whether they could be taken: without a rule, SETUSER changes nothing.
-    pub async fn rehearse(&self, nodes: &mut Nodes) -> Result<()> {
+    /// Whose rights could be taken: without a rule, SETUSER changes nothing.
+    pub async fn rehearse(&self, nodes: &mut Nodes) -> Result<Seen> {
         let seen = self.look(nodes).await?;
-        set_users(nodes, &seen, |_, _| Some(Vec::new())).await
+        set_users(nodes, &seen, |_, _| Some(Vec::new())).await?;
+        Ok(seen)
     }
 
     /// An error where the plan names users that these servers do not know.

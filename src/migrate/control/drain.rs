@@ -141,23 +141,12 @@ impl Behind {
     }
 
     fn is_harmless(&mut self, cmd: &Command<'_>, may_expire: impl Fn(&[u8]) -> bool) -> bool {
-        let known = command::lookup(cmd.name()).is_some_and(|spec| match spec.kind {
-            Kind::Select => {
-                let db = cmd.number(1).and_then(|n| u32::try_from(n).ok());
-                self.db = db.map_or(self.db, DbIndex);
-                true
-            }
-            Kind::Ping
-            | Kind::Replconf
-            | Kind::Read
-            | Kind::Ignore
-            | Kind::Multi
-            | Kind::Exec
-            | Kind::Discard
-            | Kind::Publish
-            | Kind::TrimSlots => true,
-            _ => false,
-        });
+        let kind = command::lookup(cmd.name()).map(|spec| spec.kind);
+        if kind == Some(Kind::Select) {
+            let db = cmd.number(1).and_then(|n| u32::try_from(n).ok());
+            self.db = db.map_or(self.db, DbIndex);
+        }
+        let known = kind.is_some_and(|k| k.changes_nothing() || k == Kind::TrimSlots);
         known || cmd.is_empty() || command::removes_expired(cmd, may_expire)
     }
 
