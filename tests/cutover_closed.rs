@@ -247,15 +247,8 @@ fn a_source_that_is_a_replica_is_frozen_at_its_master() {
         .replica_of(&it.story.source.nodes()[0])
         .start();
     let below = Setup::new(&name).replica_of(&replica).start();
-    for node in [&replica, &below] {
-        wait_until("the replica is in step", Duration::from_secs(30), || {
-            node.client()
-                .info("replication", "master_link_status")
-                .ok()
-                .as_deref()
-                == Some("up")
-        });
-    }
+    replica.wait_in_step();
+    below.wait_in_step();
     it.story.plan.set("/source/url", json!(below.url()));
     it.story.fill(1_000);
     it.plan().run("migrate --until caught-up --json").exits(0);

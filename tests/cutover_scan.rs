@@ -211,6 +211,14 @@ fn what_is_acknowledged_at_the_freeze_arrives() {
     );
 }
 
+/// The target has a key of the source.
+#[track_caller]
+fn has_arrived(it: &Move, key: &str) {
+    let exists = Command::new("EXISTS").key(key);
+    let there = it.story.target.side().run(&exists).expect("an answer");
+    assert_eq!(there.int(), Some(1));
+}
+
 /// Whoever loses the subscription has missed what was written meanwhile.
 #[test]
 fn a_subscription_killed_at_the_freeze_needs_a_sweep() {
@@ -220,16 +228,7 @@ fn a_subscription_killed_at_the_freeze_needs_a_sweep() {
     with_freeze(&mut it, &["CLIENT KILL TYPE pubsub", "SET missed 1"]);
     let (_, after) = cut_over(&it, &mut running);
     by_sweep(&after);
-    let exists = Command::new("EXISTS").key("missed");
-    assert_eq!(
-        it.story
-            .target
-            .side()
-            .run(&exists)
-            .expect("an answer")
-            .int(),
-        Some(1)
-    );
+    has_arrived(&it, "missed");
 }
 
 /// Turned off, notifications tell nothing more; turned on again, they have missed something.
@@ -248,16 +247,7 @@ fn notifications_turned_off_for_a_moment_are_noticed() {
     );
     let (_, after) = cut_over(&it, &mut running);
     by_sweep(&after);
-    let exists = Command::new("EXISTS").key("missed");
-    assert_eq!(
-        it.story
-            .target
-            .side()
-            .run(&exists)
-            .expect("an answer")
-            .int(),
-        Some(1)
-    );
+    has_arrived(&it, "missed");
 }
 
 /// Statistics that begin anew prove nothing about what was before.

@@ -157,14 +157,7 @@ fn replicas_that_are_unlike_or_gone_are_left_as_they_are() {
     let master = &it.story.source.nodes()[0];
     master.run("ACL SETUSER app on nopass ~* +@all");
     let replica = Setup::new(&name).replica_of(master).start();
-    wait_until("the replica is in step", Duration::from_secs(30), || {
-        replica
-            .client()
-            .info("replication", "master_link_status")
-            .ok()
-            .as_deref()
-            == Some("up")
-    });
+    replica.wait_in_step();
     let before = users(&it.story.source);
     it.story.fill(200);
     it.plan().run("migrate --until caught-up --json").exits(0);

@@ -151,6 +151,15 @@ impl Server {
         self.child.id()
     }
 
+    /// Waits until it follows its master.
+    #[track_caller]
+    pub fn wait_in_step(&self) {
+        super::wait_until("the replica is in step", Duration::from_secs(30), || {
+            let link = self.client().info("replication", "master_link_status");
+            link.ok().as_deref() == Some("up")
+        });
+    }
+
     #[track_caller]
     pub fn client(&self) -> Client {
         match Client::connect(&self.address()) {
