@@ -175,12 +175,17 @@ fn replicas_that_are_unlike_or_gone_are_left_as_they_are() {
     it.thawed(&it.story.source);
 }
 
-/// Both sides are measured after the cutover as before it, with writes of our own: nobody else gets in.
+/// Both sides are measured after the cutover as before it, with writes of our own, by a login that has lost its rights:
+/// nobody else gets in.
 #[test]
 fn a_closed_side_can_be_measured() {
     let Some(mut it) = Move::usual(json!({"watch_s": 1})) else {
         return;
     };
+    let source = &it.story.source.nodes()[0];
+    source.run("ACL SETUSER mover on >hidden ~* +@all");
+    it.story.plan.set("/source/username", json!("mover"));
+    it.story.plan.set("/source/password", json!("hidden"));
     it.story.plan.set(
         "/latency",
         json!({

@@ -2,7 +2,7 @@
 
 use crate::cutover::side::{Closed, Freezer, closed};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Job, Redacted, Secret, Source};
+use crate::plan::{Job, Source};
 use crate::store::{Lock, Stage, Store};
 use std::path::Path;
 
@@ -36,8 +36,7 @@ pub async fn admit(job: &mut Job, home: &Path) -> Result<()> {
     let _lock = Lock::acquire(&home.join("cutover"))?;
     let mut freezer = Freezer::open(endpoint, &job.cutover, "source", home.to_owned()).await?;
     if let Some((user, password)) = freezer.way_back_user().await? {
-        endpoint.username = Some(user);
-        endpoint.password = Some(Secret::Plain(Redacted::new(password)));
+        *endpoint = endpoint.entered_as(user, password);
     }
     Ok(())
 }

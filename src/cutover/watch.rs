@@ -9,7 +9,7 @@ use crate::cutover::side::Freezer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::Ask;
 use crate::net::{self, server};
-use crate::plan::{Endpoint, PasswordPlan, Plan, Source, validate};
+use crate::plan::{Endpoint, PasswordPlan, Plan, Secret, Source, validate};
 use crate::store::{Stage, Store, has_losses};
 use crate::task::Shutdown;
 use serde_json::{Value, json};
@@ -116,7 +116,11 @@ pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result
     let user = freezer.way_back_user().await?;
     let master = freezer.master_elsewhere();
     if user.is_some() || master.is_some() {
-        // Beside a user in the url there may be no other.
+        // Beside a user in the url there may be no other; where that one stays, it is told in its own words.
+        if let (None, Some(Secret::Plain(password))) = (&back.target.password, &endpoint.password) {
+            back.target.username = endpoint.username.clone();
+            back.target.password = Some(PasswordPlan::Text(password.reveal().to_owned()));
+        }
         back.target.url = endpoint.url_at(master.unwrap_or(&endpoint.address()));
     }
     if let Some((user, password)) = user {

@@ -8,7 +8,7 @@ use super::document::{
 use super::glob::Glob;
 use super::learnt::Learnt;
 use super::rename::Renames;
-use super::secret::Secret;
+use super::secret::{Redacted, Secret};
 use super::url::Sentinel;
 use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
@@ -152,6 +152,16 @@ impl Endpoint {
         };
         let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
         format!("{scheme}://{address}{db}")
+    }
+
+    /// The same servers, entered as somebody else: what was learnt as the first user need not hold for that one.
+    pub fn entered_as(&self, user: String, password: String) -> Endpoint {
+        Endpoint {
+            username: Some(user),
+            password: Some(Secret::Plain(Redacted::new(password))),
+            learnt: Learnt::default(),
+            ..self.clone()
+        }
     }
 
     /// The url with the user and without the password.
