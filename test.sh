@@ -8,7 +8,7 @@
 #   KEYFERRY_FUZZ="source=redis-7.0 target=redis-8.0-cluster plan=skip seconds=600 seed=7" ./test.sh as_asked
 #                                a run of the stream's fuzz; its words are in tests/support/fuzz/asked.rs
 #   CI=true ./test.sh            runs ./demo.sh first, in README's order
-#   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: one more than processors, at most 4)
+#   KEYFERRY_TEST_THREADS=n      how many tests at a time (default: two more than processors, at most 6)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -59,8 +59,8 @@ fi
 say "tests"
 echo "KEYFERRY_SEED=$KEYFERRY_SEED${KEYFERRY_ANY:+ KEYFERRY_ANY=$KEYFERRY_ANY}"
 # Tests wait half of their time, for expiries, failovers and leases.
-threads=${KEYFERRY_TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) + 1))}
-if [ "$threads" -gt 4 ] && [ -z "${KEYFERRY_TEST_THREADS:-}" ]; then threads=4; fi
+threads=${KEYFERRY_TEST_THREADS:-$(($(nproc 2>/dev/null || echo 2) + 2))}
+if [ "$threads" -gt 6 ] && [ -z "${KEYFERRY_TEST_THREADS:-}" ]; then threads=6; fi
 code=0
 cargo test --no-fail-fast -- --test-threads "$threads" "$@" 2>&1 | tee "$log" || code=$?
 
