@@ -4,6 +4,7 @@ mod admission;
 mod check;
 mod check_surroundings;
 mod cli;
+mod client;
 mod command_keys;
 mod cutover;
 mod cutover_closed;

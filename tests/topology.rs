@@ -4,11 +4,11 @@ use crate::faults::{cli, reshard};
 use crate::support::cluster::Cluster;
 use crate::support::need;
 use crate::support::server::{Server, Setup, free_port, mortal, servers_dir};
+use crate::support::side::slot;
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
 use crate::support::wait_until;
 use crate::support::wire::{Client, Command, Value};
-use keyferry::Slot;
 use serde_json::json;
 use std::process::Stdio;
 use std::time::Duration;
@@ -214,7 +214,7 @@ fn trimmed_slots_of_a_cluster_keep_their_keys_at_the_target() {
     let mut running = story.migrate();
     story.wait_loaded(&mut running);
     // The master that has the set of that name.
-    let from = usize::from(Slot::of(b"RANGES").number() >= 8192);
+    let from = usize::from(slot(b"RANGES") >= 8192);
     let first = from * 8192;
     reshard(&name, cluster, from, 1 - from, 40);
     let trim = |first: usize, last: usize| {
@@ -227,11 +227,11 @@ fn trimmed_slots_of_a_cluster_keep_their_keys_at_the_target() {
     let ours = (0..)
         .map(|n| format!("stray:{n}"))
         .find(|k| {
-            let slot = usize::from(Slot::of(k.as_bytes()).number());
+            let slot = usize::from(slot(k.as_bytes()));
             (first + 100..first + 8_000).contains(&slot)
         })
         .expect("a name");
-    let slot = usize::from(Slot::of(ours.as_bytes()).number());
+    let slot = usize::from(slot(ours.as_bytes()));
     let mut target = story.target.side();
     let stray = Command::new("SET").key(&ours).arg("not the source's");
     assert!(target.run(&stray).is_ok_and(|a| !a.is_error()));

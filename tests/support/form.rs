@@ -1,6 +1,6 @@
 //! Makes a cluster of empty nodes over plain sockets, without redis-cli.
 
-use super::wire::{Address, Client, Command, Value};
+use super::wire::{Client, Command, Value, node_at};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub fn form_with_replicas(urls: &[String], masters: usize) -> io::Result<()> {
         .collect::<io::Result<Vec<_>>>()?;
     let addresses = urls
         .iter()
-        .map(|url| Address::parse(url))
+        .map(|url| node_at(url))
         .collect::<io::Result<Vec<_>>>()?;
     // An epoch can be set only while a node knows no other, so all of them before the first meeting.
     for (n, client) in clients.iter_mut().enumerate() {
@@ -35,11 +35,11 @@ pub fn form_with_replicas(urls: &[String], masters: usize) -> io::Result<()> {
             .enumerate()
             .filter(|(other, _)| *other != n)
         {
-            let (host, port) = address
-                .host_port
-                .split_once(':')
-                .unwrap_or((&address.host_port, "6379"));
-            client.words(&format!("CLUSTER MEET {host} {port}"))?;
+            client.words(&format!(
+                "CLUSTER MEET {} {}",
+                address.host(),
+                address.port()
+            ))?;
         }
     }
     let all = urls.len();

@@ -1,8 +1,9 @@
 //! Connections of a client to a side that fails over, moves slots, closes and opens: made anew whenever they are needed.
 
-use super::side::slot;
+use super::side::{owner, shards};
 use super::story::Endpoint;
 use super::wire::{Client, Command, Value};
+use redis::cluster_read_routing::ClusterTopology;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
@@ -46,8 +47,8 @@ pub struct Link {
     place: Place,
     patience: Duration,
     open: BTreeMap<String, Client>,
-    /// The last slot of each range, and who owns it.
-    owners: BTreeMap<u16, String>,
+    /// Who owns which slots, once that is known.
+    shards: Option<ClusterTopology>,
 }
 
 impl Link {
@@ -56,7 +57,7 @@ impl Link {
             place: place.clone(),
             patience,
             open: BTreeMap::new(),
-            owners: BTreeMap::new(),
+            shards: None,
         }
     }
 
@@ -100,7 +101,7 @@ impl Link {
     /// Closes all connections; the next command looks for its node anew.
     pub fn forget(&mut self) {
         self.open.clear();
-        self.owners.clear();
+        self.shards = None;
     }
 
     fn try_run(&mut self, key: &str, command: &Command) -> io::Result<Value> {
@@ -130,31 +131,21 @@ impl Link {
             let first = self.place.seeds.first().cloned();
             return first.ok_or_else(|| io::ErrorKind::NotFound.into());
         }
-        if self.owners.is_empty() {
+        if self.shards.is_none() {
             let mut last = Err(io::ErrorKind::NotFound.into());
-            for seed in self.place.seeds.clone() {
-                last = self.look(&seed);
+            for seed in &self.place.seeds {
+                last = self
+                    .connect(seed)
+                    .and_then(|mut client| shards(&mut client));
                 if last.is_ok() {
                     break;
                 }
             }
-            last?;
+            self.shards = Some(last?);
         }
-        let owner = self.owners.range(slot(key.as_bytes())..).next();
-        owner
-            .map(|(_, address)| address.clone())
+        let found = self.shards.as_ref().and_then(|s| owner(s, key.as_bytes()));
+        found
+            .map(ToString::to_string)
             .ok_or_else(|| io::Error::other("a slot without an owner"))
-    }
-
-    fn look(&mut self, seed: &str) -> io::Result<()> {
-        let mut client = self.connect(seed)?;
-        let slots = client.words("CLUSTER SLOTS")?;
-        for range in slots.items() {
-            if let [_, to, Value::Array(node), ..] = range.items() {
-                let address = format!("{}:{}", node[0].text(), node[1].text());
-                self.owners.insert(to.int().unwrap_or(0) as u16, address);
-            }
-        }
-        Ok(())
     }
 }

@@ -1,103 +1,113 @@
 //! One side of a migration: a standalone server or a whole cluster, behind one way to send commands.
 //!
-//! The slot map is read once: the clusters of the tests do not move slots, except where a test says so.
+//! The shards are read once: the clusters of the tests do not move slots, except where a test says so.
+//! A `ClusterConnection` does not do: it hides its nodes, sends CLIENT SETINFO, and keeps EVALSHA or MULTI out of
+//! pipelines.
 
-use super::wire::{Address, Client, Command, Value};
-use std::collections::HashSet;
+use super::wire::{Client, Command, Value};
+use redis::cluster::NodeAddress;
+use redis::cluster_read_routing::{ClusterTopology, Shard};
+use redis::cluster_routing::Slot;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::LazyLock;
 
-/// A hash slot, computed bit by bit from the cluster specification, apart from keyferry's own table.
+/// How many slots a cluster has.
+const SLOTS: u16 = 16384;
+
+/// A key's hash slot; the crate says which, but keeps its number to itself.
 pub fn slot(key: &[u8]) -> u16 {
-    let hashed = match key.iter().position(|b| *b == b'{') {
-        Some(open) => match key[open + 1..].iter().position(|b| *b == b'}') {
-            Some(len) if len > 0 => &key[open + 1..open + 1 + len],
-            _ => key,
-        },
-        None => key,
-    };
-    let crc = hashed.iter().fold(0u16, |crc, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |c, _| {
-            if c & 0x8000 != 0 {
-                (c << 1) ^ 0x1021
-            } else {
-                c << 1
-            }
-        })
+    static NUMBERS: LazyLock<HashMap<Slot, u16>> = LazyLock::new(|| {
+        (0..SLOTS)
+            .filter_map(|n| Some((Slot::new(n)?, n)))
+            .collect()
     });
-    crc & 0x3fff
+    NUMBERS[&Slot::for_key(key)]
+}
+
+/// The shards of a cluster, as one of its nodes knows them.
+pub fn shards(client: &mut Client) -> io::Result<ClusterTopology> {
+    let number = |value: &Value| value.int().and_then(|n| u16::try_from(n).ok());
+    let node = |value: &Value| match value.items() {
+        [host, port, ..] => Some(NodeAddress::new(host.text(), number(port)?)),
+        _ => None,
+    };
+    let shard = |range: &Value| match range.items() {
+        [from, to, master, replicas @ ..] => {
+            let slots = vec![(number(from)?, number(to)?)];
+            let replicas = replicas.iter().map(node).collect::<Option<Vec<_>>>()?;
+            Some(Shard::new(slots, node(master)?, replicas))
+        }
+        _ => None,
+    };
+    let told = client.words("CLUSTER SLOTS")?;
+    let shards = told.items().iter().map(shard).collect::<Option<_>>();
+    let shards = shards.ok_or_else(|| io::Error::other("a bad answer to CLUSTER SLOTS"))?;
+    Ok(ClusterTopology::from_shards(shards))
+}
+
+/// The master of a key's slot.
+pub fn owner<'t>(topology: &'t ClusterTopology, key: &[u8]) -> Option<&'t NodeAddress> {
+    topology.shard_for_slot(slot(key)).map(Shard::primary)
 }
 
 /// A standalone server or the masters of a cluster.
 pub struct Side {
     nodes: Vec<Client>,
-    /// The node of every slot; empty for a standalone server.
-    owner: Vec<u16>,
+    /// The masters, in the order of `nodes`, and which slots are theirs.
+    cluster: Option<(Vec<NodeAddress>, ClusterTopology)>,
     commands: HashSet<String>,
 }
 
 impl Side {
     pub fn open(url: &str, cluster: bool) -> io::Result<Side> {
-        Side::with(url, cluster, 0)
+        Side::with(url, cluster, |shard| Some(shard.primary()))
     }
 
     /// A cluster as its replicas show it: the first of each master.
     pub fn of_replicas(url: &str) -> io::Result<Side> {
-        Side::with(url, true, 1)
+        let mut side = Side::with(url, true, |shard| shard.replicas().first())?;
+        side.everywhere("READONLY")?;
+        Ok(side)
     }
 
-    fn with(url: &str, cluster: bool, which: usize) -> io::Result<Side> {
+    fn with(
+        url: &str,
+        cluster: bool,
+        which: fn(&Shard) -> Option<&NodeAddress>,
+    ) -> io::Result<Side> {
         let mut first = Client::open(url)?;
         let commands = known_commands(&mut first)?;
         if !cluster {
             return Ok(Side {
                 nodes: vec![first],
-                owner: Vec::new(),
+                cluster: None,
                 commands,
             });
         }
-        let (mut addresses, mut nodes, mut owner) = (Vec::new(), Vec::new(), vec![u16::MAX; 16384]);
-        for range in first.words("CLUSTER SLOTS")?.items() {
-            let [from, to, nodes_of @ ..] = range.items() else {
-                continue;
-            };
-            let Some(Value::Array(node)) = nodes_of.get(which) else {
-                continue;
-            };
-            let address = format!("{}:{}", node[0].text(), node[1].text());
-            let index = match addresses.iter().position(|a| *a == address) {
-                Some(index) => index,
-                None => {
-                    let mut client = Client::connect(&address)?;
-                    client.enter(&Address {
-                        db: 0,
-                        ..Address::parse(url)?
-                    })?;
-                    if which > 0 {
-                        client.words("READONLY")?;
-                    }
-                    nodes.push(client);
-                    addresses.push(address);
-                    nodes.len() - 1
-                }
-            };
-            for slot in from.int().unwrap_or(0)..=to.int().unwrap_or(-1) {
-                owner[slot as usize] = index as u16;
-            }
+        let topology = shards(&mut first)?;
+        let incomplete =
+            || io::Error::other(format!("the cluster at {url} does not serve every slot"));
+        if (0..SLOTS).any(|slot| topology.shard_for_slot(slot).is_none()) {
+            return Err(incomplete());
         }
-        if owner.contains(&u16::MAX) {
-            return Err(io::Error::other(format!(
-                "the cluster at {url} does not serve every slot"
-            )));
+        let (mut masters, mut nodes) = (Vec::new(), Vec::new());
+        for shard in topology.shards() {
+            if !masters.contains(shard.primary()) {
+                let node = which(shard).ok_or_else(incomplete)?;
+                nodes.push(Client::open_node(url, node)?);
+                masters.push(shard.primary().clone());
+            }
         }
         Ok(Side {
             nodes,
-            owner,
+            cluster: Some((masters, topology)),
             commands,
         })
     }
 
     pub fn is_cluster(&self) -> bool {
-        !self.owner.is_empty()
+        self.cluster.is_some()
     }
 
     /// Whether the servers know a command.
@@ -115,11 +125,11 @@ impl Side {
 
     /// The node that holds a key.
     pub fn node_of(&self, key: &[u8]) -> usize {
-        if self.owner.is_empty() {
-            0
-        } else {
-            usize::from(self.owner[usize::from(slot(key))])
-        }
+        let found = self.cluster.as_ref().and_then(|(masters, topology)| {
+            let owner = owner(topology, key)?;
+            masters.iter().position(|m| m == owner)
+        });
+        found.unwrap_or(0)
     }
 
     fn node_for(&self, command: &Command) -> usize {

@@ -1,10 +1,13 @@
-//! A small RESP2 client over a plain socket: commands in, replies out, pipelined.
+//! The tests' client: a thin face over the `redis` crate, so that the judge of a migration shares no code with it.
 //!
-//! It is not keyferry's own parser on purpose: the judge of a migration shares no code with the migrator.
+//! Error replies are values, pipelines are explicit, and nothing is sent that the caller has not asked for.
 
+use redis::cluster::NodeAddress;
+use redis::io::tcp::TcpSettings;
+use redis::{Cmd, Connection, ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use redis::{RedisConnectionInfo, RedisError, ServerError, ToRedisArgs};
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io;
 use std::time::Duration;
 
 /// One reply; an error reply is a value, because a pipeline goes on after it.
@@ -56,57 +59,60 @@ impl Value {
     }
 }
 
-/// What can be an argument.
-pub trait Arg {
-    fn append(&self, out: &mut Vec<u8>);
+impl From<redis::Value> for Value {
+    fn from(reply: redis::Value) -> Value {
+        match reply {
+            redis::Value::Nil => Value::Nil,
+            redis::Value::Int(n) => Value::Int(n),
+            redis::Value::Okay => Value::Status("OK".to_owned()),
+            redis::Value::SimpleString(text) => Value::Status(text),
+            redis::Value::BulkString(bytes) => Value::Bulk(bytes),
+            redis::Value::Array(items) => {
+                Value::Array(items.into_iter().map(Value::from).collect())
+            }
+            redis::Value::ServerError(error) => Value::Error(said(&error)),
+            other => panic!("not a reply of RESP2: {other:?}"),
+        }
+    }
 }
 
-fn bulk(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
-    out.extend_from_slice(bytes);
-    out.extend_from_slice(b"\r\n");
+/// An error reply as the server has sent it.
+fn said(error: &ServerError) -> String {
+    match error.details() {
+        Some(rest) => format!("{} {rest}", error.code()),
+        None => error.code().to_owned(),
+    }
 }
 
-macro_rules! arg_bytes {
-    ($($t:ty),*) => { $(impl Arg for $t { fn append(&self, out: &mut Vec<u8>) { bulk(out, self.as_ref()) } })* };
+fn broken(error: RedisError) -> io::Error {
+    io::Error::other(error.to_string())
 }
-macro_rules! arg_display {
-    ($($t:ty),*) => { $(impl Arg for $t { fn append(&self, out: &mut Vec<u8>) { bulk(out, self.to_string().as_bytes()) } })* };
-}
-arg_bytes!(&str, String, &String, &[u8], Vec<u8>, &Vec<u8>);
-arg_display!(i64, u64, i32, u32, usize, u16, f64);
 
 /// One command; `key` names the argument that decides which node it goes to.
 #[derive(Clone)]
 pub struct Command {
-    packed: Vec<u8>,
-    args: usize,
+    cmd: Cmd,
     key: Option<Vec<u8>>,
 }
 
 impl Command {
     /// A command from its name, which may have several words: "XGROUP CREATE".
     pub fn new(words: &str) -> Command {
-        let mut command = Command {
-            packed: Vec::with_capacity(64),
-            args: 0,
+        let command = Command {
+            cmd: Cmd::new(),
             key: None,
         };
-        for word in words.split_ascii_whitespace() {
-            command = command.arg(word);
-        }
-        command
+        command.args(words.split_ascii_whitespace())
     }
 
-    pub fn arg(mut self, arg: impl Arg) -> Command {
-        arg.append(&mut self.packed);
-        self.args += 1;
+    pub fn arg(mut self, arg: impl ToRedisArgs) -> Command {
+        self.cmd.arg(arg);
         self
     }
 
-    pub fn args<A: Arg>(mut self, args: impl IntoIterator<Item = A>) -> Command {
+    pub fn args<A: ToRedisArgs>(mut self, args: impl IntoIterator<Item = A>) -> Command {
         for arg in args {
-            self = self.arg(arg);
+            self.cmd.arg(arg);
         }
         self
     }
@@ -128,79 +134,76 @@ impl Command {
     pub fn routing_key(&self) -> Option<&[u8]> {
         self.key.as_deref()
     }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("*{}\r\n", self.args).as_bytes());
-        out.extend_from_slice(&self.packed);
-    }
 }
 
 /// One connection.
 pub struct Client {
-    stream: TcpStream,
-    input: Vec<u8>,
-    at: usize,
+    connection: Connection,
     output: Vec<u8>,
     waiting: usize,
 }
 
 impl Client {
     pub fn connect(address: &str) -> io::Result<Client> {
-        let to = address
-            .to_socket_addrs()?
-            .next()
-            .ok_or_else(|| io::Error::other(format!("no address: {address}")))?;
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(5))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Client {
-            stream,
-            input: Vec::new(),
-            at: 0,
-            output: Vec::new(),
-            waiting: 0,
-        })
-    }
-
-    /// How long it waits for an answer from now on; a minute at first.
-    pub fn patience(&self, limit: Duration) -> io::Result<()> {
-        self.stream.set_read_timeout(Some(limit))
+        let node = NodeAddress::try_from(address).map_err(broken)?;
+        let info = place(&node).into_connection_info().map_err(broken)?;
+        Client::with(info)
     }
 
     /// Connects and logs in as a `redis://user:password@host:port/db` url says.
     pub fn open(url: &str) -> io::Result<Client> {
-        let address = Address::parse(url)?;
-        let mut client = Client::connect(&address.host_port)?;
-        client.enter(&address)?;
+        Client::with(url.into_connection_info().map_err(broken)?)
+    }
+
+    /// Another node of the cluster that `url` names one of, as the same user.
+    pub fn open_node(url: &str, node: &NodeAddress) -> io::Result<Client> {
+        let info = url.into_connection_info().map_err(broken)?;
+        Client::with(info.set_addr(place(node)))
+    }
+
+    fn with(info: ConnectionInfo) -> io::Result<Client> {
+        // Statistics and servers that know no CLIENT SETINFO are to see the tests' own commands only; and the crate
+        // keeps a server's words about a login to itself.
+        let quiet = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let login = info.redis_settings().clone();
+        let info = info
+            .set_redis_settings(quiet)
+            .set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let connection = redis::Client::open(info)
+            .and_then(|client| client.get_connection_with_timeout(Duration::from_secs(5)))
+            .map_err(broken)?;
+        let mut client = Client {
+            connection,
+            output: Vec::new(),
+            waiting: 0,
+        };
+        client.patience(Duration::from_secs(60))?;
+        if let Some(password) = login.password() {
+            let auth = Command::new("AUTH").args(login.username());
+            client.expect(&auth.arg(password))?;
+        }
+        if login.db() != 0 {
+            client.expect(&Command::new("SELECT").arg(login.db()))?;
+        }
         Ok(client)
     }
 
-    /// Logs in and selects the database of `address`.
-    pub fn enter(&mut self, address: &Address) -> io::Result<()> {
-        if let Some((user, password)) = &address.login {
-            let auth = Command::new("AUTH");
-            let auth = if user.is_empty() {
-                auth
-            } else {
-                auth.arg(user)
-            };
-            self.expect(&auth.arg(password))?;
-        }
-        if address.db != 0 {
-            self.expect(&Command::new("SELECT").arg(address.db))?;
-        }
-        Ok(())
+    /// How long it waits for an answer from now on; a minute at first. What comes later answers no other command.
+    pub fn patience(&self, limit: Duration) -> io::Result<()> {
+        (self.connection.set_read_timeout(Some(limit))).map_err(broken)
     }
 
     /// Queues a command; its reply comes out of `replies` or `read`.
     pub fn push(&mut self, command: &Command) {
-        command.encode(&mut self.output);
+        command.cmd.write_packed_command(&mut self.output);
         self.waiting += 1;
     }
 
     pub fn flush(&mut self) -> io::Result<()> {
-        self.stream.write_all(&self.output)?;
-        self.output.clear();
+        if !self.output.is_empty() {
+            (self.connection.send_packed_command(&self.output)).map_err(broken)?;
+            self.output.clear();
+        }
         Ok(())
     }
 
@@ -249,111 +252,20 @@ impl Client {
 
     /// Reads one reply.
     pub fn read(&mut self) -> io::Result<Value> {
-        let value = self.value()?;
+        let reply = self.connection.recv_response().map_err(broken)?;
         self.waiting = self.waiting.saturating_sub(1);
-        if self.at == self.input.len() {
-            self.input.clear();
-            self.at = 0;
-        } else if self.at > 1 << 20 {
-            self.input.drain(..self.at);
-            self.at = 0;
-        }
-        Ok(value)
-    }
-
-    fn value(&mut self) -> io::Result<Value> {
-        let line = self.line()?;
-        let (sigil, rest) = line.split_at(1);
-        let number = || {
-            rest.parse::<i64>()
-                .map_err(|_| io::Error::other(format!("a bad reply: {line}")))
-        };
-        Ok(match sigil {
-            "+" => Value::Status(rest.to_owned()),
-            "-" => Value::Error(rest.to_owned()),
-            ":" => Value::Int(number()?),
-            "$" | "*" if number()? < 0 => Value::Nil,
-            "$" => {
-                let size = number()? as usize;
-                self.need(size + 2)?;
-                let bytes = self.input[self.at..self.at + size].to_vec();
-                self.at += size + 2;
-                Value::Bulk(bytes)
-            }
-            "*" => Value::Array(
-                (0..number()?)
-                    .map(|_| self.value())
-                    .collect::<io::Result<_>>()?,
-            ),
-            _ => return Err(io::Error::other(format!("a bad reply: {line}"))),
-        })
-    }
-
-    fn line(&mut self) -> io::Result<String> {
-        let mut from = self.at;
-        loop {
-            if let Some(end) = self.input[from..].iter().position(|b| *b == b'\n') {
-                let line = String::from_utf8_lossy(&self.input[self.at..from + end])
-                    .trim_end()
-                    .to_owned();
-                self.at = from + end + 1;
-                if line.is_empty() {
-                    return Err(io::Error::other("an empty reply"));
-                }
-                return Ok(line);
-            }
-            from = self.input.len();
-            self.fill()?;
-        }
-    }
-
-    fn need(&mut self, bytes: usize) -> io::Result<()> {
-        while self.input.len() < self.at + bytes {
-            self.fill()?;
-        }
-        Ok(())
-    }
-
-    fn fill(&mut self) -> io::Result<()> {
-        let mut chunk = [0u8; 65536];
-        let n = self.stream.read(&mut chunk)?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.input.extend_from_slice(&chunk[..n]);
-        Ok(())
+        Ok(reply.into())
     }
 }
 
-/// The parts of a `redis://` url.
-#[derive(Debug, Clone)]
-pub struct Address {
-    pub host_port: String,
-    pub login: Option<(String, String)>,
-    pub db: u32,
+fn place(node: &NodeAddress) -> ConnectionAddr {
+    ConnectionAddr::Tcp(node.host().to_owned(), node.port())
 }
 
-impl Address {
-    pub fn parse(url: &str) -> io::Result<Address> {
-        let rest = url
-            .strip_prefix("redis://")
-            .ok_or_else(|| io::Error::other(format!("not a redis:// url: {url}")))?;
-        let (login, rest) = match rest.rsplit_once('@') {
-            Some((login, rest)) => {
-                let (user, password) = login.split_once(':').unwrap_or(("", login));
-                (Some((user.to_owned(), password.to_owned())), rest)
-            }
-            None => (None, rest),
-        };
-        let (host_port, db) = rest.split_once('/').unwrap_or((rest, ""));
-        let db = if db.is_empty() { Ok(0) } else { db.parse() };
-        let db = db.map_err(|_| io::Error::other(format!("not a database number in {url}")))?;
-        Ok(Address {
-            host_port: host_port.to_owned(),
-            login,
-            db,
-        })
-    }
+/// Where the server of a `redis://` url is.
+pub fn node_at(url: &str) -> io::Result<NodeAddress> {
+    let info = url.into_connection_info().map_err(broken)?;
+    NodeAddress::try_from(info.addr()).map_err(broken)
 }
 
 /// Bytes as a person can read them.

@@ -1,6 +1,6 @@
 //! Moves a slot of a cluster from its master to another, as redis-cli does, while clients go on.
 
-use crate::support::wire::{Address, Client, Command, Value};
+use crate::support::wire::{Client, Command, Value, node_at};
 use std::io;
 
 /// Moves a slot to the next master; a move that a server refuses on the way is ended at the old one.
@@ -47,8 +47,7 @@ fn try_move(urls: &[String], slot: u16) -> io::Result<()> {
     };
     let to = (from + 1) % masters.len();
     let (from_id, to_id) = (masters[from].id.clone(), masters[to].id.clone());
-    let to_at = Address::parse(&masters[to].url)?.host_port;
-    let (host, port) = to_at.split_once(':').unwrap_or_default();
+    let to_at = node_at(&masters[to].url)?;
     let setslot = |node: &mut Node, rest: &str| {
         let words = format!("CLUSTER SETSLOT {slot} {rest}");
         node.client.words(&words)
@@ -61,8 +60,8 @@ fn try_move(urls: &[String], slot: u16) -> io::Result<()> {
         if keys.items().is_empty() {
             break;
         }
-        let migrate = Command::new("MIGRATE").arg(host).arg(port).arg("");
-        let migrate = migrate.args(["0", "5000", "REPLACE", "KEYS"]);
+        let migrate = Command::new("MIGRATE").arg(to_at.host()).arg(to_at.port());
+        let migrate = migrate.args(["", "0", "5000", "REPLACE", "KEYS"]);
         let names = keys.items().iter().map(Value::bytes);
         let moved = masters[from].client.run(&migrate.args(names))?;
         // A key may have gone, or may be too new for the other: nothing that a test of ours writes is.
