@@ -1,5 +1,6 @@
 //! `check`: what a copy of the data does not bring is named, each by its id, and plain servers are left in peace.
 
+use crate::control::refuse_greetings;
 use crate::journeys::story;
 use crate::support::cluster::Cluster;
 use crate::support::compiled::compiled;
@@ -535,11 +536,15 @@ fn providers_are_asked_once_and_told_what_matters() {
         };
         let hooks = json!({ "switch": ["true"], "switch_back": ["true"] });
         story.plan.set("/cutover", json!({ "hooks": hooks }));
+        refuse_greetings(&story.source);
+        refuse_greetings(&story.target);
         ours.refused(&story.source);
         theirs.refused(&story.target);
         let report = story.plan.run("check --json").exits(0).json;
         for found in [ours.refused(&story.source), theirs.refused(&story.target)] {
             assert!(found.values().all(|n| *n == 1), "{name}: {found:?}");
+            let greeting = |name: &&String| name.contains("hello") || name.contains("setinfo");
+            assert_eq!(found.keys().find(greeting), None, "{name}");
         }
         let all = findings(&report);
         let expected = |f: &Value| usual.iter().any(|id| f["id"] == *id);

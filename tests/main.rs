@@ -6,6 +6,7 @@ mod check_surroundings;
 mod cli;
 mod client;
 mod command_keys;
+mod control;
 mod cutover;
 mod cutover_closed;
 mod cutover_far;

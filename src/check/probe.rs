@@ -3,7 +3,7 @@
 use super::surroundings::{self, Surroundings};
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
-use crate::net::{Conn, connect, is_elsewhere, scan};
+use crate::net::{Control, connect, control, is_elsewhere};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
 use crate::resp::{Reply, info};
@@ -96,7 +96,7 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
         ..Facts::default()
     };
     for master in &layout.masters {
-        let mut conn = connect(endpoint, &master.address).await?;
+        let mut conn = control(endpoint, &master.address).await?;
         let info = sums(&mut conn, &mut facts).await?;
         facts.surroundings.add(&mut conn, &info).await?;
         if !layout.cluster {
@@ -104,8 +104,9 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
         }
     }
     let first = layout.masters.first().map(|m| m.address.clone());
-    let mut conn = connect(endpoint, &first.unwrap_or_else(|| endpoint.address())).await?;
+    let conn = connect(endpoint, &first.unwrap_or_else(|| endpoint.address())).await?;
     facts.certificate_ends_ms = conn.certificate_ends_ms();
+    let mut conn = Control::over(conn).await?;
     let mut times = Vec::with_capacity(PINGS);
     for _ in 0..PINGS {
         let began = Instant::now();
@@ -121,7 +122,7 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
         let slot = Slot::of(name.as_bytes());
         let owner = layout.masters.iter().find(|m| m.slots.has(slot));
         let mut conn = match owner {
-            Some(owner) => connect(endpoint, &owner.address).await?,
+            Some(owner) => control(endpoint, &owner.address).await?,
             None => conn,
         };
         facts.restore_version = restore(&mut conn, &name, &mut facts).await?;
@@ -135,11 +136,11 @@ fn add(sum: &mut u64, n: u64) {
 }
 
 /// Adds what one master tells of itself; returns its INFO.
-async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<String> {
+async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
     let reply = conn.ask(&[b"INFO", b"everything"]).await?;
     let text = reply.text().unwrap_or_default().into_owned();
     let number = |name: &str| info::number(&text, name);
-    for (db, keys) in scan::databases(conn).await.unwrap_or_default() {
+    for (db, keys) in server::databases(conn).await.unwrap_or_default() {
         add(facts.databases.entry(db.0).or_default(), keys);
         add(&mut facts.keys, keys);
     }
@@ -204,7 +205,7 @@ async fn sums(conn: &mut Conn, facts: &mut Facts) -> Result<String> {
 
 /// Those of some commands that a server does not know; none where it does not tell.
 pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result<Vec<String>> {
-    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let mut conn = control(endpoint, &endpoint.address()).await?;
     let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
     ask.extend(commands.iter().map(String::as_bytes));
     let reply = conn.ask(&ask).await?;
@@ -221,13 +222,13 @@ pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result
 
 /// Whether a server has a database.
 pub async fn has_database(endpoint: &Endpoint, db: u32) -> Result<bool> {
-    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let mut conn = control(endpoint, &endpoint.address()).await?;
     let reply = conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await?;
     Ok(!matches!(reply, Reply::Error(_)))
 }
 
 /// Whether a server replicates scripts as they were called: Redis 4 and older do, 5.0 to 6.2 when they are told to.
-async fn verbatim(conn: &mut Conn, server: &Server) -> Result<bool> {
+async fn verbatim(conn: &mut Control, server: &Server) -> Result<bool> {
     if server.product != Product::Redis || server.at_least(7, 0) || server.version.0 == 0 {
         return Ok(false);
     }
@@ -241,7 +242,7 @@ async fn verbatim(conn: &mut Conn, server: &Server) -> Result<bool> {
 
 /// Tries what harms nobody: on a name that does not exist, or without the arguments it needs.
 async fn commands(
-    conn: &mut Conn,
+    conn: &mut Control,
     server: &Server,
     cluster: bool,
     facts: &mut Facts,
@@ -355,7 +356,7 @@ async fn commands(
 }
 
 /// The newest payload that RESTORE takes, tried on a key that ends in seconds and is deleted before.
-async fn restore(conn: &mut Conn, name: &str, facts: &mut Facts) -> Result<Option<u16>> {
+async fn restore(conn: &mut Control, name: &str, facts: &mut Facts) -> Result<Option<u16>> {
     let key = name.as_bytes();
     let ends = (unix_ms() + 10_000).to_string();
     let mut taken = None;

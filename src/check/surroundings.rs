@@ -3,7 +3,7 @@
 use super::users::{self, Users};
 use crate::error::Result;
 use crate::net::server::{Product, Server};
-use crate::net::{Conn, connect};
+use crate::net::{Control, control};
 use crate::plan::Endpoint;
 use crate::resp::{Reply, info};
 use crate::types::address;
@@ -98,7 +98,7 @@ pub struct Closes {
 
 impl Surroundings {
     /// Adds what one master tells; `info` is its whole INFO.
-    pub async fn add(&mut self, conn: &mut Conn, info: &str) -> Result<()> {
+    pub async fn add(&mut self, conn: &mut Control, info: &str) -> Result<()> {
         for (name, of) in info::commands(info) {
             let calls = of.count("calls").unwrap_or(0);
             let sum = match name.as_str() {
@@ -135,7 +135,7 @@ impl Surroundings {
     }
 
     /// Asks the first master what is alike on all of them.
-    pub async fn ask(&mut self, conn: &mut Conn, modules: &[String]) -> Result<()> {
+    pub async fn ask(&mut self, conn: &mut Control, modules: &[String]) -> Result<()> {
         self.settings = settings(conn).await?;
         let wanted = self.number("min-replicas-to-write").filter(|n| *n > 0);
         self.replicas.wanted = wanted.or(self.replicas.wanted);
@@ -154,7 +154,7 @@ impl Surroundings {
 }
 
 /// The settings that a server tells; none where CONFIG is refused.
-async fn settings(conn: &mut Conn) -> Result<BTreeMap<&'static str, String>> {
+async fn settings(conn: &mut Control) -> Result<BTreeMap<&'static str, String>> {
     let mut ask: Vec<&[u8]> = vec![b"CONFIG", b"GET"];
     ask.extend(SETTINGS.iter().map(|name| name.as_bytes()));
     let told = match conn.ask(&ask).await? {
@@ -197,7 +197,7 @@ pub async fn master_of(endpoint: &Endpoint, info: &str) -> Option<ReplicaOf> {
     let host = info::field(info, "master_host")?;
     let address = address::join(host, info::field(info, "master_port")?);
     let look = async {
-        let mut conn = connect(endpoint, &address).await.map_err(|e| e.chain())?;
+        let mut conn = control(endpoint, &address).await.map_err(|e| e.chain())?;
         let reply = conn.ask(&[b"INFO", b"replication"]).await;
         let reply = reply.map_err(|e| e.chain())?;
         match reply.text().map(|text| info::is_replica(&text)) {

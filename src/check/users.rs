@@ -3,7 +3,7 @@
 //! Invariant: no password and no hash of one leaves this file, except as a checksum that is compared in memory.
 
 use crate::error::Result;
-use crate::net::Conn;
+use crate::net::Control;
 use crate::types::{DbIndex, key_hash};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +35,7 @@ pub struct Lacking {
 }
 
 /// The users of a server; `None` where it does not let us ask.
-pub async fn of(conn: &mut Conn) -> Result<Option<Users>> {
+pub async fn of(conn: &mut Control) -> Result<Option<Users>> {
     // Where this is refused, the others would be as well.
     if conn.ask(&[b"ACL", b"WHOAMI"]).await?.bytes().is_none() {
         return Ok(None);

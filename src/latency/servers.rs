@@ -13,7 +13,7 @@ pub async fn figures(endpoint: &Endpoint) -> Result<Value> {
     let mut sums: Map<String, Value> = Map::new();
     let mut commands: BTreeMap<String, Calls> = BTreeMap::new();
     for master in &layout.masters {
-        let mut conn = net::connect(endpoint, &master.address).await?;
+        let mut conn = net::control(endpoint, &master.address).await?;
         let reply = conn.ask(&[b"INFO", b"everything"]).await?;
         let text = reply.text().unwrap_or_default().into_owned();
         count_commands(&text, &mut commands);

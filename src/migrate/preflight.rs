@@ -161,7 +161,7 @@ pub(super) fn fits_databases(job: &Job, topology: &Topology) -> Result<()> {
 
 pub(super) async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) -> Result<()> {
     for address in &topology.nodes {
-        let mut conn = net::connect(endpoint, address).await?;
+        let mut conn = net::control(endpoint, address).await?;
         let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
         let text = reply.text().unwrap_or_default();
         if let Some(line) = text.lines().find(|l| l.starts_with("db")) {
@@ -177,7 +177,7 @@ pub(super) async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) ->
 /// A generous guess at how long the load takes, from the source's memory: expiries nearer than that are held.
 pub(super) async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
     let ask = async {
-        let mut conn = net::connect(endpoint, &endpoint.address()).await.ok()?;
+        let mut conn = net::control(endpoint, &endpoint.address()).await.ok()?;
         let reply = conn.ask(&[b"INFO", b"memory"]).await.ok()?;
         crate::resp::info::field(&reply.text()?, "used_memory")?
             .parse::<i64>()

@@ -168,23 +168,40 @@ impl Login {
 pub struct LoggedIn {
     learnt: Learnt,
     login: Option<Login>,
+    /// Who it is to be.
+    next: Option<Login>,
 }
 
 impl LoggedIn {
     /// Appends AUTH when the password has changed; true when it did.
     pub async fn renew(&mut self, out: &mut Vec<u8>) -> bool {
-        let Some(before) = &mut self.login else {
+        let Some(words) = self.due().await else {
             return false;
         };
-        let Some(login) = before.renewed(&self.learnt).await else {
-            return false;
-        };
-        resp::command(out, &login.command());
-        *before = login;
+        resp::command(out, &words.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        self.told();
         true
     }
 
-    /// The server has not taken the password of the last [`LoggedIn::renew`]: another is looked for.
+    /// AUTH when the password has changed: after it was sent, [`LoggedIn::told`] says so.
+    pub async fn due(&mut self) -> Option<Vec<Vec<u8>>> {
+        self.next = self.login.as_ref()?.renewed(&self.learnt).await;
+        let words = self.next.as_ref()?.command();
+        Some(words.into_iter().map(<[u8]>::to_vec).collect())
+    }
+
+    /// The server has been told the password that was [`LoggedIn::due`].
+    pub fn told(&mut self) {
+        if let Some(next) = self.next.take() {
+            self.login = Some(next);
+        }
+    }
+
+    pub fn learnt(&self) -> &Learnt {
+        &self.learnt
+    }
+
+    /// The server has not taken the password that it was [`LoggedIn::told`] last: another is looked for.
     pub fn refused(&self) {
         if let Some(login) = &self.login {
             tracing::warn!("a server does not take the new password yet");
@@ -369,9 +386,7 @@ impl Conn {
     /// What the server has refused for good is not sent again: the refusal is repeated.
     pub async fn ask(&mut self, args: &[&[u8]]) -> Result<Reply> {
         if self.learnt.refuses(args) {
-            return Ok(Reply::Error(
-                "NOPERM it was refused before, so it was not sent again".to_owned(),
-            ));
+            return Ok(refused_before());
         }
         self.push(args);
         self.flush().await?;
@@ -389,15 +404,8 @@ impl Conn {
         self.accepted(args.first().unwrap_or(&b"".as_slice()), reply)
     }
 
-    /// A reply to the command of that name; an error reply becomes an error that names it.
     pub(super) fn accepted(&self, name: &[u8], reply: Reply) -> Result<Reply> {
-        match reply {
-            Reply::Error(text) => {
-                let name = String::from_utf8_lossy(name);
-                Err(refusal(&name, &text).context(format!("run {name} on {}", self.address)))
-            }
-            reply => Ok(reply),
-        }
+        accepted(&self.address, name, reply)
     }
 
     /// Selects a database, unless it already is.
@@ -429,6 +437,7 @@ impl Conn {
         LoggedIn {
             learnt: self.learnt.clone(),
             login: self.login.clone(),
+            next: None,
         }
     }
 
@@ -458,6 +467,22 @@ impl Conn {
             self.fill().await?;
         }
     }
+}
+
+/// A server's reply to the command of that name; an error reply becomes an error that names it.
+pub(super) fn accepted(address: &str, name: &[u8], reply: Reply) -> Result<Reply> {
+    match reply {
+        Reply::Error(text) => {
+            let name = String::from_utf8_lossy(name);
+            Err(refusal(&name, &text).context(format!("run {name} on {address}")))
+        }
+        reply => Ok(reply),
+    }
+}
+
+/// What is answered for a server that has refused a command for good.
+pub(super) fn refused_before() -> Reply {
+    Reply::Error("NOPERM it was refused before, so it was not sent again".to_owned())
 }
 
 /// Writes all of it; `TimedOut` when the other end takes nothing for [`REPLY_LIMIT`], however much there is to send.

@@ -1,7 +1,7 @@
 //! The latency guard: while we read and write, it looks how fast both sides answer others, and slows us down.
 
 use crate::error::Result;
-use crate::net::{Conn, connect};
+use crate::net::{Control, control};
 use crate::plan::Endpoint;
 use crate::task::{Shutdown, Throttle};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ const REST: f64 = 10.0;
 struct Node {
     endpoint: Endpoint,
     address: String,
-    conn: Option<Conn>,
+    conn: Option<Control>,
     best: Duration,
 }
 
@@ -27,7 +27,7 @@ impl Node {
     async fn ask(&mut self) -> Result<Duration> {
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
-            None => connect(&self.endpoint, &self.address).await?,
+            None => control(&self.endpoint, &self.address).await?,
         };
         let mut times = Vec::with_capacity(PINGS);
         for _ in 0..PINGS {

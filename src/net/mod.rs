@@ -1,23 +1,30 @@
-//! Connections: TCP, TLS and AUTH in one place, and a plain request-and-reply [`Conn`] on top.
+//! Connections: TCP, TLS and AUTH in one place; on top [`Control`] for questions, [`Conn`] for data and measurement.
 //!
 //! Invariant: every connection of the program is opened by [`connect`]; TLS verifies unless the plan says `insecure`.
 
 mod answer;
 mod conn;
+mod control;
 mod credentials;
 mod find;
 pub mod guard;
 mod items;
+mod meter;
 mod refusals;
 mod retry;
 pub mod scan;
 pub mod server;
+mod subscription;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub use answer::Answer;
 pub use conn::{Conn, LoggedIn, REPLY_LIMIT, Stream, put};
+pub use control::Control;
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal};
 pub use retry::{Backoff, Tries};
+pub use subscription::{Heard, Subscription};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Endpoint;
@@ -71,6 +78,11 @@ pub async fn connect(endpoint: &Endpoint, address: &str) -> Result<Conn> {
             opened => return opened.map_err(|e| e.context(format!("connect to {mapped}"))),
         }
     }
+}
+
+/// The same for questions and answers that are neither data nor measured.
+pub async fn control(endpoint: &Endpoint, address: &str) -> Result<Control> {
+    Control::over(connect(endpoint, address).await?).await
 }
 
 fn no_answer(endpoint: &Endpoint) -> Error {

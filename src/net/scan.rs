@@ -1,8 +1,8 @@
-//! Listing the keys of one node: its databases, SCAN page by page, and the keys of a slot.
+//! Listing the keys of one node: SCAN page by page, and the keys of a slot.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, refusal};
-use crate::resp::{Reply, info};
+use crate::net::{Conn, refusal, server};
+use crate::resp::Reply;
 use crate::types::{DbIndex, Slot};
 
 /// SCAN over the selected database.
@@ -124,12 +124,10 @@ fn unforeseen(command: &str, conn: &Conn) -> Error {
     )
 }
 
-/// The databases that hold keys, and how many, from INFO.
+/// The databases that hold keys, over the connection that will list them.
 pub async fn databases(conn: &mut Conn) -> Result<Vec<(DbIndex, u64)>> {
     let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
-    let text = reply.text().unwrap_or_default();
-    let keys = |(db, of): (DbIndex, info::Pairs)| Some((db, of.count("keys")?));
-    Ok(info::databases(&text).filter_map(keys).collect())
+    Ok(server::databases_in(&reply))
 }
 
 /// The keys of slots, as a cluster node lists them; `None` for a slot that holds more than `most`.

@@ -1,10 +1,10 @@
 //! What a server is: product, version, role, and the masters behind its address.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, connect};
+use crate::net::{Control, control};
 use crate::plan::{Endpoint, Topology};
 use crate::resp::{Reply, info};
-use crate::types::{ReplOffset, Slot, SlotSet, address, unix_ms};
+use crate::types::{DbIndex, ReplOffset, Slot, SlotSet, address, unix_ms};
 
 /// The products that differ in what they accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub async fn ask(conn: &mut Conn) -> Result<Server> {
+    pub async fn ask(conn: &mut Control) -> Result<Server> {
         let reply = conn.call(&[b"INFO", b"everything"]).await?;
         Ok(Server::parse(&reply.text().unwrap_or_default()))
     }
@@ -160,7 +160,7 @@ impl std::fmt::Display for Server {
 /// One master and the slots it serves (all of them when there is no cluster).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Master {
-    /// host:port as the cluster announces it; [`connect`] maps it by the plan's `address_map`.
+    /// host:port as the cluster announces it; [`control`] maps it by the plan's `address_map`.
     pub address: String,
     pub slots: SlotSet,
     pub replicas: Vec<String>,
@@ -202,7 +202,7 @@ pub async fn masters_of<T>(
     let mut last = None;
     for address in nodes {
         let ask = async {
-            let mut conn = connect(endpoint, &address).await?;
+            let mut conn = control(endpoint, &address).await?;
             match masters(&mut conn, endpoint).await? {
                 none if none.is_empty() => Err(Error::new(
                     ErrorKind::NotReady,
@@ -222,7 +222,7 @@ pub async fn masters_of<T>(
 /// Finds the masters of `endpoint`; asks nothing about clusters where the plan says there is none.
 pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     let address = endpoint.address();
-    let mut conn = connect(endpoint, &address).await?;
+    let mut conn = control(endpoint, &address).await?;
     let server = Server::ask(&mut conn).await?;
     let cluster = match endpoint.topology {
         Topology::Cluster => true,
@@ -255,7 +255,7 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
 
 /// How far a server's clock is ahead of ours, in ms; `None` where TIME is refused.
 pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
-    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let mut conn = control(endpoint, &endpoint.address()).await?;
     let before = unix_ms();
     let reply = conn.ask(&[b"TIME"]).await?;
     let after = unix_ms();
@@ -271,7 +271,7 @@ pub fn time_ms(reply: &Reply) -> Option<i64> {
 
 /// The names of the modules that a server has loaded; none where it does not tell.
 pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
-    let mut conn = connect(endpoint, &endpoint.address()).await?;
+    let mut conn = control(endpoint, &endpoint.address()).await?;
     let reply = conn.ask(&[b"MODULE", b"LIST"]).await?;
     let name = |module: &Reply| {
         let parts = module.array()?;
@@ -285,7 +285,7 @@ pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
 }
 
 /// The cluster's masters as `conn`'s node sees them.
-pub async fn masters(conn: &mut Conn, endpoint: &Endpoint) -> Result<Vec<Master>> {
+pub async fn masters(conn: &mut Control, endpoint: &Endpoint) -> Result<Vec<Master>> {
     let reply = conn.call(&[b"CLUSTER", b"SLOTS"]).await?;
     let bad = || {
         Error::new(
@@ -330,8 +330,21 @@ pub async fn masters(conn: &mut Conn, endpoint: &Endpoint) -> Result<Vec<Master>
     Ok(masters)
 }
 
+/// The databases that hold keys, and how many, from INFO.
+pub async fn databases(conn: &mut Control) -> Result<Vec<(DbIndex, u64)>> {
+    let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
+    Ok(databases_in(&reply))
+}
+
+/// The same from the answer of INFO.
+pub fn databases_in(reply: &Reply) -> Vec<(DbIndex, u64)> {
+    let text = reply.text().unwrap_or_default();
+    let keys = |(db, of): (DbIndex, info::Pairs)| Some((db, of.count("keys")?));
+    info::databases(&text).filter_map(keys).collect()
+}
+
 /// A master's replication offset, from ROLE or, where that is refused, from INFO.
-pub async fn replication_offset(conn: &mut Conn) -> Result<ReplOffset> {
+pub async fn replication_offset(conn: &mut Control) -> Result<ReplOffset> {
     let reply = conn.ask(&[b"ROLE"]).await?;
     if let Some(offset) = offset_in_role(&reply) {
         return Ok(offset);
@@ -374,7 +387,7 @@ pub fn upstream(text: &str) -> Option<Upstream> {
 }
 
 /// Where a server stands that has all of its data's history until now: `NotReady` for a replica without its master.
-pub async fn settled_offset(conn: &mut Conn) -> Result<ReplOffset> {
+pub async fn settled_offset(conn: &mut Control) -> Result<ReplOffset> {
     let reply = conn.ask(&[b"INFO", b"replication"]).await?;
     let info = reply.text().unwrap_or_default().into_owned();
     match (upstream(&info), info::offset(&info)) {

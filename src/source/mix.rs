@@ -1,7 +1,7 @@
 //! Which commands a server runs, and how often: INFO commandstats, looked at twice.
 
 use crate::error::Result;
-use crate::net::{self, Conn, server};
+use crate::net::{self, Control, server};
 use crate::plan::Endpoint;
 use crate::resp::info;
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ pub async fn observe(endpoint: &Endpoint, window: Duration) -> Result<Mix> {
     let (layout, _) = server::layout(endpoint).await?;
     let mut conns = Vec::new();
     for master in &layout.masters {
-        conns.push(net::connect(endpoint, &master.address).await?);
+        conns.push(net::control(endpoint, &master.address).await?);
     }
     let before = calls(&mut conns).await?;
     let began = Instant::now();
@@ -51,7 +51,7 @@ pub async fn observe(endpoint: &Endpoint, window: Duration) -> Result<Mix> {
 }
 
 /// Calls so far, as all masters count them.
-async fn calls(conns: &mut [Conn]) -> Result<BTreeMap<String, u64>> {
+async fn calls(conns: &mut [Control]) -> Result<BTreeMap<String, u64>> {
     let mut sum: BTreeMap<String, u64> = BTreeMap::new();
     for conn in conns {
         let reply = conn.ask(&[b"INFO", b"commandstats"]).await?;

@@ -208,7 +208,7 @@ impl Link {
     }
 
     async fn source_offset(&self) -> Result<ReplOffset> {
-        let mut conn = net::connect(self.place.endpoint(), &self.place.address()).await?;
+        let mut conn = net::control(self.place.endpoint(), &self.place.address()).await?;
         server::replication_offset(&mut conn).await
     }
 

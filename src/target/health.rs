@@ -6,7 +6,7 @@
 //! acknowledged writes with it: that is a loss, and whoever wrote must write again what was not stable.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Conn};
+use crate::net::{self, Control};
 use crate::plan::Endpoint;
 use crate::resp::info;
 use crate::target::topology::Topology;
@@ -58,7 +58,7 @@ pub struct Watch {
     health: Arc<Health>,
     endpoint: Endpoint,
     topology: Topology,
-    conns: BTreeMap<String, Conn>,
+    conns: BTreeMap<String, Control>,
     history: BTreeMap<String, VecDeque<(Instant, u64)>>,
     keys: u64,
 }
@@ -183,7 +183,7 @@ impl Watch {
         let conn = match self.conns.get_mut(address) {
             Some(conn) => conn,
             None => {
-                let conn = net::connect(&self.endpoint, address).await?;
+                let conn = net::control(&self.endpoint, address).await?;
                 self.conns.entry(address.to_owned()).or_insert(conn)
             }
         };

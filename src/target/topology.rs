@@ -94,7 +94,7 @@ pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
     let mut topology = Topology::of(&layout, proxy)?;
     if topology.cluster && server.may_have_cluster_databases() {
         let address = topology.nodes.first().cloned();
-        let mut conn = net::connect(endpoint, &address.unwrap_or(endpoint.address())).await?;
+        let mut conn = net::control(endpoint, &address.unwrap_or(endpoint.address())).await?;
         let reply = conn.ask(&[b"SELECT", b"1"]).await?;
         topology.one_database = reply.text().is_none_or(|t| t != "OK");
     }
@@ -113,7 +113,7 @@ async fn takes_pairs(topology: &Topology, endpoint: &Endpoint) -> Result<bool> {
         Some(address) if topology.cluster => address.clone(),
         _ => endpoint.address(),
     };
-    let mut conn = net::connect(endpoint, &address).await?;
+    let mut conn = net::control(endpoint, &address).await?;
     // Keys of the node that is asked.
     let mut tags = (0..SLOTS)
         .map(|n| format!("{{{n}}}:keyferry"))

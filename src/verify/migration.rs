@@ -126,7 +126,7 @@ pub async fn wait_for_stream(
 ) -> Result<bool> {
     let mut wanted: BTreeMap<String, ReplOffset> = BTreeMap::new();
     for master in &source.layout().masters {
-        let mut conn = source.connect(&master.address).await?;
+        let mut conn = source.control(&master.address).await?;
         let offset = server::replication_offset(&mut conn).await?;
         wanted.insert(master.address.clone(), offset);
     }

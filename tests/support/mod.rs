@@ -15,6 +15,7 @@ pub mod far;
 #[allow(dead_code)] // what only the `traffic` example uses
 pub mod form;
 pub mod fuzz;
+pub mod hostile;
 pub mod keyferry;
 pub mod late_reply;
 pub mod link;

@@ -5,7 +5,7 @@ use crate::command::{self, Access, Command, Kind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::context::ShardContext;
 use crate::migrate::control::orders::LATE_KEYS;
-use crate::net::{self, Conn, server};
+use crate::net::{self, Control, server};
 use crate::resp;
 use crate::source::place::Place;
 use crate::types::{DbIndex, ReplOffset};
@@ -164,7 +164,7 @@ impl Behind {
 /// Asks the source where it stands, over a connection that is kept for it: writers wait for the answer.
 #[derive(Default)]
 pub(crate) struct Standing {
-    conn: Option<Conn>,
+    conn: Option<Control>,
     /// When it was opened ahead of time, or that was tried.
     prepared: Option<Instant>,
 }
@@ -211,8 +211,8 @@ impl Standing {
     }
 }
 
-async fn connect(place: &Place) -> Result<Conn> {
-    net::connect(place.endpoint(), &place.address()).await
+async fn connect(place: &Place) -> Result<Control> {
+    net::control(place.endpoint(), &place.address()).await
 }
 
 #[cfg(test)]

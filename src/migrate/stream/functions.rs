@@ -84,7 +84,7 @@ pub(crate) async fn sync_node(
 ) -> Result<Synced> {
     // Libraries that nobody has moved may be the target's own.
     let keeps_own = matches!(on_existing, OnExisting::Skip | OnExisting::Replace);
-    let mut conn = net::connect(endpoint, address).await?;
+    let mut conn = net::control(endpoint, address).await?;
     let theirs = functions::libraries_at(&mut conn)
         .await?
         .unwrap_or_default();

@@ -219,7 +219,7 @@ fn ask(ctx: &ShardContext, db: DbIndex) -> Result<bool> {
             let (layout, _) = server::layout(endpoint).await?;
             let address = layout.masters.first().map(|m| m.address.clone());
             let address = address.unwrap_or_else(|| endpoint.address());
-            net::connect(endpoint, &address).await?.select(db).await
+            net::control(endpoint, &address).await?.select(db).await
         });
         let e = match asked {
             Ok(()) => return Ok(true),

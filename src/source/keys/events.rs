@@ -6,8 +6,7 @@
 use super::side::Side;
 use super::unnotified::{class_of, is_no_write, may_bring_groups};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Backoff, Conn, OWN_NAME};
-use crate::resp::Reply;
+use crate::net::{Backoff, Heard, OWN_NAME, Subscription};
 use crate::task::Shutdown;
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -137,16 +136,19 @@ impl Events {
         self.answered.send_modify(|n| *n += 1);
     }
 
-    fn take_message(&self, address: &str, message: &Reply) {
-        if let Some(token) = pong(message) {
-            let number = std::str::from_utf8(token).ok().and_then(|t| t.parse().ok());
-            if let Some(listener) = self.state().listeners.get_mut(address) {
-                listener.answered = listener.answered.max(number.unwrap_or(0));
+    fn hear(&self, address: &str, heard: &Heard) {
+        let (channel, payload) = match heard {
+            Heard::Message { channel, payload } => (channel, payload),
+            Heard::Pong(token) => {
+                let number = std::str::from_utf8(token).ok().and_then(|t| t.parse().ok());
+                if let Some(listener) = self.state().listeners.get_mut(address) {
+                    listener.answered = listener.answered.max(number.unwrap_or(0));
+                }
+                self.answered.send_modify(|n| *n += 1);
+                return;
             }
-            self.answered.send_modify(|n| *n += 1);
-            return;
-        }
-        let Some(((db, key), event)) = changed(message) else {
+        };
+        let Some(((db, key), event)) = changed(channel, payload) else {
             return;
         };
         let mut state = self.state();
@@ -246,7 +248,7 @@ impl Events {
 pub async fn configured(side: &Side) -> Result<BTreeMap<String, Option<String>>> {
     let mut all = BTreeMap::new();
     for master in &side.layout().masters {
-        let mut conn = side.connect(&master.address).await?;
+        let mut conn = side.control(&master.address).await?;
         let reply = conn
             .ask(&[b"CONFIG", b"GET", b"notify-keyspace-events"])
             .await?;
@@ -318,12 +320,11 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
     let mut asked = false;
     loop {
         let heard = tokio::select! {
-            heard = tokio::time::timeout(PING_AFTER, conn.reply()) => heard,
+            heard = tokio::time::timeout(PING_AFTER, conn.next()) => heard,
             Ok(()) = questions.changed() => {
                 // The answer comes behind all that was told before.
                 let number = questions.borrow_and_update().to_string();
-                conn.push(&[b"PING", number.as_bytes()]);
-                conn.flush().await?;
+                conn.ping(number.as_bytes());
                 continue;
             }
             Ok(()) = passwords.changed() => {
@@ -343,49 +344,37 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
                 ));
             }
             // Silence is no fault of a quiet server; its answer comes among the messages.
-            conn.push(&[b"PING"]);
-            conn.flush().await?;
+            conn.ping(b"");
             asked = true;
             continue;
         };
         asked = false;
-        events.take_message(address, &message?);
+        events.hear(address, &message?);
     }
 }
 
-async fn subscribe(side: &Side, address: &str) -> Result<Conn> {
+async fn subscribe(side: &Side, address: &str) -> Result<Subscription> {
     let mut conn = side.connect(address).await?;
     // A cutover ends subscribers when the clients have left; not this one. Where it is refused, so is that.
     let _ = conn.ask(&[b"CLIENT", b"SETNAME", OWN_NAME]).await?;
-    conn.call(&[b"PSUBSCRIBE", b"__key*@*__:*"]).await?;
-    conn.stays_as_it_is();
-    Ok(conn)
+    let mut subscription = Subscription::over(conn).await?;
+    subscription.listen(b"__key*@*__:*").await?;
+    Ok(subscription)
 }
 
 /// Takes what a listening connection has been sent up to now.
-async fn finish(conn: &mut Conn, address: &str, events: &Events) -> Result<()> {
-    conn.push(&[b"PING", LAST]);
-    conn.flush().await?;
+async fn finish(conn: &mut Subscription, address: &str, events: &Events) -> Result<()> {
+    conn.ping(LAST);
     loop {
-        let message = conn.reply().await?;
-        if pong(&message) == Some(LAST) {
-            return Ok(());
+        match conn.next().await? {
+            Heard::Pong(token) if token == LAST => return Ok(()),
+            heard => events.hear(address, &heard),
         }
-        events.take_message(address, &message);
     }
 }
 
-/// What a PING that is answered here has said.
-fn pong(message: &Reply) -> Option<&[u8]> {
-    let parts = message.array()?;
-    let is_pong = parts.first()?.bytes() == Some(b"pong");
-    is_pong.then(|| parts.get(1).and_then(Reply::bytes).unwrap_or_default())
-}
-
 /// The key that a message is about: `__keyspace@0__:KEY` EVENT or `__keyevent@0__:EVENT` KEY.
-fn changed(message: &Reply) -> Option<(Name, &[u8])> {
-    let parts = message.array()?;
-    let (channel, payload) = (parts.get(2)?.bytes()?, parts.get(3)?.bytes()?);
+fn changed<'a>(channel: &'a [u8], payload: &'a [u8]) -> Option<(Name, &'a [u8])> {
     let (kind, rest) = match channel {
         c if c.starts_with(b"__keyevent@") => (true, c.get(11..)?),
         c if c.starts_with(b"__keyspace@") => (false, c.get(11..)?),
@@ -427,10 +416,9 @@ mod tests {
     fn what_expires_is_no_clients_write() {
         let events = Events::within(1 << 20);
         let tell = |event: &str, key: &str| {
-            let channel = format!("__keyevent@0__:{event}");
-            let parts = ["pmessage", "__key*@*__:*", &channel, key];
-            let bulk = |text: &&str| Reply::Bulk(text.as_bytes().to_vec());
-            events.take_message("m", &Reply::Array(parts.iter().map(bulk).collect()));
+            let channel = format!("__keyevent@0__:{event}").into_bytes();
+            let payload = key.as_bytes().to_vec();
+            events.hear("m", &Heard::Message { channel, payload });
         };
         tell("keymiss", "none");
         assert_eq!(
@@ -450,19 +438,10 @@ mod tests {
 
     #[test]
     fn both_kinds_of_channels_name_the_key() {
-        let bulk = |b: &[u8]| Reply::Bulk(b.to_vec());
-        let message = |channel: &[u8], payload: &[u8]| {
-            Reply::Array(vec![
-                bulk(b"pmessage"),
-                bulk(b"__key*@*__:*"),
-                bulk(channel),
-                bulk(payload),
-            ])
-        };
         let expected = Some(((DbIndex(3), b"a__:b".to_vec()), &b"set"[..]));
-        assert_eq!(changed(&message(b"__keyevent@3__:set", b"a__:b")), expected);
-        assert_eq!(changed(&message(b"__keyspace@3__:a__:b", b"set")), expected);
-        assert_eq!(changed(&message(b"news", b"x")), None);
+        assert_eq!(changed(b"__keyevent@3__:set", b"a__:b"), expected);
+        assert_eq!(changed(b"__keyspace@3__:a__:b", b"set"), expected);
+        assert_eq!(changed(b"news", b"x"), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::side::Side;
 use crate::error::Result;
-use crate::net::Conn;
+use crate::net::Control;
 use crate::resp::Reply;
 use std::collections::BTreeMap;
 
@@ -19,11 +19,11 @@ pub async fn of(side: &Side) -> Result<Option<Libraries>> {
 
 /// Name to code; `None` where FUNCTION is not known or not allowed.
 pub async fn libraries(side: &Side, address: &str) -> Result<Option<Libraries>> {
-    libraries_at(&mut side.connect(address).await?).await
+    libraries_at(&mut side.control(address).await?).await
 }
 
 /// The same over a connection.
-pub async fn libraries_at(conn: &mut Conn) -> Result<Option<Libraries>> {
+pub async fn libraries_at(conn: &mut Control) -> Result<Option<Libraries>> {
     let reply = conn.ask(&[b"FUNCTION", b"LIST", b"WITHCODE"]).await?;
     let Reply::Array(list) = reply else {
         return Ok(None);

@@ -7,8 +7,7 @@ use super::calls::{Called, Look, classes_of};
 use super::events::{self, Events};
 use super::side::Side;
 use crate::error::Result;
-use crate::net::{self, Conn};
-use crate::resp::Reply;
+use crate::net::{self, Control};
 use crate::task::Shutdown;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -49,7 +48,7 @@ pub struct Hearing {
     servers: BTreeMap<String, Option<String>>,
     /// What the masters are configured to notify of; `None` where they do not tell.
     configured: BTreeMap<String, Option<String>>,
-    conns: BTreeMap<String, Conn>,
+    conns: BTreeMap<String, Control>,
 }
 
 impl Hearing {
@@ -284,40 +283,32 @@ impl Hearing {
     }
 }
 
-async fn look_at(side: &Side, address: &str, conn: Option<Conn>) -> Result<(Look, Conn)> {
+async fn look_at(side: &Side, address: &str, conn: Option<Control>) -> Result<(Look, Control)> {
     if let Some(mut conn) = conn
         && let Ok(look) = ask(side, &mut conn).await
     {
         return Ok((look, conn));
     }
     // One that has stood idle may be gone.
-    let mut conn = net::connect(&side.endpoint, address).await?;
+    let mut conn = net::control(&side.endpoint, address).await?;
     let look = ask(side, &mut conn).await?;
     Ok((look, conn))
 }
 
-async fn ask(side: &Side, conn: &mut Conn) -> Result<Look> {
-    let mut questions: Vec<[&[u8]; 2]> = vec![
-        [b"INFO", b"server"],
-        [b"INFO", b"replication"],
-        [b"INFO", b"commandstats"],
-        [b"INFO", b"stats"],
-        [b"INFO", b"persistence"],
+async fn ask(side: &Side, conn: &mut Control) -> Result<Look> {
+    let mut questions: Vec<&[&[u8]]> = vec![
+        &[b"INFO", b"server"],
+        &[b"INFO", b"replication"],
+        &[b"INFO", b"commandstats"],
+        &[b"INFO", b"stats"],
+        &[b"INFO", b"persistence"],
     ];
     if side.cluster {
-        questions.push([b"CLUSTER", b"INFO"]);
+        questions.push(&[b"CLUSTER", b"INFO"]);
     }
-    questions.retain(|q| !side.endpoint.learnt.refuses(q));
-    for question in &questions {
-        conn.push(question);
-    }
-    conn.flush().await?;
     let mut text = String::new();
-    for question in &questions {
-        match conn.reply().await? {
-            Reply::Error(error) => side.endpoint.learnt.note(question, &error),
-            reply => text += &reply.text().unwrap_or_default(),
-        }
+    for reply in conn.ask_all(&questions).await? {
+        text += &reply.text().unwrap_or_default();
         text += "\r\n";
     }
     Ok(Look::parse(&text))

@@ -7,7 +7,7 @@ use super::side::Side;
 use crate::error::{Error, Result};
 use crate::keyset::{KeySet, Put};
 use crate::net::scan::{self, Scan};
-use crate::net::{Conn, Tries};
+use crate::net::{Conn, Tries, server};
 use crate::resp::{Reply, info};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
@@ -144,8 +144,8 @@ impl Listing {
     async fn has_more_databases(&self) -> Result<bool> {
         let mut more = false;
         for master in &self.side.layout().masters {
-            let mut conn = self.side.connect(&master.address).await?;
-            let found = scan::databases(&mut conn).await?;
+            let mut conn = self.side.control(&master.address).await?;
+            let found = server::databases(&mut conn).await?;
             more |= found.iter().any(|(db, _)| *db != DbIndex::ZERO);
         }
         Ok(more)
@@ -322,8 +322,8 @@ impl Listing {
     async fn units(&self) -> Result<Vec<(String, DbIndex)>> {
         let mut units = Vec::new();
         for master in &self.side.layout().masters {
-            let mut conn = self.side.connect(&master.address).await?;
-            let found = scan::databases(&mut conn).await?;
+            let mut conn = self.side.control(&master.address).await?;
+            let found = server::databases(&mut conn).await?;
             let mut found: BTreeSet<DbIndex> = found.into_iter().map(|(db, _)| db).collect();
             if self.side.cluster {
                 // Keys may come to a master that has none now.

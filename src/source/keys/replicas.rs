@@ -12,13 +12,13 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A replica of a master that has all that the master has written until now; `None` when there is none.
 pub async fn in_step(endpoint: &Endpoint, master: &str) -> Result<Option<String>> {
-    let mut conn = net::connect(endpoint, master).await?;
+    let mut conn = net::control(endpoint, master).await?;
     let reply = conn.call(&[b"INFO", b"replication"]).await?;
     let text = reply.text().unwrap_or_default();
     let wanted = server::replication_offset(&mut conn).await?;
     for replica in online(&text) {
         let in_step = tokio::time::timeout(PATIENCE, async {
-            let mut conn = net::connect(endpoint, &replica).await?;
+            let mut conn = net::control(endpoint, &replica).await?;
             let began = Instant::now();
             while server::replication_offset(&mut conn).await? < wanted {
                 // Backing off a little: replicas acknowledge once a second, but apply at once.

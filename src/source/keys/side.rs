@@ -4,7 +4,7 @@ use super::replicas;
 use crate::digest::Unreplicated;
 use crate::error::Result;
 use crate::net::server::{self, Layout};
-use crate::net::{self, Conn, scan};
+use crate::net::{self, Conn, Control};
 use crate::plan::{Databases, Endpoint, Job, Renames};
 use crate::resp::info;
 use crate::types::{DbIndex, Slot};
@@ -118,7 +118,7 @@ impl Side {
         }
         let mut was_replica = self.endpoint.from_replicas;
         for master in &self.layout().masters {
-            let mut conn = net::connect(&self.endpoint, &master.address).await?;
+            let mut conn = net::control(&self.endpoint, &master.address).await?;
             let reply = conn.ask(&[b"INFO", b"replication"]).await?;
             let text = reply.text().unwrap_or_default();
             let second = info::field(&text, "master_replid2");
@@ -193,12 +193,17 @@ impl Side {
         }
     }
 
+    /// The same for questions.
+    pub async fn control(&self, address: &str) -> Result<Control> {
+        Control::over(self.connect(address).await?).await
+    }
+
     /// The keys of each database, as the masters count them.
     pub async fn sizes(&self) -> Result<BTreeMap<DbIndex, u64>> {
         let mut sizes = BTreeMap::new();
         for master in &self.layout().masters {
-            let mut conn = self.connect(&master.address).await?;
-            for (db, keys) in scan::databases(&mut conn).await? {
+            let mut conn = self.control(&master.address).await?;
+            for (db, keys) in server::databases(&mut conn).await? {
                 let sum: &mut u64 = sizes.entry(db).or_default();
                 *sum = sum.saturating_add(keys);
             }
@@ -210,7 +215,7 @@ impl Side {
     pub async fn cpu_s(&self) -> Option<f64> {
         let mut sum = 0.0;
         for master in &self.layout().masters {
-            let mut conn = self.connect(&master.address).await.ok()?;
+            let mut conn = self.control(&master.address).await.ok()?;
             let reply = conn.ask(&[b"INFO", b"cpu"]).await.ok()?;
             let text = reply.text()?;
             for field in ["used_cpu_sys", "used_cpu_user"] {
