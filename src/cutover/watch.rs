@@ -207,7 +207,7 @@ async fn look(
 async fn ping(endpoint: &Endpoint) -> Result<()> {
     let (layout, _) = server::layout(endpoint).await?;
     for master in &layout.masters {
-        let mut conn = net::connect(endpoint, &master.address).await?;
+        let mut conn = net::control(endpoint, &master.address).await?;
         conn.call(&[b"PING"]).await?;
     }
     Ok(())

@@ -261,7 +261,7 @@ impl Freezer {
         let Some(goal) = self.masters.offsets().await?.into_iter().next() else {
             return Ok(());
         };
-        let mut conn = net::connect(&self.endpoint, &own).await?;
+        let mut conn = net::control(&self.endpoint, &own).await?;
         loop {
             let reply = conn.call(&[b"INFO", b"replication"]).await?;
             let at = info::offset(&reply.text().unwrap_or_default());
@@ -484,7 +484,7 @@ impl Freezer {
                 continue;
             }
             let ended = tokio::time::timeout(PAUSED, async {
-                let mut conn = net::connect(&self.endpoint, &address).await?;
+                let mut conn = net::control(&self.endpoint, &address).await?;
                 conn.call(&[b"CLIENT", b"UNPAUSE"]).await.map(drop)
             });
             if !matches!(ended.await, Ok(Ok(()))) {

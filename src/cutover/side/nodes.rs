@@ -2,7 +2,7 @@
 
 use crate::command::{self, Spec};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{self, Conn, server};
+use crate::net::{self, Control, server};
 use crate::plan::Endpoint;
 use crate::resp::{Reply, info};
 use crate::types::ReplOffset;
@@ -38,8 +38,8 @@ pub struct Nodes {
 
 struct Node {
     address: String,
-    /// Absent after an answer that came too late: the next command must not take it for its own.
-    conn: Option<Conn>,
+    /// Absent after an answer that came too late: the connection may be dead, and whoever waits has no time to find out.
+    conn: Option<Control>,
     /// As INFO tells it; `None` where it does not.
     run_id: Option<String>,
     /// Until when its pause holds without being renewed.
@@ -411,7 +411,7 @@ pub fn words(command: &[&[u8]]) -> Words {
 
 impl Node {
     async fn open(endpoint: &Endpoint, address: String) -> Result<Node> {
-        let mut conn = net::connect(endpoint, &address).await?;
+        let mut conn = net::control(endpoint, &address).await?;
         let run_id = run_id(&mut conn).await?;
         Ok(Node {
             address,
@@ -441,15 +441,11 @@ impl Node {
                 Some(conn) => conn,
                 None => self.connect_again(endpoint).await?,
             };
-            for command in commands {
-                let command: Vec<&[u8]> = command.iter().map(Vec::as_slice).collect();
-                conn.push(&command);
-            }
-            conn.flush().await?;
-            let mut replies = Vec::with_capacity(commands.len());
-            for _ in commands {
-                replies.push(conn.reply().await?);
-            }
+            let commands: Vec<Vec<&[u8]>> = (commands.iter())
+                .map(|command| command.iter().map(Vec::as_slice).collect())
+                .collect();
+            let commands: Vec<&[&[u8]]> = commands.iter().map(Vec::as_slice).collect();
+            let replies = conn.ask_all(&commands).await?;
             self.conn = Some(conn);
             Ok(replies)
         });
@@ -466,8 +462,8 @@ impl Node {
         })
     }
 
-    async fn connect_again(&mut self, endpoint: &Endpoint) -> Result<Conn> {
-        let mut conn = net::connect(endpoint, &self.address).await?;
+    async fn connect_again(&mut self, endpoint: &Endpoint) -> Result<Control> {
+        let mut conn = net::control(endpoint, &self.address).await?;
         let run_id = run_id(&mut conn).await?;
         if run_id != self.run_id {
             // Nobody has frozen this one.
@@ -521,7 +517,7 @@ pub async fn master_above(endpoint: &Endpoint) -> Result<String> {
             }
         };
         let asked = async {
-            let mut conn = net::connect(endpoint, &address).await?;
+            let mut conn = net::control(endpoint, &address).await?;
             conn.call(&[b"INFO", b"replication"]).await
         };
         let reply = asked.await.map_err(unreachable)?;
@@ -547,7 +543,7 @@ pub async fn master_above(endpoint: &Endpoint) -> Result<String> {
 }
 
 /// What a server calls itself since it was started; `None` where it does not tell.
-async fn run_id(conn: &mut Conn) -> Result<Option<String>> {
+async fn run_id(conn: &mut Control) -> Result<Option<String>> {
     let reply = conn.ask(&[b"INFO", b"server"]).await?;
     let text = reply.text().unwrap_or_default();
     Ok(info::field(&text, "run_id").map(str::to_owned))

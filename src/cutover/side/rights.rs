@@ -331,7 +331,7 @@ async fn give_back_at(
 ) -> Result<()> {
     loop {
         let given = async {
-            let mut conn = net::connect(endpoint, address).await?;
+            let mut conn = net::control(endpoint, address).await?;
             for (name, rules) in users {
                 let mut command: Vec<&[u8]> = vec![b"ACL", b"SETUSER", name.as_bytes(), b"-@all"];
                 command.extend(rules.iter().map(String::as_bytes));
