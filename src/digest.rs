@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::encoding::hyperloglog;
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload;
-use crate::rdb::value::stream::{StreamId, StreamMeta};
+use crate::rdb::value::stream::{Group, Pending, StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::{DbIndex, ExpireAt};
 use siphasher::sip::SipHasher24;
@@ -119,12 +119,12 @@ impl SlotSum {
             ^ digest.wide.rotate_left(41);
         h = mix(h).wrapping_add(mix(value).rotate_left(17));
         self.sum = self.sum.wrapping_add(mix(h));
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     pub fn merge(&mut self, other: SlotSum) {
         self.sum = self.sum.wrapping_add(other.sum);
-        self.count += other.count;
+        self.count = self.count.saturating_add(other.count);
     }
 }
 
@@ -243,8 +243,25 @@ impl ValueSink for Digester {
         self.each(|s| s.stream_entry(id, fields))
     }
 
-    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
-        self.each(|s| s.stream_meta(meta))
+    fn stream_head(&mut self, head: &StreamMeta) -> Result<()> {
+        self.each(|s| s.stream_head(head))
+    }
+
+    fn stream_group(&mut self, group: &Group) -> Result<()> {
+        self.each(|s| s.stream_group(group))
+    }
+
+    fn stream_consumer(&mut self, group: &[u8], name: &[u8], idle: bool) -> Result<()> {
+        self.each(|s| s.stream_consumer(group, name, idle))
+    }
+
+    fn stream_pending(
+        &mut self,
+        group: &[u8],
+        pending: &Pending,
+        owner: Option<&[u8]>,
+    ) -> Result<()> {
+        self.each(|s| s.stream_pending(group, pending, owner))
     }
 
     fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
@@ -339,7 +356,7 @@ struct State {
 impl State {
     fn new(kind: ValueKind, now_ms: i64, lane: Lane) -> State {
         State {
-            acc: mix(kind as u64 + 1),
+            acc: mix((kind as u64).saturating_add(1)),
             count: 0,
             beside: 0,
             later: None,
@@ -367,13 +384,13 @@ impl State {
     /// For what has an order.
     fn chain(&mut self, h: u64) {
         self.acc = mix(self.acc.rotate_left(5) ^ h);
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     /// For what has none.
     fn sum(&mut self, h: u64) {
         self.acc = self.acc.wrapping_add(mix(h));
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     fn id(&mut self, id: StreamId) {
@@ -414,7 +431,7 @@ impl ValueSink for State {
         let (hasher, len) = self.part.get_or_insert_with(|| (lane.hasher(), 0));
         hasher.write(&first);
         hasher.write(part);
-        *len += (first.len() + part.len()) as u64;
+        *len = len.saturating_add((first.len() + part.len()) as u64);
         if last && let Some((hasher, len)) = self.part.take() {
             self.chain(hasher.finish(len));
         }
@@ -460,39 +477,39 @@ impl ValueSink for State {
         Ok(())
     }
 
-    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
-        self.chain(meta.length);
-        self.id(meta.last_id);
+    fn stream_head(&mut self, head: &StreamMeta) -> Result<()> {
+        self.chain(head.length);
+        self.id(head.last_id);
         // What the oldest layout lacks, servers invent on loading and count on from there: it stands apart.
-        self.later = (meta.entries_added.zip(meta.max_deleted_id))
+        self.later = (head.entries_added.zip(head.max_deleted_id))
             .map(|(added, deleted)| mix(mix(added) ^ id_hash(deleted)));
-        let mut read = self.later.map(|_| 0u64);
-        let mut groups: Vec<_> = meta.groups.iter().collect();
-        groups.sort_by(|a, b| a.name.cmp(&b.name));
-        for group in groups {
-            self.chain_beside(self.lane.hash(&group.name));
-            self.chain_beside(id_hash(group.last_id));
-            read = (read.zip(group.entries_read)).map(|(acc, n)| mix(acc.rotate_left(5) ^ n));
-            let lane = self.lane;
-            let owners = group.owners();
-            let of_group = lane.hash(&group.name);
-            for consumer in group.consumers.iter().filter(|c| c.pending.is_empty()) {
-                let name = mix(of_group ^ lane.hash(&consumer.name).rotate_left(21));
-                self.loose.idle = self.loose.idle.wrapping_add(name);
-                self.loose.idle_count += 1;
-                self.loose.idle_bits |= 1 << (name & 63) | 1 << (name >> 6 & 63);
-            }
-            let mut pending: Vec<_> = group.pending.iter().collect();
-            pending.sort_by_key(|p| p.id);
-            for p in pending {
-                self.chain_beside(id_hash(p.id));
-                self.chain_beside(owners.get(&p.id).map_or(0, |name| lane.hash(name)));
-                let delivered = mix(p.delivery_ms as u64) ^ p.deliveries.rotate_left(32);
-                self.loose.delivered = mix(self.loose.delivered.rotate_left(5) ^ delivered);
-                self.loose.deliveries = self.loose.deliveries.saturating_add(p.deliveries);
-            }
+        self.read = self.later.map(|_| 0);
+        Ok(())
+    }
+
+    fn stream_group(&mut self, group: &Group) -> Result<()> {
+        self.chain_beside(self.lane.hash(&group.name));
+        self.chain_beside(id_hash(group.last_id));
+        self.read = (self.read.zip(group.entries_read)).map(|(acc, n)| mix(acc.rotate_left(5) ^ n));
+        Ok(())
+    }
+
+    fn stream_consumer(&mut self, group: &[u8], name: &[u8], idle: bool) -> Result<()> {
+        if idle {
+            let name = mix(self.lane.hash(group) ^ self.lane.hash(name).rotate_left(21));
+            self.loose.idle = self.loose.idle.wrapping_add(name);
+            self.loose.idle_count = self.loose.idle_count.saturating_add(1);
+            self.loose.idle_bits |= 1 << (name & 63) | 1 << (name >> 6 & 63);
         }
-        self.read = read;
+        Ok(())
+    }
+
+    fn stream_pending(&mut self, _: &[u8], pending: &Pending, owner: Option<&[u8]>) -> Result<()> {
+        self.chain_beside(id_hash(pending.id));
+        self.chain_beside(owner.map_or(0, |name| self.lane.hash(name)));
+        let delivered = mix(pending.delivery_ms as u64) ^ pending.deliveries.rotate_left(32);
+        self.loose.delivered = mix(self.loose.delivered.rotate_left(5) ^ delivered);
+        self.loose.deliveries = self.loose.deliveries.saturating_add(pending.deliveries);
         Ok(())
     }
 

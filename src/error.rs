@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Tls,
     /// The server answered something the protocol does not foresee.
     Protocol,
+    /// A reply takes more memory than may be held of one.
+    Oversized,
     /// The server refused a command.
     Refused,
     /// The target has no memory left.
@@ -110,6 +112,11 @@ impl ErrorKind {
                 3,
                 Never,
                 "is the url that of a Redis or Valkey server? if so, report a bug",
+            ),
+            K::Oversized => (
+                3,
+                Never,
+                "is the url that of a Redis or Valkey server? if so, report a bug that names the command",
             ),
             K::Refused => (
                 3,

@@ -9,7 +9,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::net::server::{Server, offset_in_role, time_ms};
-use crate::net::{Answer, Conn, connect, is_elsewhere, is_on_its_way, refusal};
+use crate::net::{Answer, Conn, REPLY_BYTES, connect, is_elsewhere, is_on_its_way, refusal};
 use crate::plan::Endpoint;
 use crate::resp::{Reply, info};
 use crate::types::{DbIndex, ExpireAt, ReplId, ReplOffset};
@@ -197,7 +197,7 @@ impl Fence {
                     "keys are written to faster than they can be read; the server is over its maxmemory, where it refuses to read them as one",
                 )
             };
-            attempt += 1;
+            attempt = u32::saturating_add(attempt, 1);
             let failure = failure.or_else(|| (attempt > AGAIN).then(busy));
             if let Some(e) = failure {
                 let e = match e.kind() {
@@ -280,14 +280,19 @@ impl Fence {
                     None
                 }
             };
-            let expire = self.conn.item().await?.int().ok_or_else(unforeseen)?;
+            let expire = self
+                .conn
+                .item(REPLY_BYTES)
+                .await?
+                .int()
+                .ok_or_else(unforeseen)?;
             read.push((dump, expire));
         }
         let now = match self.pexpiretime {
             true => 0,
-            false => time_ms(&self.conn.item().await?).ok_or_else(unforeseen)?,
+            false => time_ms(&self.conn.item(REPLY_BYTES).await?).ok_or_else(unforeseen)?,
         };
-        let last = self.conn.item().await?;
+        let last = self.conn.item(REPLY_BYTES).await?;
         let offset = self.offset(&last)?;
         Ok(match failure {
             Some(e) => Err(e),
@@ -362,9 +367,11 @@ impl Fence {
                 .context(ErrorKind::Disk, || "read a large value again".to_owned())?;
             return Ok(Ok(Some(Dump::File(file, len as u64))));
         }
-        Ok(match self.conn.item().await? {
+        // A value that is longer went to a file.
+        let most = self.room.bytes.saturating_add(KEPT_BYTES);
+        Ok(match self.conn.item(most).await? {
             Reply::Bulk(bytes) => {
-                *held += bytes.len();
+                *held = held.saturating_add(bytes.len());
                 Ok(Some(Dump::Whole(bytes)))
             }
             Reply::Nil => Ok(None),

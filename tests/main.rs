@@ -1,6 +1,7 @@
 //! The one integration binary.
 
 mod admission;
+mod bounds;
 mod check;
 mod check_surroundings;
 mod cli;

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::net::{Conn, refusal};
-use crate::resp::Reply;
+use crate::resp::Outcome;
 
 /// One kind of request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +124,7 @@ impl Exchange {
             }
             Exchange::All(frames, n) => ask_all(conn, frames, *n).await,
             Exchange::Aside { get, lock, fill } => {
-                if ask(conn, get).await? == Reply::Nil && ask(conn, lock).await? != Reply::Nil {
+                if ask(conn, get).await? == Outcome::Nil && ask(conn, lock).await? != Outcome::Nil {
                     ask(conn, fill).await?;
                 }
                 Ok(())
@@ -138,19 +138,23 @@ async fn ask_all(conn: &mut Conn, frames: &[u8], n: u32) -> Result<()> {
     conn.flush().await?;
     let mut first = Ok(());
     for _ in 0..n {
-        if let (Reply::Error(text), true) = (conn.reply().await?, first.is_ok()) {
+        let outcome = conn.skim().await?;
+        conn.answered();
+        if let (Outcome::Error(text), true) = (outcome, first.is_ok()) {
             first = Err(refusal("a command", &text));
         }
     }
     first
 }
 
-async fn ask(conn: &mut Conn, frame: &[u8]) -> Result<Reply> {
+async fn ask(conn: &mut Conn, frame: &[u8]) -> Result<Outcome> {
     conn.outgoing().extend_from_slice(frame);
     conn.flush().await?;
-    match conn.reply().await? {
-        Reply::Error(text) => Err(refusal("a request", &text)),
-        reply => Ok(reply),
+    let outcome = conn.skim().await?;
+    conn.answered();
+    match outcome {
+        Outcome::Error(text) => Err(refusal("a request", &text)),
+        outcome => Ok(outcome),
     }
 }
 

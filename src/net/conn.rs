@@ -4,7 +4,7 @@ use super::refusals::{self, refusal};
 use super::{credentials, tls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Held, Learnt, Secret};
-use crate::resp::{self, Reply};
+use crate::resp::{self, Parser, Reply, Skimmer};
 use crate::types::DbIndex;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -13,10 +13,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 /// A server that answers nothing for this long is taken for gone.
+///
+/// A longer reply has this time for each [`PROGRESS_BYTES`] of it, so that one that trickles ends as well.
 pub const REPLY_LIMIT: Duration = Duration::from_secs(60);
+/// How much of a reply has to come within [`REPLY_LIMIT`].
+pub const PROGRESS_BYTES: usize = 64 * 1024;
+/// What one reply may take in memory unless its reader says otherwise: a page of keys, the slots of a large cluster,
+/// what INFO and FUNCTION LIST tell.
+pub const REPLY_BYTES: usize = 12 << 20;
 const READ_CHUNK: usize = 64 * 1024;
 
 /// A byte stream to a server.
@@ -118,9 +126,22 @@ fn tune(tcp: &TcpStream) {
     let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive);
 }
 
+/// The time that a reply has.
+struct Pace {
+    until: Instant,
+    /// Bytes since that was put off last.
+    bytes: usize,
+}
+
 /// One connection: commands out, replies in, in order.
 pub struct Conn {
     stream: Stream,
+    /// What has come of a reply that is not whole.
+    pub(super) parser: Parser,
+    pub(super) skimmer: Skimmer,
+    /// Since the reply is awaited that has not come yet.
+    pace: Option<Pace>,
+    patience: Duration,
     pub(super) read: Vec<u8>,
     pub(super) at: usize,
     write: Vec<u8>,
@@ -224,6 +245,10 @@ impl Conn {
     fn over(stream: Stream, endpoint: &Endpoint, address: &str) -> Conn {
         Conn {
             stream,
+            parser: Parser::default(),
+            skimmer: Skimmer::default(),
+            pace: None,
+            patience: REPLY_LIMIT,
             read: Vec::with_capacity(READ_CHUNK),
             at: 0,
             write: Vec::new(),
@@ -260,7 +285,7 @@ impl Conn {
         let sent = self.send().await;
         self.write = queued;
         sent?;
-        self.due += 1;
+        self.due = self.due.saturating_add(1);
         match self.reply().await? {
             Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
                 ErrorKind::Auth,
@@ -300,7 +325,7 @@ impl Conn {
     /// Queues a command; [`Conn::flush`] sends it.
     pub fn push(&mut self, args: &[&[u8]]) {
         resp::command(&mut self.write, args);
-        self.queued += 1;
+        self.queued = self.queued.saturating_add(1);
     }
 
     /// The buffer that [`Conn::flush`] sends, for commands encoded elsewhere.
@@ -312,7 +337,8 @@ impl Conn {
         if self.due == 0 {
             self.stay_logged_in().await?;
         }
-        self.due += std::mem::take(&mut self.queued);
+        self.due = self.due.saturating_add(std::mem::take(&mut self.queued));
+        self.in_time();
         self.send().await
     }
 
@@ -330,10 +356,17 @@ impl Conn {
         .cause(e)
     }
 
-    /// Reads one reply, whatever it is.
+    /// Reads one reply, whatever it is, of at most [`REPLY_BYTES`].
     pub async fn reply(&mut self) -> Result<Reply> {
-        let reply = self.item().await?;
-        self.due = self.due.saturating_sub(1);
+        self.reply_within(REPLY_BYTES).await
+    }
+
+    /// Reads one reply that takes at most so many bytes of memory.
+    ///
+    /// Errors: `Oversized` when it takes more, after which the connection is of no use.
+    pub async fn reply_within(&mut self, most: usize) -> Result<Reply> {
+        let reply = self.item(most).await?;
+        self.answered();
         Ok(reply)
     }
 
@@ -347,13 +380,19 @@ impl Conn {
             self.read = Vec::with_capacity(READ_CHUNK);
         }
         self.read.reserve(READ_CHUNK);
-        match tokio::time::timeout(REPLY_LIMIT, self.stream.read_buf(&mut self.read)).await {
+        let patience = self.patience;
+        let begin = || Pace {
+            until: Instant::now() + patience,
+            bytes: 0,
+        };
+        let until = self.pace.get_or_insert_with(begin).until;
+        match tokio::time::timeout_at(until, self.stream.read_buf(&mut self.read)).await {
             Err(_) => Err(Error::new(
                 ErrorKind::Connection,
                 format!(
                     "{} did not answer for {} s",
                     self.address,
-                    REPLY_LIMIT.as_secs()
+                    patience.as_secs()
                 ),
             )),
             Ok(Err(e)) => Err(self.lost(e)),
@@ -362,10 +401,21 @@ impl Conn {
                 format!("{} closed the connection", self.address),
             )),
             Ok(Ok(n)) => {
-                self.received += n as u64;
+                self.received = self.received.saturating_add(n as u64);
+                if let Some(pace) = &mut self.pace {
+                    pace.bytes = pace.bytes.saturating_add(n);
+                    if pace.bytes >= PROGRESS_BYTES {
+                        *pace = begin();
+                    }
+                }
                 Ok(())
             }
         }
+    }
+
+    /// The reply that was awaited has come, or another question is asked: the time begins anew.
+    pub(super) fn in_time(&mut self) {
+        self.pace = None;
     }
 
     /// Gives the buffer of replies back if it is larger than so many bytes, and all in it has been read.
@@ -385,17 +435,27 @@ impl Conn {
     ///
     /// What the server has refused for good is not sent again: the refusal is repeated.
     pub async fn ask(&mut self, args: &[&[u8]]) -> Result<Reply> {
-        if self.learnt.refuses(args) {
+        if self.refuses(args) {
             return Ok(refused_before());
         }
         self.push(args);
         self.flush().await?;
         let reply = self.reply().await?;
-        match &reply {
+        self.learn(args, &reply);
+        Ok(reply)
+    }
+
+    /// The server has refused this command for good.
+    pub(super) fn refuses(&self, args: &[&[u8]]) -> bool {
+        self.learnt.refuses(args)
+    }
+
+    /// What a reply says of whether the command is allowed.
+    pub(super) fn learn(&self, args: &[&[u8]], reply: &Reply) {
+        match reply {
             Reply::Error(text) => self.learnt.note(args, text),
             _ => self.learnt.works(args),
         }
-        Ok(reply)
     }
 
     /// Sends a command; an error reply becomes an error that names the command.
@@ -404,7 +464,8 @@ impl Conn {
         self.accepted(args.first().unwrap_or(&b"".as_slice()), reply)
     }
 
-    pub(super) fn accepted(&self, name: &[u8], reply: Reply) -> Result<Reply> {
+    /// A reply to the command of that name; an error reply becomes an error that names it.
+    pub fn accepted(&self, name: &[u8], reply: Reply) -> Result<Reply> {
         accepted(&self.address, name, reply)
     }
 
@@ -448,7 +509,7 @@ impl Conn {
         (self.stream, unread)
     }
 
-    /// The raw stream for reading beside replies, as the replication handshake needs it.
+    /// One line beside replies, as the replication handshake needs it.
     pub async fn read_line(&mut self) -> Result<Vec<u8>> {
         loop {
             let unread = self.read.get(self.at..).unwrap_or_default();
@@ -456,6 +517,7 @@ impl Conn {
                 let text = unread.get(..n).unwrap_or_default();
                 let text = text.strip_suffix(b"\r").unwrap_or(text).to_vec();
                 self.at += n + 1;
+                self.in_time();
                 return Ok(text);
             }
             if unread.len() > READ_CHUNK {
@@ -498,3 +560,6 @@ pub async fn put(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> std::i
     let flushed = tokio::time::timeout(REPLY_LIMIT, to.flush()).await;
     flushed.map_err(late)?
 }
+
+#[cfg(test)]
+mod tests;

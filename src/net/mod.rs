@@ -20,7 +20,7 @@ mod testing;
 mod tls;
 
 pub use answer::Answer;
-pub use conn::{Conn, LoggedIn, REPLY_LIMIT, Stream, put};
+pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, Stream, put};
 pub use control::Control;
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal};
 pub use retry::{Backoff, Tries};

@@ -105,6 +105,9 @@ impl Default for Scan {
     }
 }
 
+/// What a name takes beside its bytes.
+const NAME: usize = 64;
+
 fn names(page: Vec<Reply>) -> Vec<Vec<u8>> {
     page.into_iter()
         .filter_map(|key| match key {
@@ -131,10 +134,13 @@ pub async fn databases(conn: &mut Conn) -> Result<Vec<(DbIndex, u64)>> {
 }
 
 /// The keys of slots, as a cluster node lists them; `None` for a slot that holds more than `most`.
+///
+/// Errors: `Oversized` when they all take more than `room` bytes.
 pub async fn slots_keys(
     conn: &mut Conn,
     slots: &[Slot],
     most: i64,
+    mut room: usize,
 ) -> Result<Vec<Option<Vec<Vec<u8>>>>> {
     for slot in slots {
         let slot = slot.to_string();
@@ -152,15 +158,22 @@ pub async fn slots_keys(
     let asked = |n: i64| n <= most;
     for (slot, n) in slots.iter().zip(&counts).filter(|(_, n)| asked(**n)) {
         // A few more, for keys that come in between.
-        let (slot, n) = (slot.to_string(), (n + 1000).to_string());
+        let (slot, n) = (slot.to_string(), n.saturating_add(1000).to_string());
         conn.push(&[b"CLUSTER", b"GETKEYSINSLOT", slot.as_bytes(), n.as_bytes()]);
     }
     conn.flush().await?;
     let mut listed = Vec::with_capacity(slots.len());
     for n in counts {
         listed.push(if asked(n) {
-            match conn.reply().await? {
-                Reply::Array(page) => Some(names(page)),
+            match conn.reply_within(room).await? {
+                Reply::Array(page) => {
+                    let page = names(page);
+                    let taken = |sum: usize, key: &Vec<u8>| {
+                        sum.saturating_add(NAME).saturating_add(key.len())
+                    };
+                    room = room.saturating_sub(page.iter().fold(0, taken));
+                    Some(page)
+                }
                 Reply::Error(text) => return Err(refusal("CLUSTER GETKEYSINSLOT", &text)),
                 _ => return Err(unforeseen("CLUSTER GETKEYSINSLOT", conn)),
             }

@@ -133,6 +133,8 @@ pub struct Endpoint {
     pub from_replicas: bool,
     /// Who tells the master's address; `host` and `port` are the first of these then.
     pub sentinel: Option<Sentinel>,
+    /// What a single element of a value may take when it is read: nothing smaller can be asked for.
+    pub element_bytes: usize,
     /// What is found out about it while the program runs.
     pub learnt: Learnt,
 }
@@ -335,6 +337,9 @@ impl fmt::Display for Filter {
     }
 }
 
+/// The longest string that servers take, and what stands around it.
+const ELEMENT: usize = (512 << 20) + (1 << 20);
+
 /// Upper bounds; `None` is chosen by the program.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
@@ -377,6 +382,13 @@ impl Limits {
     /// What a value may take to be loaded whole by one of so many shards, which holds it twice; larger ones go in parts.
     pub fn whole_value(&self, shards: usize) -> usize {
         (self.in_flight() / shards).clamp(256 << 10, 8 << 20)
+    }
+
+    /// Of these, what a single element of a value may take. Where the plan sets no limit, it is the servers' own
+    /// (`proto-max-bulk-len`).
+    pub fn element(&self) -> usize {
+        let share = |memory: u64| usize::try_from(memory / 8).unwrap_or(usize::MAX);
+        self.memory_bytes.map_or(ELEMENT, share).min(ELEMENT)
     }
 
     /// Of these, what may be on its way to the target.

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::rdb::payload::Target;
 use crate::rdb::value::ValueSink;
-use crate::rdb::value::stream::{StreamId, StreamMeta};
+use crate::rdb::value::stream::{Group, Pending, StreamId, StreamMeta};
 use crate::resp;
 use crate::types::ExpireAt;
 
@@ -55,6 +55,11 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
     fn push(&mut self, args: &[&[u8]]) {
         resp::command(self.out, args);
         self.commands += 1;
+    }
+
+    /// The target can be told how many entries a stream has had, and a group has read.
+    fn counts_entries(&self) -> bool {
+        self.target.valkey || self.target.version >= (7, 0, 0)
     }
 
     fn sent(&mut self) -> Result<()> {
@@ -171,16 +176,15 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
         self.sent()
     }
 
-    fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
+    fn stream_head(&mut self, head: &StreamMeta) -> Result<()> {
         let key = self.key;
-        let seven = self.target.valkey || self.target.version >= (7, 0, 0);
         if self.entries == 0 {
             // An empty stream: an entry that is trimmed away at once makes it exist.
             self.push(&[b"XADD", key, b"MAXLEN", b"0", b"0-1", b"x", b"x"]);
         }
-        let last = meta.last_id.to_string();
-        match (meta.entries_added, meta.max_deleted_id) {
-            (Some(added), Some(deleted)) if seven => {
+        let last = head.last_id.to_string();
+        match (head.entries_added, head.max_deleted_id) {
+            (Some(added), Some(deleted)) if self.counts_entries() => {
                 let (added, deleted) = (added.to_string(), deleted.to_string());
                 self.push(&[
                     b"XSETID",
@@ -194,61 +198,65 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
             }
             _ => self.push(&[b"XSETID", key, last.as_bytes()]),
         }
-        for group in &meta.groups {
-            let id = group.last_id.to_string();
-            match group.entries_read {
-                Some(read) if seven && read != u64::MAX => {
-                    let read = read.to_string();
-                    self.push(&[
-                        b"XGROUP",
-                        b"CREATE",
-                        key,
-                        &group.name,
-                        id.as_bytes(),
-                        b"ENTRIESREAD",
-                        read.as_bytes(),
-                    ]);
-                }
-                _ => self.push(&[b"XGROUP", b"CREATE", key, &group.name, id.as_bytes()]),
-            }
-            for consumer in &group.consumers {
-                if self.target.valkey || self.target.version >= (6, 2, 0) {
-                    self.push(&[
-                        b"XGROUP",
-                        b"CREATECONSUMER",
-                        key,
-                        &group.name,
-                        &consumer.name,
-                    ]);
-                }
-            }
-            let owners = group.owners();
-            for p in &group.pending {
-                let Some(owner) = owners.get(&p.id) else {
-                    continue;
-                };
-                let (entry, ms, n) = (
-                    p.id.to_string(),
-                    p.delivery_ms.to_string(),
-                    p.deliveries.to_string(),
-                );
+        self.sent()
+    }
+
+    fn stream_group(&mut self, group: &Group) -> Result<()> {
+        let (key, id) = (self.key, group.last_id.to_string());
+        match group.entries_read {
+            Some(read) if self.counts_entries() && read != u64::MAX => {
+                let read = read.to_string();
                 self.push(&[
-                    b"XCLAIM",
+                    b"XGROUP",
+                    b"CREATE",
                     key,
                     &group.name,
-                    owner,
-                    b"0",
-                    entry.as_bytes(),
-                    b"TIME",
-                    ms.as_bytes(),
-                    b"RETRYCOUNT",
-                    n.as_bytes(),
-                    b"FORCE",
-                    b"JUSTID",
+                    id.as_bytes(),
+                    b"ENTRIESREAD",
+                    read.as_bytes(),
                 ]);
-                self.sent()?;
             }
+            _ => self.push(&[b"XGROUP", b"CREATE", key, &group.name, id.as_bytes()]),
         }
+        self.sent()
+    }
+
+    fn stream_consumer(&mut self, group: &[u8], name: &[u8], _: bool) -> Result<()> {
+        if self.target.valkey || self.target.version >= (6, 2, 0) {
+            let key = self.key;
+            self.push(&[b"XGROUP", b"CREATECONSUMER", key, group, name]);
+        }
+        self.sent()
+    }
+
+    fn stream_pending(
+        &mut self,
+        group: &[u8],
+        pending: &Pending,
+        owner: Option<&[u8]>,
+    ) -> Result<()> {
+        let (key, Some(owner)) = (self.key, owner) else {
+            return Ok(());
+        };
+        let (entry, ms, n) = (
+            pending.id.to_string(),
+            pending.delivery_ms.to_string(),
+            pending.deliveries.to_string(),
+        );
+        self.push(&[
+            b"XCLAIM",
+            key,
+            group,
+            owner,
+            b"0",
+            entry.as_bytes(),
+            b"TIME",
+            ms.as_bytes(),
+            b"RETRYCOUNT",
+            n.as_bytes(),
+            b"FORCE",
+            b"JUSTID",
+        ]);
         self.sent()
     }
 }

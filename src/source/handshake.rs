@@ -4,7 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
-use crate::types::{ReplId, ReplOffset};
+use crate::types::{ReplId, ReplOffset, shown};
 use memchr::memmem::Finder;
 
 pub const MARK_LEN: usize = 40;
@@ -22,13 +22,13 @@ pub enum Start {
 ///
 /// Errors: `NotReady` for NOMASTERLINK and LOADING, `Refused` where replication is not allowed, `Protocol` for anything else.
 pub fn answer(line: &[u8]) -> Result<Start> {
-    let line = String::from_utf8_lossy(line);
     let strange = || {
         Error::new(
             ErrorKind::Protocol,
-            format!("PSYNC was answered with {line:?}"),
+            format!("PSYNC was answered with {}", shown(line)),
         )
     };
+    let line = String::from_utf8_lossy(line);
     let mut words = line.split_ascii_whitespace();
     match words.next().unwrap_or_default() {
         "+FULLRESYNC" => {
@@ -38,7 +38,11 @@ pub fn answer(line: &[u8]) -> Result<Start> {
             );
             Ok(Start::Full {
                 replid: ReplId::parse(id.as_bytes())?,
-                offset: ReplOffset(offset.parse().map_err(|_| strange())?),
+                // Servers count by signed numbers.
+                offset: (offset.parse().ok())
+                    .filter(|n| *n <= i64::MAX as u64)
+                    .map(ReplOffset)
+                    .ok_or_else(strange)?,
             })
         }
         "+CONTINUE" => Ok(Start::Continue {
@@ -98,7 +102,7 @@ pub fn framing(line: &[u8]) -> Result<Framing> {
         None if text.starts_with('-') => Err(net::refusal("PSYNC", text.trim_start_matches('-'))),
         None => Err(Error::new(
             ErrorKind::Protocol,
-            format!("a snapshot begins with {text:?}"),
+            format!("a snapshot begins with {}", shown(line)),
         )),
     }
 }
@@ -108,7 +112,7 @@ pub fn cut(framing: &mut Framing, buf: &[u8]) -> (usize, usize, bool) {
     match framing {
         Framing::Sized { left } => {
             let n = usize::try_from(*left).unwrap_or(usize::MAX).min(buf.len());
-            *left -= n as u64;
+            *left = left.saturating_sub(n as u64);
             (n, 0, *left == 0)
         }
         Framing::Mark { mark, finder } => match finder.find(buf) {

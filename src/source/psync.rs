@@ -47,6 +47,8 @@ const UPSTREAM_EVERY: Duration = Duration::from_secs(1);
 /// another period is set to cannot be asked of all of them.
 const UPSTREAM_QUIET_S: i64 = 25;
 const READ_BYTES: usize = 256 * 1024;
+/// How much of a snapshot has to come within [`SILENCE_LIMIT`] that is waited for it.
+const SNAPSHOT_PROGRESS: usize = 1024;
 
 /// Sends the replica handshake and PSYNC; `None` when a stop is asked for before the source answers.
 ///
@@ -86,7 +88,7 @@ async fn begin(
         }
     }
     let (id, offset) = match from {
-        Some((id, at)) => (id.to_string(), (at.0 + 1).to_string()),
+        Some((id, at)) => (id.to_string(), at.plus(1).to_string()),
         None => ("?".into(), "-1".into()),
     };
     conn.push(&[b"PSYNC", id.as_bytes(), offset.as_bytes()]);
@@ -264,6 +266,7 @@ impl Link {
             // A snapshot that is a file at the source keeps no child waiting, and shares its processors with nobody.
             let mut lead = matches!(framing, Framing::Mark { .. }).then(Lead::begin);
             let mut rest = Receiver { framing, writer };
+            let (mut waited, mut came) = (Duration::ZERO, 0usize);
             loop {
                 if rest.take(&mut buf)? {
                     break;
@@ -273,10 +276,23 @@ impl Link {
                 {
                     return Ok(());
                 }
+                let began = Instant::now();
                 tokio::select! {
                     () = stop.wait() => return Ok(()),
-                    n = read_some(&mut read, &mut buf, &address) => n?,
+                    n = read_some(&mut read, &mut buf, &address) => came = came.saturating_add(n?),
                 };
+                waited = waited.saturating_add(began.elapsed());
+                if came >= SNAPSHOT_PROGRESS {
+                    (waited, came) = (Duration::ZERO, 0);
+                } else if waited >= SILENCE_LIMIT {
+                    return Err(Error::new(
+                        ErrorKind::Connection,
+                        format!(
+                            "{address} sent {came} bytes of its snapshot in {} s",
+                            waited.as_secs()
+                        ),
+                    ));
+                }
                 if self.spool.is_full() {
                     return Err(self.no_room("the source's snapshot"));
                 }
@@ -332,7 +348,7 @@ impl Link {
                     awaited = awaited.saturating_sub(1);
                 }
                 () = tokio::time::sleep(Duration::from_millis(20)), if full => {}
-                n = read_some(&mut read, &mut buf, &address), if !full => n?,
+                n = read_some(&mut read, &mut buf, &address), if !full => drop(n?),
                 () = &mut upstream => {}
                 // Whatever else happens meanwhile, it goes on where it was.
                 told = silence.next(self), if !full => self.judge(&mut silence, told)?,
@@ -512,7 +528,7 @@ async fn read_some(
     read: &mut (impl tokio::io::AsyncRead + Unpin),
     buf: &mut Vec<u8>,
     address: &str,
-) -> Result<()> {
+) -> Result<usize> {
     if buf.capacity() - buf.len() < READ_BYTES {
         buf.reserve(READ_BYTES);
     }
@@ -521,7 +537,7 @@ async fn read_some(
         Ok(Err(e)) => Err(Error::new(ErrorKind::Connection, format!("the link to {address} was cut")).cause(e)),
         Ok(Ok(0)) => Err(Error::new(ErrorKind::Connection, format!("{address} closed the link"))
             .hint("if it closes at once each time, look into the source's log: its replica output buffer or a key it cannot send")),
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(n)) => Ok(n),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{self, Stream};
-use crate::resp::{self, Outcome};
+use crate::resp::{Outcome, Skimmer};
 use crate::target::batch::{Batch, Database};
 use crate::target::shared::{Order, Shared};
 use crate::target::trouble::{Failure, NOTHING_THERE};
@@ -14,7 +14,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::sync::Notify;
 
@@ -30,7 +30,7 @@ pub struct Before {
 
 impl Before {
     pub fn replies(self) -> u32 {
-        u32::from(self.auth) + u32::from(self.select)
+        u32::from(self.auth).saturating_add(u32::from(self.select))
     }
 
     /// Whether the reply that comes after `answered` others is that of the SELECT.
@@ -76,6 +76,8 @@ pub struct Waiting {
     pub bytes: usize,
     pub answered: u32,
     pub failures: Vec<Failure>,
+    /// Bytes of the failures' texts since trouble was resolved last.
+    pub texts: usize,
     pub failed: Vec<(Arc<Batch>, Vec<Failure>)>,
     pub lost: Option<Error>,
 }
@@ -221,17 +223,23 @@ impl Flight {
         self.moved.notify_one();
     }
 
-    /// Takes as many replies from the front of `buf` as are there; returns the bytes used.
-    pub fn take_replies(&self, buf: &[u8]) -> Result<usize> {
-        let mut at = 0;
+    /// Takes as many replies from the front of `buf` as are there; returns the bytes used, and how many replies.
+    ///
+    /// `skimmer` knows what has come of the one that is not whole.
+    pub fn take_replies(&self, skimmer: &mut Skimmer, buf: &[u8]) -> Result<(usize, usize)> {
+        let (mut at, mut replies) = (0usize, 0usize);
         let mut waiting = self.waiting();
         let mut moved = false;
-        while let Some((outcome, len)) = resp::skim_reply(buf.get(at..).unwrap_or_default())? {
-            at += len;
+        loop {
+            let (outcome, len) = skimmer.take(buf.get(at..).unwrap_or_default())?;
+            at = at.saturating_add(len);
+            let Some(outcome) = outcome else { break };
+            replies = replies.saturating_add(1);
             let Waiting {
                 queue,
                 answered,
                 failures,
+                texts,
                 ..
             } = &mut *waiting;
             let Some((batch, before)) = queue.front() else {
@@ -242,14 +250,14 @@ impl Flight {
             };
             let own = answered.checked_sub(before.replies());
             if let (Outcome::Error(text), true) = (&outcome, before.is_select(*answered)) {
-                return Err(not_selected(batch, &String::from_utf8_lossy(text)));
+                return Err(not_selected(batch, text));
             }
             match outcome {
                 // Who we were still holds.
                 Outcome::Error(_) if before.auth && *answered == 0 => {
                     self.outdated.store(true, Ordering::Relaxed);
                 }
-                Outcome::Fine => {}
+                Outcome::Fine | Outcome::Nil => {}
                 Outcome::Zero | Outcome::Absent => {
                     if let Some(index) = own
                         && batch.expect.binary_search(&index).is_ok()
@@ -261,15 +269,15 @@ impl Flight {
                     }
                 }
                 Outcome::Error(text) | Outcome::ErrorInside(_, text) => {
-                    let text = String::from_utf8_lossy(text).into_owned();
+                    let text = shortened(text, texts);
                     failures.push(Failure {
                         index: own.unwrap_or(0),
                         text,
                     });
                 }
             }
-            *answered += 1;
-            if *answered == batch.commands + before.replies() {
+            *answered = answered.saturating_add(1);
+            if *answered == batch.commands.saturating_add(before.replies()) {
                 *answered = 0;
                 let Some((batch, _)) = queue.pop_front() else {
                     continue;
@@ -295,7 +303,7 @@ impl Flight {
         if moved {
             self.moved.notify_one();
         }
-        Ok(at)
+        Ok((at, replies))
     }
 }
 
@@ -319,6 +327,20 @@ fn not_selected(batch: &Batch, text: &str) -> Error {
     }
 }
 
+/// How long the text of a failure may be once the texts of all take so many bytes: a target that refuses all that is
+/// on its way must not fill our memory with its reasons.
+const TEXTS: [(usize, usize); 2] = [(4 << 20, 24), (256 << 10, 160)];
+
+fn shortened(text: String, kept: &mut usize) -> String {
+    let most = TEXTS.iter().find(|(from, _)| *kept >= *from);
+    let text = match most {
+        Some((_, most)) if text.len() > *most => text.chars().take(*most).collect(),
+        _ => text,
+    };
+    *kept = kept.saturating_add(text.len());
+    text
+}
+
 /// The connection was lost while something was written.
 pub fn cut(address: &str, e: std::io::Error) -> Error {
     Error::new(
@@ -340,41 +362,50 @@ pub async fn read_replies(
 ) -> Result<()> {
     let mut buf = unread;
     buf.reserve(64 * 1024);
-    // For how long something has waited for an answer without any coming.
-    let mut silent = Duration::ZERO;
+    let mut skimmer = Skimmer::default();
+    // Since when something has waited for an answer without any coming, and what has come of one since.
+    let (mut since, mut bytes) = (Instant::now(), 0usize);
     loop {
-        let used = flight.take_replies(&buf)?;
+        let (used, replies) = flight.take_replies(&mut skimmer, &buf)?;
         buf.drain(..used);
         if buf.capacity() - buf.len() < 16 * 1024 {
             buf.reserve(64 * 1024);
         }
         let waiting = !flight.waiting().queue.is_empty();
-        let bytes = match tokio::time::timeout(LOOK_EVERY, read.read_buf(&mut buf)).await {
-            Ok(bytes) => bytes,
-            Err(_) => {
-                silent = if waiting {
-                    silent + LOOK_EVERY
-                } else {
-                    Duration::ZERO
-                };
-                match silent >= net::REPLY_LIMIT {
-                    true => Err(std::io::ErrorKind::TimedOut.into()),
-                    false => continue,
-                }
-            }
-        };
-        silent = Duration::ZERO;
-        match bytes {
+        if replies > 0 || bytes >= net::PROGRESS_BYTES || !waiting {
+            (since, bytes) = (Instant::now(), 0);
+        }
+        if since.elapsed() >= net::REPLY_LIMIT {
+            return Err(cut(address, std::io::ErrorKind::TimedOut.into()));
+        }
+        let read = tokio::time::timeout(LOOK_EVERY, read.read_buf(&mut buf)).await;
+        let Ok(read) = read else { continue };
+        match read {
             Ok(0) => {
                 return Err(Error::new(
                     ErrorKind::Connection,
                     format!("{address} closed the connection"),
                 ));
             }
-            Ok(_) => {}
+            Ok(n) => bytes = bytes.saturating_add(n),
             Err(e) => {
                 return Err(cut(address, e));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A target that refuses all that is on its way, each with a long reason.
+    #[test]
+    fn the_reasons_of_many_failures_take_little() {
+        let mut kept = 0;
+        let of = |kept: &mut usize| shortened("OOM ".to_owned() + &"é".repeat(500), kept);
+        let texts: Vec<String> = (0..200_000).map(|_| of(&mut kept)).collect();
+        assert!(kept < 16 << 20, "{kept}");
+        assert!(texts[0].len() > 500 && texts.iter().all(|t| t.starts_with("OOM ")));
     }
 }

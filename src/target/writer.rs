@@ -229,6 +229,7 @@ impl Writer {
             self.flight.moved.notified().await;
         }
         let mut waiting = self.flight.waiting();
+        waiting.texts = 0;
         let lost = waiting.lost.take();
         if lost.is_some() {
             self.live = None;

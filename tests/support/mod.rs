@@ -16,6 +16,7 @@ pub mod far;
 pub mod form;
 pub mod fuzz;
 pub mod hostile;
+pub mod hostile_peer;
 pub mod keyferry;
 pub mod late_reply;
 pub mod link;

@@ -9,9 +9,9 @@ use crate::migrate::write::losses::{self, NAME_TAKEN};
 use crate::rdb::payload;
 use crate::source::keys::events::Name;
 use crate::source::keys::list::{Page, Position};
-use crate::source::keys::reader::Dumped;
+use crate::source::keys::reader::{self, Dumped};
 use crate::types::DbIndex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -83,17 +83,23 @@ impl Sweeper<'_> {
     pub(super) fn write(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<()> {
         let runtime = self.ctx.shared.runtime.clone();
         let mut moved = false;
-        for window in runtime.block_on(self.source.windows(db, keys))? {
+        let mut windows = VecDeque::from(runtime.block_on(self.source.windows(db, keys))?);
+        while let Some(window) = windows.pop_front() {
             self.pace(window.keys.len())?;
-            if window.large {
+            if !self.source.reads_whole(&window) {
                 for key in &window.keys {
                     self.write_large(db, key)?;
                 }
                 continue;
             }
-            let window = window.keys;
-            let dumps = runtime.block_on(self.source.dumps(db, &window))?;
-            for (key, dump) in window.iter().zip(dumps) {
+            let dumps = match runtime.block_on(self.source.dumps(db, &window)) {
+                Err(e) if window.shrinks(&e) => {
+                    reader::first(&mut windows, window.smaller());
+                    continue;
+                }
+                dumps => dumps?,
+            };
+            for (key, dump) in window.keys.iter().zip(dumps) {
                 let (payload, expire) = match dump {
                     Dumped::Gone if self.unproven => continue,
                     Dumped::Gone => (None, None),

@@ -71,14 +71,17 @@ async fn databases(conn: &mut Conn) -> Result<BTreeSet<DbIndex>> {
     Ok(found.chain([DbIndex::ZERO]).collect())
 }
 
+/// What the names of some slots may take.
+const LIST_ROOM: usize = 48 << 20;
+
 /// The keys of slots, as a cluster node lists them.
 async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
     let slots: Vec<Slot> = slots.iter().copied().map(Slot::numbered).collect();
     let mut keys = BTreeSet::new();
     for db in databases(conn).await? {
         conn.select(db).await?;
-        for some in slots.chunks(16) {
-            let listed = scan::slots_keys(conn, some, i64::MAX - 1000).await?;
+        for some in slots.chunks(4) {
+            let listed = scan::slots_keys(conn, some, i64::MAX, LIST_ROOM).await?;
             keys.extend(listed.into_iter().flatten().flatten().map(|key| (db, key)));
         }
     }

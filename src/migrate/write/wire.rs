@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::migrate::write::large_value::{self, Delivery};
 use crate::net;
-use crate::resp::Reply;
+use crate::resp::Outcome;
 use crate::target::{Batch, Database, Pipe, Unit};
 use crate::types::{Mark, Slot};
 use tokio::runtime::Handle;
@@ -144,7 +144,8 @@ impl Wire for Pipe {
                 conn.reply().await?;
                 let mut error = None;
                 for _ in 0..unit.commands {
-                    if let (Reply::Error(text), None) = (conn.reply().await?, &error) {
+                    // It may be as long as what a command takes away.
+                    if let (Outcome::Error(text), None) = (conn.skim().await?, &error) {
                         error = Some(text);
                     }
                 }

@@ -3,7 +3,7 @@
 use super::refusal::{check_db_zero, wrong};
 use crate::error::Result;
 use crate::plan::document::{PasswordPlan, TargetPlan, TlsPlan, Topology};
-use crate::plan::job::{Endpoint, TlsOptions};
+use crate::plan::job::{Endpoint, Limits, TlsOptions};
 use crate::plan::learnt::Learnt;
 use crate::plan::secret::{Redacted, Secret};
 use crate::plan::url;
@@ -81,6 +81,7 @@ pub(super) fn endpoint(
         address_map: typed.address_map.clone(),
         sentinel: at.sentinel,
         from_replicas: false,
+        element_bytes: Limits::default().element(),
         learnt: Learnt::default(),
     })
 }

@@ -27,8 +27,8 @@ const TYPES: [&str; 8] = [
 pub fn validate(plan: &Plan) -> Result<Job> {
     let mut warnings = Vec::new();
     check_name(&plan.name)?;
-    let source = source(plan, &mut warnings)?;
-    let target = endpoint("target", &plan.target, &mut warnings)?;
+    let mut source = source(plan, &mut warnings)?;
+    let mut target = endpoint("target", &plan.target, &mut warnings)?;
     if let Some(from) = source.endpoint()
         && same_server(from, &target)
     {
@@ -50,6 +50,10 @@ pub fn validate(plan: &Plan) -> Result<Job> {
     let filter = filter(plan)?;
     let renames = renames(plan)?;
     let limits = limits(plan)?;
+    target.element_bytes = limits.element();
+    if let Source::Server { endpoint, .. } = &mut source {
+        endpoint.element_bytes = limits.element();
+    }
     let verify = VerifyOptions {
         ttl_tolerance_ms: i64::try_from(plan.verify.ttl_tolerance_ms)
             .map_err(|_| wrong("verify.ttl_tolerance_ms is larger than any expiry"))?,

@@ -1,7 +1,7 @@
 //! Who takes a value's elements.
 
 use crate::error::Result;
-use crate::rdb::value::stream::{StreamId, StreamMeta};
+use crate::rdb::value::stream::{Group, Pending, StreamId, StreamMeta};
 use crate::types::ExpireAt;
 
 /// Takes a value's elements in the order of its bytes; every method does nothing unless overridden.
@@ -29,8 +29,44 @@ pub trait ValueSink {
     fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
         Ok(())
     }
-    /// Everything of a stream but its entries; comes last.
+    /// Everything of a stream but its entries; comes last. The four that follow are its parts, in their order.
     fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
+        self.stream_head(meta)?;
+        let mut groups: Vec<&Group> = meta.groups.iter().collect();
+        groups.sort_by(|a, b| a.name.cmp(&b.name));
+        for group in groups {
+            self.stream_group(group)?;
+            for consumer in &group.consumers {
+                self.stream_consumer(&group.name, &consumer.name, consumer.pending.is_empty())?;
+            }
+            let owners = group.owners();
+            let mut pending: Vec<&Pending> = group.pending.iter().collect();
+            pending.sort_by_key(|p| p.id);
+            for p in pending {
+                self.stream_pending(&group.name, p, owners.get(&p.id).copied())?;
+            }
+        }
+        Ok(())
+    }
+    /// What a stream has but entries and groups.
+    fn stream_head(&mut self, head: &StreamMeta) -> Result<()> {
+        Ok(())
+    }
+    /// A group without its pending entries and consumers; groups come in the order of their names.
+    fn stream_group(&mut self, group: &Group) -> Result<()> {
+        Ok(())
+    }
+    /// A consumer of a group, which may come before or after its pending entries; `idle` has none.
+    fn stream_consumer(&mut self, group: &[u8], name: &[u8], idle: bool) -> Result<()> {
+        Ok(())
+    }
+    /// A pending entry of a group, in the order of ids.
+    fn stream_pending(
+        &mut self,
+        group: &[u8],
+        pending: &Pending,
+        owner: Option<&[u8]>,
+    ) -> Result<()> {
         Ok(())
     }
     /// The array's cursor (Redis 8.8) comes before its elements.

@@ -12,6 +12,17 @@ pub struct StreamId {
     pub seq: u64,
 }
 
+impl StreamId {
+    /// As servers write it, `1526919030474-55`.
+    pub fn parse(text: &[u8]) -> Option<StreamId> {
+        let (ms, seq) = std::str::from_utf8(text).ok()?.split_once('-')?;
+        Some(StreamId {
+            ms: ms.parse().ok()?,
+            seq: seq.parse().ok()?,
+        })
+    }
+}
+
 impl std::fmt::Display for StreamId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}-{}", self.ms, self.seq)

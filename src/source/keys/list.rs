@@ -4,7 +4,7 @@
 
 use super::fact::KeyFact;
 use super::side::Side;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::{KeySet, Put};
 use crate::net::scan::{self, Scan};
 use crate::net::{Conn, Tries, server};
@@ -21,8 +21,11 @@ use tokio::sync::mpsc;
 pub const PAGE: usize = 1000;
 /// Slots asked for at a time.
 const SLOTS_AT_ONCE: usize = 64;
-/// A slot with more keys than this is not listed in one answer.
+/// Where slots hold many keys, fewer are asked for: what all of these may hold.
+const KEYS_AT_ONCE: usize = 50_000;
+/// A slot with more keys than this is not listed in one answer, nor one whose names take more than this.
 const SLOT_LIMIT: i64 = 500_000;
+const SLOT_ROOM: usize = 24 << 20;
 
 /// Where a listing goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,7 +93,7 @@ impl Out {
             facts,
             next,
         };
-        self.seq += 1;
+        self.seq = self.seq.saturating_add(1);
         self.pages.send(page).await.is_ok()
     }
 }
@@ -165,18 +168,27 @@ impl Listing {
             .collect();
         let mut conns: HashMap<String, Conn> = HashMap::new();
         let mut epoch = None;
-        for slots in wanted.chunks(SLOTS_AT_ONCE) {
+        let (mut rest, mut at_once) = (wanted.as_slice(), 1);
+        while !rest.is_empty() {
             let mut tries = Tries::new(self.patience);
-            let listed = loop {
+            let (slots, listed) = loop {
+                let slots = rest.get(..at_once.min(rest.len())).unwrap_or_default();
                 match self.slots(&mut conns, slots).await {
                     Ok(listed) => {
                         let now = current_epoch(&mut conns).await;
                         // A slot that has moved lists as empty where it was.
                         if now == epoch {
-                            break listed;
+                            break (slots, listed);
                         }
                         epoch = now;
                         let _ = self.side.refresh().await;
+                    }
+                    Err(e) if e.kind() == ErrorKind::Oversized => {
+                        conns.clear();
+                        if slots.len() == 1 {
+                            break (slots, vec![None]);
+                        }
+                        at_once = 1;
                     }
                     Err(e) => {
                         conns.clear();
@@ -184,10 +196,21 @@ impl Listing {
                     }
                 }
             };
+            rest = rest.get(slots.len()..).unwrap_or_default();
+            let keys: usize = listed.iter().flatten().map(Vec::len).sum();
+            at_once = match keys {
+                n if n > KEYS_AT_ONCE => (at_once / 2).max(1),
+                n if n < KEYS_AT_ONCE / 4 => at_once.saturating_mul(2).min(SLOTS_AT_ONCE),
+                _ => at_once,
+            };
             // Small slots share a page; a large one has several.
             let mut page = Vec::new();
             for (slot, keys) in slots.iter().zip(listed) {
-                let mut keys = keys.into_iter();
+                let mut keys = match keys {
+                    Some(keys) => keys.into_iter(),
+                    None if self.search(*slot, out).await? => Vec::new().into_iter(),
+                    None => return Ok(()),
+                };
                 loop {
                     page.extend(keys.by_ref().take(PAGE.saturating_sub(page.len())));
                     if page.len() < PAGE {
@@ -214,12 +237,12 @@ impl Listing {
         Ok(())
     }
 
-    /// The keys of each slot, asked of its master.
+    /// The keys of each slot, asked of its master; `None` for one that is too large for one answer.
     async fn slots(
         &self,
         conns: &mut HashMap<String, Conn>,
         slots: &[Slot],
-    ) -> Result<Vec<Vec<Vec<u8>>>> {
+    ) -> Result<Vec<Option<Vec<Vec<u8>>>>> {
         let layout = self.side.layout();
         let mut by_master: BTreeMap<&str, Vec<(usize, Slot)>> = BTreeMap::new();
         for (i, slot) in slots.iter().enumerate() {
@@ -230,7 +253,7 @@ impl Listing {
                     .push((i, *slot));
             }
         }
-        let mut listed = vec![Vec::new(); slots.len()];
+        let mut listed = vec![Some(Vec::new()); slots.len()];
         for (address, slots) in by_master {
             let conn = match conns.get_mut(address) {
                 Some(conn) => conn,
@@ -240,18 +263,60 @@ impl Listing {
                 }
             };
             let asked: Vec<Slot> = slots.iter().map(|(_, s)| *s).collect();
-            let found = scan::slots_keys(conn, &asked, SLOT_LIMIT).await?;
-            for ((i, slot), keys) in slots.into_iter().zip(found) {
-                let keys = match keys {
-                    Some(keys) => keys,
-                    None => search(conn, slot).await?,
-                };
+            let found = scan::slots_keys(conn, &asked, SLOT_LIMIT, SLOT_ROOM).await?;
+            for ((i, _), keys) in slots.into_iter().zip(found) {
                 if let Some(place) = listed.get_mut(i) {
                     *place = keys;
                 }
             }
         }
         Ok(listed)
+    }
+
+    /// Lists a slot that is too large for one answer; false when nobody listens any more.
+    async fn search(&self, slot: Slot, out: &mut Out) -> Result<bool> {
+        let mut seen = self.distinct.map(KeySet::within);
+        let (mut conn, mut tries) = (None, Tries::new(self.patience));
+        let mut scan = Scan::new();
+        loop {
+            let open = match conn.take() {
+                Some(open) => Ok(open),
+                None => {
+                    // Another server's cursor means nothing.
+                    scan = Scan::new();
+                    let address = self
+                        .side
+                        .layout()
+                        .master_of(slot)
+                        .map(|m| m.address.clone());
+                    self.open(&address.unwrap_or_default(), DbIndex::ZERO).await
+                }
+            };
+            let next = match open {
+                Ok(mut open) => {
+                    let next = scan.next(&mut open, PAGE as u32).await;
+                    conn = Some(open);
+                    next
+                }
+                Err(e) => Err(e),
+            };
+            let mut keys = match next {
+                Ok(Some(keys)) => keys,
+                Ok(None) => return Ok(true),
+                Err(e) => {
+                    conn = None;
+                    self.again(e, &mut tries).await?;
+                    continue;
+                }
+            };
+            keys.retain(|key| {
+                Slot::of(key) == slot
+                    && (seen.as_mut()).is_none_or(|s| s.put(DbIndex::ZERO, key) != Put::Known)
+            });
+            if !keys.is_empty() && !out.send(DbIndex::ZERO, keys, None, None).await {
+                return Ok(false);
+            }
+        }
     }
 
     async fn by_scan(&self, out: &mut Out) -> Result<()> {
@@ -366,15 +431,6 @@ async fn current_epoch(conns: &mut HashMap<String, Conn>) -> Option<u64> {
         .ok()
 }
 
-/// The keys of a slot that is too large for one answer.
-async fn search(conn: &mut Conn, slot: Slot) -> Result<Vec<Vec<u8>>> {
-    let (mut keys, mut scan) = (Vec::new(), Scan::new());
-    while let Some(page) = scan.next(conn, PAGE as u32).await? {
-        keys.extend(page.into_iter().filter(|k| Slot::of(k) == slot));
-    }
-    Ok(keys)
-}
-
 /// About how many keys are listed, for a display.
 pub async fn estimate(side: &Side, slots: Option<&SlotSet>) -> u64 {
     let Ok(sizes) = side.sizes().await else {
@@ -382,5 +438,5 @@ pub async fn estimate(side: &Side, slots: Option<&SlotSet>) -> u64 {
     };
     let all = (sizes.values()).fold(0u64, |sum, n| sum.saturating_add(*n));
     let share = slots.map_or(SLOTS, SlotSet::count) as u64;
-    all.saturating_mul(share) / SLOTS as u64
+    all.saturating_mul(share) / (SLOTS as u64)
 }

@@ -15,6 +15,7 @@ pub mod reader;
 mod replicas;
 pub mod short;
 pub mod side;
+mod stream;
 pub mod typed;
 pub mod unnotified;
 

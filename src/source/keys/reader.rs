@@ -14,10 +14,10 @@ use crate::rdb::value::{ValueKind, ValueSink};
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, Slot, shown, unix_ms};
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::sync::MutexGuard;
 
 /// Bytes behind a DUMP payload's body: version and checksum.
@@ -29,15 +29,28 @@ const WINDOW_KEYS: usize = 500;
 const KEPT_BYTES: usize = 4 << 20;
 /// A value that takes more memory than this is read in parts.
 const LARGE: u64 = 8 << 20;
+/// What the values of a window may take, and a single one that is more than a window should be. Sizes at the server are
+/// estimates, or not told at all: what proves to be more is read in smaller windows, and in parts in the end.
+const WINDOW_ROOM: usize = 4 << 20;
+const WIDE_ROOM: usize = 12 << 20;
+/// The same of answers that are short, of so many keys as a page has.
+pub(super) const SHORT_ROOM: usize = 4 << 20;
+/// After so many single values that did not fit, all are read in parts: where sizes are not told, or not true.
+const MISJUDGED: u32 = 20;
 
 /// Connections of one worker to one side.
 pub struct Reader {
     pub side: Arc<Side>,
     pub(super) width: Width,
     conns: HashMap<String, Conn>,
+    /// Keys of a window: fewer where sizes are not told and values have proved to be large.
+    most_keys: usize,
+    /// Single values that did not fit where they should have.
+    misjudged: u32,
 }
 
 /// Keys that are read at a time: some, or one too large for one DUMP.
+#[derive(Clone)]
 pub struct Window<'k> {
     pub keys: Vec<&'k [u8]>,
     pub large: bool,
@@ -45,7 +58,30 @@ pub struct Window<'k> {
     wide: bool,
 }
 
-impl Window<'_> {
+impl<'k> Window<'k> {
+    fn room(&self) -> usize {
+        match self.wide {
+            true => WIDE_ROOM,
+            false => WINDOW_ROOM,
+        }
+    }
+
+    /// Whether what has failed may be done in smaller windows.
+    pub fn shrinks(&self, e: &Error) -> bool {
+        e.kind() == ErrorKind::Oversized && !self.large
+    }
+
+    /// What is read instead when the values take more than there is room for.
+    pub fn smaller(&self) -> Vec<Window<'k>> {
+        let part = |keys: &[&'k [u8]]| Window {
+            keys: keys.to_vec(),
+            large: keys.len() == 1 && self.wide,
+            wide: keys.len() == 1 && !self.wide,
+        };
+        let half = self.keys.len().div_ceil(2);
+        self.keys.chunks(half.max(1)).map(part).collect()
+    }
+
     /// Waits while another reader of a side holds a value that is more than a window should be.
     async fn turn<'s>(&self, side: &'s Side) -> Option<MutexGuard<'s, ()>> {
         match self.wide {
@@ -71,6 +107,8 @@ impl Reader {
             side,
             width,
             conns: HashMap::new(),
+            most_keys: WINDOW_KEYS,
+            misjudged: 0,
         }
     }
 
@@ -96,15 +134,18 @@ impl Reader {
     }
 
     fn keep(&mut self, address: &str, mut conn: Conn) {
-        conn.trim(KEPT_BYTES / (self.conns.len() + 1));
+        conn.trim(KEPT_BYTES / self.conns.len().saturating_add(1));
         self.conns.insert(address.to_owned(), conn);
     }
 
     /// Has `ask` queue one or two commands for each key and `answer` read their replies, on all masters at once.
+    ///
+    /// Errors: `Oversized` when the replies take more than `room` bytes.
     pub(super) async fn each<T, const N: usize>(
         &mut self,
         db: DbIndex,
         keys: &[&[u8]],
+        room: usize,
         absent: impl Fn() -> T,
         ask: impl Fn(&mut Conn, &[u8]),
         answer: impl Fn([Reply; N]) -> Result<T>,
@@ -129,7 +170,7 @@ impl Reader {
                 asked.push((address, places, conn));
             }
         }
-        let answer = &answer;
+        let (answer, left) = (&answer, &AtomicUsize::new(room));
         let answers = asked
             .into_iter()
             .map(|(address, places, mut conn)| async move {
@@ -138,7 +179,9 @@ impl Reader {
                 for _ in &places {
                     let mut each = [const { Reply::Nil }; N];
                     for reply in &mut each {
-                        *reply = conn.reply().await?;
+                        *reply = conn.reply_within(left.load(Relaxed)).await?;
+                        let taken = reply.bytes().map_or(0, <[u8]>::len);
+                        left.fetch_sub(taken.min(left.load(Relaxed)), Relaxed);
                     }
                     replies.push(answer(each)?);
                 }
@@ -157,7 +200,9 @@ impl Reader {
     }
 
     /// DUMP and expiry of keys.
-    pub async fn dumps(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Dumped>> {
+    ///
+    /// Errors: `Oversized` when they take more than was expected: then [`Window::smaller`] ones have to be read.
+    pub async fn dumps(&mut self, db: DbIndex, window: &Window<'_>) -> Result<Vec<Dumped>> {
         let pexpiretime = self.side.pexpiretime;
         let ask = |conn: &mut Conn, key: &[u8]| {
             conn.push(&[b"DUMP", key]);
@@ -176,7 +221,22 @@ impl Reader {
                 _ => return Err(unforeseen("DUMP")),
             })
         };
-        self.each(db, keys, || Dumped::Gone, ask, answer).await
+        let (keys, room) = (&window.keys, window.room());
+        let read = self
+            .each(db, keys, room, || Dumped::Gone, ask, answer)
+            .await;
+        match &read {
+            Err(e) if e.kind() == ErrorKind::Oversized => {
+                self.most_keys = (keys.len() / 2).max(1);
+                self.misjudged = (self.misjudged).saturating_add(u32::from(keys.len() == 1));
+                self.reset();
+            }
+            Ok(_) if keys.len() == self.most_keys && keys.len() < WINDOW_KEYS => {
+                self.most_keys = self.most_keys.saturating_add(1);
+            }
+            _ => {}
+        }
+        read
     }
 
     /// The type's name of each key; `None` for one that is not there.
@@ -193,7 +253,7 @@ impl Reader {
             Reply::Error(text) => Err(refusal("TYPE", &text)),
             _ => Err(unforeseen("TYPE")),
         };
-        self.each(db, keys, || None, ask, answer).await
+        self.each(db, keys, SHORT_ROOM, || None, ask, answer).await
     }
 
     /// Whether each key has an expiry.
@@ -205,7 +265,7 @@ impl Reader {
             Reply::Error(text) => Err(refusal("PTTL", &text)),
             _ => Err(unforeseen("PTTL")),
         };
-        self.each(db, keys, || false, ask, answer).await
+        self.each(db, keys, SHORT_ROOM, || false, ask, answer).await
     }
 
     /// Those of some keys of the target that no database of the source that goes there holds, or not as a wanted type.
@@ -277,7 +337,7 @@ impl Reader {
             }
             _ => Ok(0),
         };
-        self.each(db, keys, || 0, ask, answer).await
+        self.each(db, keys, SHORT_ROOM, || 0, ask, answer).await
     }
 
     /// Parts some keys into what is read at a time.
@@ -292,7 +352,7 @@ impl Reader {
                 Some(last)
                     if !(last.large || large)
                         && bytes <= WINDOW_BYTES
-                        && last.keys.len() < WINDOW_KEYS =>
+                        && last.keys.len() < self.most_keys =>
                 {
                     last.keys.push(*key);
                 }
@@ -311,9 +371,13 @@ impl Reader {
     pub async fn facts(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<Found>> {
         let mut found = Vec::with_capacity(keys.len());
         let side = self.side.clone();
-        for window in self.windows(db, keys).await? {
+        let mut windows = VecDeque::from(self.windows(db, keys).await?);
+        while let Some(window) = windows.pop_front() {
             let _turn = window.turn(&side).await;
-            found.extend(self.window(db, &window).await?);
+            match self.window(db, &window).await {
+                Err(e) if window.shrinks(&e) => first(&mut windows, window.smaller()),
+                read => found.extend(read?),
+            }
         }
         Ok(found)
     }
@@ -321,7 +385,7 @@ impl Reader {
     /// What the keys of a window hold.
     async fn window(&mut self, db: DbIndex, window: &Window<'_>) -> Result<Vec<Found>> {
         if self.dumps_of(window) {
-            match self.dumps(db, &window.keys).await {
+            match self.dumps(db, window).await {
                 Ok(dumps) => {
                     let read = dumps.iter().zip(&window.keys);
                     return read.map(|(dump, key)| self.digest(dump, key)).collect();
@@ -341,9 +405,14 @@ impl Reader {
         Ok(found)
     }
 
+    /// Whether a window's values are read whole; else each in parts, by the commands of its type.
+    pub fn reads_whole(&self, window: &Window) -> bool {
+        !window.large && self.misjudged < MISJUDGED
+    }
+
     /// Whether a window is read by DUMP.
     fn dumps_of(&self, window: &Window) -> bool {
-        !window.large && self.side.dump.load(Relaxed)
+        self.reads_whole(window) && self.side.dump.load(Relaxed)
     }
 
     fn digest(&self, dump: &Dumped, key: &[u8]) -> Result<Found> {
@@ -446,8 +515,37 @@ fn type_name(name: &str) -> &str {
     }
 }
 
+/// Puts windows before all others.
+pub fn first<'k>(windows: &mut VecDeque<Window<'k>>, before: Vec<Window<'k>>) {
+    for window in before.into_iter().rev() {
+        windows.push_front(window);
+    }
+}
+
 /// What both sides hold of a window's keys; values of the same bytes are decoded once.
 pub async fn pairs(
+    source: &mut Reader,
+    source_db: DbIndex,
+    target: &mut Reader,
+    target_db: DbIndex,
+    window: &Window<'_>,
+) -> Result<Vec<(Found, Found)>> {
+    let mut found = Vec::with_capacity(window.keys.len());
+    let mut windows = VecDeque::from([window.clone()]);
+    while let Some(window) = windows.pop_front() {
+        match pairs_of(source, source_db, target, target_db, &window).await {
+            Err(e) if window.shrinks(&e) => {
+                source.reset();
+                target.reset();
+                first(&mut windows, window.smaller());
+            }
+            read => found.extend(read?),
+        }
+    }
+    Ok(found)
+}
+
+async fn pairs_of(
     source: &mut Reader,
     source_db: DbIndex,
     target: &mut Reader,
@@ -458,8 +556,10 @@ pub async fn pairs(
     let _turn = window.turn(&side).await;
     let read = match source.dumps_of(window) && target.dumps_of(window) {
         true => {
-            let dumps =
-                tokio::try_join!(source.dumps(source_db, keys), target.dumps(target_db, keys));
+            let dumps = tokio::try_join!(
+                source.dumps(source_db, window),
+                target.dumps(target_db, window)
+            );
             match dumps {
                 // One side refuses DUMP: `window` finds out which.
                 Err(e) if e.kind() == ErrorKind::Refused => {

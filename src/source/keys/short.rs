@@ -4,7 +4,7 @@
 //! nothing but strings for a while.
 
 use super::fact::{Found, KeyFact};
-use super::reader::Reader;
+use super::reader::{Reader, SHORT_ROOM};
 use super::unforeseen;
 use crate::digest::{self, Width};
 use crate::error::{ErrorKind, Result};
@@ -53,7 +53,7 @@ impl ShortStrings {
             return Ok(nothing);
         }
         if self.skip > 0 {
-            self.skip -= 1;
+            self.skip = self.skip.saturating_sub(1);
             return Ok(nothing);
         }
         let only = match self.only {
@@ -149,5 +149,7 @@ async fn strings_of(
             _ => return Err(unforeseen("GETRANGE")),
         })
     };
-    reader.each(db, keys, || None, ask, answer).await
+    reader
+        .each(db, keys, SHORT_ROOM, || None, ask, answer)
+        .await
 }

@@ -6,18 +6,19 @@
 use super::dumped;
 use super::fact::KeyFact;
 use super::side::Side;
+use super::stream::Groups;
 use crate::digest::{Digester, Width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Server;
 use crate::net::{Conn, refusal};
-use crate::rdb::value::stream::{Consumer, Group, Pending, StreamId, StreamMeta};
+use crate::rdb::value::stream::StreamId;
 use crate::rdb::value::{ValueKind, ValueSink};
 use crate::resp::Reply;
 use crate::types::{ExpireAt, unix_ms};
 
 /// Elements asked for at a time: as many as are about so many bytes, but no more than that.
 const MOST: u64 = 1000;
-const PART_BYTES: i64 = 1 << 20;
+const PART_BYTES: u64 = 1 << 20;
 
 /// The digest and expiry of a key of the selected database; `None` when it is not there.
 ///
@@ -85,7 +86,9 @@ async fn read_parts<S: ValueSink>(
     sink: &mut S,
 ) -> Result<()> {
     let count = count(conn, key, kind).await?;
+    let most = side.endpoint.element_bytes;
     let mut parts = Parts {
+        most,
         conn,
         key,
         sink,
@@ -117,7 +120,7 @@ async fn count(conn: &mut Conn, key: &[u8], kind: ValueKind) -> Result<u64> {
         .ask(&[b"MEMORY", b"USAGE", key, b"SAMPLES", b"20"])
         .await?;
     let each = number(&memory).unwrap_or(0) / elements.max(1);
-    Ok((PART_BYTES as u64 / each.max(1)).clamp(1, MOST))
+    Ok((PART_BYTES / each.max(1)).clamp(1, MOST))
 }
 
 /// The expiry of a key; the outer `None` when it is not there.
@@ -141,95 +144,111 @@ struct Parts<'a, S> {
     sink: &'a mut S,
     /// Elements asked for at a time.
     count: u64,
+    /// What a single one may take.
+    most: usize,
+}
+
+/// An element, or a page of them, is larger than may be held.
+fn too_large(e: Error) -> Error {
+    match e.kind() {
+        ErrorKind::Oversized => e.hint(
+            "an element of the value is larger than an eighth of limits.memory_bytes: raise that, or leave the key out with filter.exclude",
+        ),
+        _ => e,
+    }
 }
 
 impl<S: ValueSink> Parts<'_, S> {
-    fn bad(&self, command: &str) -> Error {
-        Error::new(
-            ErrorKind::Protocol,
-            format!(
-                "{} answered {command} in a form that is not understood",
-                self.conn.address()
-            ),
-        )
+    /// The next item of a reply, or a reply.
+    async fn item(&mut self) -> Result<Reply> {
+        self.conn.item(self.most).await.map_err(too_large)
+    }
+
+    /// The next item, which has to be a string.
+    async fn bytes(&mut self, command: &str) -> Result<Vec<u8>> {
+        match self.item().await? {
+            Reply::Bulk(bytes) => Ok(bytes),
+            _ => Err(self.conn.strange(command)),
+        }
     }
 
     async fn string(&mut self) -> Result<()> {
-        let mut at = 0i64;
+        let (mut at, step) = (0u64, PART_BYTES);
         loop {
-            let end = at + PART_BYTES - 1;
-            let reply = (self.conn)
-                .call(&[
-                    b"GETRANGE",
-                    self.key,
-                    at.to_string().as_bytes(),
-                    end.to_string().as_bytes(),
-                ])
-                .await?;
-            let part = reply.bytes().ok_or_else(|| self.bad("GETRANGE"))?;
+            let (from, to) = (at, at.saturating_add(step).saturating_sub(1));
+            let (from, to) = (from.to_string(), to.to_string());
+            let args = [
+                b"GETRANGE".as_slice(),
+                self.key,
+                from.as_bytes(),
+                to.as_bytes(),
+            ];
+            let reply = self.conn.call(&args).await?;
+            let part = reply.bytes().filter(|part| part.len() as u64 <= step);
+            let part = part.ok_or_else(|| self.conn.strange("GETRANGE"))?;
             self.sink.string_part(part, false)?;
-            if (part.len() as i64) < PART_BYTES {
+            if (part.len() as u64) < step {
                 return self.sink.string_part(b"", true);
             }
-            at += PART_BYTES;
+            at = at.saturating_add(step);
         }
     }
 
     async fn list(&mut self) -> Result<()> {
-        let mut at = 0;
+        let mut at = 0u64;
         loop {
-            let (from, to) = (at.to_string(), (at + self.count - 1).to_string());
-            let reply = (self.conn)
-                .call(&[b"LRANGE", self.key, from.as_bytes(), to.as_bytes()])
-                .await?;
-            let items = reply.array().ok_or_else(|| self.bad("LRANGE"))?;
-            for item in items {
-                self.sink.list_item(item.bytes().unwrap_or_default())?;
+            let to = at.saturating_add(self.count).saturating_sub(1);
+            let (from, to) = (at.to_string(), to.to_string());
+            let args = [
+                b"LRANGE".as_slice(),
+                self.key,
+                from.as_bytes(),
+                to.as_bytes(),
+            ];
+            let n = self.conn.list(&args).await? as u64;
+            if n > self.count {
+                return Err(self.conn.strange("LRANGE"));
             }
-            let n = items.len() as u64;
+            for _ in 0..n {
+                let item = self.bytes("LRANGE").await?;
+                self.sink.list_item(&item)?;
+            }
             if n < self.count {
                 return Ok(());
             }
-            at += n;
+            at = at.saturating_add(n);
         }
     }
 
     async fn scan(&mut self, command: &[u8], field_expiry: bool) -> Result<()> {
         let (mut cursor, count) = (b"0".to_vec(), self.count.to_string());
+        let name = String::from_utf8_lossy(command);
         loop {
-            let reply = (self.conn)
-                .call(&[command, self.key, &cursor, b"COUNT", count.as_bytes()])
-                .await?;
-            let bad = self.bad(&String::from_utf8_lossy(command));
-            let (Some(next), Some(items)) = (
-                reply.array().and_then(|p| p.first()?.bytes()),
-                reply.array().and_then(|p| p.get(1)?.array()),
-            ) else {
-                return Err(bad);
+            let args = [command, self.key, &cursor, b"COUNT", count.as_bytes()];
+            if self.conn.list(&args).await? != 2 {
+                return Err(self.conn.strange(&name));
+            }
+            cursor = self.bytes(&name).await?;
+            let Some(items) = self.conn.inner().await? else {
+                return Err(self.conn.strange(&name));
             };
-            cursor = next.to_vec();
-            let bytes = |r: Option<&Reply>| r.and_then(Reply::bytes).unwrap_or_default().to_vec();
             match command {
                 b"SSCAN" => {
-                    for member in items {
-                        self.sink.set_member(member.bytes().unwrap_or_default())?;
+                    for _ in 0..items {
+                        let member = self.bytes(&name).await?;
+                        self.sink.set_member(&member)?;
                     }
                 }
                 b"ZSCAN" => {
-                    for pair in items.chunks_exact(2) {
-                        let score = pair.get(1).and_then(Reply::text).unwrap_or_default();
-                        let Ok(score) = score.parse() else {
-                            return Err(bad);
-                        };
-                        self.sink.zset_member(&bytes(pair.first()), score)?;
+                    for _ in 0..items / 2 {
+                        let member = self.bytes(&name).await?;
+                        let score = self.item().await?;
+                        let score = score.text().and_then(|score| score.parse().ok());
+                        let score = score.ok_or_else(|| self.conn.strange(&name))?;
+                        self.sink.zset_member(&member, score)?;
                     }
                 }
-                _ => {
-                    let fields: Vec<(Vec<u8>, Vec<u8>)> = (items.chunks_exact(2))
-                        .map(|pair| (bytes(pair.first()), bytes(pair.get(1))))
-                        .collect();
-                    self.fields(&fields, field_expiry).await?;
-                }
+                _ => self.fields(items / 2, field_expiry).await?,
             }
             if cursor == b"0" {
                 return Ok(());
@@ -237,12 +256,31 @@ impl<S: ValueSink> Parts<'_, S> {
         }
     }
 
-    async fn fields(&mut self, fields: &[(Vec<u8>, Vec<u8>)], expiry: bool) -> Result<()> {
+    /// A page of a hash, which is held where its fields' expiries have to be asked for.
+    async fn fields(&mut self, count: usize, expiry: bool) -> Result<()> {
+        let (mut page, mut held) = (Vec::new(), 0usize);
+        for _ in 0..count {
+            let (name, value) = (self.bytes("HSCAN").await?, self.bytes("HSCAN").await?);
+            if !expiry {
+                self.sink.hash_field(&name, &value, None)?;
+                continue;
+            }
+            held =
+                held.saturating_add(FIELD.saturating_add(name.len()).saturating_add(value.len()));
+            if held > self.most {
+                let e = Error::new(
+                    ErrorKind::Oversized,
+                    format!("some fields of a hash take more than {} bytes", self.most),
+                );
+                return Err(too_large(e));
+            }
+            page.push((name, value));
+        }
         let mut expiries = Vec::new();
-        if expiry && !fields.is_empty() {
-            let count = fields.len().to_string();
+        if !page.is_empty() {
+            let count = page.len().to_string();
             let mut args: Vec<&[u8]> = vec![b"HPEXPIRETIME", self.key, b"FIELDS", count.as_bytes()];
-            args.extend(fields.iter().map(|(name, _)| name.as_slice()));
+            args.extend(page.iter().map(|(name, _)| name.as_slice()));
             match self.conn.ask(&args).await? {
                 Reply::Array(list) => expiries = list,
                 Reply::Error(text) => return Err(refusal("HPEXPIRETIME", &text)),
@@ -250,7 +288,7 @@ impl<S: ValueSink> Parts<'_, S> {
                 _ => {}
             }
         }
-        for (i, (name, value)) in fields.iter().enumerate() {
+        for (i, (name, value)) in page.iter().enumerate() {
             let expire = expiries.get(i).and_then(Reply::int).filter(|n| *n >= 0);
             self.sink.hash_field(name, value, expire.map(ExpireAt))?;
         }
@@ -261,118 +299,68 @@ impl<S: ValueSink> Parts<'_, S> {
         let count = self.count.to_string();
         let mut from = StreamId { ms: 0, seq: 0 };
         loop {
-            let reply = (self.conn)
-                .call(&[
-                    b"XRANGE",
-                    self.key,
-                    from.to_string().as_bytes(),
-                    b"+",
-                    b"COUNT",
-                    count.as_bytes(),
-                ])
-                .await?;
-            let entries = reply.array().ok_or_else(|| self.bad("XRANGE"))?;
+            let start = from.to_string();
+            let args = [
+                b"XRANGE".as_slice(),
+                self.key,
+                start.as_bytes(),
+                b"+",
+                b"COUNT",
+                count.as_bytes(),
+            ];
+            let n = self.conn.list(&args).await? as u64;
+            if n > self.count {
+                return Err(self.conn.strange("XRANGE"));
+            }
             let mut last = None;
-            for entry in entries {
-                let parts = entry.array().ok_or_else(|| self.bad("XRANGE"))?;
-                let id = id(parts.first()).ok_or_else(|| self.bad("XRANGE"))?;
-                let list = parts.get(1).and_then(Reply::array).unwrap_or_default();
-                let bytes =
-                    |r: Option<&Reply>| r.and_then(Reply::bytes).unwrap_or_default().to_vec();
-                let pairs: Vec<(Vec<u8>, Vec<u8>)> = (list.chunks_exact(2))
-                    .map(|pair| (bytes(pair.first()), bytes(pair.get(1))))
-                    .collect();
+            for _ in 0..n {
+                let entry = self.item().await?;
+                let (id, pairs) = entry_of(entry).ok_or_else(|| self.conn.strange("XRANGE"))?;
                 self.sink.stream_entry(id, &pairs)?;
                 last = Some(id);
             }
-            match last {
-                Some(id) if entries.len() as u64 == self.count => from = after(id),
-                _ => break,
+            match last.filter(|_| n == self.count).and_then(after) {
+                Some(next) => from = next,
+                None => break,
             }
         }
-        let reply = (self.conn)
-            .call(&[b"XINFO", b"STREAM", self.key, b"FULL", b"COUNT", b"1"])
-            .await?;
-        let mut meta = stream_meta(&reply).ok_or_else(|| self.bad("XINFO STREAM FULL"))?;
-        // FULL lists COUNT pending entries; 0 is all of them, where there are any.
-        if meta.groups.iter().any(|g| !g.pending.is_empty()) {
-            let all = (self.conn)
-                .call(&[b"XINFO", b"STREAM", self.key, b"FULL", b"COUNT", b"0"])
-                .await?;
-            meta = stream_meta(&all).ok_or_else(|| self.bad("XINFO STREAM FULL"))?;
-        }
-        self.sink.stream_meta(&meta)
+        Groups::new(self.conn, self.key, self.most, self.sink)
+            .read()
+            .await
     }
 }
 
-fn after(id: StreamId) -> StreamId {
-    match id.seq.checked_add(1) {
-        Some(seq) => StreamId { ms: id.ms, seq },
-        None => StreamId {
-            ms: id.ms.saturating_add(1),
+/// What a field of a hash takes beside its bytes.
+const FIELD: usize = 64;
+
+/// The id that comes next; `None` behind the last that there can be.
+fn after(id: StreamId) -> Option<StreamId> {
+    let next = id.seq.checked_add(1);
+    match next {
+        Some(seq) => Some(StreamId { ms: id.ms, seq }),
+        None => Some(StreamId {
+            ms: id.ms.checked_add(1)?,
             seq: 0,
-        },
+        }),
     }
 }
 
-fn id(reply: Option<&Reply>) -> Option<StreamId> {
-    let text = reply?.text()?;
-    let (ms, seq) = text.split_once('-')?;
-    Some(StreamId {
-        ms: ms.parse().ok()?,
-        seq: seq.parse().ok()?,
-    })
-}
+type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
 
-fn field<'r>(map: &'r Reply, name: &str) -> Option<&'r Reply> {
-    (map.array()?.chunks_exact(2))
-        .find(|p| p.first().and_then(Reply::bytes) == Some(name.as_bytes()))?
-        .get(1)
-}
-
-/// From XINFO STREAM FULL (t_stream.c xinfoReplyWithStreamInfo).
-fn stream_meta(info: &Reply) -> Option<StreamMeta> {
-    let number = |map: &Reply, name: &str| field(map, name)?.int()?.try_into().ok();
-    let mut meta = StreamMeta {
-        length: number(info, "length")?,
-        last_id: id(field(info, "last-generated-id"))?,
-        first_id: None,
-        max_deleted_id: id(field(info, "max-deleted-entry-id")),
-        entries_added: number(info, "entries-added"),
-        groups: Vec::new(),
+/// An entry of a stream as XRANGE answers it.
+fn entry_of(reply: Reply) -> Option<(StreamId, Pairs)> {
+    let Reply::Array(parts) = reply else {
+        return None;
     };
-    let counts = meta.entries_added.is_some();
-    for group in field(info, "groups")?.array()? {
-        let mut found = Group {
-            name: field(group, "name")?.bytes()?.to_vec(),
-            last_id: id(field(group, "last-delivered-id"))?,
-            // "Unknown" is nil here, and the largest number in a payload.
-            entries_read: counts.then(|| number(group, "entries-read").unwrap_or(u64::MAX)),
-            pending: Vec::new(),
-            consumers: Vec::new(),
-            nacked: Vec::new(),
-        };
-        // [id, consumer, delivered at, deliveries]
-        for pending in field(group, "pel").or(field(group, "pending"))?.array()? {
-            let parts = pending.array()?;
-            found.pending.push(Pending {
-                id: id(parts.first())?,
-                delivery_ms: parts.get(2)?.int()?,
-                deliveries: u64::try_from(parts.get(3)?.int()?).ok()?,
-            });
-        }
-        for consumer in field(group, "consumers")?.array()? {
-            // [id, delivered at, deliveries]
-            let pending = field(consumer, "pel").or(field(consumer, "pending"))?;
-            let ids = pending.array()?.iter().map(|p| id(p.array()?.first()));
-            found.consumers.push(Consumer {
-                name: field(consumer, "name")?.bytes()?.to_vec(),
-                seen_ms: 0,
-                active_ms: None,
-                pending: ids.collect::<Option<_>>()?,
-            });
-        }
-        meta.groups.push(found);
+    let mut parts = parts.into_iter();
+    let id = StreamId::parse(parts.next()?.bytes()?)?;
+    let mut words = match parts.next()? {
+        Reply::Array(words) => words.into_iter(),
+        _ => return None,
+    };
+    let mut pairs = Vec::with_capacity(words.len() / 2);
+    while let (Some(Reply::Bulk(field)), Some(Reply::Bulk(value))) = (words.next(), words.next()) {
+        pairs.push((field, value));
     }
-    Some(meta)
+    Some((id, pairs))
 }

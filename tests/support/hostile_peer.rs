@@ -1,0 +1,185 @@
+//! A hostile peer: passes everything on to a real server, and answers one chosen command with what no server sends.
+
+use keyferry::formats::resp;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What it answers: a beginning, and then something again and again until nobody takes it any more.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    pub head: &'static str,
+    pub again: &'static str,
+}
+
+pub const HUGE_STRING: Answer = Answer {
+    head: "$1099511627776\r\n",
+    again: "x",
+};
+pub const ENDLESS_STATUS: Answer = Answer {
+    head: "+",
+    again: "x",
+};
+pub const ENDLESS_ERROR: Answer = Answer {
+    head: "-ERR ",
+    again: "x",
+};
+pub const HUGE_ARRAY: Answer = Answer {
+    head: "*1000000000\r\n",
+    again: ":1\r\n",
+};
+pub const DEEP_ARRAY: Answer = Answer {
+    head: "",
+    again: "*1\r\n",
+};
+pub const MANY_STRINGS: Answer = Answer {
+    head: "*2\r\n$1\r\n0\r\n*2000000000\r\n",
+    again: "$9\r\nkey:00000\r\n",
+};
+/// At most so much of it.
+const MOST: usize = 200 << 20;
+const LONGEST: Duration = Duration::from_secs(25);
+
+pub struct HostilePeer {
+    port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    command: String,
+    answer: Answer,
+    /// The first so many are answered as they should.
+    spared: u64,
+    seen: AtomicU64,
+    sent: AtomicU64,
+    ended: AtomicBool,
+    open: Mutex<Vec<TcpStream>>,
+}
+
+impl HostilePeer {
+    /// In front of `server`, hostile to commands that begin with these words, of which the first `spared` pass.
+    pub fn start(server: &str, command: &str, spared: u64, answer: Answer) -> HostilePeer {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its address").port();
+        let state = Arc::new(State {
+            command: command.to_owned(),
+            answer,
+            spared,
+            seen: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            open: Mutex::new(Vec::new()),
+        });
+        let (shared, server) = (state.clone(), server.to_owned());
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                if shared.ended.load(SeqCst) {
+                    return;
+                }
+                if let Ok(server) = TcpStream::connect(&server) {
+                    shared.join(&client, &server);
+                }
+            }
+        });
+        HostilePeer { port, state }
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Bytes of hostile answers that were taken.
+    pub fn sent(&self) -> u64 {
+        self.state.sent.load(SeqCst)
+    }
+}
+
+impl Drop for HostilePeer {
+    fn drop(&mut self) {
+        self.state.ended.store(true, SeqCst);
+        let open = self.state.open.lock().unwrap_or_else(|e| e.into_inner());
+        for stream in open.iter() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        drop(open);
+        // Wakes the accepting thread.
+        let _ = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+impl State {
+    fn join(self: &Arc<State>, client: &TcpStream, server: &TcpStream) {
+        // Whether the real server's answers do not matter any more.
+        let hostile = Arc::new(AtomicBool::new(false));
+        for (from, to, asks) in [(client, server, true), (server, client, false)] {
+            let _ = to.set_nodelay(true);
+            let streams = (from.try_clone(), to.try_clone(), from.try_clone());
+            let (Ok(from), Ok(to), Ok(kept)) = streams else {
+                return;
+            };
+            let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+            open.push(kept);
+            drop(open);
+            let (state, hostile) = (self.clone(), hostile.clone());
+            std::thread::spawn(move || match asks {
+                true => state.ask(from, to, &hostile),
+                false => pass(from, to, &hostile),
+            });
+        }
+    }
+
+    /// Passes commands on until the chosen one.
+    fn ask(&self, mut from: TcpStream, mut to: TcpStream, hostile: &AtomicBool) {
+        let (mut buf, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
+        let mut args = Vec::new();
+        while let Ok(n @ 1..) = from.read(&mut chunk) {
+            buf.extend_from_slice(&chunk[..n]);
+            while let Ok(Some(len)) = resp::parse_command(&buf, &mut args) {
+                let words = args
+                    .iter()
+                    .map(|r| String::from_utf8_lossy(&buf[r.clone()]));
+                let words = words.collect::<Vec<_>>().join(" ").to_uppercase();
+                if words.starts_with(&self.command) && self.seen.fetch_add(1, SeqCst) >= self.spared
+                {
+                    hostile.store(true, SeqCst);
+                    self.strike(from, to);
+                    return;
+                }
+                if to.write_all(&buf[..len]).is_err() {
+                    return;
+                }
+                buf.drain(..len);
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    }
+
+    fn strike(&self, mut client: TcpStream, server: TcpStream) {
+        let again = self.answer.again.as_bytes();
+        let filler = again.repeat((256 << 10) / again.len());
+        let (mut sent, began) = (0, Instant::now());
+        let mut taken = client.write_all(self.answer.head.as_bytes()).is_ok();
+        while taken && sent < MOST && began.elapsed() < LONGEST && !self.ended.load(SeqCst) {
+            taken = client.write_all(&filler).is_ok();
+            sent += filler.len();
+            self.sent.fetch_add(filler.len() as u64, SeqCst);
+        }
+        let _ = client.shutdown(Shutdown::Both);
+        let _ = server.shutdown(Shutdown::Both);
+    }
+}
+
+/// The real server's answers.
+fn pass(mut from: TcpStream, mut to: TcpStream, hostile: &AtomicBool) {
+    let mut buf = vec![0; 64 << 10];
+    while let Ok(n @ 1..) = from.read(&mut buf) {
+        if hostile.load(SeqCst) || to.write_all(&buf[..n]).is_err() {
+            return;
+        }
+    }
+    if !hostile.load(SeqCst) {
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
