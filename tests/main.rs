@@ -7,6 +7,7 @@ mod check_surroundings;
 mod cli;
 mod client;
 mod command_keys;
+mod connections;
 mod control;
 mod cutover;
 mod cutover_closed;

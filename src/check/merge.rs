@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::net::scan::{self, Scan};
-use crate::net::{connect, server};
+use crate::net::{connect, enter, server};
 use crate::plan::{Endpoint, Job};
 use crate::types::{DbIndex, key_hash, shown};
 use std::collections::{BTreeMap, HashSet};
@@ -85,7 +85,7 @@ pub async fn conflicts(
         }
         let mut names: HashSet<u64> = HashSet::new();
         for db in sources {
-            let mut conn = connect(endpoint, &endpoint.address()).await?;
+            let mut conn = enter(endpoint).await?;
             conn.select(*db).await?;
             let (mut scan, mut own) = (Scan::new(), HashSet::new());
             while let Some(page) = scan.next(&mut conn, 1000).await? {

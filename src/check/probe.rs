@@ -3,7 +3,7 @@
 use super::surroundings::{self, Surroundings};
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
-use crate::net::{Control, connect, control, is_elsewhere};
+use crate::net::{Control, connect, control, enter, is_elsewhere, question};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
 use crate::resp::{Reply, info};
@@ -103,8 +103,10 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
             facts.surroundings.master = surroundings::master_of(endpoint, &info).await;
         }
     }
-    let first = layout.masters.first().map(|m| m.address.clone());
-    let conn = connect(endpoint, &first.unwrap_or_else(|| endpoint.address())).await?;
+    let conn = match layout.masters.first() {
+        Some(first) => connect(endpoint, &first.address).await?,
+        None => enter(endpoint).await?,
+    };
     facts.certificate_ends_ms = conn.certificate_ends_ms();
     let mut conn = Control::over(conn).await?;
     let mut times = Vec::with_capacity(PINGS);
@@ -205,7 +207,7 @@ async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
 
 /// Those of some commands that a server does not know; none where it does not tell.
 pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result<Vec<String>> {
-    let mut conn = control(endpoint, &endpoint.address()).await?;
+    let mut conn = question(endpoint).await?;
     let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
     ask.extend(commands.iter().map(String::as_bytes));
     let reply = conn.ask(&ask).await?;
@@ -222,7 +224,7 @@ pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result
 
 /// Whether a server has a database.
 pub async fn has_database(endpoint: &Endpoint, db: u32) -> Result<bool> {
-    let mut conn = control(endpoint, &endpoint.address()).await?;
+    let mut conn = question(endpoint).await?;
     let reply = conn.ask(&[b"SELECT", db.to_string().as_bytes()]).await?;
     Ok(!matches!(reply, Reply::Error(_)))
 }

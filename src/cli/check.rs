@@ -5,6 +5,7 @@ use super::output;
 use crate::check::{self, Facts, Finding, Report, Severity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::report::{bytes, duration, grouped};
+use crate::store::recall_nodes;
 use clap::Args;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -31,8 +32,9 @@ pub struct Arguments {
     no_write: bool,
 }
 
-pub fn run(arguments: &Arguments, _: &Common) -> Result<u8> {
+pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let job = load_and_warn(&arguments.plan)?;
+    recall_nodes(&common.state_dir(&job), &job);
     let report = block_on(check::run(&job, !arguments.no_write, None))?;
     if arguments.json {
         let answer = serde_json::to_value(&report)

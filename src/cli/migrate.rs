@@ -10,7 +10,7 @@ use crate::migrate::progress::Progress;
 use crate::migrate::{self, Summary};
 use crate::plan::{Job, Share};
 use crate::report::{bytes, duration, grouped};
-use crate::store::{MODE, Store};
+use crate::store::{MODE, Store, recall_nodes};
 use crate::task::{Shutdown, TaskGroup};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
@@ -111,6 +111,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         share,
         listen,
     };
+    recall_nodes(&options.work_dir, &job);
     options.checked = checked(&job, arguments, &options.home())?;
     if options.checked.is_none() {
         return Ok(1);

@@ -14,6 +14,7 @@ pub enum PlanCommand {
     /// Write a plan to start from, to FILE or standard output
     #[command(after_help = "\
 A password in a url does not get into the plan: the plan names an environment variable instead.
+In a url, the characters : / @ # ? % of a password are written percent-encoded: %3A %2F %40 %23 %3F %25.
 
 Example:
   keyferry plan new --source redis://old:6379 --target rediss://new:6380 move.json")]
@@ -23,7 +24,7 @@ Example:
         /// The name of the migration, and of its folder of state
         #[arg(long)]
         name: Option<String>,
-        /// redis://host:port, or rediss:// for TLS
+        /// redis://host:port (several with commas), rediss:// for TLS, redis+sentinel://host:port/name, redis+unix:///path
         #[arg(
             long,
             value_name = "URL",
@@ -31,7 +32,7 @@ Example:
             hide_default_value = true
         )]
         source: String,
-        /// redis://host:port, or rediss:// for TLS
+        /// redis://host:port (several with commas), rediss:// for TLS, redis+sentinel://host:port/name, redis+unix:///path
         #[arg(
             long,
             value_name = "URL",

@@ -11,7 +11,7 @@ use crate::cutover::place::Where;
 use crate::cutover::side::{Closed, Freezer, Hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{FreezeWay, Job, Plan, Source, validate};
-use crate::store::{Lock, Stage, Store};
+use crate::store::{Lock, Stage, Store, recall_nodes};
 use crate::task::failpoint;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -152,7 +152,7 @@ struct Guard {
 
 impl Guard {
     async fn open(setup: Setup) -> Result<Guard> {
-        let job = job_of(&setup.plan)?;
+        let job = job_of(&setup.plan, &setup.home)?;
         let Source::Server { endpoint, .. } = &job.source else {
             return Err(Error::new(ErrorKind::Plan, "a file has no writers"));
         };
@@ -316,7 +316,7 @@ impl Guard {
         let Some(plan) = &self.setup.opens else {
             return Ok(());
         };
-        let job = job_of(plan)?;
+        let job = job_of(plan, &self.setup.home)?;
         let Source::Server { endpoint, .. } = &job.source else {
             return Ok(());
         };
@@ -486,8 +486,10 @@ async fn keep(held: &mut Option<Hold>) -> Infallible {
     }
 }
 
-fn job_of(plan: &Value) -> Result<Job> {
-    validate(&Plan::parse(&plan.to_string())?)
+fn job_of(plan: &Value, home: &Path) -> Result<Job> {
+    let job = validate(&Plan::parse(&plan.to_string())?)?;
+    recall_nodes(home, &job);
+    Ok(job)
 }
 
 fn too_late() -> Error {

@@ -41,7 +41,7 @@ use self::proof::Proof;
 use self::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Job, Plan, Source, validate};
-use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen};
+use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, recall_nodes};
 use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::Serialize;
@@ -99,6 +99,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
     }
     let home = options.work_dir.join(&plan.name);
     private_dir(&home)?;
+    recall_nodes(&home, &job);
     let place = Where::find(&home, options.remote.as_ref())?;
     let _lock = Lock::acquire(&home.join("cutover"))?;
     let _listening = take_over::listen(&home, stop)?;
@@ -249,6 +250,7 @@ pub async fn reopen(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<O
     let job = validate(plan)?;
     let home = options.work_dir.join(&plan.name);
     private_dir(&home)?;
+    recall_nodes(&home, &job);
     let _lock = Lock::acquire(&home.join("cutover"))?;
     await_guard(plan, &home, stop).await?;
     let stage = Store::open(&home)?.stage()?;
@@ -291,6 +293,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     let job = validate(plan)?;
     let home = options.work_dir.join(&plan.name);
     private_dir(&home)?;
+    recall_nodes(&home, &job);
     let place = Where::find(&home, options.remote.as_ref())?;
     let _lock = take_over::lock(&home).await?;
     let _listening = take_over::listen(&home, stop)?;
@@ -334,6 +337,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
     }
     let back = watch::admitted(plan, &home, source).await?;
     let back_job = validate(&back)?;
+    recall_nodes(&home, &back_job);
     let mut journal = Journal::open(&home, "rollback", options.tell.clone())?;
     let work_dir = watch::back_dir(&home);
     let there = Where::Folder(work_dir.join(&back.name));

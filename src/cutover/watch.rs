@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::Ask;
 use crate::net::{self, server};
 use crate::plan::{Endpoint, PasswordPlan, Plan, Secret, Source, validate};
-use crate::store::{Stage, Store, has_losses};
+use crate::store::{Stage, Store, has_losses, recall_nodes};
 use crate::task::Shutdown;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ pub async fn run(
     let watched = journal
         .step(
             "watch",
-            look(plan, migration.as_mut(), old, stop),
+            look((plan, home), migration.as_mut(), old, stop),
             Value::clone,
         )
         .await;
@@ -121,7 +121,7 @@ pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result
             back.target.username = endpoint.username.clone();
             back.target.password = Some(PasswordPlan::Text(password.reveal().to_owned()));
         }
-        back.target.url = endpoint.url_at(master.unwrap_or(&endpoint.address()));
+        back.target.url = master.map_or_else(|| endpoint.url(), |m| endpoint.url_at(m));
     }
     if let Some((user, password)) = user {
         // One that was left running by a cutover that was killed has a password that is no more.
@@ -161,12 +161,13 @@ async fn commit(home: &Path) -> Result<()> {
 
 /// Looks at the new side until the plan's time is over.
 async fn look(
-    plan: &Plan,
+    (plan, home): (&Plan, &Path),
     mut back: Option<&mut Migration>,
     old: &mut OldSide,
     stop: &Shutdown,
 ) -> Result<Value> {
     let job = validate(plan)?;
+    recall_nodes(home, &job);
     let began = Instant::now();
     let (mut failures, mut seen) = (0, Value::Null);
     loop {

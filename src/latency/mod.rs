@@ -35,7 +35,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::histogram::{packed, told as times};
 use crate::plan::{Endpoint, Job, Source, WORKLOAD_FILE};
 use crate::source::mix::{self, Mix};
-use crate::store::{LATENCY, LatencyBlock, Lock, Store};
+use crate::store::{LATENCY, LatencyBlock, Lock, Store, recall_nodes};
 use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,7 @@ pub async fn run(job: &Job, options: &Options, stop: &Shutdown) -> Result<Value>
     private_dir(&dir)?;
     let _lock = Lock::acquire(&dir)?;
     let mut store = Store::open(&options.work_dir)?;
+    recall_nodes(&options.work_dir, job);
     let Source::Server { endpoint, .. } = &job.source else {
         return Err(Error::new(
             ErrorKind::Plan,

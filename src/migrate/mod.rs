@@ -26,12 +26,12 @@ mod write;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::preflight::{
-    Found, assign, compare_clocks, find_source, fits_databases, load_estimate_ms, mode_name,
+    Found, assign, compare_clocks, facts, find_source, fits_databases, load_estimate_ms, mode_name,
     refuse_existing, remove_spool, since_then, source_name,
 };
 
 use crate::migrate::checkpoint::writer::Saver;
-use crate::migrate::context::{Facts, Pace, RunOptions, Shared};
+use crate::migrate::context::{Pace, RunOptions, Shared};
 use crate::migrate::control::desk::{self, Desk};
 use crate::migrate::control::port::{Listen, Port};
 use crate::migrate::control::token;
@@ -41,12 +41,13 @@ use crate::migrate::shard::set::Shards;
 use crate::migrate::slots::ownership::Ownership;
 use crate::migrate::slots::watch;
 use crate::net::guard;
-use crate::net::server::{self, Layout, Master, Product, Server};
+use crate::net::server::{self, Layout, Master};
 use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
 use crate::source::place::Place;
 use crate::source::pulse::{Pulse, While};
 use crate::store::{
-    CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, stage_of, worker_dir,
+    CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, recall_nodes, stage_of,
+    worker_dir,
 };
 use crate::target::health;
 use crate::target::topology;
@@ -193,6 +194,7 @@ pub async fn run(
         store.put_json(CHECKED, checked)?;
     }
     store.remember(&job)?;
+    recall_nodes(&options.work_dir, &job);
     let result = migrate(&job, &options, store, desk, port).await;
     let mut store = Store::open(&dir)?;
     store.remember(&job)?;
@@ -218,22 +220,6 @@ pub async fn run(
         options.dry_run,
         stop.requested() && !(caught_up && options.until_caught_up),
     )
-}
-
-/// What the versions of both sides can and cannot do; a file has no server.
-fn facts(source: Option<&Server>, target: &Server, target_modules: Vec<String>) -> Facts {
-    Facts {
-        relative_ttls: source.is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
-        scripts_can_be_effects: source.is_some_and(|s| s.at_least(5, 0)),
-        silent_entries_read: source.is_some_and(Server::silent_entries_read),
-        silent_field_expiry: source.is_some_and(Server::silent_field_expiry)
-            && target.has_field_expiry(),
-        loses_field_expiry: source.is_some_and(Server::has_field_expiry)
-            && !target.has_field_expiry(),
-        target_modules,
-        target_has_functions: target.has_functions(),
-        target_has_set_pxat: target.has_set_pxat(),
-    }
 }
 
 /// The clients are not where this migration would have them.
@@ -311,6 +297,7 @@ async fn migrate(
     let (topology, target) = topology::discover(&job.target)
         .await
         .map_err(|e| e.context("look at the target"))?;
+    store.keep_nodes(job)?;
     fits_databases(job, &topology)?;
     let watch = if options.dry_run {
         None
@@ -496,9 +483,7 @@ async fn migrate(
         }
     };
     ends.request();
-    if let Some(pulse) = &pulse {
-        save_pulse(&shared, pulse)?;
-    }
+    save_seen(&shared, pulse.as_deref())?;
     if let Some(watching) = watching {
         watching.abort();
     }
@@ -541,9 +526,13 @@ fn feel_pulse(
     Ok(Some(pulse))
 }
 
-fn save_pulse(shared: &Shared, pulse: &Pulse) -> Result<()> {
-    let document = pulse.document()?;
-    shared.store(|s| s.put_json(PULSE, &document))
+/// Saves how fast the source answers, and the nodes that both sides' clusters have told.
+fn save_seen(shared: &Shared, pulse: Option<&Pulse>) -> Result<()> {
+    if let Some(pulse) = pulse {
+        let document = pulse.document()?;
+        shared.store(|s| s.put_json(PULSE, &document))?;
+    }
+    shared.store(|s| s.keep_nodes(&shared.job))
 }
 
 /// How often a run looks whether the clients have been moved.
@@ -572,7 +561,7 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>, desk: &Desk) {
             }
             if felt.elapsed() > PULSE_EVERY {
                 felt = Instant::now();
-                if let Some(Err(e)) = pulse.map(|p| save_pulse(shared, p)) {
+                if let Err(e) = save_seen(shared, pulse) {
                     tracing::warn!("{e}");
                 }
             }

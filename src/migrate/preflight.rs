@@ -1,9 +1,9 @@
 //! What a run looks at before it starts: the source, what it had left, whether the target fits.
 
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::migrate::context::Shared;
+use crate::migrate::context::{Facts, Shared};
 use crate::net;
-use crate::net::server::{self, Layout, Master, Server};
+use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::source::psync;
 use crate::store::{Existing, MODE, ShardState, Store};
@@ -94,6 +94,26 @@ pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
     }
 }
 
+/// What the versions of both sides can and cannot do; a file has no server.
+pub(super) fn facts(
+    source: Option<&Server>,
+    target: &Server,
+    target_modules: Vec<String>,
+) -> Facts {
+    Facts {
+        relative_ttls: source.is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
+        scripts_can_be_effects: source.is_some_and(|s| s.at_least(5, 0)),
+        silent_entries_read: source.is_some_and(Server::silent_entries_read),
+        silent_field_expiry: source.is_some_and(Server::silent_field_expiry)
+            && target.has_field_expiry(),
+        loses_field_expiry: source.is_some_and(Server::has_field_expiry)
+            && !target.has_field_expiry(),
+        target_modules,
+        target_has_functions: target.has_functions(),
+        target_has_set_pxat: target.has_set_pxat(),
+    }
+}
+
 /// Gives each master the state it had: by its address, else by its slots (it was promoted), else a new one.
 ///
 /// A worker's first shards have the numbers of their masters; numbers below `used` belong to others.
@@ -177,7 +197,7 @@ pub(super) async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) ->
 /// A generous guess at how long the load takes, from the source's memory: expiries nearer than that are held.
 pub(super) async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
     let ask = async {
-        let mut conn = net::control(endpoint, &endpoint.address()).await.ok()?;
+        let mut conn = net::question(endpoint).await.ok()?;
         let reply = conn.ask(&[b"INFO", b"memory"]).await.ok()?;
         crate::resp::info::field(&reply.text()?, "used_memory")?
             .parse::<i64>()

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
@@ -30,6 +30,7 @@ const READ_CHUNK: usize = 64 * 1024;
 /// A byte stream to a server.
 pub enum Stream {
     Plain(TcpStream),
+    Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -38,6 +39,7 @@ impl Stream {
     pub fn handle(&self) -> Option<std::net::TcpStream> {
         match self {
             Stream::Plain(s) => s.as_fd().try_clone_to_owned().ok().map(Into::into),
+            Stream::Unix(s) => s.as_fd().try_clone_to_owned().ok().map(Into::into),
             Stream::Tls(_) => None,
         }
     }
@@ -51,6 +53,7 @@ impl AsyncRead for Stream {
     ) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Stream::Plain(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::Unix(s) => Pin::new(s).poll_read(cx, buf),
             Stream::Tls(s) => Pin::new(s).poll_read(cx, buf),
         }
     }
@@ -64,6 +67,7 @@ impl AsyncWrite for Stream {
     ) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Stream::Plain(s) => Pin::new(s).poll_write(cx, buf),
+            Stream::Unix(s) => Pin::new(s).poll_write(cx, buf),
             Stream::Tls(s) => Pin::new(s).poll_write(cx, buf),
         }
     }
@@ -75,17 +79,19 @@ impl AsyncWrite for Stream {
     ) -> Poll<std::io::Result<usize>> {
         match self.get_mut() {
             Stream::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Stream::Unix(s) => Pin::new(s).poll_write_vectored(cx, bufs),
             Stream::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
-        matches!(self, Stream::Plain(_))
+        !matches!(self, Stream::Tls(_))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Stream::Plain(s) => Pin::new(s).poll_flush(cx),
+            Stream::Unix(s) => Pin::new(s).poll_flush(cx),
             Stream::Tls(s) => Pin::new(s).poll_flush(cx),
         }
     }
@@ -93,9 +99,22 @@ impl AsyncWrite for Stream {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         match self.get_mut() {
             Stream::Plain(s) => Pin::new(s).poll_shutdown(cx),
+            Stream::Unix(s) => Pin::new(s).poll_shutdown(cx),
             Stream::Tls(s) => Pin::new(s).poll_shutdown(cx),
         }
     }
+}
+
+/// AUTH over a socket of this machine.
+pub async fn open_unix(
+    socket: UnixStream,
+    endpoint: &Endpoint,
+    path: &str,
+    held: Option<Held>,
+) -> Result<Conn> {
+    let mut conn = Conn::over(Stream::Unix(socket), endpoint, path);
+    conn.enter(endpoint, held).await?;
+    Ok(conn)
 }
 
 /// TLS and AUTH over a socket that is connected.
@@ -109,7 +128,7 @@ pub async fn open_over(
     let stream = match &endpoint.tls {
         None => Stream::Plain(tcp),
         Some(options) => Stream::Tls(Box::new(
-            tls::wrap(tcp, options, address, &endpoint.host).await?,
+            tls::wrap(tcp, options, address, &endpoint.hosts()).await?,
         )),
     };
     let mut conn = Conn::over(stream, endpoint, address);
@@ -483,7 +502,7 @@ impl Conn {
     /// When the server's certificate ends, as Unix time in ms; `None` without TLS.
     pub fn certificate_ends_ms(&self) -> Option<i64> {
         match &self.stream {
-            Stream::Plain(_) => None,
+            Stream::Plain(_) | Stream::Unix(_) => None,
             Stream::Tls(stream) => tls::certificate_ends_ms(stream),
         }
     }

@@ -4,9 +4,11 @@
 //! is given up cannot leave its answer to the next one; a reply is bounded in bytes, elements and time.
 
 use super::conn::{Conn, LoggedIn, REPLY_LIMIT, accepted, refused_before};
+use super::dial::{connect, enter};
 use super::meter::{Ended, Metered, Watched};
 use super::refusals;
 use crate::error::{Error, ErrorKind, Result};
+use crate::plan::Endpoint;
 use crate::resp::Reply;
 use crate::types::DbIndex;
 use redis::aio::MultiplexedConnection;
@@ -25,6 +27,16 @@ const LONG_LIMIT: Duration = Duration::from_secs(300);
 
 /// Sends what is queued and reads what comes, for as long as somebody waits for an answer.
 type Driver = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+/// A connection for questions to the server at `address`.
+pub async fn control(endpoint: &Endpoint, address: &str) -> Result<Control> {
+    Control::over(connect(endpoint, address).await?).await
+}
+
+/// A connection for questions to the server that stands for a side.
+pub async fn question(endpoint: &Endpoint) -> Result<Control> {
+    Control::over(enter(endpoint).await?).await
+}
 
 /// Questions to one server, and its answers.
 pub struct Control {

@@ -1,46 +1,40 @@
 //! Where a node is really reached: by way of Sentinel, or at the plan's host where a cluster announces private addresses.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::conn::{Conn, open_over};
+use crate::net::conn::{Conn, open_over, open_unix};
 use crate::net::credentials;
-use crate::plan::{Endpoint, Held, Learnt, Sentinel, Topology, is_for_good};
+use crate::plan::{Endpoint, Held, Learnt, Location, Topology, is_for_good};
 use crate::resp::Reply;
 use crate::types::address::{join, split};
 use std::net::IpAddr;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 /// A sentinel, or a private address, that does not answer for this long is passed over.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// The address to connect to instead of `address`; `None` when it is the right one.
-pub async fn resolve(endpoint: &Endpoint, address: &str) -> Result<Option<String>> {
-    match &endpoint.sentinel {
-        // Any other address was told by the master itself.
-        Some(sentinel) if address == endpoint.address() => {
-            let master = master(endpoint, sentinel).await?;
-            Ok(Some(
-                endpoint.address_map.get(&master).cloned().unwrap_or(master),
-            ))
-        }
-        _ => Ok(None),
+/// The addresses of which any stands for the side, in the order in which they are tried.
+pub async fn places(endpoint: &Endpoint) -> Result<Vec<String>> {
+    match &endpoint.location {
+        Location::Addresses(at) => Ok(at.clone()),
+        Location::Sentinels { name, nodes } => Ok(vec![master(endpoint, name, nodes).await?]),
+        Location::Socket(path) => Ok(vec![path.clone()]),
     }
 }
 
 /// The master's address, from the first sentinel that knows it.
-async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
+async fn master(endpoint: &Endpoint, called: &str, nodes: &[String]) -> Result<String> {
     // What a sentinel does not know says nothing of the master; and its password has no time limit of the connection's.
     let own = Endpoint {
         learnt: Learnt::default(),
-        sentinel: None,
         ..endpoint.clone()
     };
     let held = credentials::of(endpoint, None).await?;
     let mut last = None;
-    for node in &sentinel.nodes {
+    for node in nodes {
         let ask = async {
             let mut conn = sentinel_conn(&own, node, held.clone()).await?;
-            let name = sentinel.name.as_bytes();
+            let name = called.as_bytes();
             let reply = conn
                 .ask(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name])
                 .await?;
@@ -50,7 +44,7 @@ async fn master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<String> {
                 (Some(host), Some(port)) => Ok(join(&host, port)),
                 _ => Err(Error::new(
                     ErrorKind::NotReady,
-                    format!("the sentinel {node} knows no master {:?}", sentinel.name),
+                    format!("the sentinel {node} knows no master {called:?}"),
                 )
                 .hint("the url is redis+sentinel://host:26379/NAME with the name of `sentinel monitor`")),
             }
@@ -77,6 +71,16 @@ async fn sentinel_conn(endpoint: &Endpoint, node: &str, held: Option<Held>) -> R
 
 /// One attempt at a connection to an address that is not mapped any more.
 pub async fn open(endpoint: &Endpoint, address: &str, held: Option<Held>) -> Result<Conn> {
+    if let Location::Socket(path) = &endpoint.location
+        && path == address
+    {
+        let socket = UnixStream::connect(path).await.map_err(|e| {
+            Error::new(ErrorKind::Connection, "no connection to the socket")
+                .cause(e)
+                .hint("is the server on this machine, with this path as its `unixsocket`, and may this user open it?")
+        })?;
+        return open_unix(socket, endpoint, address, held).await;
+    }
     let tcp = tcp(endpoint, address).await?;
     open_over(tcp, endpoint, address, held).await
 }
@@ -87,23 +91,25 @@ async fn tcp(endpoint: &Endpoint, address: &str) -> Result<TcpStream> {
     if let Some(at) = endpoint.learnt.reached_at(address) {
         return connected(&at).await;
     }
-    let Some(instead) = alternative(endpoint, address) else {
+    let others = alternatives(endpoint, address);
+    if others.is_empty() {
         return connected(address).await;
-    };
+    }
     let direct = match tokio::time::timeout(LIMIT, connected(address)).await {
         Ok(Ok(tcp)) => return Ok(tcp),
         Ok(Err(e)) => e,
         Err(_) => Error::new(ErrorKind::Connection, "no TCP connection"),
     };
     let hint = "map the announced addresses to reachable ones with address_map in the plan";
-    match tokio::time::timeout(LIMIT, is_the_same(endpoint, &instead, address)).await {
-        Ok(Ok(true)) => {
+    for instead in others {
+        let same = is_the_same(endpoint, &instead, address);
+        if let Ok(Ok(true)) = tokio::time::timeout(LIMIT, same).await {
             tracing::info!("{address} is not reachable: its node is reached at {instead}");
             endpoint.learnt.reach(address, &instead);
-            connected(&instead).await
+            return connected(&instead).await;
         }
-        _ => Err(direct.hint(hint)),
     }
+    Err(direct.hint(hint))
 }
 
 async fn connected(address: &str) -> Result<TcpStream> {
@@ -112,17 +118,24 @@ async fn connected(address: &str) -> Result<TcpStream> {
         .map_err(|e| Error::new(ErrorKind::Connection, "no TCP connection").cause(e))
 }
 
-/// The plan's host with a private address's port; only a cluster announces such addresses.
-fn alternative(endpoint: &Endpoint, address: &str) -> Option<String> {
-    if endpoint.sentinel.is_some() || endpoint.topology == Topology::Standalone {
-        return None;
-    }
+/// The plan's hosts with a private address's port; only a cluster announces such addresses.
+fn alternatives(endpoint: &Endpoint, address: &str) -> Vec<String> {
     let (host, port) = split(address);
-    let private = match host.parse::<IpAddr>().ok()? {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_unicast_link_local(),
+    let private = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) => ip.is_private() || ip.is_link_local(),
+        Ok(IpAddr::V6(ip)) => ip.is_unique_local() || ip.is_unicast_link_local(),
+        Err(_) => false,
     };
-    (private && endpoint.host != host).then_some(join(&endpoint.host, port?))
+    let mut hosts = endpoint.hosts();
+    let told = matches!(endpoint.location, Location::Sentinels { .. })
+        || endpoint.topology == Topology::Standalone;
+    match port {
+        Some(port) if private && !told && !hosts.iter().any(|h| h == host) => {
+            hosts.dedup();
+            hosts.iter().map(|host| join(host, port)).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Whether the node at `place` says that it is the one announced as `announced`.
@@ -134,7 +147,7 @@ async fn is_the_same(endpoint: &Endpoint, place: &str, announced: &str) -> Resul
         // Where it may not be asked, the announced ports of a cluster at another port are believed.
         Reply::Error(text) => Ok(endpoint.topology == Topology::Cluster
             && is_for_good(&text)
-            && !place.ends_with(&format!(":{}", endpoint.port))),
+            && !(endpoint.addresses().iter()).any(|at| split(at).1 == split(place).1)),
         // ID HOST:PORT@BUS[,NAME] FLAGS …; the port of TLS is not told everywhere.
         nodes => Ok(nodes.text().unwrap_or_default().lines().any(|line| {
             let mut words = line.split(' ').skip(1);

@@ -1,7 +1,8 @@
 //! What a server is: product, version, role, and the masters behind its address.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Control, control};
+use crate::net::dial::by_known;
+use crate::net::{Control, control, question, slots};
 use crate::plan::{Endpoint, Topology};
 use crate::resp::{Reply, info};
 use crate::types::{DbIndex, ReplOffset, Slot, SlotSet, address, unix_ms};
@@ -182,9 +183,8 @@ impl Layout {
         master.or(self.masters.first())
     }
 
-    /// Every node, after `first`.
-    pub fn nodes(&self, first: String) -> Vec<String> {
-        let mut nodes = vec![first];
+    /// Every node, after those of the plan.
+    pub fn nodes(&self, mut nodes: Vec<String>) -> Vec<String> {
         for master in &self.masters {
             nodes.extend(master.replicas.iter().cloned());
             nodes.push(master.address.clone());
@@ -222,7 +222,7 @@ pub async fn masters_of<T>(
 /// Finds the masters of `endpoint`; asks nothing about clusters where the plan says there is none.
 pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     let address = endpoint.address();
-    let mut conn = control(endpoint, &address).await?;
+    let mut conn = question(endpoint).await?;
     let server = Server::ask(&mut conn).await?;
     let cluster = match endpoint.topology {
         Topology::Cluster => true,
@@ -243,7 +243,15 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
             server,
         ));
     }
-    let masters = masters(&mut conn, endpoint).await?;
+    let known = endpoint.learnt.nodes();
+    let mut masters = self::masters(&mut conn, endpoint).await?;
+    // One that was taken out of its cluster knows of nobody.
+    if masters.is_empty()
+        && let Some(conn) = by_known(endpoint, &known).await
+    {
+        let mut conn = Control::over(conn).await?;
+        masters = self::masters(&mut conn, endpoint).await?;
+    }
     Ok((
         Layout {
             cluster: true,
@@ -255,7 +263,7 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
 
 /// How far a server's clock is ahead of ours, in ms; `None` where TIME is refused.
 pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
-    let mut conn = control(endpoint, &endpoint.address()).await?;
+    let mut conn = question(endpoint).await?;
     let before = unix_ms();
     let reply = conn.ask(&[b"TIME"]).await?;
     let after = unix_ms();
@@ -271,7 +279,7 @@ pub fn time_ms(reply: &Reply) -> Option<i64> {
 
 /// The names of the modules that a server has loaded; none where it does not tell.
 pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
-    let mut conn = control(endpoint, &endpoint.address()).await?;
+    let mut conn = question(endpoint).await?;
     let reply = conn.ask(&[b"MODULE", b"LIST"]).await?;
     let name = |module: &Reply| {
         let parts = module.array()?;
@@ -287,43 +295,23 @@ pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
 /// The cluster's masters as `conn`'s node sees them.
 pub async fn masters(conn: &mut Control, endpoint: &Endpoint) -> Result<Vec<Master>> {
     let reply = conn.call(&[b"CLUSTER", b"SLOTS"]).await?;
-    let bad = || {
-        Error::new(
-            ErrorKind::Protocol,
-            "CLUSTER SLOTS was answered in a form that is not understood",
-        )
+    // The one that was asked.
+    let host = match conn.address() == endpoint.address() {
+        true => endpoint.hosts().into_iter().next().unwrap_or_default(),
+        false => address::split(conn.address()).0.to_owned(),
     };
-    let node = |item: &Reply| -> Option<String> {
-        let parts = item.array()?;
-        let port = parts.get(1)?.int()?;
-        // An empty or unknown host means: the one you are talking to.
-        let host = match parts.first()?.text() {
-            Some(host) if !host.is_empty() && host != "?" => host.into_owned(),
-            _ => endpoint.host.clone(),
-        };
-        Some(address::join(&host, port))
-    };
+    let ranges = slots::parse(&reply, &host)?;
+    endpoint.learnt.meet_nodes(slots::nodes(&ranges));
     let mut masters: Vec<Master> = Vec::new();
-    let mut ranges: Vec<_> = reply.array().ok_or_else(bad)?.iter().collect();
-    ranges.sort_by_key(|r| r.array().and_then(|p| p.first()).and_then(Reply::int));
     for range in ranges {
-        let parts = range.array().ok_or_else(bad)?;
-        let slot = |i: usize| {
-            let n = parts.get(i).and_then(Reply::int)?;
-            u16::try_from(n).ok().and_then(Slot::new)
-        };
-        let (Some(first), Some(last)) = (slot(0), slot(1)) else {
-            return Err(bad());
-        };
-        let served = (first.number()..=last.number()).map(Slot::numbered);
-        let address = parts.get(2).and_then(node).ok_or_else(bad)?;
-        let replicas: Vec<String> = parts.iter().skip(3).filter_map(node).collect();
+        let served = (range.first.number()..=range.last.number()).map(Slot::numbered);
+        let address = range.master.address;
         match masters.iter_mut().find(|m| m.address == address) {
             Some(master) => served.for_each(|s| master.slots.insert(s)),
             None => masters.push(Master {
                 address,
                 slots: served.collect(),
-                replicas,
+                replicas: range.replicas.into_iter().map(|r| r.address).collect(),
             }),
         }
     }

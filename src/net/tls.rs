@@ -21,25 +21,24 @@ use tokio_rustls::rustls::{
 };
 use x509_cert::der::Decode;
 
-/// Wraps a connected socket; `address` is where it leads, `host` what the plan called it.
+/// Wraps a connected socket; `address` is where it leads, `hosts` what the plan names.
 pub async fn wrap(
     tcp: TcpStream,
     options: &TlsOptions,
     address: &str,
-    host: &str,
+    hosts: &[String],
 ) -> Result<TlsStream<TcpStream>> {
     let name = match &options.server_name {
         Some(name) => name.clone(),
-        // A cluster node known by its number only is covered by the certificate of the name in the plan.
+        // A cluster node known by its number only is covered by the certificate of a name in the plan.
         None => {
             let (node, _) = split(address);
-            let numeric = node.parse::<std::net::IpAddr>().is_ok();
-            (if numeric && host.parse::<std::net::IpAddr>().is_err() {
-                host
-            } else {
-                node
-            })
-            .to_owned()
+            let is_number = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
+            let named = hosts.iter().find(|host| !is_number(host));
+            match named {
+                Some(name) if is_number(node) => name.clone(),
+                _ => node.to_owned(),
+            }
         }
     };
     let server = ServerName::try_from(name.clone()).map_err(|e| {

@@ -65,7 +65,8 @@ pub struct SourcePlan {
     /// How the source is read.
     #[serde(default)]
     pub mode: SourceMode,
-    /// redis://host:port/db, or rediss:// for TLS.
+    /// redis://host:port/db, or rediss:// for TLS; several with commas: redis://a:6379,b:6379, of which the first that
+    /// answers is taken. redis+sentinel://host:26379,host:26379/NAME, or a socket: redis+unix:///path?db=1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
     /// The snapshot file of mode "rdb"; "-" is standard input.
@@ -105,7 +106,8 @@ pub enum ReadFrom {
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetPlan {
-    /// redis://host:port/db, or rediss:// for TLS.
+    /// redis://host:port/db, or rediss:// for TLS; several with commas: redis://a:6379,b:6379, of which the first that
+    /// answers is taken. redis+sentinel://host:26379,host:26379/NAME, or a socket: redis+unix:///path?db=1.
     pub url: String,
     /// The ACL user; absent means "default".
     #[serde(default, skip_serializing_if = "Option::is_none")]

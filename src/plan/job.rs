@@ -9,7 +9,7 @@ use super::glob::Glob;
 use super::learnt::Learnt;
 use super::rename::Renames;
 use super::secret::{Redacted, Secret};
-use super::url::Sentinel;
+use super::url::Location;
 use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -117,9 +117,7 @@ impl fmt::Display for RdbPath {
 /// One side: where it is and how to get in.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    /// A name or address; an IPv6 address without brackets.
-    pub host: String,
-    pub port: u16,
+    pub location: Location,
     /// The database the url names, already worked into `Databases`.
     pub db: Option<u32>,
     /// Present when the connection is TLS.
@@ -131,8 +129,6 @@ pub struct Endpoint {
     pub address_map: BTreeMap<String, String>,
     /// Keys are read from replicas, where there are any.
     pub from_replicas: bool,
-    /// Who tells the master's address; `host` and `port` are the first of these then.
-    pub sentinel: Option<Sentinel>,
     /// What a single element of a value may take when it is read: nothing smaller can be asked for.
     pub element_bytes: usize,
     /// What is found out about it while the program runs.
@@ -140,20 +136,44 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// `host:port`, with brackets around an IPv6 address.
+    /// The first of the plan's addresses, which stands for the side: `host:port` with brackets around an IPv6 address,
+    /// or the path of a socket.
     pub fn address(&self) -> String {
-        address::join(&self.host, self.port)
+        self.addresses().first().cloned().unwrap_or_default()
+    }
+
+    /// All of the plan's addresses; those of the sentinels where these tell the server's.
+    pub fn addresses(&self) -> Vec<String> {
+        match &self.location {
+            Location::Addresses(at) | Location::Sentinels { nodes: at, .. } => at.clone(),
+            Location::Socket(path) => vec![path.clone()],
+        }
+    }
+
+    /// The hosts of these, an IPv6 address without brackets.
+    pub fn hosts(&self) -> Vec<String> {
+        match &self.location {
+            Location::Socket(_) => vec!["127.0.0.1".to_owned()],
+            _ => (self.addresses().iter())
+                .map(|a| address::split(a).0.to_owned())
+                .collect(),
+        }
+    }
+
+    /// Whether an address is that of a node of a cluster, and no other may answer in its place.
+    pub fn is_cluster(&self) -> bool {
+        self.topology == Topology::Cluster || self.learnt.is_cluster()
+    }
+
+    /// The url without a user.
+    pub fn url(&self) -> String {
+        self.location.url(self.tls.is_some(), None, self.db)
     }
 
     /// The url of another server of this side, without a user.
     pub fn url_at(&self, address: &str) -> String {
-        let scheme = if self.tls.is_some() {
-            "rediss"
-        } else {
-            "redis"
-        };
-        let db = self.db.map(|d| format!("/{d}")).unwrap_or_default();
-        format!("{scheme}://{address}{db}")
+        let at = Location::Addresses(vec![address.to_owned()]);
+        at.url(self.tls.is_some(), None, self.db)
     }
 
     /// The same servers, entered as somebody else: what was learnt as the first user need not hold for that one.
@@ -168,11 +188,8 @@ impl Endpoint {
 
     /// The url with the user and without the password.
     pub fn redacted_url(&self) -> String {
-        let url = self.url_at(&self.address());
-        match &self.username {
-            Some(user) => url.replacen("://", &format!("://{user}@"), 1),
-            None => url,
-        }
+        let user = self.username.as_deref();
+        self.location.url(self.tls.is_some(), user, self.db)
     }
 }
 

@@ -58,7 +58,22 @@ pub struct Learnt {
     pub worked: Arc<AtomicBool>,
     /// Announced addresses that cannot be reached, and where their nodes are reached instead.
     reached: Arc<Mutex<BTreeMap<String, String>>>,
+    cluster: Arc<Mutex<Cluster>>,
 }
+
+/// What a side's servers have told of each other.
+#[derive(Default)]
+struct Cluster {
+    /// This run has seen that it is one.
+    seen: bool,
+    /// Addresses of nodes, by what the cluster calls them.
+    nodes: BTreeMap<String, String>,
+    /// Which of the plan's addresses has answered last.
+    stays_at: Option<String>,
+}
+
+/// As many nodes of a cluster are kept as one has at most.
+const NODES: usize = 1_000;
 
 impl Default for Learnt {
     fn default() -> Learnt {
@@ -70,6 +85,7 @@ impl Default for Learnt {
             refreshing: Arc::default(),
             worked: Arc::default(),
             reached: Arc::default(),
+            cluster: Arc::default(),
         }
     }
 }
@@ -139,6 +155,46 @@ impl Learnt {
     pub fn reach(&self, announced: &str, at: &str) {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
         reached.insert(announced.to_owned(), at.to_owned());
+    }
+
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.cluster().seen
+    }
+
+    /// The nodes that the cluster has told, now or in an earlier run: their addresses by what it calls them.
+    pub fn nodes(&self) -> BTreeMap<String, String> {
+        self.cluster().nodes.clone()
+    }
+
+    /// Takes the nodes that a cluster has told; one that tells none leaves what is known.
+    pub fn meet_nodes(&self, nodes: BTreeMap<String, String>) {
+        self.cluster().seen = true;
+        self.recall_nodes(nodes);
+    }
+
+    /// Takes the nodes that an earlier run was told.
+    pub fn recall_nodes(&self, nodes: BTreeMap<String, String>) {
+        if !nodes.is_empty() {
+            self.cluster().nodes = nodes.into_iter().take(NODES).collect();
+        }
+    }
+
+    /// Whether this one of the plan's addresses is kept to for as long as it answers.
+    pub fn stays_at(&self, address: &str) -> bool {
+        self.cluster().stays_at.as_deref() == Some(address)
+    }
+
+    pub fn stay_at(&self, address: &str) {
+        self.cluster().stays_at = Some(address.to_owned());
+    }
+
+    /// The plan's addresses are tried in their order again: the one that answers may not be the one that is wanted.
+    pub fn look_around(&self) {
+        self.cluster().stays_at = None;
     }
 
     pub fn version(&self) -> u64 {

@@ -26,7 +26,7 @@ pub use learnt::{Held, Learnt, is_for_good};
 pub use rename::Renames;
 pub use secret::{Redacted, Secret};
 pub use share::Share;
-pub use url::Sentinel;
+pub use url::Location;
 pub use validate::validate;
 
 #[cfg(test)]

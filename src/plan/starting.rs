@@ -3,7 +3,6 @@
 use super::document::{PasswordPlan, PasswordSource, Plan, SourcePlan, TargetPlan, TlsPlan};
 use super::url;
 use crate::error::Result;
-use crate::types::address;
 
 impl Plan {
     /// A plan to start from; a password inside a url becomes the name of an environment variable.
@@ -41,9 +40,6 @@ impl Plan {
 
 fn side(option: &str, text: &str, variable: &str) -> Result<TargetPlan> {
     let at = url::parse(option, text)?;
-    let scheme = if at.tls { "rediss" } else { "redis" };
-    let place = address::join(&at.host, at.port);
-    let db = at.db.map(|d| format!("/{d}")).unwrap_or_default();
     let password = at.password.map(|_| {
         PasswordPlan::From(PasswordSource {
             env: Some(variable.into()),
@@ -51,7 +47,7 @@ fn side(option: &str, text: &str, variable: &str) -> Result<TargetPlan> {
         })
     });
     Ok(TargetPlan {
-        url: format!("{scheme}://{place}{db}"),
+        url: at.location.url(at.tls, None, at.db),
         username: at.username,
         password,
         tls: at.tls.then(TlsPlan::default),
@@ -76,6 +72,15 @@ mod tests {
             matches!(&source.password, Some(super::super::Secret::Env(name)) if name == "SOURCE_PASSWORD")
         );
         assert_eq!(job.target.redacted_url(), "redis://t:6379");
+        for url in [
+            "redis://a:1,[::1]:2/3",
+            "rediss+sentinel://s:1,t:2/the-master/3",
+            "redis+unix:///run/redis.sock?db=3",
+        ] {
+            let plan = Plan::starting("a", url, "redis://t").unwrap();
+            assert_eq!(plan.source.url.as_deref(), Some(url));
+            assert!(validate(&plan).is_ok());
+        }
         assert!(Plan::starting("a", "nonsense", "redis://t").is_err());
     }
 }

@@ -97,7 +97,7 @@ impl Place {
 
     /// The cluster's masters, as the first node that answers tells.
     pub async fn ask(&self) -> Result<Vec<Master>> {
-        let mut nodes = vec![self.endpoint.address()];
+        let mut nodes = self.endpoint.addresses();
         nodes.extend(self.state().known.iter().rev().cloned());
         server::masters_of(&self.endpoint, nodes, Ok).await
     }

@@ -105,7 +105,7 @@ async fn begin(
 
 /// Whether a server lets us be its replica, as far as that can be known without beginning a sync.
 pub async fn allowed(endpoint: &Endpoint) -> Result<bool> {
-    let mut conn = net::connect(endpoint, &endpoint.address()).await?;
+    let mut conn = net::enter(endpoint).await?;
     let refused = |text: &str| {
         text.contains("unknown command") || text.contains("isallowed") || text.starts_with("NO")
     };

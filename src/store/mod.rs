@@ -9,6 +9,7 @@ mod cutover;
 mod existing;
 mod latency;
 mod lock;
+mod nodes;
 mod own;
 mod record;
 mod schema;
@@ -20,6 +21,7 @@ pub use cutover::{CutoverStep, LATE, Stage, frozen};
 pub use existing::{Existing, NameFile};
 pub use latency::LatencyBlock;
 pub use lock::Lock;
+pub use nodes::recall_nodes;
 pub use own::Own;
 pub use record::{
     CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MASTERS, MIX, MODE, PULSE, Phase, PhaseSpan,

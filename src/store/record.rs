@@ -298,6 +298,8 @@ pub const MASTERS: &str = "target_masters";
 pub const LIMITS: &str = "limits";
 /// The document that holds the commands that each side refuses.
 pub const REFUSED: &str = "refused";
+/// The document with the nodes that clusters have told, by the address that leads there.
+pub(super) const NODES: &str = "cluster_nodes";
 /// The document that remembers how a source is read: `replica` or `scan`.
 pub const MODE: &str = "mode";
 /// The document that says what the last sweep of mode "scan" has found.

@@ -64,13 +64,15 @@ impl Topology {
             .map_or(0, usize::from)
     }
 
-    /// Asks the target anew, at the plan's address and then at the nodes already known.
+    /// Asks the target anew, at the plan's addresses and then at the nodes already known.
     pub async fn refresh(&self, endpoint: &Endpoint) -> Result<Topology> {
         let proxy = self.one_slot && !self.cluster;
         if !self.cluster {
+            // One that was a master may be a replica now.
+            endpoint.learnt.look_around();
             return Ok(self.clone());
         }
-        let nodes = std::iter::once(endpoint.address()).chain(self.nodes.iter().cloned());
+        let nodes = (endpoint.addresses().into_iter()).chain(self.nodes.iter().cloned());
         net::server::masters_of(endpoint, nodes, |masters| {
             let layout = Layout {
                 cluster: true,

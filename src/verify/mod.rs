@@ -29,7 +29,7 @@ use crate::net::guard;
 use crate::plan::{Job, Source};
 use crate::source::keys::list;
 use crate::source::keys::side::Side;
-use crate::store::{Lock, Run, Store};
+use crate::store::{Lock, Run, Store, recall_nodes};
 use crate::task::{Shutdown, private_dir};
 use crate::types::{SlotSet, unix_ms};
 use answer::{conclude, dbsize};
@@ -52,6 +52,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     let _lock = Lock::acquire(&verify_dir)?;
     let mut store = Store::open(&options.work_dir)?;
     store.recall(&job)?;
+    recall_nodes(&options.work_dir, &job);
     store.begin_run(&Run {
         plan: job.name.clone(),
         fingerprint: job.fingerprint.clone(),
@@ -66,6 +67,7 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         started_ms: unix_ms(),
     })?;
     let mut check = Check::open(job, &options, store, stop).await?;
+    check.store().keep_nodes(&check.job)?;
     if options.incremental {
         let store = Store::open(&options.work_dir)?;
         let slots = incremental::slots(&check, &store).await?;

@@ -13,6 +13,7 @@ use crate::rdb::opcode::Dialect;
 use crate::rdb::payload::{self, Fit};
 use crate::resp::Reply;
 use crate::types::ExpireAt;
+use crate::types::address::split;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::time::Duration;
@@ -131,7 +132,7 @@ pub(crate) fn deliver(
         match reply {
             // The slot is on its way to another node, and the key is not there yet.
             Reply::Error(text) if text.starts_with("ASK ") && !asking => {
-                address = net::leads_to(&text, &endpoint.host);
+                address = net::leads_to(&text, split(&address).0);
                 asking = true;
             }
             Reply::Error(text) if text.contains("bulk length") => {

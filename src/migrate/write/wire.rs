@@ -132,7 +132,8 @@ impl Wire for Pipe {
 
     fn redirect(&mut self, runtime: &Handle, unit: &Unit, ask: &str) -> bool {
         let endpoint = self.endpoint();
-        let address = net::leads_to(ask, &endpoint.host);
+        let host = endpoint.hosts().into_iter().next().unwrap_or_default();
+        let address = net::leads_to(ask, &host);
         let mut backoff = net::Backoff::new();
         for _ in 0..REDIRECTS {
             let answer: Result<Option<String>> = runtime.block_on(async {

@@ -71,15 +71,13 @@ pub(super) fn endpoint(
         check_db_zero(side, &format!("{side}.url names"), typed.topology, at.db)?;
     }
     Ok(Endpoint {
-        host: at.host,
-        port: at.port,
+        location: at.location,
         db: at.db,
         tls,
         username,
         password,
         topology: typed.topology,
         address_map: typed.address_map.clone(),
-        sentinel: at.sentinel,
         from_replicas: false,
         element_bytes: Limits::default().element(),
         learnt: Learnt::default(),

@@ -15,7 +15,8 @@ use super::glob::Glob;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
 use super::rename::Renames;
 use crate::error::Result;
-use crate::types::{DbIndex, SlotSet};
+use crate::plan::url::Location;
+use crate::types::{DbIndex, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The type names of `filter.types`, as `rdb json` writes them.
@@ -191,11 +192,23 @@ fn rdb_source(plan: &Plan) -> Result<Source> {
 }
 
 fn same_server(a: &Endpoint, b: &Endpoint) -> bool {
-    let plain = |host: &str| match host.to_ascii_lowercase().as_str() {
-        "localhost" | "::1" => "127.0.0.1".to_string(),
-        other => other.to_string(),
+    // The same sentinels may watch two masters.
+    if let (Location::Sentinels { name: of_a, .. }, Location::Sentinels { name: of_b, .. }) =
+        (&a.location, &b.location)
+        && of_a != of_b
+    {
+        return false;
+    }
+    let plain = |address: &String| {
+        let (host, port) = address::split(address);
+        let host = match host.to_ascii_lowercase().as_str() {
+            "localhost" | "::1" => "127.0.0.1".to_string(),
+            other => other.to_string(),
+        };
+        (host, port.map(str::to_owned))
     };
-    a.port == b.port && plain(&a.host) == plain(&b.host)
+    let taken: BTreeSet<_> = a.addresses().iter().map(plain).collect();
+    b.addresses().iter().any(|at| taken.contains(&plain(at)))
 }
 
 fn databases(
@@ -490,8 +503,8 @@ fn fingerprint(
             crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Xz, text.as_bytes())
         )
     };
-    // Not `address()`: saved states hold the hash of this form.
-    let place = |e: &Endpoint| format!("{}:{}", e.host.to_ascii_lowercase(), e.port);
+    // Saved states hold the hash of this form, without brackets. Further addresses may be added to the first.
+    let place = |e: &Endpoint| e.address().to_ascii_lowercase().replace(['[', ']'], "");
     let from = match source {
         Source::Server { endpoint, .. } => format!("server {}", place(endpoint)),
         Source::Rdb { path } => format!("rdb {path:?}"),

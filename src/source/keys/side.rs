@@ -142,7 +142,7 @@ impl Side {
             self.meet_replicas().await?;
             return self.meet_histories().await;
         }
-        let nodes = self.layout().nodes(self.endpoint.address());
+        let nodes = self.layout().nodes(self.endpoint.addresses());
         let masters = server::masters_of(&self.endpoint, nodes, Ok).await?;
         let layout = Layout {
             cluster: true,

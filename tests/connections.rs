@@ -1,0 +1,185 @@
+//! Ways in which people's servers are reached: several addresses, a cluster whose first node is gone, Sentinel with a
+//! login of its own, certificates as they are found, renamed commands, a socket.
+
+use crate::support::cluster::Cluster;
+use crate::support::keyferry::{self, Outcome, Plan};
+use crate::support::need;
+use crate::support::server::{Server, Setup, free_port};
+use crate::support::story::{Endpoint, Story};
+use crate::support::wait_until;
+use serde_json::json;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+/// An address at which nobody listens.
+fn nobody() -> String {
+    format!("127.0.0.1:{}", free_port().expect("a free port"))
+}
+
+/// A server that takes connections and never says anything.
+fn silent() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").expect("a free port")
+}
+
+fn validate(plan: &Plan) -> Outcome {
+    keyferry::run(&["plan", "validate", &plan.path().to_string_lossy()])
+}
+
+#[track_caller]
+fn moves(plan: &Plan) {
+    let done = plan.run("migrate --json --until caught-up").exits(0);
+    assert!(done.json["keys_written"].as_u64() > Some(0), "{done:?}");
+    let verified = plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["equal"], true, "{}", verified.stdout);
+}
+
+#[test]
+fn the_first_address_that_answers_is_taken() {
+    let Some([name]) = need(["any"]) else { return };
+    let story = Story::new(
+        Endpoint::alone(Setup::new(&name)),
+        Endpoint::cluster(Setup::new(&name)),
+    );
+    story.fill(500);
+    let black_hole = silent();
+    let hole = black_hole.local_addr().expect("an address");
+    let source = format!(
+        "{}/0",
+        story
+            .source
+            .url()
+            .replace("://", &format!("://{},{hole},", nobody()))
+    );
+    let nodes = story.target.nodes();
+    let target = format!("redis://{},{}", nobody(), nodes[1].address());
+    let mut plan = Plan::new(&source, &target);
+    let began = Instant::now();
+    plan.run("check --json").exits(0);
+    moves(&plan);
+    // The silent one is given up soon, and once only in each run.
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    story.judge();
+    // IPv6 in brackets, and the same server is found on both sides.
+    plan.set(
+        "/target/url",
+        json!(format!(
+            "redis://[::1]:1,{}",
+            story.source.nodes()[0].address()
+        )),
+    );
+    validate(&plan).exits(2).says(&["the same server"]);
+    plan.set(
+        "/source/url",
+        json!(format!("redis://{},{}", nobody(), nobody())),
+    );
+    plan.set("/target/url", json!(target));
+    let none = plan.run("check").exits(1);
+    assert!(none.stdout.contains("none of 127.0.0.1:"), "{none:?}");
+}
+
+/// The cluster of the source: three masters with a replica each, of which the plan names the first.
+fn gone(story: &mut Story) {
+    let Endpoint::Cluster(cluster) = &mut story.source else {
+        unreachable!()
+    };
+    let id = cluster.nodes()[0].run("CLUSTER MYID").text();
+    cluster.node_mut(0).kill();
+    let left = &cluster.nodes()[1..];
+    wait_until("a replica has taken over", Duration::from_secs(60), || {
+        left.iter().all(|node| {
+            let nodes = node.run("CLUSTER NODES").text();
+            let serves = |line: &str| line.contains("master") && line.split(' ').count() > 8;
+            nodes
+                .lines()
+                .filter(|l| serves(l) && !l.starts_with(&id))
+                .count()
+                == 3
+                && node
+                    .client()
+                    .info_of("CLUSTER INFO", "cluster_state")
+                    .as_deref()
+                    == Some("ok")
+        })
+    });
+}
+
+#[test]
+fn a_cluster_is_found_when_the_node_of_the_plan_is_gone() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut story = Story::new(
+        Endpoint::replicated(Setup::new(&name)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    let hooks = json!({ "hooks": { "switch": ["true"] } });
+    story.plan.set("/cutover", hooks);
+    story.fill(1_000);
+    moves(&story.plan);
+    gone(&mut story);
+    let verified = story.plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["equal"], true, "{}", verified.stdout);
+    story.plan.run("check --json").exits(0);
+    let Endpoint::Cluster(cluster) = &story.source else {
+        unreachable!()
+    };
+    let other = crate::support::side::Side::open(&cluster.nodes()[1].url(), true);
+    let mut other = other.expect("the cluster answers");
+    let set = crate::support::wire::Command::new("SET")
+        .key("later")
+        .arg("1");
+    assert!(other.run(&set).is_ok_and(|a| !a.is_error()));
+    let mut running = story.migrate();
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    let status = story.plan.status();
+    assert_eq!(status["phase"], "stream", "{status}");
+    let outcome = story.plan.run("cutover --dry-run --json");
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    running.interrupt();
+    running.wait(Duration::from_secs(30)).exits(130);
+    assert_eq!(story.target.nodes()[0].run("GET later").text(), "1");
+    // Without what the state keeps, nobody knows of the others.
+    let other = Plan::new(&story.source.url(), &story.target.url());
+    other.run("verify").exits(3).says(&["refused"]);
+}
+
+/// Nodes that are known from before are not used when they belong to another cluster, nor when the plan's answers.
+#[test]
+fn another_cluster_is_not_taken_for_the_one_that_was_known() {
+    let Some([name]) = need(["any"]) else { return };
+    let mut first = Cluster::start(&name, 2);
+    let target = Server::start(&name);
+    let plan = Plan::new(&first.url(), &target.url());
+    moves_nothing(&plan);
+    // The second node is made one of another cluster; its address stays.
+    first.node_mut(0).kill();
+    let second = &first.nodes()[1];
+    second.run("FLUSHALL");
+    second.run("CLUSTER RESET HARD");
+    let slots: Vec<String> = (0..16_384).map(|n| n.to_string()).collect();
+    second.run(&format!("CLUSTER ADDSLOTS {}", slots.join(" ")));
+    wait_until(
+        "it is a cluster of its own",
+        Duration::from_secs(30),
+        || {
+            second
+                .client()
+                .info_of("CLUSTER INFO", "cluster_state")
+                .as_deref()
+                == Some("ok")
+        },
+    );
+    second.run("SET stranger 1");
+    plan.run("verify")
+        .exits(3)
+        .says(&["another cluster", "refused"]);
+}
+
+#[track_caller]
+fn moves_nothing(plan: &Plan) {
+    plan.run("migrate --json --until caught-up").exits(0);
+}
