@@ -3,10 +3,13 @@
 
 use crate::support::cluster::Cluster;
 use crate::support::keyferry::{self, Outcome, Plan};
-use crate::support::need;
 use crate::support::server::{Server, Setup, free_port};
 use crate::support::story::{Endpoint, Story};
+use crate::support::tls::Tls;
 use crate::support::wait_until;
+use crate::support::wire::Value;
+use crate::support::{need, skip};
+use crate::topology::Sentinel;
 use serde_json::json;
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -182,4 +185,93 @@ fn another_cluster_is_not_taken_for_the_one_that_was_known() {
 #[track_caller]
 fn moves_nothing(plan: &Plan) {
     plan.run("migrate --json --until caught-up").exits(0);
+}
+
+/// A master and its replica without a password, and a sentinel that wants one and speaks TLS.
+#[test]
+fn sentinel_has_a_login_and_tls_of_its_own() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let Some(tls) = Tls::make() else {
+        return skip("needs openssl");
+    };
+    let master = Setup::new(&name).line("repl-backlog-size 64mb").start();
+    let mut replica = Some(Setup::new(&name).replica_of(&master).start());
+    let tls_port = free_port().expect("a free port");
+    let lines = [
+        format!("tls-port {tls_port}"),
+        format!("tls-cert-file \"{}\"", tls.cert().display()),
+        format!("tls-key-file \"{}\"", tls.key().display()),
+        format!("tls-ca-cert-file \"{}\"", tls.ca().display()),
+        "tls-auth-clients no".to_owned(),
+        "user default off".to_owned(),
+        "user watcher on >s3cret allchannels +@all".to_owned(),
+    ];
+    let login = "watcher:s3cret@";
+    let Some(sentinel) = Sentinel::with(&name, &master, &lines, login) else {
+        return skip("needs a sentinel");
+    };
+    let mut story = Story::new(
+        Endpoint::Alone(Box::new(master)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    story.fill(1_000);
+    let url = |port: u16| format!("redis+sentinel://127.0.0.1:{port}/mymaster");
+    story.plan.set("/source/url", json!(url(tls_port)));
+    let own = json!({
+        "username": "watcher", "password": { "env": "SENTINEL_PASSWORD" }, "tls": { "ca": tls.ca() },
+    });
+    story.plan.set("/source/sentinel", own);
+    let mut running = story
+        .plan
+        .start_with("migrate --json", &[("SENTINEL_PASSWORD", "s3cret")]);
+    story.wait_loaded(&mut running);
+    // Followed through a failover.
+    let Endpoint::Alone(master) = &mut story.source else {
+        unreachable!()
+    };
+    let promoted = replica.as_ref().map(|r| r.port().to_string());
+    wait_until(
+        "sentinel knows the replica",
+        Duration::from_secs(30),
+        || {
+            let told = sentinel.run("SENTINEL REPLICAS mymaster");
+            let words = told.items().iter().flat_map(|r| r.items());
+            words.map(Value::text).any(|w| Some(w) == promoted)
+        },
+    );
+    master.kill();
+    wait_until("the replica is the master", Duration::from_secs(60), || {
+        sentinel.ask() == promoted
+    });
+    let replica = replica.take().expect("the replica");
+    wait_until("it takes writes", Duration::from_secs(30), || {
+        let mut client = replica.client();
+        client.words("SET after 1").is_ok_and(|a| !a.is_error())
+    });
+    story.source = Endpoint::Alone(Box::new(replica));
+    story
+        .plan
+        .wait_caught_up(&mut running, Duration::from_secs(60));
+    running.interrupt();
+    running.wait(Duration::from_secs(30)).exits(130);
+    assert_eq!(story.target.nodes()[0].run("GET after").text(), "1");
+    story.plan.environment = vec![("SENTINEL_PASSWORD".into(), "s3cret".into())];
+    story.verify();
+    // Also without TLS to it, and with a wrong password, which is not told.
+    story.plan.set("/source/url", json!(url(sentinel.port)));
+    story.plan.set("/source/sentinel/tls", json!(false));
+    story.plan.run("check").exits(0);
+    story.plan.environment[0].1 = "wr0ng".into();
+    let refused = story.plan.run("check").exits(1);
+    assert!(refused.stdout.contains("sentinel"), "{refused:?}");
+    assert!(!refused.stdout.contains("wr0ng"), "{refused:?}");
+    // The way it is written down and validated.
+    story.plan.set("/source/url", json!("redis://127.0.0.1:1"));
+    validate(&story.plan)
+        .exits(2)
+        .says(&["source.sentinel is given", "redis+sentinel://"]);
+    let new = keyferry::run(&["plan", "new", "--source", &url(7).replace("//", "//u:pw@")]);
+    assert_eq!(new.json["source"]["url"], url(7), "{new:?}");
 }

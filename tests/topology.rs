@@ -16,12 +16,19 @@ use std::time::Duration;
 /// A sentinel that watches "mymaster".
 pub struct Sentinel {
     child: std::process::Child,
-    port: u16,
+    pub port: u16,
+    /// `user:password@`, where it wants one.
+    login: String,
     _dir: tempfile::TempDir,
 }
 
 impl Sentinel {
     pub fn start(name: &str, master: &Server) -> Option<Sentinel> {
+        Sentinel::with(name, master, &[], "")
+    }
+
+    /// With more lines in its configuration; it is asked as `login`.
+    pub fn with(name: &str, master: &Server, more: &[String], login: &str) -> Option<Sentinel> {
         let folder = servers_dir().join(name);
         let program = ["redis-sentinel", "redis-server"]
             .map(|p| folder.join(p))
@@ -30,7 +37,7 @@ impl Sentinel {
         let dir = tempfile::tempdir().ok()?;
         let port = free_port().ok()?;
         let file = dir.path().join("sentinel.conf");
-        let lines = [
+        let mut lines = vec![
             format!("port {port}"),
             "bind 127.0.0.1".into(),
             format!("dir \"{}\"", dir.path().display()),
@@ -38,6 +45,7 @@ impl Sentinel {
             "sentinel down-after-milliseconds mymaster 1000".into(),
             "sentinel failover-timeout mymaster 5000".into(),
         ];
+        lines.extend_from_slice(more);
         std::fs::write(&file, lines.join("\n") + "\n").ok()?;
         let child = mortal(&program)
             .arg(&file)
@@ -49,6 +57,7 @@ impl Sentinel {
         let sentinel = Sentinel {
             child,
             port,
+            login: login.to_owned(),
             _dir: dir,
         };
         wait_until("the sentinel answers", Duration::from_secs(20), || {
@@ -59,13 +68,17 @@ impl Sentinel {
 
     #[track_caller]
     pub fn run(&self, words: &str) -> Value {
-        let client = Client::connect(&format!("127.0.0.1:{}", self.port));
+        let client = Client::open(&self.url());
         (client.expect("a connection").words(words)).expect("an answer")
     }
 
+    fn url(&self) -> String {
+        format!("redis://{}127.0.0.1:{}", self.login, self.port)
+    }
+
     /// The port of the master that it tells.
-    fn ask(&self) -> Option<String> {
-        let mut client = Client::connect(&format!("127.0.0.1:{}", self.port)).ok()?;
+    pub fn ask(&self) -> Option<String> {
+        let mut client = Client::open(&self.url()).ok()?;
         let reply = client
             .words("SENTINEL GET-MASTER-ADDR-BY-NAME mymaster")
             .ok()?;

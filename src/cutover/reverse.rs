@@ -1,10 +1,7 @@
 //! The plan of the way back: from the target to the old source.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{
-    DatabasesPlan, ExpiryFilter, FilterPlan, HooksPlan, OnExisting, Plan, SourceMode, SourcePlan,
-    TargetPlan,
-};
+use crate::plan::{DatabasesPlan, ExpiryFilter, FilterPlan, HooksPlan, OnExisting, Plan};
 use std::collections::BTreeMap;
 
 /// What has to be done to take back what was written to the target; an error where that cannot be told.
@@ -29,25 +26,8 @@ pub fn plan(forth: &Plan) -> Result<Plan> {
         ));
     }
     let mut back = forth.clone();
-    back.source = SourcePlan {
-        mode: SourceMode::Auto,
-        url: Some(forth.target.url.clone()),
-        path: None,
-        username: forth.target.username.clone(),
-        password: forth.target.password.clone(),
-        tls: forth.target.tls.clone(),
-        topology: forth.target.topology,
-        address_map: forth.target.address_map.clone(),
-        read_from: Default::default(),
-    };
-    back.target = TargetPlan {
-        url,
-        username: source.username.clone(),
-        password: source.password.clone(),
-        tls: source.tls.clone(),
-        topology: source.topology,
-        address_map: source.address_map.clone(),
-    };
+    back.source = forth.target.as_source();
+    back.target = source.as_target(url);
     back.databases = databases(&forth.databases)?;
     back.rename = (forth.rename.iter())
         .map(|(from, to)| (to.clone(), from.clone()))

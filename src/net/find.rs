@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::conn::{Conn, open_over, open_unix};
 use crate::net::credentials;
-use crate::plan::{Endpoint, Held, Learnt, Location, Topology, is_for_good};
+use crate::plan::{Endpoint, Held, Location, Topology, is_for_good};
 use crate::resp::Reply;
 use crate::types::address::{join, split};
 use std::net::IpAddr;
@@ -17,23 +17,26 @@ const LIMIT: Duration = Duration::from_secs(3);
 pub async fn places(endpoint: &Endpoint) -> Result<Vec<String>> {
     match &endpoint.location {
         Location::Addresses(at) => Ok(at.clone()),
-        Location::Sentinels { name, nodes } => Ok(vec![master(endpoint, name, nodes).await?]),
+        Location::Sentinels { name, .. } => match &endpoint.sentinels {
+            Some(sentinels) => Ok(vec![master(endpoint, name, sentinels).await?]),
+            None => Err(Error::new(ErrorKind::Bug, "sentinels that nobody can ask")),
+        },
         Location::Socket(path) => Ok(vec![path.clone()]),
     }
 }
 
 /// The master's address, from the first sentinel that knows it.
-async fn master(endpoint: &Endpoint, called: &str, nodes: &[String]) -> Result<String> {
-    // What a sentinel does not know says nothing of the master; and its password has no time limit of the connection's.
-    let own = Endpoint {
-        learnt: Learnt::default(),
-        ..endpoint.clone()
+async fn master(endpoint: &Endpoint, called: &str, sentinels: &Endpoint) -> Result<String> {
+    // A password has no time limit of the connection's.
+    let who = match sentinels.password {
+        Some(_) => sentinels,
+        None => endpoint,
     };
-    let held = credentials::of(endpoint, None).await?;
+    let held = credentials::of(who, None).await?;
     let mut last = None;
-    for node in nodes {
+    for node in &sentinels.addresses() {
         let ask = async {
-            let mut conn = sentinel_conn(&own, node, held.clone()).await?;
+            let mut conn = sentinel_conn(who, sentinels, node, held.clone()).await?;
             let name = called.as_bytes();
             let reply = conn
                 .ask(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name])
@@ -61,11 +64,40 @@ async fn master(endpoint: &Endpoint, called: &str, nodes: &[String]) -> Result<S
     Err(last.unwrap_or_else(|| Error::new(ErrorKind::Plan, "the url names no sentinel")))
 }
 
-/// Sentinels have passwords of their own: none, or the one of the plan.
-async fn sentinel_conn(endpoint: &Endpoint, node: &str, held: Option<Held>) -> Result<Conn> {
-    match open(endpoint, node, None).await {
-        Err(e) if e.kind() == ErrorKind::Auth && held.is_some() => open(endpoint, node, held).await,
-        opened => opened,
+/// A connection to a sentinel, by the login of `who`: the sentinels' own, or that of their servers, which most know
+/// nothing of and some want.
+async fn sentinel_conn(
+    who: &Endpoint,
+    sentinels: &Endpoint,
+    node: &str,
+    held: Option<Held>,
+) -> Result<Conn> {
+    let at = Endpoint {
+        location: Location::Addresses(vec![node.to_owned()]),
+        username: who.username.clone(),
+        password: who.password.clone(),
+        // What a sentinel does not know says nothing of the others, nor of the master.
+        learnt: who.learnt.of_another(),
+        ..sentinels.clone()
+    };
+    let refused =
+        |opened: &Result<Conn>| (opened.as_ref()).is_err_and(|e| e.kind() == ErrorKind::Auth);
+    if sentinels.password.is_none() {
+        let opened = open(&at, node, None).await;
+        return match held.is_some() && refused(&opened) {
+            true => open(&at, node, held).await,
+            false => opened,
+        };
+    }
+    let version = held.as_ref().map(|h| h.version);
+    let opened = open(&at, node, held).await;
+    let changes = sentinels
+        .password
+        .as_ref()
+        .is_some_and(credentials::can_change);
+    match changes && refused(&opened) {
+        true => open(&at, node, credentials::of(sentinels, version).await?).await,
+        false => opened,
     }
 }
 

@@ -81,6 +81,9 @@ pub struct SourcePlan {
     /// Options of a rediss:// connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsPlan>,
+    /// How the sentinels of a redis+sentinel:// url are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<SentinelPlan>,
     /// The shape of the server.
     #[serde(default)]
     pub topology: Topology,
@@ -118,6 +121,9 @@ pub struct TargetPlan {
     /// Options of a rediss:// connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsPlan>,
+    /// How the sentinels of a redis+sentinel:// url are asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<SentinelPlan>,
     /// The shape of the server.
     #[serde(default)]
     pub topology: Topology,
@@ -242,6 +248,32 @@ pub struct TlsPlan {
     pub server_name: Option<String>,
     /// Accept any certificate.
     pub insecure: bool,
+}
+
+/// How sentinels are asked; without a username and password they are asked without, and then with those of the server.
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct SentinelPlan {
+    /// The ACL user of the sentinels; absent means "default".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    /// Where the sentinels' password comes from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<PasswordPlan>,
+    /// Whether the sentinels speak TLS, or with which options; absent means as the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<SentinelTls>,
+}
+
+/// True, false, or the options of TLS.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "sentinel.tls is true, false, or an object with the options of TLS"
+)]
+pub enum SentinelTls {
+    Spoken(bool),
+    By(TlsPlan),
 }
 
 /// Which logical databases are moved, and where to.
@@ -500,10 +532,13 @@ impl Plan {
         plan.source.url = plan.source.url.as_deref().map(url::without_password);
         let further = plan.latency.also.values_mut();
         let mut passwords = vec![&mut plan.source.password];
+        let mut sentinels = vec![&mut plan.source.sentinel];
         for side in [&mut plan.target].into_iter().chain(further) {
             side.url = url::without_password(&side.url);
             passwords.push(&mut side.password);
+            sentinels.push(&mut side.sentinel);
         }
+        passwords.extend(sentinels.into_iter().flatten().map(|s| &mut s.password));
         for password in passwords {
             match password {
                 Some(PasswordPlan::Text(text)) => *text = "***".into(),
@@ -519,6 +554,38 @@ impl Plan {
             }
         }
         serde_json::to_value(&plan).unwrap_or_default()
+    }
+}
+
+impl SourcePlan {
+    /// The server, as the plan would name it for a target.
+    pub fn as_target(&self, url: String) -> TargetPlan {
+        TargetPlan {
+            url,
+            username: self.username.clone(),
+            password: self.password.clone(),
+            tls: self.tls.clone(),
+            sentinel: self.sentinel.clone(),
+            topology: self.topology,
+            address_map: self.address_map.clone(),
+        }
+    }
+}
+
+impl TargetPlan {
+    /// The server, as the plan would name it for a source.
+    pub fn as_source(&self) -> SourcePlan {
+        let side = self.clone();
+        SourcePlan {
+            url: Some(side.url),
+            username: side.username,
+            password: side.password,
+            tls: side.tls,
+            sentinel: side.sentinel,
+            topology: side.topology,
+            address_map: side.address_map,
+            ..SourcePlan::default()
+        }
     }
 }
 

@@ -131,6 +131,8 @@ pub struct Endpoint {
     pub from_replicas: bool,
     /// What a single element of a value may take when it is read: nothing smaller can be asked for.
     pub element_bytes: usize,
+    /// How the sentinels are asked, where they tell the master's address.
+    pub sentinels: Option<Box<Endpoint>>,
     /// What is found out about it while the program runs.
     pub learnt: Learnt,
 }

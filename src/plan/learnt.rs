@@ -197,6 +197,17 @@ impl Learnt {
         self.cluster().stays_at = None;
     }
 
+    /// For another server with the same password: nothing but that is known of it.
+    pub fn of_another(&self) -> Learnt {
+        Learnt {
+            refused: Arc::default(),
+            allowed: Arc::default(),
+            reached: Arc::default(),
+            cluster: Arc::default(),
+            ..self.clone()
+        }
+    }
+
     pub fn version(&self) -> u64 {
         *self.version.borrow()
     }

@@ -1,6 +1,6 @@
 //! The plan that `plan new` writes: every section that can be used, filled with its default.
 
-use super::document::{PasswordPlan, PasswordSource, Plan, SourcePlan, TargetPlan, TlsPlan};
+use super::document::{PasswordPlan, PasswordSource, Plan, TargetPlan, TlsPlan};
 use super::url;
 use crate::error::Result;
 
@@ -10,17 +10,7 @@ impl Plan {
         let from = side("--source", source, "SOURCE_PASSWORD")?;
         Ok(Plan {
             name: name.to_string(),
-            source: SourcePlan {
-                mode: Default::default(),
-                url: Some(from.url),
-                path: None,
-                username: from.username,
-                password: from.password,
-                tls: from.tls,
-                topology: from.topology,
-                address_map: from.address_map,
-                read_from: Default::default(),
-            },
+            source: from.as_source(),
             target: side("--target", target, "TARGET_PASSWORD")?,
             databases: Default::default(),
             filter: Default::default(),

@@ -2,11 +2,11 @@
 
 use super::refusal::{check_db_zero, wrong};
 use crate::error::Result;
-use crate::plan::document::{PasswordPlan, TargetPlan, TlsPlan, Topology};
+use crate::plan::document::{PasswordPlan, SentinelTls, TargetPlan, TlsPlan, Topology};
 use crate::plan::job::{Endpoint, Limits, TlsOptions};
 use crate::plan::learnt::Learnt;
 use crate::plan::secret::{Redacted, Secret};
-use crate::plan::url;
+use crate::plan::url::{self, Location};
 use std::time::Duration;
 
 /// Url, credentials, TLS and addresses of one side.
@@ -34,26 +34,27 @@ pub(super) fn endpoint(
         None => at.username,
     };
     let password = match (&typed.password, at.password) {
-        (Some(p), _) => Some(secret(&format!("{side}.password"), p)?),
-        (None, Some(p)) => Some(Secret::Plain(p)),
+        (Some(p), _) => Some(secret(&format!("{side}.password"), p, warnings)?),
+        (None, Some(p)) => {
+            warnings.push(in_plain(&format!("{side}.url")));
+            Some(Secret::Plain(p))
+        }
         (None, None) => None,
     };
-    if matches!(password, Some(Secret::Plain(_))) {
-        let place = if typed.password.is_some() {
-            "password"
-        } else {
-            "url"
-        };
-        warnings.push(format!(
-            "{side}.{place} holds a password as plain text; {{\"env\": \"NAME\"}}, {{\"file\": \"PATH\"}} or {{\"command\": […]}} keeps it out of the plan"
-        ));
-    }
     if username.is_some() && password.is_none() {
         warnings.push(format!(
             "{side} has a username and no password; that works only for a user with nopass"
         ));
     }
-    let tls = tls(side, at.tls, typed.tls.as_ref(), warnings)?;
+    let tls_options = match &typed.tls {
+        Some(typed) if at.tls => Some(tls(side, typed, warnings)?),
+        Some(typed) => {
+            refuse_tls(side, typed)?;
+            None
+        }
+        None => at.tls.then(TlsOptions::default),
+    };
+    let sentinels = sentinels(side, typed, &at.location, tls_options.as_ref(), warnings)?;
     for (announced, reachable) in &typed.address_map {
         let path = format!("{side}.address_map[{announced:?}]");
         for address in [announced, reachable] {
@@ -73,23 +74,80 @@ pub(super) fn endpoint(
     Ok(Endpoint {
         location: at.location,
         db: at.db,
-        tls,
+        tls: tls_options,
         username,
         password,
         topology: typed.topology,
         address_map: typed.address_map.clone(),
         from_replicas: false,
         element_bytes: Limits::default().element(),
+        sentinels,
         learnt: Learnt::default(),
     })
 }
 
-fn secret(path: &str, typed: &PasswordPlan) -> Result<Secret> {
+/// How the sentinels of a url are asked: with a login and TLS of their own, or with those of the server.
+fn sentinels(
+    side: &str,
+    typed: &TargetPlan,
+    location: &Location,
+    servers_tls: Option<&TlsOptions>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Box<Endpoint>>> {
+    let path = format!("{side}.sentinel");
+    let Location::Sentinels { nodes, .. } = location else {
+        return match typed.sentinel {
+            Some(_) => Err(
+                wrong(format!("{path} is given, but {side}.url is not Sentinel's")).hint(
+                    "write redis+sentinel://host:26379/NAME in the url, or leave sentinel out",
+                ),
+            ),
+            None => Ok(None),
+        };
+    };
+    let own = typed.sentinel.clone().unwrap_or_default();
+    let tls = match &own.tls {
+        None => servers_tls.cloned(),
+        Some(SentinelTls::Spoken(yes)) => yes.then(TlsOptions::default),
+        Some(SentinelTls::By(options)) => Some(tls(&path, options, warnings)?),
+    };
+    let password = match &own.password {
+        Some(typed) => Some(secret(&format!("{path}.password"), typed, warnings)?),
+        None => None,
+    };
+    if let (Some(_), None) = (&own.username, &password) {
+        return Err(wrong(format!("{path}.username needs {path}.password")));
+    }
+    Ok(Some(Box::new(Endpoint {
+        location: Location::Addresses(nodes.clone()),
+        db: None,
+        tls,
+        username: own.username,
+        password,
+        topology: Topology::Standalone,
+        address_map: Default::default(),
+        from_replicas: false,
+        element_bytes: Limits::default().element(),
+        sentinels: None,
+        learnt: Learnt::default(),
+    })))
+}
+
+fn in_plain(place: &str) -> String {
+    format!(
+        "{place} holds a password as plain text; {{\"env\": \"NAME\"}}, {{\"file\": \"PATH\"}} or {{\"command\": […]}} keeps it out of the plan"
+    )
+}
+
+fn secret(path: &str, typed: &PasswordPlan, warnings: &mut Vec<String>) -> Result<Secret> {
     let from = match typed {
         PasswordPlan::Text(text) if text.is_empty() => {
             return Err(wrong(format!("{path} is empty")).hint("leave it out when there is none"));
         }
-        PasswordPlan::Text(text) => return Ok(Secret::Plain(Redacted::new(text.clone()))),
+        PasswordPlan::Text(text) => {
+            warnings.push(in_plain(path));
+            return Ok(Secret::Plain(Redacted::new(text.clone())));
+        }
         PasswordPlan::From(from) => from,
     };
     let found = match (&from.env, &from.file, &from.command) {
@@ -128,15 +186,8 @@ fn secret(path: &str, typed: &PasswordPlan) -> Result<Secret> {
     Ok(found)
 }
 
-fn tls(
-    side: &str,
-    encrypted: bool,
-    typed: Option<&TlsPlan>,
-    warnings: &mut Vec<String>,
-) -> Result<Option<TlsOptions>> {
-    let Some(typed) = typed else {
-        return Ok(encrypted.then(TlsOptions::default));
-    };
+/// Options of TLS where the url is not: the first that is given is refused.
+fn refuse_tls(side: &str, typed: &TlsPlan) -> Result<()> {
     let given = [
         ("ca", typed.ca.is_some()),
         ("cert", typed.cert.is_some()),
@@ -144,15 +195,17 @@ fn tls(
         ("server_name", typed.server_name.is_some()),
         ("insecure", typed.insecure),
     ];
-    if !encrypted {
-        return match given.iter().find(|(_, given)| *given) {
-            Some((key, _)) => Err(wrong(format!(
-                "{side}.tls.{key} is given, but {side}.url is not TLS"
-            ))
-            .hint("write rediss:// in the url, or leave tls out")),
-            None => Ok(None),
-        };
+    match given.iter().find(|(_, given)| *given) {
+        Some((key, _)) => Err(wrong(format!(
+            "{side}.tls.{key} is given, but {side}.url is not TLS"
+        ))
+        .hint("write rediss:// in the url, or leave tls out")),
+        None => Ok(()),
     }
+}
+
+/// Options of a connection that is TLS.
+fn tls(side: &str, typed: &TlsPlan, warnings: &mut Vec<String>) -> Result<TlsOptions> {
     for (key, value) in [
         ("ca", &typed.ca),
         ("cert", &typed.cert),
@@ -173,11 +226,11 @@ fn tls(
     if typed.insecure {
         warnings.push(format!("{side}.tls.insecure accepts any certificate: whoever sits between can read and change everything"));
     }
-    Ok(Some(TlsOptions {
+    Ok(TlsOptions {
         ca: typed.ca.as_ref().map(Into::into),
         cert: typed.cert.as_ref().map(Into::into),
         key: typed.key.as_ref().map(Into::into),
         server_name: typed.server_name.clone(),
         insecure: typed.insecure,
-    }))
+    })
 }

@@ -8,8 +8,7 @@ mod refusal;
 use self::endpoint::endpoint;
 use self::refusal::{check_db_zero, wrong};
 use super::document::{
-    FreezeWay, LatencyPlan, Plan, ReadFrom, SourceMode, TargetPlan, Topology, WORKLOAD_FILE,
-    WORKLOADS,
+    FreezeWay, LatencyPlan, Plan, ReadFrom, SourceMode, Topology, WORKLOAD_FILE, WORKLOADS,
 };
 use super::glob::Glob;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
@@ -141,14 +140,7 @@ fn source(plan: &Plan, warnings: &mut Vec<String>) -> Result<Source> {
         return Err(wrong("source.url is missing")
             .hint("write redis://host:port, or set source.mode to \"rdb\" and source.path"));
     };
-    let as_target = TargetPlan {
-        url: url.clone(),
-        username: typed.username.clone(),
-        password: typed.password.clone(),
-        tls: typed.tls.clone(),
-        topology: typed.topology,
-        address_map: typed.address_map.clone(),
-    };
+    let as_target = typed.as_target(url.clone());
     let endpoint = Endpoint {
         from_replicas: typed.read_from == ReadFrom::Replica,
         ..endpoint("source", &as_target, warnings)?
@@ -169,6 +161,7 @@ fn rdb_source(plan: &Plan) -> Result<Source> {
         ("username", typed.username.is_some()),
         ("password", typed.password.is_some()),
         ("tls", typed.tls.is_some()),
+        ("sentinel", typed.sentinel.is_some()),
         ("topology", typed.topology != Topology::Auto),
         ("address_map", !typed.address_map.is_empty()),
         ("read_from", typed.read_from != ReadFrom::default()),
