@@ -3,6 +3,7 @@
 //! An error reads as a sentence: verb, object, position; the cause stands below it, the remedy after it.
 //! Invariant: no message holds a value from the user's data or a secret.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// What went wrong, as far as a decision depends on it.
@@ -219,6 +220,7 @@ impl Error {
         self.inner.kind
     }
 
+    /// What the user can do about it.
     pub fn remedy(&self) -> &str {
         self.inner
             .hint
@@ -234,7 +236,7 @@ impl Error {
         self.inner.kind.meaning().exit
     }
 
-    /// The sentence with all causes, in one line.
+    /// The sentence with all causes, in one line, as a terminal may show it.
     pub fn chain(&self) -> String {
         let mut text = self.inner.message.clone();
         let mut cause = std::error::Error::source(self);
@@ -247,8 +249,33 @@ impl Error {
             text.push_str(&next);
             cause = c.source();
         }
-        text
+        printable(&text, "").into_owned()
     }
+}
+
+/// Whether a character does something to a terminal, or to the order in which others are read, instead of being seen.
+pub fn acts(c: char) -> bool {
+    let marks = ['\u{61c}', '\u{200e}', '\u{200f}', '\u{feff}'];
+    c.is_control()
+        || marks.contains(&c)
+        || ('\u{2028}'..='\u{202e}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c)
+}
+
+/// A text in which nothing [acts](acts) but the characters of `keep`: the others are written out, as `\u{1b}`.
+pub fn printable<'a>(text: &'a str, keep: &str) -> Cow<'a, str> {
+    let stays = |c: char| !acts(c) || keep.contains(c);
+    if text.chars().all(stays) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match stays(c) {
+            true => out.push(c),
+            false => out.extend(c.escape_default()),
+        }
+    }
+    Cow::Owned(out)
 }
 
 impl fmt::Display for Error {
@@ -293,6 +320,17 @@ impl<T> Context<T> for Result<T, std::io::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_does_nothing_to_a_terminal() {
+        let cause = std::io::Error::other("two\nlines\u{9b}1m");
+        let e = Error::new(ErrorKind::Plan, "read \u{1b}[2J\u{202e}päth").cause(cause);
+        assert_eq!(
+            e.to_string(),
+            "read \\u{1b}[2J\\u{202e}päth: two\\nlines\\u{9b}1m"
+        );
+        assert_eq!(printable("a\tb\n\r", "\n\t"), "a\tb\n\\r");
+    }
 
     #[test]
     fn a_context_keeps_kind_and_hint_and_reads_as_one_line() {

@@ -36,6 +36,7 @@ mod rdb_samples;
 mod rdb_servers;
 mod scan;
 mod scripts;
+mod secrets;
 mod selection;
 mod silence;
 mod stream_fuzz;

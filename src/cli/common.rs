@@ -1,9 +1,10 @@
 //! What every command has in common: its options, its plan, and how it is run.
 
+use super::output;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::plan::{Job, Plan, RdbPath, Source, validate};
 use clap::Args;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -108,7 +109,7 @@ pub fn plan_of(path: &Path) -> Result<Plan> {
 pub fn load_and_warn(path: &Path) -> Result<Job> {
     let job = load(path)?;
     for warning in &job.warnings {
-        let _ = writeln!(std::io::stderr(), "warning: {warning}");
+        output::say(&format!("warning: {warning}"));
     }
     Ok(job)
 }

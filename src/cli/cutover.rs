@@ -10,7 +10,6 @@ use crate::store::{CutoverStep, Stage};
 use crate::task::Shutdown;
 use clap::{Args, ValueEnum};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -186,7 +185,7 @@ fn tell(step: &CutoverStep) {
             format!("{name}: {state} in {}{said}", step_time(step))
         }
     };
-    let _ = writeln!(std::io::stderr(), "{line}");
+    output::say(&line);
 }
 
 fn text(outcome: &Outcome) -> String {

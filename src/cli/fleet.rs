@@ -8,7 +8,6 @@ use crate::report::duration;
 use crate::task::Shutdown;
 use clap::{Args, ValueEnum};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -87,7 +86,7 @@ fn tell(row: &Row) {
         "running" => format!("{}: begun", row.plan),
         state => format!("{}: {state} after {}", row.plan, duration(row.elapsed_ms)),
     };
-    let _ = writeln!(std::io::stderr(), "{line}");
+    output::say(&line);
 }
 
 fn text(summary: &Summary) -> String {

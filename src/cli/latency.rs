@@ -9,7 +9,6 @@ use crate::task::Shutdown;
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,9 +48,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         fresh: arguments.fresh,
         even: arguments.even,
         seed: arguments.seed,
-        tell: Arc::new(|line| {
-            let _ = writeln!(std::io::stderr(), "{line} …");
-        }),
+        tell: Arc::new(|line| output::say(&format!("{line} …"))),
     };
     let answer = latency::spin(async {
         let stop = Shutdown::default();

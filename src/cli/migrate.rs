@@ -148,7 +148,7 @@ fn checked(job: &Job, arguments: &Arguments, dir: &Path) -> Result<Option<Value>
         return Ok(Some(answer));
     }
     for finding in &stops {
-        eprint!("{}", super::check::one(finding));
+        output::say(super::check::one(finding).trim_end_matches('\n'));
     }
     eprintln!(
         "the migration was not begun and nothing was touched; with --ignore {} it begins in spite of that",

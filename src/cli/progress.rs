@@ -2,6 +2,8 @@
 //!
 //! It reads a snapshot of numbers four times a second; nothing waits for it.
 
+use super::output;
+use crate::error::printable;
 use crate::migrate::progress::ShardView;
 use crate::report::{bytes, duration, grouped};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -67,7 +69,7 @@ impl Painter {
         } else if self.last_plain.is_none_or(|t| t.elapsed() >= PLAIN_EVERY) {
             self.last_plain = Some(Instant::now());
             if let (Some(view), Some(rate)) = (shown.first(), self.rates.first()) {
-                let _ = writeln!(std::io::stderr(), "{}", line(view, rate));
+                output::say(&line(view, rate));
             }
         }
     }
@@ -89,7 +91,7 @@ impl Painter {
             } else {
                 known
             });
-            bar.set_message(line(view, rate));
+            bar.set_message(printable(&line(view, rate), "").into_owned());
         }
     }
 
@@ -243,7 +245,7 @@ impl Meter {
             bar.set_message(line);
         } else if self.last_plain.elapsed() >= PLAIN_EVERY {
             self.last_plain = Instant::now();
-            let _ = writeln!(std::io::stderr(), "{what} {line}");
+            output::say(&format!("{what} {line}"));
         }
     }
 

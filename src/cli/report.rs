@@ -2,7 +2,7 @@
 
 use super::common::{Common, load};
 use super::output;
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result, printable};
 use crate::report::{Report, fleet, html, json, markdown};
 use crate::task::{private_dir, private_file};
 use crate::types::unix_ms;
@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
     let mut written = String::new();
     for (name, text) in pages {
         let path = out.join(name);
-        replace(&path, &text)?;
+        replace(&path, &harmless(name, &text))?;
         written += &format!("{}\n", path.display());
     }
     output::print(&written).map(|()| 0)
@@ -93,6 +93,14 @@ fn pretty(value: &serde_json::Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|e| Error::new(ErrorKind::Bug, "write the report as JSON").cause(e))?;
     Ok(text + "\n")
+}
+
+/// A page in which nothing acts on the terminal of whoever prints it.
+fn harmless(name: &str, page: &str) -> String {
+    match name.ends_with(".json") {
+        true => output::escaped(page),
+        false => printable(page, "\n\t").into_owned(),
+    }
 }
 
 /// Writes beside the file and renames: a reader sees the old one or the new one.

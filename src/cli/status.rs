@@ -12,7 +12,6 @@ use crate::store::{worker_dir, workers};
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -85,20 +84,14 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         }
         .map(|()| 0);
     }
-    let clear = if std::io::stdout().is_terminal() {
-        "\x1b[H\x1b[J"
-    } else {
-        ""
-    };
     while !output::closed() {
         look()?;
         let status = Status::read(&dir, &arguments.also, &job)?;
         if arguments.json {
-            let line = serde_json::to_string(&status)
-                .map_err(|e| Error::new(ErrorKind::Bug, "write the status as JSON").cause(e))?;
-            output::print(&(line + "\n"))?;
+            output::json_line(&status)?;
         } else {
-            output::print(&format!("{clear}{}", text(&status)))?;
+            output::clear()?;
+            output::print(&text(&status))?;
         }
         std::thread::sleep(Duration::from_secs(1));
     }

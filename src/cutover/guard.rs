@@ -337,13 +337,16 @@ impl Guard {
 
     /// Runs a hook while the pause is renewed.
     async fn run(&mut self, name: &str, limit: Duration, told: &Value) -> Result<hook::Ran> {
+        let hooks = &self.job.cutover.hooks;
         let argv = match name {
-            "switch" => self.job.cutover.hooks.switch.clone(),
-            _ => self.job.cutover.hooks.switch_back.clone(),
+            "switch" => hooks.switch.clone(),
+            _ => hooks.switch_back.clone(),
         };
+        let without = hooks.without.clone();
         let hook = Hook {
             name,
             argv: &argv,
+            without: &without,
             limit,
         };
         let running = hook.run(told);

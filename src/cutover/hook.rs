@@ -1,6 +1,6 @@
 //! The user's programs: what they are told, how long they may take, and what they have said.
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, printable};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Serialize;
 use serde_json::Value;
@@ -16,6 +16,8 @@ const KEPT: usize = 16 << 10;
 pub struct Hook<'a> {
     pub name: &'a str,
     pub argv: &'a [String],
+    /// Variables that it does not inherit.
+    pub without: &'a [String],
     pub limit: Duration,
 }
 
@@ -54,6 +56,9 @@ impl Hook<'_> {
             .stderr(Stdio::piped())
             // A group of its own: what it starts ends with it, and Ctrl-C does not reach it.
             .process_group(0);
+        for variable in self.without {
+            command.env_remove(variable);
+        }
         for (key, value) in told.as_object().into_iter().flatten() {
             let text = match value {
                 Value::String(text) => text.clone(),
@@ -90,7 +95,8 @@ impl Hook<'_> {
             let _ = tokio::time::timeout(grace, part).await;
         }
         let output = output.lock().unwrap_or_else(PoisonError::into_inner);
-        let output = String::from_utf8_lossy(&output).into_owned();
+        let output = String::from_utf8_lossy(&output);
+        let output = printable(&output, "\n\t").into_owned();
         Ok(Ran {
             program: program.clone(),
             ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -153,6 +159,7 @@ mod tests {
         let hook = Hook {
             name: "switch",
             argv: &argv,
+            without: &["PATH".to_owned()],
             limit,
         };
         hook.run(&json!({ "step": "switch", "attempt": 3 }))

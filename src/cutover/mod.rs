@@ -40,7 +40,7 @@ use self::place::Where;
 use self::proof::Proof;
 use self::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Endpoint, Job, Plan, Source, validate};
+use crate::plan::{Endpoint, Job, Plan, Source, validate, without_arguments};
 use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, recall_nodes};
 use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
@@ -67,7 +67,7 @@ pub struct Outcome {
     pub predicted_pause_ms: Option<u64>,
     /// Which gate has refused, why, and what to do.
     pub refused: Option<Value>,
-    /// What would run, in a rehearsal.
+    /// What would run, in a rehearsal: the program, and `***` for each argument.
     pub would_run: Vec<String>,
     /// How the way back stands.
     pub way_back: Value,
@@ -207,7 +207,7 @@ pub async fn run(plan: &Plan, options: &Options, stop: &Shutdown) -> Result<Outc
                     Err(e) => return refuse(outcome, journal, e, stays),
                 };
                 left?;
-                outcome.would_run = plan.cutover.hooks.switch.clone();
+                outcome.would_run = without_arguments(&plan.cutover.hooks.switch);
                 outcome.predicted_pause_ms = passed.predicted_ms;
                 outcome.pause_ms = passed.pause_us.map(ms);
                 if passed.pause_us.is_some() {

@@ -1,6 +1,6 @@
 //! One connection: its bytes, who it is, and plain requests and replies.
 
-use super::refusals::{self, refusal};
+use super::refusals::{refusal, said};
 use super::{credentials, tls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Held, Learnt, Secret};
@@ -308,10 +308,7 @@ impl Conn {
         match self.reply().await? {
             Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
                 ErrorKind::Auth,
-                format!(
-                    "the server refused AUTH: {}",
-                    refusals::without_arguments(&text)
-                ),
+                format!("the server refused AUTH: {}", said(&text)),
             )),
             _ => {
                 self.learnt.worked.store(true, Relaxed);

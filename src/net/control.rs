@@ -142,7 +142,7 @@ impl Control {
         self.login.told();
         if let Some(Reply::Error(text)) = replies.first() {
             // As it was: the server goes on with who we were until that ends.
-            let text = refusals::without_arguments(text);
+            let text = refusals::said(text);
             tracing::warn!("{} refuses the new password: {text}", self.address);
             self.login.refused();
         }

@@ -130,11 +130,11 @@ async fn read(secret: &Secret) -> Result<String> {
                 .context(ErrorKind::Auth, || format!("read the password file {}", path.display()))?;
             Ok(text.trim_end_matches(['\r', '\n']).to_owned())
         }
-        Secret::Command { argv, .. } => run(argv).await,
+        Secret::Command { argv, without, .. } => run(argv, without).await,
     }
 }
 
-async fn run(argv: &[String]) -> Result<String> {
+async fn run(argv: &[String], without: &[String]) -> Result<String> {
     let failed = |what: String| {
         Error::new(ErrorKind::Auth, format!("the password command `{}` {what}", argv.first().map_or("", String::as_str)))
             .hint("run the command of the plan's password by hand: it must print the password and exit with 0")
@@ -143,6 +143,9 @@ async fn run(argv: &[String]) -> Result<String> {
         return Err(failed("is empty".into()));
     };
     let mut command = tokio::process::Command::new(program);
+    for variable in without {
+        command.env_remove(variable);
+    }
     command
         .args(args)
         .stdin(std::process::Stdio::null())

@@ -15,6 +15,7 @@ mod refusals;
 mod retry;
 pub mod scan;
 pub mod server;
+mod server_words;
 mod slots;
 mod subscription;
 #[cfg(test)]
@@ -25,7 +26,7 @@ pub use answer::Answer;
 pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, Stream, put};
 pub use control::{Control, control, question};
 pub use dial::{connect, enter};
-pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal};
+pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal, said};
 pub use retry::{Backoff, Tries};
 pub use subscription::{Heard, Subscription};
 

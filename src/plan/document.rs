@@ -411,6 +411,9 @@ pub struct HooksPlan {
     pub freeze: Vec<String>,
     /// Lets them write again, after a switch or without one: KEYFERRY_CLIENTS_AT says where they are.
     pub thaw: Vec<String>,
+    /// Variables that hold passwords of the plan, which these programs do not inherit; not typed but found.
+    #[serde(skip)]
+    pub without: Vec<String>,
 }
 
 /// What becomes of the side that the clients have left.
@@ -526,7 +529,7 @@ impl Plan {
         schemars::schema_for!(Plan).to_value()
     }
 
-    /// The plan as it may be stored and shown: without passwords and without the arguments of password commands.
+    /// The plan as it may be stored and shown: without passwords, and without the arguments of password commands and hooks.
     pub fn redacted(&self) -> Value {
         let mut plan = self.clone();
         plan.source.url = plan.source.url.as_deref().map(url::without_password);
@@ -545,13 +548,18 @@ impl Plan {
                 Some(PasswordPlan::From(PasswordSource {
                     command: Some(command),
                     ..
-                })) => {
-                    for argument in command.iter_mut().skip(1) {
-                        *argument = "***".into();
-                    }
-                }
+                })) => *command = without_arguments(command),
                 _ => {}
             }
+        }
+        let hooks = &mut plan.cutover.hooks;
+        for hook in [
+            &mut hooks.switch,
+            &mut hooks.switch_back,
+            &mut hooks.freeze,
+            &mut hooks.thaw,
+        ] {
+            *hook = without_arguments(hook);
         }
         serde_json::to_value(&plan).unwrap_or_default()
     }
@@ -587,6 +595,15 @@ impl TargetPlan {
             ..SourcePlan::default()
         }
     }
+}
+
+/// A program as it may be shown: each of its arguments may be a secret.
+pub fn without_arguments(argv: &[String]) -> Vec<String> {
+    let shown = |(i, word): (usize, &String)| match i {
+        0 => word.clone(),
+        _ => "***".to_owned(),
+    };
+    argv.iter().enumerate().map(shown).collect()
 }
 
 impl fmt::Debug for TargetPlan {

@@ -172,6 +172,11 @@ impl Endpoint {
         self.location.url(self.tls.is_some(), None, self.db)
     }
 
+    /// Every password that belongs to it.
+    pub(super) fn secrets(&mut self) -> impl Iterator<Item = &mut Secret> {
+        self.password.iter_mut()
+    }
+
     /// The url of another server of this side, without a user.
     pub fn url_at(&self, address: &str) -> String {
         let at = Location::Addresses(vec![address.to_owned()]);

@@ -18,7 +18,7 @@ mod validate;
 
 pub use document::{
     CutoverPlan, DatabasesPlan, Expired, ExpiryFilter, FilterPlan, FreezeWay, HooksPlan, OldSide,
-    OnExisting, OnLoss, PasswordPlan, Plan, Topology, WORKLOAD_FILE,
+    OnExisting, OnLoss, PasswordPlan, Plan, Topology, WORKLOAD_FILE, without_arguments,
 };
 pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
 pub use learnt::{Held, Learnt, is_for_good};

@@ -13,8 +13,20 @@ pub enum Secret {
         argv: Vec<String>,
         /// Run it again before this time is over.
         refresh: Option<Duration>,
+        /// Variables that hold other passwords of the plan, which it does not inherit.
+        without: Vec<String>,
     },
     Plain(Redacted),
+}
+
+impl Secret {
+    /// The variable that holds it.
+    pub fn variable(&self) -> Option<&str> {
+        match self {
+            Secret::Env(name) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 /// Arguments of a command may be secrets too.
@@ -23,7 +35,7 @@ impl fmt::Debug for Secret {
         match self {
             Secret::Env(name) => write!(f, "Env({name})"),
             Secret::File(path) => write!(f, "File({})", path.display()),
-            Secret::Command { argv, refresh } => {
+            Secret::Command { argv, refresh, .. } => {
                 write!(
                     f,
                     "Command({} …, {refresh:?})",

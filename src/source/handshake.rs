@@ -4,7 +4,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net;
-use crate::types::{ReplId, ReplOffset, shown};
+use crate::types::{ReplId, ReplOffset};
 use memchr::memmem::Finder;
 
 pub const MARK_LEN: usize = 40;
@@ -25,7 +25,10 @@ pub fn answer(line: &[u8]) -> Result<Start> {
     let strange = || {
         Error::new(
             ErrorKind::Protocol,
-            format!("PSYNC was answered with {}", shown(line)),
+            format!(
+                "PSYNC was answered with: {}",
+                net::said(&String::from_utf8_lossy(line))
+            ),
         )
     };
     let line = String::from_utf8_lossy(line);
@@ -102,7 +105,7 @@ pub fn framing(line: &[u8]) -> Result<Framing> {
         None if text.starts_with('-') => Err(net::refusal("PSYNC", text.trim_start_matches('-'))),
         None => Err(Error::new(
             ErrorKind::Protocol,
-            format!("a snapshot begins with {}", shown(line)),
+            format!("a snapshot begins with: {}", net::said(&text)),
         )),
     }
 }

@@ -5,7 +5,7 @@ use super::record::{
     Event, LIMITS, Loss, Phase, PhaseSpan, REFUSED, Run, SavedRun, ShardState, Written,
 };
 use super::schema;
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result, printable};
 use crate::plan::{Job, Limits};
 use crate::task::{private_dir, private_file};
 use crate::types::{DbIndex, ReplId, ReplOffset, ShardId};
@@ -396,6 +396,7 @@ impl Store {
 
     /// Levels are `info`, `warning` and `error`; the oldest events go when there are very many.
     pub fn event(&mut self, at_ms: i64, level: &str, code: &str, message: &str) -> Result<()> {
+        let message = printable(message, "");
         self.write("save an event", |t| {
             t.execute(
                 "INSERT INTO event (at_ms, level, code, message) VALUES (?1, ?2, ?3, ?4)",

@@ -4,6 +4,7 @@
 
 use super::members::Members;
 use super::shared::{library, options, temporary, to_stdout};
+use crate::cli::output::escaped;
 use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::score_text;
 use crate::rdb::file::{Header, Item, Snapshot};
@@ -66,8 +67,13 @@ fn put(out: &mut impl Write, bytes: &[u8]) -> Result<()> {
 /// A byte string: as it is when it is UTF-8, else base64.
 fn text(out: &mut impl Write, bytes: &[u8]) -> Result<()> {
     match std::str::from_utf8(bytes) {
-        Ok(s) => serde_json::to_writer(out, s)
+        // What JSON escapes by itself is enough here.
+        Ok(s) if s.is_ascii() && !bytes.contains(&0x7f) => serde_json::to_writer(out, s)
             .map_err(std::io::Error::from)
+            .context(ErrorKind::Disk, to_stdout),
+        Ok(s) => serde_json::to_string(s)
+            .map_err(std::io::Error::from)
+            .and_then(|quoted| out.write_all(escaped(&quoted).as_bytes()))
             .context(ErrorKind::Disk, to_stdout),
         Err(_) => encoded(out, bytes),
     }

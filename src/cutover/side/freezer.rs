@@ -515,7 +515,14 @@ impl Freezer {
             false => Duration::from_secs(10),
         };
         let told = json!({ "step": name, "side": self.side, "clients_at": self.clients_at });
-        let ran = Hook { name, argv, limit }.run(&told).await?;
+        let without = &self.plan.hooks.without;
+        let hook = Hook {
+            name,
+            argv,
+            without,
+            limit,
+        };
+        let ran = hook.run(&told).await?;
         hook::succeeded(name, &ran)
     }
 

@@ -199,7 +199,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         }
         let why = match (&error, resolve::first_refusal(&units)) {
             (Some(e), _) => e.to_string(),
-            (None, Some(text)) => format!("the target answered: {text}"),
+            (None, Some(text)) => format!("the target answered: {}", net::said(text)),
             (None, None) => "commands were not sent".into(),
         };
         if loading && units.iter().any(resolve::refused_pairs) && self.writer.gives_up_pairs() {
@@ -308,7 +308,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
                     }
                 }
                 Action::Note(text) => {
-                    let message = format!("the target answered: {text}");
+                    let message = format!("the target answered: {}", net::said(&text));
                     self.ctx.note("refused", &message);
                 }
                 Action::Script(name, why) => {

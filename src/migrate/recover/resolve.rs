@@ -101,7 +101,7 @@ pub(crate) fn judge(units: Vec<Unit>, of: &Circumstances<'_>) -> Vec<Action> {
         }
         if command::lookup(name.as_bytes()).is_some_and(|spec| spec.kind == Kind::Eval) {
             let why = match &unit.fate {
-                Fate::Refused(text) if text != NOTHING_THERE => text.clone(),
+                Fate::Refused(text) if text != NOTHING_THERE => net::said(text),
                 _ => "keys that it needs may be missing at the target, or it may have run already"
                     .into(),
             };
@@ -257,7 +257,10 @@ pub(crate) fn fatal(units: &[Unit], loading: bool) -> Option<Error> {
         if text.starts_with("OOM") {
             return Some(Error::new(
                 ErrorKind::OutOfMemory,
-                format!("the target is full: it answered {command} with: {text}"),
+                format!(
+                    "the target is full: it answered {command} with: {}",
+                    net::said(text)
+                ),
             ));
         }
         if text.starts_with("NOPERM") || text.starts_with("NOAUTH") {

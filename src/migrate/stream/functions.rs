@@ -109,7 +109,7 @@ pub(crate) async fn sync_node(
                     return Err(net::refusal("FUNCTION LOAD", &text));
                 }
                 Reply::Error(text) => {
-                    synced.refused.push((name.clone(), text));
+                    synced.refused.push((name.clone(), net::said(&text)));
                     again.push((name, code));
                 }
                 _ => synced.changed += 1,

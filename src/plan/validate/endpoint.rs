@@ -170,6 +170,7 @@ fn secret(path: &str, typed: &PasswordPlan, warnings: &mut Vec<String>) -> Resul
             Secret::Command {
                 argv: argv.clone(),
                 refresh,
+                without: Vec::new(),
             }
         }
         _ => {

@@ -13,6 +13,7 @@ use super::document::{
 use super::glob::Glob;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
 use super::rename::Renames;
+use super::secret::Secret;
 use crate::error::Result;
 use crate::plan::url::Location;
 use crate::types::{DbIndex, SlotSet, address};
@@ -76,6 +77,14 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         let at = endpoint(&format!("latency.also.{name}"), typed, &mut warnings)?;
         also.push((name.clone(), at));
     }
+    let from = match &mut source {
+        Source::Server { endpoint, .. } => Some(endpoint),
+        Source::Rdb { .. } => None,
+    };
+    let others = also.iter_mut().map(|(_, at)| at);
+    let without = keep_apart(from.into_iter().chain([&mut target]).chain(others));
+    let mut cutover = plan.cutover.clone();
+    cutover.hooks.without = without;
     let skip = plan.on_existing == super::document::OnExisting::Skip;
     let fingerprint = fingerprint(&source, &target, &databases, (&filter, &renames), skip);
     Ok(Job {
@@ -91,7 +100,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         expired: plan.expired,
         limits,
         verify,
-        cutover: plan.cutover.clone(),
+        cutover,
         latency: LatencyPlan {
             also: BTreeMap::new(),
             ..plan.latency.clone()
@@ -102,6 +111,20 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         fingerprint,
         redacted: plan.redacted(),
     })
+}
+
+/// Keeps the variables that hold passwords from every program that gets another one; returns them.
+fn keep_apart<'a>(endpoints: impl Iterator<Item = &'a mut Endpoint>) -> Vec<String> {
+    let mut secrets: Vec<&mut Secret> = endpoints.flat_map(Endpoint::secrets).collect();
+    let held = secrets.iter().filter_map(|secret| secret.variable());
+    let held: BTreeSet<String> = held.map(str::to_owned).collect();
+    let held: Vec<String> = held.into_iter().collect();
+    for secret in &mut secrets {
+        if let Secret::Command { without, .. } = secret {
+            without.clone_from(&held);
+        }
+    }
+    held
 }
 
 fn check_name(name: &str) -> Result<()> {
