@@ -1,4 +1,4 @@
-//! Makes a cluster of empty nodes over plain sockets, without redis-cli.
+//! Makes a cluster of empty nodes over plain connections, without redis-cli.
 
 use super::wire::{Client, Command, Value, node_at};
 use std::io;
