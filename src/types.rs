@@ -131,7 +131,7 @@ impl fmt::Display for SlotSet {
         let mut ranges: Vec<(u16, u16)> = Vec::new();
         for slot in self.iter().map(Slot::number) {
             match ranges.last_mut() {
-                Some((_, last)) if *last + 1 == slot => *last = slot,
+                Some((_, last)) if last.checked_add(1) == Some(slot) => *last = slot,
                 _ => ranges.push((slot, slot)),
             }
         }

@@ -56,7 +56,7 @@ pub async fn taken_names(job: &Job, endpoint: &Endpoint) -> Result<Conflicts> {
 
 impl Conflicts {
     fn add(&mut self, key: &[u8]) {
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         if self.names.len() < TOLD {
             self.names.push(shown(key).to_string());
         }

@@ -360,7 +360,7 @@ async fn commands(
 /// The newest payload that RESTORE takes, tried on a key that ends in seconds and is deleted before.
 async fn restore(conn: &mut Control, name: &str, facts: &mut Facts) -> Result<Option<u16>> {
     let key = name.as_bytes();
-    let ends = (unix_ms() + 10_000).to_string();
+    let ends = unix_ms().saturating_add(10_000).to_string();
     let mut taken = None;
     for footer in FOOTERS {
         let mut body = Vec::new();

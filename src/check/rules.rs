@@ -369,7 +369,7 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
                 ),
                 "take a larger target, or move less (filter, databases)",
             );
-        } else if after > max / 100 * FULL {
+        } else if after > (max / 100).saturating_mul(FULL) {
             add(
                 findings,
                 "target_memory",
@@ -473,7 +473,12 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
 pub fn estimate_s(job: &Job, source: &Facts) -> u64 {
     let keys = job.limits.keys_per_s.unwrap_or(u64::MAX).min(KEYS_PER_S);
     let bytes = job.limits.bytes_per_s.unwrap_or(u64::MAX).min(BYTES_PER_S);
-    (source.keys / keys.max(1))
-        .max(source.used_memory / bytes.max(1))
+    (source.keys.checked_div(keys).unwrap_or(source.keys))
+        .max(
+            source
+                .used_memory
+                .checked_div(bytes)
+                .unwrap_or(source.used_memory),
+        )
         .saturating_add(1)
 }

@@ -37,7 +37,7 @@ async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Resu
     };
     let version = match held.as_ref() {
         Some(held) if held.password.reveal() == text => held.version,
-        Some(held) => held.version + 1,
+        Some(held) => held.version.saturating_add(1),
         None => 1,
     };
     let now = Held {

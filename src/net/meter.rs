@@ -242,7 +242,7 @@ impl Frames {
                     }
                 }
                 At::Bulk(left) => {
-                    *left -= taken as u64;
+                    *left = left.saturating_sub(taken as u64);
                     if *left == 0 {
                         self.complete()?;
                     }
@@ -286,7 +286,7 @@ impl Frames {
         self.at = At::Start;
         self.count()?;
         while let Some(left) = self.open.last_mut() {
-            *left -= 1;
+            *left = left.saturating_sub(1);
             if *left > 0 {
                 return Ok(());
             }
@@ -297,7 +297,7 @@ impl Frames {
     }
 
     fn count(&mut self) -> Followed {
-        self.elements += 1;
+        self.elements = self.elements.saturating_add(1);
         match self.elements > MAX_ELEMENTS {
             true => Err(format!("a reply of more than {MAX_ELEMENTS} elements")),
             false => Ok(()),

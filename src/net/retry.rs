@@ -25,11 +25,11 @@ impl Backoff {
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Duration {
         let base = self.next_ms;
-        self.next_ms = (base * 2).min(5_000);
+        self.next_ms = base.saturating_mul(2).min(5_000);
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 7;
         self.seed ^= self.seed << 17;
-        Duration::from_millis(base / 2 + self.seed % base)
+        Duration::from_millis((base / 2).saturating_add(self.seed.checked_rem(base).unwrap_or(0)))
     }
 }
 

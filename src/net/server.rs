@@ -267,7 +267,7 @@ pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
     let before = unix_ms();
     let reply = conn.ask(&[b"TIME"]).await?;
     let after = unix_ms();
-    Ok(time_ms(&reply).map(|theirs| theirs.saturating_sub(before / 2 + after / 2)))
+    Ok(time_ms(&reply).map(|theirs| theirs.saturating_sub((before / 2).saturating_add(after / 2))))
 }
 
 /// The answer of TIME, as Unix time in ms.

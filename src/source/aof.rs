@@ -213,8 +213,13 @@ fn commands(path: &Path, from: u64, writer: &mut SpoolWriter) -> Result<u64> {
                 used += end + 1;
                 continue;
             }
-            let parsed = resp::parse_command(rest, &mut args)
-                .map_err(|e| e.context(format!("{}, byte {}", path.display(), at + used as u64)))?;
+            let parsed = resp::parse_command(rest, &mut args).map_err(|e| {
+                e.context(format!(
+                    "{}, byte {}",
+                    path.display(),
+                    at.saturating_add(used as u64)
+                ))
+            })?;
             let Some(len) = parsed else { break };
             let name = args
                 .first()
@@ -231,7 +236,7 @@ fn commands(path: &Path, from: u64, writer: &mut SpoolWriter) -> Result<u64> {
             used += len;
         }
         buf.drain(..used);
-        at += used as u64;
+        at = at.saturating_add(used as u64);
         if !out.is_empty() {
             writer.append_stream(&out, 0)?;
             out.clear();

@@ -101,7 +101,7 @@ impl Batch {
 
     /// Says that the next `commands` to be added write a key's whole state.
     pub fn state(&mut self, commands: u32) {
-        let end = self.commands + commands;
+        let end = self.commands.saturating_add(commands);
         match self.states.last_mut() {
             Some(last) if last.end == self.commands => last.end = end,
             _ => self.states.push(self.commands..end),
@@ -158,7 +158,7 @@ impl Batch {
             None => resp::command(&mut self.bytes, &[of_key, key]),
             Some(field) => resp::command(&mut self.bytes, &[of_field, key, field]),
         }
-        self.expect.push(self.commands + *guards);
-        *guards += 1;
+        self.expect.push(self.commands.saturating_add(*guards));
+        *guards = guards.saturating_add(1);
     }
 }

@@ -66,7 +66,7 @@ impl Groups {
         let mut seen = 0u64;
         for (slot, _) in &self.ends {
             if let Some(group) = self.slots.get(slot.index()) {
-                seen += group.bytes.last().copied().map_or(0, u64::from);
+                seen = seen.saturating_add(group.bytes.last().copied().map_or(0, u64::from));
             }
         }
         std::hint::black_box(seen);
@@ -99,7 +99,7 @@ impl Groups {
             }
         }
         let slot = Slot::numbered(self.turn.wrapping_mul(STEP));
-        self.turn = (self.turn + 1) % SLOTS as u16;
+        self.turn = Slot::numbered(self.turn.wrapping_add(1)).number();
         slot
     }
 

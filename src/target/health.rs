@@ -130,7 +130,7 @@ impl Watch {
             .retain(|address, _| samples.contains_key(address));
         let mut view = self.health.lock();
         if !view.masters.is_empty() && !view.masters.is_subset(&masters) {
-            view.losses += 1;
+            view.losses = view.losses.saturating_add(1);
             self.history.clear();
             if self.keys > 1_000 && keys < self.keys / 2 {
                 view.emptied = Some(format!(

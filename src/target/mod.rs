@@ -258,7 +258,9 @@ impl Pipe {
 
     /// Strings that wait while much else is sent would keep the mark back.
     pub fn put_old(&mut self) -> Result<()> {
-        match self.sent_bytes - self.grouped_at > 8 * self.shared.budget as u64 {
+        match self.sent_bytes.saturating_sub(self.grouped_at)
+            > (self.shared.budget as u64).saturating_mul(8)
+        {
             true => self.put_groups(),
             false => Ok(()),
         }
@@ -279,11 +281,11 @@ impl Pipe {
 
     /// Says that `commands` were encoded into the open batch of `node`; a full batch is sent.
     pub fn added(&mut self, node: usize, commands: u32) {
-        self.sent_commands += u64::from(commands);
+        self.sent_commands = self.sent_commands.saturating_add(u64::from(commands));
         let Some(n) = self.nodes.get_mut(node) else {
             return;
         };
-        n.open.commands += commands;
+        n.open.commands = n.open.commands.saturating_add(commands);
         if n.open.len() >= BATCH_BYTES || n.open.commands >= BATCH_COMMANDS {
             self.send(node);
         }
@@ -302,11 +304,11 @@ impl Pipe {
             return;
         };
         let closed = n.open.close();
-        n.open.commands += closed;
-        self.sent_commands += u64::from(closed);
+        n.open.commands = n.open.commands.saturating_add(closed);
+        self.sent_commands = self.sent_commands.saturating_add(u64::from(closed));
         let len = n.open.bytes.len();
         if self.dry_run {
-            self.sent_bytes += len as u64;
+            self.sent_bytes = self.sent_bytes.saturating_add(len as u64);
             n.open.clear();
             n.open_mark = None;
             return;
@@ -319,12 +321,12 @@ impl Pipe {
             // Its writer keeps it as unsent, in its place.
             self.shared.exceed(len);
         }
-        self.sent_bytes += len as u64;
+        self.sent_bytes = self.sent_bytes.saturating_add(len as u64);
         let next = empty_batch(&self.shared, n.open.db);
         let mut batch = std::mem::replace(&mut n.open, next);
         n.open_mark = None;
         batch.seq = n.next_seq;
-        n.next_seq += 1;
+        n.next_seq = n.next_seq.saturating_add(1);
         n.outstanding.push_back((batch.seq, mark));
         let order = match &n.flight {
             Some(flight) => flight.write_now(batch, &n.address),

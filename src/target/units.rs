@@ -89,7 +89,7 @@ pub(super) fn split_units(
             );
             guard = guard || (!inside && GUARDS.contains(&name));
             at += len;
-            index += 1;
+            index = index.saturating_add(1);
             inside = (inside || begins) && !ends;
             if !inside || index >= batch.commands {
                 break;
@@ -119,7 +119,7 @@ pub(super) fn split_units(
         if let Some(fate) = known {
             units.push(Unit {
                 bytes: bytes.to_vec(),
-                commands: index - first,
+                commands: index.saturating_sub(first),
                 db: batch.db,
                 state: batch.is_state(first),
                 fate,

@@ -183,7 +183,7 @@ impl Writer {
                 }
             }
         }
-        if batch.commands + before.replies() == 0 {
+        if batch.commands == 0 && before.replies() == 0 {
             // The password was told with another batch already.
             return Ok(());
         }

@@ -156,7 +156,10 @@ pub(super) fn conclude(
     };
     let (keys_source, keys_target) = store.slot_keys()?;
     let elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let read: u64 = rows.iter().map(|r| r.source_keys + r.target_keys).sum();
+    let read = (rows.iter()).fold(0u64, |sum, r| {
+        sum.saturating_add(r.source_keys)
+            .saturating_add(r.target_keys)
+    });
     Ok(Summary {
         equal: counts.keys().all(|r| r == NOT_REPLICATED),
         slots: SLOTS,
@@ -181,7 +184,7 @@ pub(super) fn conclude(
         resumed: false,
         incremental: options.incremental,
         elapsed_ms,
-        keys_per_s: read.saturating_mul(1000) / elapsed_ms.max(1),
+        keys_per_s: (read.saturating_mul(1000).checked_div(elapsed_ms)).unwrap_or(0),
         bytes_source: check.origin.server().map_or(0, |s| s.bytes.load(Relaxed)),
         bytes_target: check.target.bytes.load(Relaxed),
         cpu_percent_source: None,

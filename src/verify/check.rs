@@ -211,11 +211,11 @@ impl Check {
 
     /// Takes in the losses that the migrations have listed until now; returns how many there are.
     pub fn learn_losses(&self) -> Result<u64> {
-        let (mut lost, mut count) = (Existing::default(), 0);
+        let (mut lost, mut count) = (Existing::default(), 0u64);
         for migration in &self.migrations {
             for (db, key, _) in &migration.losses()? {
                 lost.insert(*db, key);
-                count += 1;
+                count = count.saturating_add(1);
             }
         }
         *self
@@ -267,8 +267,8 @@ impl Check {
 
     /// Waits as long as the plan's limits want after so many keys.
     pub async fn pace(&self, keys: usize) -> Result<()> {
-        let bytes = self.target.bytes.load(Relaxed)
-            + self.origin.server().map_or(0, |s| s.bytes.load(Relaxed));
+        let source = self.origin.server().map_or(0, |s| s.bytes.load(Relaxed));
+        let bytes = self.target.bytes.load(Relaxed).saturating_add(source);
         let before = self.pace.taken.swap(bytes, Relaxed);
         let wait = self
             .pace

@@ -84,14 +84,14 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
             progress.candidates.remove(name);
             let reason = match verdict {
                 Some(Verdict::Equal) => {
-                    progress.at.compared += 1;
+                    progress.at.compared = progress.at.compared.saturating_add(1);
                     continue;
                 }
                 Some(Verdict::Different(reason)) => reason,
                 None => UNPROVABLE,
             };
             if apart.as_ref() == verdict.as_ref() {
-                progress.at.compared += 1;
+                progress.at.compared = progress.at.compared.saturating_add(1);
             } else if reason != UNPROVABLE {
                 repairs.push(name.clone());
             }
@@ -194,7 +194,7 @@ async fn confirm(
                 continue;
             }
         };
-        let (mut settled, mut moved, may) = (0, false, check.unreplicated());
+        let (mut settled, mut moved, may) = (0u32, false, check.unreplicated());
         for (n, (i, (a, b))) in open.iter().zip(both).enumerate() {
             let name = list.get(n);
             let why = difference(check, &a, &b, may).filter(|why| {
@@ -216,7 +216,7 @@ async fn confirm(
                 }
                 _ => None,
             };
-            settled += u32::from(verdict.is_some());
+            settled = settled.saturating_add(u32::from(verdict.is_some()));
             if let Some(place) = read.get_mut(*i) {
                 *place = (a, b, verdict);
             }
@@ -230,7 +230,7 @@ async fn confirm(
         }
         attempt = match attempt {
             2..QUICK if settled == 0 => QUICK,
-            _ => attempt + 1,
+            _ => u32::saturating_add(attempt, 1),
         };
     }
     Ok(read)

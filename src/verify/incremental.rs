@@ -52,7 +52,7 @@ pub async fn slots(check: &Check, own: &Store) -> Result<SlotSet> {
         };
         (written.iter()).all(|w| match w.last_ms(*slot) {
             _ if w.since_ms > *equal_ms => false,
-            Some(ms) => ms < equal_ms - MARGIN_MS,
+            Some(ms) => ms < equal_ms.saturating_sub(MARGIN_MS),
             None => true,
         })
     };

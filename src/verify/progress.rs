@@ -187,7 +187,7 @@ impl Progress {
     pub fn done(&mut self, seq: u64, page: Done) {
         self.early.insert(seq, page);
         while let Some(page) = self.early.remove(&self.next) {
-            self.next += 1;
+            self.next = self.next.saturating_add(1);
             let position = page.position.clone();
             self.staged.push(page);
             if position.is_none() {
@@ -195,7 +195,7 @@ impl Progress {
             }
             self.at.position = position;
             for page in std::mem::take(&mut self.staged) {
-                self.at.compared += page.compared;
+                self.at.compared = self.at.compared.saturating_add(page.compared);
                 self.candidates.extend(page.candidates);
                 for (slot, a, b) in page.sums {
                     self.add(slot, a, b);
@@ -213,7 +213,7 @@ impl Progress {
             _ => self.different.insert(Slot::numbered(slot)),
         }
         let count = self.at.counts.entry(reason.to_owned()).or_default();
-        *count += 1;
+        *count = count.saturating_add(1);
         *count <= DIFFERENCES_KEPT
     }
 

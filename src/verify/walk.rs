@@ -270,7 +270,7 @@ impl Tally<'_> {
                 let mut sum = SlotSum::default();
                 sum.add(db, key, &a.digest, a.expire);
                 self.done.sums.push((Slot::of(key).number(), sum, sum));
-                self.done.compared += 1;
+                self.done.compared = self.done.compared.saturating_add(1);
             }
             (Found::Gone, Found::Gone) => {}
             _ => {

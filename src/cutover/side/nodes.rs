@@ -206,7 +206,7 @@ impl Nodes {
             match self.ask(at, command).await {
                 Err(e) if tried < TRIES && e.kind() != ErrorKind::Refused => {
                     tracing::debug!("{e}");
-                    tried += 1;
+                    tried = tried.saturating_add(1);
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
                 done => return done,
@@ -338,7 +338,7 @@ impl Nodes {
                 told = true;
                 let name = name.split('|').next().unwrap_or_default();
                 if command::lookup(name.as_bytes()).is_some_and(Spec::may_write) {
-                    calls += counts.count("calls").unwrap_or(0);
+                    calls = u64::saturating_add(calls, counts.count("calls").unwrap_or(0));
                 }
             }
             if !told {
@@ -373,7 +373,9 @@ impl Nodes {
             if let Some(Reply::Error(text)) = replies.first() {
                 return Err(net::refusal("CLIENT KILL", text));
             }
-            cut.clients += replies.first().and_then(Reply::int).unwrap_or(0);
+            cut.clients = cut
+                .clients
+                .saturating_add(replies.first().and_then(Reply::int).unwrap_or(0));
             kills.push(match replies.get(1) {
                 Some(Reply::Error(_)) | None => {
                     vec![words(&[
@@ -385,7 +387,7 @@ impl Nodes {
         }
         for reply in self.each(&kills).await?.iter().flatten() {
             // One may have gone meanwhile.
-            cut.subscribers += reply.int().unwrap_or(0);
+            cut.subscribers = cut.subscribers.saturating_add(reply.int().unwrap_or(0));
         }
         Ok(cut)
     }

@@ -132,9 +132,9 @@ impl ExpiryGuard {
         if !self.asks || !matches!(mark, Mark::Snapshot { .. }) {
             return Some(expire);
         }
-        if expire.0 < now + self.horizon_ms() {
+        if expire.0 < now.saturating_add(self.horizon_ms()) {
             self.held.note(h.db, h.key);
-            return Some(ExpireAt(now + HOLD_MS));
+            return Some(ExpireAt(now.saturating_add(HOLD_MS)));
         }
         Some(expire)
     }
@@ -147,9 +147,9 @@ impl ExpiryGuard {
         expire: Option<ExpireAt>,
     ) -> Option<ExpireAt> {
         let now = unix_ms();
-        if self.holding && expire.is_some_and(|e| e.0 < now + self.horizon_ms()) {
+        if self.holding && expire.is_some_and(|e| e.0 < now.saturating_add(self.horizon_ms())) {
             self.held.note(db, key);
-            return Some(ExpireAt(now + HOLD_MS));
+            return Some(ExpireAt(now.saturating_add(HOLD_MS)));
         }
         expire
     }
@@ -163,8 +163,9 @@ impl ExpiryGuard {
         resp::parse_command(raw, &mut args)?;
         let cmd = Command { raw, args: &args };
         let now = unix_ms();
-        let far = now + HOLD_MS;
-        let Some(was) = command::expiry::hold(&cmd, now + self.horizon_ms(), far, out)? else {
+        let far = now.saturating_add(HOLD_MS);
+        let near = now.saturating_add(self.horizon_ms());
+        let Some(was) = command::expiry::hold(&cmd, near, far, out)? else {
             return Ok(false);
         };
         let key = cmd.arg(was.key_index).unwrap_or_default();

@@ -59,7 +59,9 @@ impl Held {
 
     /// What was released may have gone with a master of the target: it is to be released again.
     pub fn again(&mut self) {
-        self.count += u64::from(self.path.with_extension("released").exists());
+        self.count = self
+            .count
+            .saturating_add(u64::from(self.path.with_extension("released").exists()));
     }
 
     /// Notes a key; [`Held::save`] writes it down.
@@ -68,7 +70,7 @@ impl Held {
         self.pending
             .extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_le_bytes());
         self.pending.extend_from_slice(key);
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     /// Notes a key that is released by reading it whole: its fields have expiries.

@@ -85,7 +85,8 @@ impl Look {
     /// Counts one call of CONFIG before `later` that is our own, where subcommands are not counted by themselves.
     pub fn expect_config(&mut self, later: &Look) {
         if later.calls.contains_key("config") {
-            *self.calls.entry("config".into()).or_default() += 1;
+            let calls = self.calls.entry("config".into()).or_default();
+            *calls = calls.saturating_add(1);
         }
     }
 

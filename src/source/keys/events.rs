@@ -107,7 +107,7 @@ impl Events {
     pub fn put(&self, keys: impl IntoIterator<Item = Name>) {
         let mut state = self.state();
         for key in keys {
-            state.put_back += 1;
+            state.put_back = state.put_back.saturating_add(1);
             self.add(&mut state, key, true);
         }
     }
@@ -124,7 +124,7 @@ impl Events {
         }
         let bytes = key.1.len() + PLACE;
         if state.bytes + bytes > self.most {
-            state.gaps += 1;
+            state.gaps = state.gaps.saturating_add(1);
             return;
         }
         state.keys.insert(key, written);
@@ -132,8 +132,8 @@ impl Events {
     }
 
     fn gap(&self) {
-        self.state().gaps += 1;
-        self.answered.send_modify(|n| *n += 1);
+        self.state().gaps = self.state().gaps.saturating_add(1);
+        self.answered.send_modify(|n| *n = n.saturating_add(1));
     }
 
     fn hear(&self, address: &str, heard: &Heard) {
@@ -144,7 +144,7 @@ impl Events {
                 if let Some(listener) = self.state().listeners.get_mut(address) {
                     listener.answered = listener.answered.max(number.unwrap_or(0));
                 }
-                self.answered.send_modify(|n| *n += 1);
+                self.answered.send_modify(|n| *n = n.saturating_add(1));
                 return;
             }
         };
@@ -161,12 +161,12 @@ impl Events {
         if event == b"keymiss" {
             return;
         }
-        state.told += 1;
+        state.told = state.told.saturating_add(1);
         if may_bring_groups(event) {
             let room = state.grouped.len() * (key.len() + PLACE) < self.most / 4;
             match room {
                 true => state.grouped.push((db, key.clone())),
-                false => state.gaps += 1,
+                false => state.gaps = state.gaps.saturating_add(1),
             }
         }
         self.add(&mut state, (db, key), !is_no_write(event));
@@ -219,7 +219,7 @@ impl Events {
         let gaps = self.gaps();
         let mut number = 0;
         self.asked.send_modify(|n| {
-            *n += 1;
+            *n = n.saturating_add(1);
             number = *n;
         });
         let all = async {

@@ -308,8 +308,8 @@ async fn ask(side: &Side, conn: &mut Control) -> Result<Look> {
     }
     let mut text = String::new();
     for reply in conn.ask_all(&questions).await? {
-        text += &reply.text().unwrap_or_default();
-        text += "\r\n";
+        text.push_str(&reply.text().unwrap_or_default());
+        text.push_str("\r\n");
     }
     Ok(Look::parse(&text))
 }

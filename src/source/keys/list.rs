@@ -438,5 +438,5 @@ pub async fn estimate(side: &Side, slots: Option<&SlotSet>) -> u64 {
     };
     let all = (sizes.values()).fold(0u64, |sum, n| sum.saturating_add(*n));
     let share = slots.map_or(SLOTS, SlotSet::count) as u64;
-    all.saturating_mul(share) / (SLOTS as u64)
+    (all.saturating_mul(share).checked_div(SLOTS as u64)).unwrap_or(0)
 }

@@ -119,8 +119,10 @@ async fn count(conn: &mut Conn, key: &[u8], kind: ValueKind) -> Result<u64> {
     let memory = conn
         .ask(&[b"MEMORY", b"USAGE", key, b"SAMPLES", b"20"])
         .await?;
-    let each = number(&memory).unwrap_or(0) / elements.max(1);
-    Ok((PART_BYTES / each.max(1)).clamp(1, MOST))
+    let each = (number(&memory).unwrap_or(0))
+        .checked_div(elements)
+        .unwrap_or(0);
+    Ok(PART_BYTES.checked_div(each).unwrap_or(MOST).clamp(1, MOST))
 }
 
 /// The expiry of a key; the outer `None` when it is not there.

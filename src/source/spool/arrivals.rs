@@ -202,7 +202,9 @@ impl Arrivals {
                 Err(e) => Err(std::io::Error::other(e.to_string())),
             },
         };
-        self.saved += (self.unsaved.len() / RECORD) as u64;
+        self.saved = self
+            .saved
+            .saturating_add((self.unsaved.len() / RECORD) as u64);
         self.unsaved.clear();
         self.note(written);
     }

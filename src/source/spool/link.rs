@@ -135,8 +135,9 @@ impl Link {
         if self.state == LinkState::Up && down.is_none() && applied >= self.expected {
             self.behind_since_ms = None;
         }
-        (self.behind_since_ms.into_iter().chain(down).min())
-            .map_or(0, |since| u64::try_from(now_ms - since).unwrap_or(0))
+        (self.behind_since_ms.into_iter().chain(down).min()).map_or(0, |since| {
+            u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0)
+        })
     }
 
     /// The source has got to `at`: until that has arrived, there is a lag although nothing waits here.

@@ -180,7 +180,7 @@ impl Spool {
     /// Bytes on disk now.
     pub fn bytes(&self) -> u64 {
         let state = self.state();
-        state.snapshot.len + state.stream_end.since(state.released)
+        (state.snapshot.len).saturating_add(state.stream_end.since(state.released))
     }
 
     /// A segment is freed as a whole, so a small spool has small ones.
@@ -239,7 +239,9 @@ impl Spool {
         if applied >= state.stream_end {
             return 0;
         }
-        (state.arrivals.oldest(applied)).map_or(0, |at| u64::try_from(now_ms - at).unwrap_or(0))
+        (state.arrivals.oldest(applied)).map_or(0, |at| {
+            u64::try_from(now_ms.saturating_sub(at)).unwrap_or(0)
+        })
     }
 
     /// How old the oldest that is not applied may be, in ms: by its arrival, or, when it was written while the link was
@@ -274,14 +276,14 @@ impl Spool {
     pub fn leave_to_disk(&self, at: u64) {
         let mut state = self.state();
         let (free_from, sent_to) = state.snapshot.on_disk;
-        if state.snapshot.file.is_some() || at < sent_to + UNREAD_BYTES {
+        if state.snapshot.file.is_some() || at < sent_to.saturating_add(UNREAD_BYTES) {
             return;
         }
         state.snapshot.on_disk = (sent_to, at);
         drop(state);
         // Pages that are not on the disk yet are sent there; they are free the next time.
         if let Ok(file) = File::open(self.dir.join(SNAPSHOT)) {
-            let len = std::num::NonZeroU64::new(at - free_from);
+            let len = std::num::NonZeroU64::new(at.saturating_sub(free_from));
             let _ = rustix::fs::fadvise(file, free_from, len, rustix::fs::Advice::DontNeed);
         }
     }
@@ -336,7 +338,10 @@ impl Spool {
     /// The same, and why.
     pub fn down(&self, now_ms: i64) -> Option<(u64, Down)> {
         let (since, why) = self.state().link.down(now_ms)?;
-        Some((u64::try_from(now_ms - since).unwrap_or(0), why))
+        Some((
+            u64::try_from(now_ms.saturating_sub(since)).unwrap_or(0),
+            why,
+        ))
     }
 
     /// The source has got to `at`: until that has arrived, there is a lag although nothing waits here.

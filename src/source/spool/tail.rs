@@ -45,7 +45,7 @@ impl Read for SnapshotTail {
         if state.ended_early() {
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
-        let there = state.snapshot.len - self.at;
+        let there = state.snapshot.len.saturating_sub(self.at);
         drop(state);
         let file = match &mut self.file {
             Some(file) => file,
@@ -57,7 +57,7 @@ impl Read for SnapshotTail {
         };
         let want = buf.len().min(usize::try_from(there).unwrap_or(usize::MAX));
         let n = file.read(buf.get_mut(..want).unwrap_or_default())?;
-        self.at += n as u64;
+        self.at = self.at.saturating_add(n as u64);
         Ok(n)
     }
 }

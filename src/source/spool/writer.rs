@@ -26,7 +26,12 @@ impl SpoolWriter {
         if let Some((file, path, _)) = &mut self.file {
             write(file, bytes, path)?;
         }
-        self.spool.state().snapshot.len += bytes.len() as u64;
+        self.spool.state().snapshot.len = self
+            .spool
+            .state()
+            .snapshot
+            .len
+            .saturating_add(bytes.len() as u64);
         self.spool.changed.notify_all();
         Ok(())
     }
@@ -67,7 +72,7 @@ impl SpoolWriter {
         }
         if let Some((file, path, len)) = &mut self.file {
             write(file, bytes, path)?;
-            *len += bytes.len() as u64;
+            *len = len.saturating_add(bytes.len() as u64);
         }
         let mut state = self.spool.state();
         let stream_end = end.plus(bytes.len() as u64);
