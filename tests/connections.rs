@@ -275,3 +275,128 @@ fn sentinel_has_a_login_and_tls_of_its_own() {
     let new = keyferry::run(&["plan", "new", "--source", &url(7).replace("//", "//u:pw@")]);
     assert_eq!(new.json["source"]["url"], url(7), "{new:?}");
 }
+
+/// A source without TLS, and a plan whose target has it.
+fn to_tls(source: &Server, target: &Server) -> Plan {
+    let url = format!("rediss://127.0.0.1:{}", target.tls_port());
+    Plan::new(&source.url(), &url)
+}
+
+#[test]
+fn certificates_are_verified_as_far_as_the_plan_says() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let elsewhere = "subjectAltName=DNS:elsewhere.example\n";
+    let odd = format!("{elsewhere}1.2.3.4=critical,DER:05:00\n");
+    let made = [elsewhere, "", &odd].map(Tls::with_extensions);
+    let [Some(elsewhere), Some(old), Some(odd)] = made else {
+        return skip("needs openssl");
+    };
+    let source = Server::start(&name);
+    source.run("SET k v");
+    let protocols = ["TLSv1.2", "TLSv1.3"];
+    let start = |tls: &Tls, protocol: &str| {
+        let line = format!("tls-protocols {protocol}");
+        Setup::new(&name).tls(tls).line(&line).start()
+    };
+    let says = |plan: &Plan, words: &[&str]| {
+        let said = plan.run("check --no-write").exits(1).stdout;
+        for word in words {
+            assert!(said.contains(word), "{word}: {said}");
+        }
+    };
+    // Chain without name.
+    let target = start(&elsewhere, protocols[1]);
+    let mut plan = to_tls(&source, &target);
+    let ca = json!(elsewhere.ca());
+    plan.set("/target/tls", json!({ "ca": ca }));
+    says(&plan, &["target_tls", "tls.server_name", "tls.verify"]);
+    plan.set("/target/tls", json!({ "ca": ca, "verify": "ca" }));
+    let report = plan.run("check --json").exits(0);
+    assert!(!report.stdout.contains("target_certificate"), "{report:?}");
+    moves(&plan);
+    plan.set("/target/tls", json!({ "ca": old.ca(), "verify": "ca" }));
+    says(&plan, &["target_tls", "unknown authority"]);
+    // Any certificate, of version 1 and with extensions that nobody knows.
+    for tls in [&old, &odd] {
+        for protocol in protocols {
+            let target = start(tls, protocol);
+            let mut plan = to_tls(&source, &target);
+            for none in [json!({ "insecure": true }), json!({ "verify": "none" })] {
+                plan.set("/target/tls", none);
+                let report = plan.run("check --json").exits(0);
+                assert!(report.stdout.contains("target_certificate"), "{report:?}");
+                assert!(report.json["target"]["tls"] == true, "{report:?}");
+            }
+            moves(&plan);
+            for verify in ["full", "ca"] {
+                plan.set("/target/tls", json!({ "ca": tls.ca(), "verify": verify }));
+                says(&plan, &["target_tls", "tls.verify to \"none\""]);
+            }
+        }
+    }
+    let target = start(&old, protocols[1]);
+    let mut plan = to_tls(&source, &target);
+    plan.set("/target/tls", json!({ "ca": old.ca(), "verify": "ca" }));
+    says(&plan, &["X.509 version 1"]);
+    // What contradicts itself.
+    plan.set("/target/tls", json!({ "verify": "ca", "insecure": true }));
+    validate(&plan).exits(2).says(&["target.tls.insecure"]);
+    plan.set("/target/tls", json!({ "verify": "some" }));
+    validate(&plan)
+        .exits(2)
+        .says(&["target.tls.verify", "full"]);
+    plan.set("/target/tls", json!({ "verify": "ca" }));
+    validate(&plan).exits(0).says(&[]);
+}
+
+#[test]
+fn a_server_that_wants_a_client_certificate_says_so() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let (Some(tls), Some(other)) = (Tls::make(), Tls::make()) else {
+        return skip("needs openssl");
+    };
+    let source = Server::start(&name);
+    source.run("SET k v");
+    for protocol in ["TLSv1.2", "TLSv1.3"] {
+        let lines = [
+            format!("tls-protocols {protocol}"),
+            "tls-auth-clients yes".into(),
+        ];
+        let target = Setup::new(&name)
+            .tls(&tls)
+            .lines(&lines.each_ref().map(String::as_str))
+            .start();
+        let mut plan = to_tls(&source, &target);
+        for password in [json!(null), json!({ "env": "HOME" })] {
+            plan.set("/target/password", password);
+            plan.set("/target/tls", json!({ "ca": tls.ca() }));
+            let said = plan.run("check").exits(1).stdout;
+            let words = [
+                "target_tls",
+                "wants a client certificate",
+                "tls.cert and tls.key",
+            ];
+            for word in words {
+                assert!(said.contains(word), "{protocol}, {word}: {said}");
+            }
+        }
+        let began = Instant::now();
+        plan.run("verify").exits(3).says(&["tls.cert and tls.key"]);
+        assert!(began.elapsed() < Duration::from_secs(10));
+        // One of another authority, and the right one.
+        let with = |of: &Tls| json!({ "ca": tls.ca(), "cert": of.cert(), "key": of.key() });
+        plan.set("/target/tls", with(&other));
+        let said = plan.run("check").exits(1).stdout;
+        assert!(
+            said.contains("refuses the client certificate"),
+            "{protocol}: {said}"
+        );
+        plan.set("/target/password", json!(null));
+        plan.set("/target/tls", with(&tls));
+        moves(&plan);
+    }
+}

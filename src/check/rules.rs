@@ -4,7 +4,7 @@ use super::finding::{Finding, Severity, add};
 use super::merge::Conflicts;
 use super::probe::Facts;
 use crate::error::{ErrorKind, Result};
-use crate::plan::{Endpoint, Job, Mode, OnLoss, Source};
+use crate::plan::{Endpoint, Job, Mode, OnLoss, Source, TlsVerify};
 use crate::types::{DbIndex, unix_ms};
 
 /// Connections that we open at most to a server: loops, heals, watcher, verification.
@@ -56,15 +56,19 @@ pub fn certificate(
     id: &'static str,
     findings: &mut Vec<Finding>,
 ) {
-    if endpoint.tls.as_ref().is_some_and(|t| t.insecure) {
+    if endpoint
+        .tls
+        .as_ref()
+        .is_some_and(|t| t.verify == TlsVerify::None)
+    {
         add(
             findings,
             id,
             Severity::Warning,
             format!(
-                "the {side} is not verified (tls.insecure): whoever is in between can read and change everything"
+                "the {side} is not verified (tls.verify \"none\"): whoever is in between can read and change everything"
             ),
-            "set tls.ca to the provider's CA file and take tls.insecure out",
+            "set tls.ca to the provider's CA file, and tls.verify to \"full\", or to \"ca\" where the certificate does not hold the address",
         );
     }
     let Some(ends) = facts.certificate_ends_ms else {

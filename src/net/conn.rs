@@ -125,14 +125,17 @@ pub async fn open_over(
     held: Option<Held>,
 ) -> Result<Conn> {
     tune(&tcp);
-    let stream = match &endpoint.tls {
-        None => Stream::Plain(tcp),
-        Some(options) => Stream::Tls(Box::new(
-            tls::wrap(tcp, options, address, &endpoint.hosts()).await?,
-        )),
+    let (stream, client) = match &endpoint.tls {
+        None => (Stream::Plain(tcp), Default::default()),
+        Some(options) => {
+            let wrapped = tls::wrap(tcp, options, address, &endpoint.hosts()).await;
+            let (stream, client) = wrapped?;
+            (Stream::Tls(Box::new(stream)), client)
+        }
     };
     let mut conn = Conn::over(stream, endpoint, address);
-    conn.enter(endpoint, held).await?;
+    let entered = conn.enter(endpoint, held).await;
+    entered.map_err(|e| client.explain(e))?;
     Ok(conn)
 }
 

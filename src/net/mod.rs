@@ -3,6 +3,7 @@
 //! Invariant: every connection of the program is opened by [`connect`] or [`enter`]; TLS verifies unless the plan says that it does not.
 
 mod answer;
+mod certificates;
 mod conn;
 mod control;
 mod credentials;

@@ -2,8 +2,9 @@
 //!
 //! Invariant: `Debug` and `Display` of these types show no secret.
 
+use super::cutover::CutoverPlan;
 use super::document::{
-    CutoverPlan, Expired, ExpiryFilter, LatencyPlan, OnExisting, OnLoss, PricePlan, Topology,
+    Expired, ExpiryFilter, LatencyPlan, OnExisting, OnLoss, PricePlan, TlsVerify, Topology,
 };
 use super::glob::Glob;
 use super::learnt::Learnt;
@@ -213,7 +214,7 @@ pub struct TlsOptions {
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,
     pub server_name: Option<String>,
-    pub insecure: bool,
+    pub verify: TlsVerify,
 }
 
 /// Which databases are moved, and where to.

@@ -4,6 +4,7 @@
 //! which is what will be done.
 //! Invariant: nothing here opens a file, asks the environment or a clock, and no `Debug` shows a secret.
 
+mod cutover;
 mod document;
 mod glob;
 mod job;
@@ -16,9 +17,10 @@ mod starting;
 mod url;
 mod validate;
 
+pub use cutover::{CutoverPlan, FreezeWay, HooksPlan, OldSide};
 pub use document::{
-    CutoverPlan, DatabasesPlan, Expired, ExpiryFilter, FilterPlan, FreezeWay, HooksPlan, OldSide,
-    OnExisting, OnLoss, PasswordPlan, Plan, Topology, WORKLOAD_FILE, without_arguments,
+    DatabasesPlan, Expired, ExpiryFilter, FilterPlan, OnExisting, OnLoss, PasswordPlan, Plan,
+    TlsVerify, Topology, WORKLOAD_FILE, without_arguments,
 };
 pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
 pub use learnt::{Held, Learnt, is_for_good};

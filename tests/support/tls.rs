@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use tempfile::TempDir;
 
+const LOCAL: &str = "subjectAltName=DNS:localhost,IP:127.0.0.1\n";
+
 /// The files of one authority; they go when the last user goes.
 #[derive(Clone)]
 pub struct Tls {
@@ -15,15 +17,20 @@ pub struct Tls {
 impl Tls {
     /// `None` where there is no openssl program.
     pub fn make() -> Option<Tls> {
-        Tls::made(0)
+        Tls::made(0, LOCAL)
+    }
+
+    /// Whose certificate has these extensions, a line each; without any it is one of X.509 version 1.
+    pub fn with_extensions(lines: &str) -> Option<Tls> {
+        Tls::made(0, lines)
     }
 
     /// Certificates of 30 days that were made so many days ago; `None` also where there is no C compiler.
     pub fn of_days_ago(days: i64) -> Option<Tls> {
-        Tls::made(-days * 86_400)
+        Tls::made(-days * 86_400, LOCAL)
     }
 
-    fn made(skew_s: i64) -> Option<Tls> {
+    fn made(skew_s: i64, extensions: &str) -> Option<Tls> {
         let clock = match skew_s {
             0 => Vec::new(),
             seconds => skewed(seconds)?.to_vec(),
@@ -34,11 +41,7 @@ impl Tls {
             .tempdir()
             .ok()?;
         let at = dir.path();
-        std::fs::write(
-            at.join("ext"),
-            "subjectAltName=DNS:localhost,IP:127.0.0.1\n",
-        )
-        .ok()?;
+        std::fs::write(at.join("ext"), extensions).ok()?;
         let key = ["-newkey", "rsa:2048", "-nodes", "-days", "30"];
         let authority = [
             "req",
@@ -61,26 +64,26 @@ impl Tls {
             "server.csr",
         ];
         openssl(at, &[&request[..], &key[..3]].concat())?;
-        openssl(
-            at,
-            &[
-                "x509",
-                "-req",
-                "-in",
-                "server.csr",
-                "-CA",
-                "ca.crt",
-                "-CAkey",
-                "ca.key",
-                "-CAcreateserial",
-                "-days",
-                "30",
-                "-extfile",
-                "ext",
-                "-out",
-                "server.crt",
-            ],
-        )?;
+        let sign = [
+            "x509",
+            "-req",
+            "-in",
+            "server.csr",
+            "-CA",
+            "ca.crt",
+            "-CAkey",
+            "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "30",
+            "-out",
+            "server.crt",
+        ];
+        let with: &[&str] = match extensions {
+            "" => &[],
+            _ => &["-extfile", "ext"],
+        };
+        openssl(at, &[&sign[..], with].concat())?;
         Some(Tls { dir: Arc::new(dir) })
     }
 

@@ -2,7 +2,7 @@
 
 use super::refusal::{check_db_zero, wrong};
 use crate::error::Result;
-use crate::plan::document::{PasswordPlan, SentinelTls, TargetPlan, TlsPlan, Topology};
+use crate::plan::document::{PasswordPlan, SentinelTls, TargetPlan, TlsPlan, TlsVerify, Topology};
 use crate::plan::job::{Endpoint, Limits, TlsOptions};
 use crate::plan::learnt::Learnt;
 use crate::plan::secret::{Redacted, Secret};
@@ -194,6 +194,7 @@ fn refuse_tls(side: &str, typed: &TlsPlan) -> Result<()> {
         ("cert", typed.cert.is_some()),
         ("key", typed.key.is_some()),
         ("server_name", typed.server_name.is_some()),
+        ("verify", typed.verify.is_some()),
         ("insecure", typed.insecure),
     ];
     match given.iter().find(|(_, given)| *given) {
@@ -224,14 +225,33 @@ fn tls(side: &str, typed: &TlsPlan, warnings: &mut Vec<String>) -> Result<TlsOpt
         (None, Some(_)) => return Err(wrong(format!("{side}.tls.key needs {side}.tls.cert"))),
         _ => {}
     }
-    if typed.insecure {
-        warnings.push(format!("{side}.tls.insecure accepts any certificate: whoever sits between can read and change everything"));
+    let verify = match (typed.verify, typed.insecure) {
+        (Some(TlsVerify::Full | TlsVerify::Ca), true) => {
+            return Err(wrong(format!(
+                "{side}.tls.insecure accepts any certificate, and {side}.tls.verify does not"
+            ))
+            .hint("take insecure out; verify \"none\" says the same"));
+        }
+        (None, true) => TlsVerify::None,
+        (verify, _) => verify.unwrap_or_default(),
+    };
+    match verify {
+        TlsVerify::None => {
+            let key = if typed.insecure {
+                "insecure"
+            } else {
+                "verify \"none\""
+            };
+            warnings.push(format!("{side}.tls.{key} accepts any certificate: whoever sits between can read and change everything"));
+        }
+        TlsVerify::Ca if typed.ca.is_none() => warnings.push(format!("{side}.tls.verify \"ca\" without {side}.tls.ca accepts the certificate of any server that a public authority has signed")),
+        _ => {}
     }
     Ok(TlsOptions {
         ca: typed.ca.as_ref().map(Into::into),
         cert: typed.cert.as_ref().map(Into::into),
         key: typed.key.as_ref().map(Into::into),
         server_name: typed.server_name.clone(),
-        insecure: typed.insecure,
+        verify,
     })
 }

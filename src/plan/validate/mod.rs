@@ -7,8 +7,9 @@ mod refusal;
 
 use self::endpoint::endpoint;
 use self::refusal::{check_db_zero, wrong};
+use super::cutover::FreezeWay;
 use super::document::{
-    FreezeWay, LatencyPlan, Plan, ReadFrom, SourceMode, Topology, WORKLOAD_FILE, WORKLOADS,
+    LatencyPlan, Plan, ReadFrom, SourceMode, Topology, WORKLOAD_FILE, WORKLOADS,
 };
 use super::glob::Glob;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
