@@ -2,10 +2,14 @@
 //!
 //! Only the first stage of a flow hears [`Shutdown`]; later stages end when their channel closes.
 
+mod durable;
 pub mod event_loop;
 mod private;
 pub mod socket;
 
+#[cfg(test)]
+pub use durable::on_sync;
+pub use durable::{Unsynced, sync_file, sync_name};
 pub use private::{private_dir, private_file};
 
 use crate::error::{Error, ErrorKind, Result};

@@ -5,7 +5,7 @@
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::keyset::KeySet;
-use crate::task::private_file;
+use crate::task::{private_file, sync_name};
 use crate::types::{DbIndex, db_key, split_db_key};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, ErrorKind as Io, Read, Write};
@@ -110,6 +110,7 @@ impl NameFile {
         let file = NameFile::over(file, path)?;
         let whole = whole_len(path).context(ErrorKind::Disk, || file.failed())?;
         (file.out.get_ref().set_len(whole)).context(ErrorKind::Disk, || file.failed())?;
+        sync_name(path)?;
         Ok(file)
     }
 
@@ -146,7 +147,8 @@ impl NameFile {
     pub fn finish(mut self) -> Result<()> {
         self.save()?;
         std::fs::rename(self.path.with_extension("new"), &self.path)
-            .context(ErrorKind::Disk, || self.failed())
+            .context(ErrorKind::Disk, || self.failed())?;
+        sync_name(&self.path)
     }
 }
 

@@ -422,14 +422,14 @@ impl ApplyLoop {
             self.applier.marks.wait_saved()?;
         }
         // Before the mark that relies on it.
-        let timed = self.applier.expiry.save()?;
-        self.loaded.save()?;
+        let mut relied = self.applier.expiry.save()?;
+        relied.files.extend(self.loaded.save()?);
         ctx.shared.own.save()?;
         let mut standing = self.applier.standing(clean);
         standing.sweep_lag_ms = self.sweep_lag_ms();
         let stable = match wait {
-            true => self.applier.marks.save(standing, timed)?,
-            false => self.applier.marks.save_beside(standing, timed)?,
+            true => self.applier.marks.save(standing, relied)?,
+            false => self.applier.marks.save_beside(standing, relied)?,
         };
         if let Some((at, _)) = stable {
             self.applier.expiry.stable(at)?;

@@ -4,10 +4,10 @@
 
 use crate::error::Result;
 use crate::migrate::checkpoint::holds::{HoldId, Holds, Why};
+use crate::migrate::checkpoint::relied::Relied;
 use crate::migrate::checkpoint::stable::StableMarks;
 use crate::migrate::checkpoint::writer::{self, Checkpoint};
 use crate::migrate::context::ShardContext;
-use crate::migrate::expiry::filter::Pages;
 use crate::migrate::stream::written_slots::WrittenSlots;
 use crate::rdb::opcode::Dialect;
 use crate::source::spool::Down;
@@ -288,10 +288,10 @@ impl Checkpoints {
     pub fn save(
         &mut self,
         standing: Standing,
-        timed: Option<Pages>,
+        relied: Relied,
     ) -> Result<Option<(ReplOffset, DbIndex)>> {
         self.wait_saved()?;
-        let checkpoint = self.checkpoint(standing, timed)?;
+        let checkpoint = self.checkpoint(standing, relied)?;
         self.ctx.shared.store(|store| checkpoint.write(store))?;
         self.durable_fence = self.saved.fence_high;
         Ok(self.stable.in_stream())
@@ -301,15 +301,15 @@ impl Checkpoints {
     pub fn save_beside(
         &mut self,
         standing: Standing,
-        timed: Option<Pages>,
+        relied: Relied,
     ) -> Result<Option<(ReplOffset, DbIndex)>> {
-        let checkpoint = self.checkpoint(standing, timed)?;
+        let checkpoint = self.checkpoint(standing, relied)?;
         self.saving = Some(self.ctx.shared.saver.save(checkpoint));
         Ok(self.stable.in_stream())
     }
 
     /// The checkpoint: the lowest mark over all target nodes, with the counters, to be written in one transaction.
-    fn checkpoint(&mut self, standing: Standing, timed: Option<Pages>) -> Result<Checkpoint> {
+    fn checkpoint(&mut self, standing: Standing, relied: Relied) -> Result<Checkpoint> {
         self.last_save = Instant::now();
         let saved = self.saved(standing);
         match saved {
@@ -347,7 +347,7 @@ impl Checkpoints {
             shard: self.saved.clone(),
             counts,
             losses,
-            timed,
+            relied,
             release: release.map(|mark| (self.ctx.spool.clone(), mark)),
         })
     }

@@ -2,5 +2,6 @@
 
 pub(crate) mod checkpoints;
 pub(crate) mod holds;
+pub(crate) mod relied;
 pub(crate) mod stable;
 pub(crate) mod writer;

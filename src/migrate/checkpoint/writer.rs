@@ -4,7 +4,7 @@
 //! for it before it saves anything itself: so the states of a shard are written in the order in which they came about.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::migrate::expiry::filter::Pages;
+use crate::migrate::checkpoint::relied::Relied;
 use crate::source::spool::Spool;
 use crate::store::{Loss, ShardState, Store, Written};
 use crate::task::failpoint;
@@ -21,8 +21,8 @@ pub(crate) struct Checkpoint {
     pub losses: Vec<Loss>,
     /// When its slots were written to.
     pub written: Option<Written>,
-    /// Which keys may have an expiry.
-    pub timed: Option<Pages>,
+    /// What has to be on disk before.
+    pub relied: Relied,
     /// What the spool need not keep any more, once this is saved.
     pub release: Option<(Arc<Spool>, Mark)>,
 }
@@ -31,9 +31,7 @@ impl Checkpoint {
     /// Marks come last, so that they never pass what they rely on.
     pub fn write(self, store: &mut Store) -> Result<()> {
         failpoint("before-save");
-        if let Some(pages) = self.timed {
-            pages.write()?;
-        }
+        self.relied.write()?;
         store.add_losses(&self.losses)?;
         let shard = std::slice::from_ref(&self.shard);
         store.save_shards(shard, &self.counts, self.written.as_ref())?;

@@ -5,7 +5,7 @@
 //! on nothing.
 
 use crate::error::{Context, ErrorKind, Result};
-use crate::task::private_file;
+use crate::task::{Unsynced, private_file};
 use crate::types::DbIndex;
 use std::collections::HashSet;
 use std::fs::File;
@@ -76,11 +76,14 @@ pub struct MaybeTimed {
 pub struct Pages {
     path: PathBuf,
     file: Arc<File>,
+    /// It has just been made.
+    is_new: bool,
     /// Which block, and which of its lines.
     runs: Vec<(usize, Block, Range<usize>)>,
 }
 
 impl Pages {
+    /// Returns when the disk has them.
     pub fn write(&self) -> Result<()> {
         let mut bytes = Vec::new();
         for (block, lines, run) in &self.runs {
@@ -94,7 +97,7 @@ impl Pages {
                 .write_all_at(&bytes, at as u64)
                 .context(ErrorKind::Disk, || format!("write {}", self.path.display()))?;
         }
-        Ok(())
+        Unsynced::new(&self.file, &self.path, self.is_new).sync()
     }
 }
 
@@ -154,6 +157,7 @@ impl MaybeTimed {
             return Ok(None);
         }
         let failed = || format!("write {}", self.path.display());
+        let is_new = self.file.is_none();
         let file = match &self.file {
             Some(file) => file,
             None => {
@@ -188,6 +192,7 @@ impl MaybeTimed {
         Ok(Some(Pages {
             path: self.path.clone(),
             file: file.clone(),
+            is_new,
             runs,
         }))
     }

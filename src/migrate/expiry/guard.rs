@@ -6,8 +6,9 @@
 
 use crate::command::{self, Access, Command, KeyArg, Kind, Spec, SplitKind};
 use crate::error::Result;
+use crate::migrate::checkpoint::relied::Relied;
 use crate::migrate::context::ShardContext;
-use crate::migrate::expiry::filter::{MaybeTimed, Pages};
+use crate::migrate::expiry::filter::MaybeTimed;
 use crate::migrate::expiry::held::{HOLD_MS, Held, LAG_MS, Releasing};
 use crate::plan::Expired;
 use crate::rdb::file::Header;
@@ -372,10 +373,12 @@ impl ExpiryGuard {
         self.holding = self.asks;
     }
 
-    /// Writes down what is held back, before a checkpoint passes it; returns what is new of the filter.
-    pub fn save(&mut self) -> Result<Option<Pages>> {
-        self.held.save()?;
-        self.timed.take_fresh()
+    /// Writes down what is held back; returns what the disk must have before a checkpoint passes it.
+    pub fn save(&mut self) -> Result<Relied> {
+        Ok(Relied {
+            files: self.held.save()?.into_iter().collect(),
+            timed: self.timed.take_fresh()?,
+        })
     }
 }
 

@@ -2,16 +2,17 @@
 //!
 //! Such a key gets a far expiry on the target and a line in a file; when the stream has caught up, each line's key
 //! gets the expiry that the source tells then, or is removed if the source has it no more.
-//! Invariant: the lines are in the file before the checkpoint passes the commands that hold the keys back;
+//! Invariant: the lines are on disk before the checkpoint passes the commands that hold the keys back;
 //! a crash before that makes the same commands come again.
 //! What was released stays in a file of its own until it is known to survive a failover of the target.
 
 use crate::error::{Context, ErrorKind, Result};
-use crate::task::private_file;
+use crate::task::{Unsynced, private_file, sync_file};
 use crate::types::DbIndex;
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// How far ahead a held expiry is put; if keyferry never comes back, the keys still end.
 pub(crate) const HOLD_MS: i64 = 24 * 3600 * 1000;
@@ -24,7 +25,7 @@ const HEAL_WHOLE: u32 = 1 << 31;
 /// The file of held keys.
 pub(crate) struct Held {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Arc<File>>,
     pending: Vec<u8>,
     /// Lines in the file, as far as this process knows; 1 stands for "some" after a restart.
     pub count: u64,
@@ -78,28 +79,34 @@ impl Held {
         self.note(DbIndex(db.0 | HEAL_WHOLE), key);
     }
 
-    /// Appends what was noted to the file.
-    pub fn save(&mut self) -> Result<()> {
+    /// Appends what was noted to the file; returns it when the disk may not have all of it.
+    pub fn save(&mut self) -> Result<Option<Unsynced>> {
         if self.pending.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
+        let is_new = self.file.is_none();
         let failed = || format!("write the held expiries to {}", self.path.display());
         let file = match &mut self.file {
             Some(file) => file,
             None => {
                 let file = private_file().create(true).append(true).open(&self.path);
-                self.file.insert(file.context(ErrorKind::Disk, failed)?)
+                let file = file.context(ErrorKind::Disk, failed)?;
+                self.file.insert(Arc::new(file))
             }
         };
-        file.write_all(&self.pending)
+        (&**file)
+            .write_all(&self.pending)
             .context(ErrorKind::Disk, failed)?;
         self.pending.clear();
-        Ok(())
+        Ok(Some(Unsynced::new(file, &self.path, is_new)))
     }
 
     /// Takes all lines away for releasing; new ones go to a new file.
     pub fn take(&mut self) -> Result<Releasing> {
-        self.save()?;
+        if let Some(file) = self.save()? {
+            // The next checkpoint does not know of it.
+            file.sync()?;
+        }
         self.file = None;
         self.count = 0;
         let taken = self.path.with_extension("releasing");
@@ -107,12 +114,12 @@ impl Held {
         // Released by a run that has ended, or before the target lost a master.
         let before = self.path.with_extension("released");
         if before.exists() {
-            append(&before, &taken).context(ErrorKind::Disk, failed)?;
+            append(&before, &taken)?;
         }
         if taken.exists() {
             // An earlier release was interrupted: what has come since is added to it.
             if self.path.exists() {
-                append(&self.path, &taken).context(ErrorKind::Disk, failed)?;
+                append(&self.path, &taken)?;
             }
         } else if self.path.exists() {
             std::fs::rename(&self.path, &taken).context(ErrorKind::Disk, failed)?;
@@ -130,15 +137,24 @@ impl Held {
     }
 }
 
-/// Moves the lines of one file to the end of another.
-fn append(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Moves the lines of one file to the end of another; at no moment the disk has none of them.
+fn append(from: &Path, to: &Path) -> Result<()> {
+    let failed = || {
+        format!(
+            "move the held expiries in {} to {}",
+            from.display(),
+            to.display()
+        )
+    };
     if !to.exists() {
-        return std::fs::rename(from, to);
+        return std::fs::rename(from, to).context(ErrorKind::Disk, failed);
     }
-    let mut more = File::open(from)?;
-    let mut old = OpenOptions::new().append(true).open(to)?;
-    std::io::copy(&mut more, &mut old)?;
-    std::fs::remove_file(from)
+    let mut more = File::open(from).context(ErrorKind::Disk, failed)?;
+    let old = OpenOptions::new().append(true).open(to);
+    let mut old = old.context(ErrorKind::Disk, failed)?;
+    std::io::copy(&mut more, &mut old).context(ErrorKind::Disk, failed)?;
+    sync_file(&old, to)?;
+    std::fs::remove_file(from).context(ErrorKind::Disk, failed)
 }
 
 /// A key whose expiry is held back.
@@ -189,9 +205,7 @@ impl Releasing {
     pub fn done(self) -> Result<()> {
         if self.reader.is_some() {
             let kept = self.path.with_extension("released");
-            append(&self.path, &kept).context(ErrorKind::Disk, || {
-                format!("keep the released expiries in {}", kept.display())
-            })?;
+            append(&self.path, &kept)?;
         }
         Ok(())
     }
@@ -200,6 +214,30 @@ impl Releasing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::on_sync;
+
+    /// Were the disk without the lines when their first file goes, a power cut would lose them.
+    #[test]
+    fn lines_are_on_disk_before_the_file_that_they_come_from_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let both = [
+            ("held", "held.releasing"),
+            ("held.releasing", "held.released"),
+        ];
+        for (from, to) in both.map(|(from, to)| (dir.path().join(from), dir.path().join(to))) {
+            std::fs::write(&from, "more").unwrap();
+            std::fs::write(&to, "some").unwrap();
+            let synced = Arc::new(std::sync::Mutex::new(Vec::new()));
+            let (seen, left) = (synced.clone(), from.clone());
+            on_sync::with(move |path| {
+                let text = std::fs::read_to_string(path).unwrap();
+                seen.lock().unwrap().push((text, left.exists()));
+            });
+            append(&from, &to).unwrap();
+            assert_eq!(*synced.lock().unwrap(), [("somemore".to_owned(), true)]);
+            assert!(!from.exists());
+        }
+    }
 
     #[test]
     fn held_keys_survive_a_restart_and_an_interrupted_release() {

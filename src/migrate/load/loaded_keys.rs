@@ -5,14 +5,17 @@
 
 use crate::error::{Context, ErrorKind, Result};
 use crate::keyset::KeySet;
-use crate::task::private_file;
+use crate::task::{Unsynced, private_file};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub(crate) struct LoadedKeys {
     path: PathBuf,
-    out: Option<BufWriter<File>>,
+    out: Option<BufWriter<Arc<File>>>,
+    /// Something was added since the last [`LoadedKeys::save`].
+    added: bool,
     /// An attempt goes on that has written some already.
     resumed: bool,
 }
@@ -22,6 +25,7 @@ impl LoadedKeys {
         let mut loaded = LoadedKeys {
             path: dir.join("loaded"),
             out: None,
+            added: false,
             resumed,
         };
         if !resumed {
@@ -52,19 +56,24 @@ impl LoadedKeys {
                     false => 0,
                 };
                 file.set_len(whole).context(ErrorKind::Disk, &failed)?;
-                self.out.insert(BufWriter::with_capacity(1 << 16, file))
+                (self.out).insert(BufWriter::with_capacity(1 << 16, Arc::new(file)))
             }
         };
+        self.added = true;
         out.write_all(&hash.to_le_bytes())
             .context(ErrorKind::Disk, failed)
     }
 
-    /// To be called before a mark is saved that passes what was added.
-    pub fn save(&mut self) -> Result<()> {
+    /// Writes down what was added; returns the file, which the disk must have before a mark is saved that passes it.
+    pub fn save(&mut self) -> Result<Option<Unsynced>> {
         let failed = self.failed();
         match &mut self.out {
-            Some(out) => out.flush().context(ErrorKind::Disk, failed),
-            None => Ok(()),
+            Some(out) if std::mem::take(&mut self.added) => {
+                out.flush().context(ErrorKind::Disk, failed)?;
+                // The first time in a run its name is new; it is not worth a field to say so.
+                Ok(Some(Unsynced::new(out.get_ref(), &self.path, true)))
+            }
+            _ => Ok(None),
         }
     }
 

@@ -3,8 +3,13 @@
 
 use super::*;
 use crate::error::{Error, ErrorKind};
+use crate::migrate::expiry::filter::MaybeTimed;
+use crate::migrate::expiry::held::Held;
+use crate::migrate::load::loaded_keys::LoadedKeys;
 use crate::migrate::testing;
+use crate::store::Store;
 use crate::target::health::{Health, View};
+use crate::task::on_sync;
 use crate::types::ShardId;
 use proptest::prelude::*;
 use serde_json::json;
@@ -59,7 +64,9 @@ impl Bench {
     }
 
     fn save(&mut self, routed: Mark, in_flight: Option<Mark>) {
-        self.marks.save(standing(routed, in_flight), None).unwrap();
+        self.marks
+            .save(standing(routed, in_flight), Relied::default())
+            .unwrap();
     }
 
     /// What is saved with everything routed up to `at` and nothing in flight.
@@ -182,9 +189,9 @@ proptest! {
                 Step::Save | Step::Beside => {
                     let standing = standing(mark(streams, routed), flight.map(|at| mark(streams, at)));
                     match step {
-                        Step::Save => drop(bench.marks.save(standing, None).unwrap()),
+                        Step::Save => drop(bench.marks.save(standing, Relied::default()).unwrap()),
                         _ => {
-                            bench.marks.save_beside(standing, None).unwrap();
+                            bench.marks.save_beside(standing, Relied::default()).unwrap();
                             bench.marks.wait_saved().unwrap();
                         }
                     }
@@ -270,7 +277,7 @@ fn fences_are_durable_before_they_are_used_and_move_no_mark() {
     // A checkpoint that is still on its way to disk is waited for, not overtaken.
     bench
         .marks
-        .save_beside(standing(stream(200), None), None)
+        .save_beside(standing(stream(200), None), Relied::default())
         .unwrap();
     bench.marks.reserve(ReplOffset(9_000_000)).unwrap();
     let stored = bench.stored();
@@ -325,7 +332,7 @@ fn what_could_not_be_saved_beside_is_an_error_of_the_next() {
     }
     failed(&mut bench, full());
     let standing = standing(stream(200), None);
-    let e = bench.marks.save(standing, None).unwrap_err();
+    let e = bench.marks.save(standing, Relied::default()).unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Disk);
     assert_eq!(saved(&bench.stored()).0, 100);
     // What is saved after that is saved.
@@ -442,7 +449,7 @@ fn only_the_last_checkpoint_says_whether_a_shard_is_clean() {
             clean,
             ..standing(stream(100), None)
         };
-        bench.marks.save(standing, None).unwrap();
+        bench.marks.save(standing, Relied::default()).unwrap();
         assert_eq!(bench.stored().clean, clean);
         assert_eq!(saved(&bench.stored()).0, 100);
     }
@@ -479,7 +486,10 @@ fn counters_and_losses_are_saved_once() {
     ctx.add("healed_somehow", 1);
     ctx.progress.commands.store(9, Relaxed);
     let standing = standing(stream(300), None);
-    bench.marks.save_beside(standing, None).unwrap();
+    bench
+        .marks
+        .save_beside(standing, Relied::default())
+        .unwrap();
     bench.marks.wait_saved().unwrap();
     let counts = ctx.shared.store(|s| s.counts()).unwrap();
     assert_eq!(
@@ -496,7 +506,7 @@ fn a_fence_counts_only_once_it_is_on_disk() {
     bench.marks.reserve(ReplOffset(1_000)).unwrap();
     bench.ctx.spool.start_stream(ReplOffset(20_000_000));
     let later = standing(stream(200), None);
-    bench.marks.save_beside(later, None).unwrap();
+    bench.marks.save_beside(later, Relied::default()).unwrap();
     bench.marks.reserve(ReplOffset(20_000_000)).unwrap();
     assert!(bench.stored().fence_high.unwrap() >= ReplOffset(20_000_000));
 }
@@ -511,4 +521,65 @@ fn a_fence_that_could_not_be_saved_is_not_reserved() {
     bench.marks.reserve(ReplOffset(1_000)).unwrap_err();
     bench.marks.reserve(ReplOffset(1_000)).unwrap();
     assert!(bench.stored().fence_high >= Some(ReplOffset(1_000)));
+}
+
+/// What a mark relies on is on disk while the state still has the mark before.
+#[test]
+fn what_a_mark_relies_on_is_on_disk_before_it() {
+    let mut bench = Bench::at(true);
+    let dir = bench._dir.path().to_owned();
+    let before = bench.marks.shard().applied.unwrap();
+    bench.save(stream(before.0), None);
+    let mut held = Held::open(&dir);
+    let mut timed = MaybeTimed::open(&dir, false, 1 << 20);
+    let mut loaded = LoadedKeys::open(&dir, false);
+    let synced = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (seen, place) = (synced.clone(), dir.clone());
+    on_sync::with(move |path| {
+        let mark = Store::open_readonly(&place)
+            .unwrap()
+            .unwrap()
+            .shards()
+            .unwrap()[0]
+            .applied;
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        seen.lock().unwrap().push((name, mark.unwrap()));
+    });
+    for n in 1..=2 {
+        held.note(DbIndex::ZERO, b"k");
+        timed.add(format!("k{n}").as_bytes());
+        loaded.add(n).unwrap();
+        let mut relied = Relied {
+            files: held.save().unwrap().into_iter().collect(),
+            timed: timed.take_fresh().unwrap(),
+        };
+        relied.files.extend(loaded.save().unwrap());
+        let from = bench.marks.shard().applied.unwrap();
+        let to = from.plus(10);
+        bench
+            .marks
+            .save(standing(stream(to.0), None), relied)
+            .unwrap();
+        assert_eq!(bench.stored().applied, Some(to));
+        let mut all = std::mem::take(&mut *synced.lock().unwrap());
+        all.sort();
+        let wanted = ["held", "loaded", "timed-2"].map(|name| (name.to_owned(), from));
+        assert_eq!(all, wanted);
+    }
+    // Nothing new, so nothing is waited for.
+    let relied = Relied {
+        files: held
+            .save()
+            .unwrap()
+            .into_iter()
+            .chain(loaded.save().unwrap())
+            .collect(),
+        timed: timed.take_fresh().unwrap(),
+    };
+    let to = bench.marks.shard().applied.unwrap().plus(10);
+    bench
+        .marks
+        .save(standing(stream(to.0), None), relied)
+        .unwrap();
+    assert!(synced.lock().unwrap().is_empty());
 }
