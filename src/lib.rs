@@ -11,24 +11,24 @@ mod report;
 // of it must neither panic nor wrap. Each says by itself what is meant (saturating, checked).
 
 // 3 flows
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod check;
 mod cutover;
 mod fleet;
 mod latency;
 mod migrate;
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod verify;
 
 // 2 edges
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod fence;
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod net;
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod source;
 mod store;
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod target;
 mod task;
 
@@ -40,9 +40,9 @@ mod task;
     clippy::panic,
     clippy::unreachable
 )]
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod command;
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod digest;
 mod plan;
 #[deny(
@@ -60,14 +60,14 @@ mod rdb;
     clippy::panic,
     clippy::unreachable
 )]
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod resp;
 
 // 0 nouns
 mod error;
 mod histogram;
 mod keyset;
-#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
+#[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod types;
 
 // What `main` calls, and what tests, benchmarks and fuzz targets look at; of anything else the compiler says when
