@@ -12,9 +12,10 @@ const MIB: u64 = 1 << 20;
 /// What the whole program may take with `limits.memory_bytes` of 64 MiB.
 const MEMORY: u64 = 64 * MIB;
 
-/// Runs `check` against a peer that answers so; returns how it ended, the peak memory and what the peer could send.
-fn met(first: &str, again: &[u8], every: Duration) -> (Outcome, u64, u64) {
+/// Runs `check` against a peer that answers a command so; returns how it ended, the peak memory and what the peer could send.
+fn met(to: &'static str, first: &str, again: &[u8], every: Duration) -> (Outcome, u64, u64) {
     let says = Says {
+        to,
         first: first.as_bytes().to_vec(),
         again: again.to_vec(),
         every,
@@ -46,35 +47,52 @@ fn no_reply_takes_more_memory_than_replies_of_servers_do() {
     ]
     .concat();
     let once = Duration::ZERO;
-    for (name, first, again, said) in [
+    for (name, to, first, again, said) in [
         (
             "a long string",
+            "INFO",
             "$1099511627776\r\n",
             &xs,
             "1099511627776 bytes",
         ),
-        ("a line", "+", &xs, "a line of more than 65536 bytes"),
-        ("an error", "-ERR ", &xs, "a line of more than 65536 bytes"),
+        (
+            "a line",
+            "INFO",
+            "+",
+            &xs,
+            "a line of more than 65536 bytes",
+        ),
+        (
+            "an error",
+            "INFO",
+            "-ERR ",
+            &xs,
+            "a line of more than 65536 bytes",
+        ),
         (
             "a number",
+            "INFO",
             ":1",
             &b"1".repeat(4096),
             "a number without an end",
         ),
         (
             "a long array",
+            "INFO",
             "*1000000000\r\n",
             &numbers,
             "1000000000 elements",
         ),
         (
             "numbers",
+            "INFO",
             "*327680\r\n",
             &numbers,
             "more than 327680 elements",
         ),
         (
             "letters",
+            "INFO",
             "*327680\r\n",
             &letters,
             "more than 327680 elements",
@@ -82,30 +100,65 @@ fn no_reply_takes_more_memory_than_replies_of_servers_do() {
         // Whole ones that are allowed, after which the peer is asked no more.
         (
             "all letters",
+            "INFO",
             all_letters.as_str(),
             &Vec::new(),
             "the connection",
         ),
-        ("one long string", "$16000000\r\n", &xs, "byte 0x78"),
-        ("arrays", "*1\r\n", &arrays, "16 arrays inside each other"),
+        ("one long string", "INFO", "$16000000\r\n", &xs, "byte 0x78"),
+        (
+            "arrays",
+            "INFO",
+            "*1\r\n",
+            &arrays,
+            "16 arrays inside each other",
+        ),
         (
             "wide arrays",
+            "INFO",
             "*2\r\n:1\r\n",
             &wide,
             "16 arrays inside each other",
         ),
-        ("strings", "*100\r\n", &strings, "more than 16777216 bytes"),
+        (
+            "strings",
+            "INFO",
+            "*100\r\n",
+            &strings,
+            "more than 16777216 bytes",
+        ),
         (
             "another protocol",
+            "INFO",
             "HTTP/1.1 400 Bad Request\r\n",
             &xs,
             "byte 0x48",
         ),
-        ("RESP 3", "%1\r\n+a\r\n+b\r\n", &xs, "byte 0x25"),
-        ("half a reply", "$100\r\nabc", &Vec::new(), "the connection"),
+        ("RESP 3", "INFO", "%1\r\n+a\r\n+b\r\n", &xs, "byte 0x25"),
+        (
+            "half a reply",
+            "INFO",
+            "$100\r\nabc",
+            &Vec::new(),
+            "the connection",
+        ),
+        (
+            "libraries",
+            "FUNCTION",
+            "*100\r\n",
+            &strings,
+            "more than 25165824 bytes",
+        ),
+        (
+            "one long library",
+            "FUNCTION",
+            "$25000000\r\n",
+            &xs,
+            "byte 0x78",
+        ),
     ] {
         let began = Instant::now();
-        let (ended, peak, sent) = met(first, again, once);
+        let (ended, peak, sent) = met(to, first, again, once);
         println!(
             "{name}: peak {:.1} MiB, {:.1} MiB sent, {:?}: {}",
             peak as f64 / MIB as f64,
@@ -126,7 +179,7 @@ fn a_reply_that_never_ends_is_given_up() {
         return;
     }
     let began = Instant::now();
-    let (ended, _, _) = met("$100\r\n", b"x", Duration::from_secs(2));
+    let (ended, _, _) = met("INFO", "$100\r\n", b"x", Duration::from_secs(2));
     let told = ended.exits(1).stdout;
     assert!(told.contains("did not answer for 60 s"), "{told}");
     assert!(began.elapsed() < Duration::from_secs(75));

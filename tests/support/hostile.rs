@@ -1,4 +1,4 @@
-//! A peer that answers PING as a server does, and whatever is asked then by something that no server sends.
+//! A peer that answers as a server does until it is asked for a certain word, and then something that no server sends.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 /// What it says: once, and then again and again.
 #[derive(Clone)]
 pub struct Says {
+    /// What it has to be asked.
+    pub to: &'static str,
     pub first: Vec<u8>,
     pub again: Vec<u8>,
     /// Between two of these.
@@ -79,10 +81,17 @@ fn answer(
         if n == 0 {
             return Ok(());
         }
-        if !buf[..n].windows(4).any(|word| word == b"PING") {
-            break;
-        }
-        client.write_all(b"+PONG\r\n")?;
+        let asked = String::from_utf8_lossy(&buf[..n]);
+        let answer = match &asked {
+            asked if asked.contains(says.to) => break,
+            asked if asked.contains("PING") => "+PONG\r\n".to_owned(),
+            asked if asked.contains("INFO") => {
+                let info = "redis_version:7.2.0\r\nrole:master\r\n";
+                format!("${}\r\n{info}\r\n", info.len())
+            }
+            _ => "$-1\r\n".to_owned(),
+        };
+        client.write_all(answer.as_bytes())?;
     }
     client.write_all(&says.first)?;
     let began = Instant::now();
