@@ -277,6 +277,104 @@ fn numbers_at_their_ends_arrive_and_are_compared() {
     }
 }
 
+/// A server whose INFO tells the largest numbers that there are: nothing panics, and what is the same is found the same.
+#[test]
+fn no_number_in_info_is_too_large() {
+    let Some([name]) = need(["any:functions"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    eval(
+        &source,
+        "for n = 1, 500 do redis.call('SET', 's' .. n, n, 'PX', 5000000) end",
+    );
+    let (ours, theirs) = (
+        HostilePeer::boasting(&source.address()),
+        HostilePeer::boasting(&target.address()),
+    );
+    let mut plan = Plan::new(&ours.url(), &theirs.url());
+    plan.set("/limits", json!({ "outage_s": 3 }));
+    for (mode, words, fine) in [
+        ("replica", "check --json", &[0, 1][..]),
+        (
+            "replica",
+            "migrate --fresh --until caught-up --json",
+            &[0, 1, 3],
+        ),
+        ("scan", "check --json", &[0, 1]),
+        ("scan", "verify --json", &[0, 1, 3]),
+    ] {
+        plan.set("/source/mode", json!(mode));
+        let existing = if mode == "scan" { "skip" } else { "replace" };
+        plan.set("/on_existing", json!(existing));
+        let mut running = plan.start(words);
+        let began = Instant::now();
+        while running.ended().is_none() && began.elapsed() < Duration::from_secs(15) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if running.ended().is_none() {
+            running.interrupt();
+        }
+        let ended = running.wait(Duration::from_secs(20));
+        println!("{words} ({mode}): exit {}\n{}", ended.code, ended.stderr);
+        assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+        assert!(
+            fine.contains(&ended.code) || ended.code == 130,
+            "{words}: {}",
+            ended.code
+        );
+    }
+    assert!(ours.sent() > 0 && theirs.sent() > 0);
+}
+
+/// A server whose replication offset is near the end of what it can count to: it was loaded from a file that says so.
+#[test]
+fn an_offset_near_its_end_is_followed() {
+    let Some([name]) = need(["redis-8.0"]) else {
+        return;
+    };
+    let mut source = Setup::new(&name).start();
+    source.kill();
+    let mut file = b"REDIS0009".to_vec();
+    let offset = (i64::MAX - (1 << 30)).to_string();
+    for (name, value) in [
+        ("repl-stream-db", "0"),
+        ("repl-id", "0123456789abcdef0123456789abcdef01234567"),
+        ("repl-offset", &offset),
+    ] {
+        for text in [name, value] {
+            let head: &[u8] = if text == name { &[0xfa] } else { &[] };
+            file.extend_from_slice(head);
+            file.push(text.len() as u8);
+            file.extend_from_slice(text.as_bytes());
+        }
+    }
+    // A key, the end, and a checksum that was not computed.
+    file.extend_from_slice(b"\xfe\x00\x00\x01k\x01v\xff\0\0\0\0\0\0\0\0");
+    std::fs::write(source.dir().join("dump.rdb"), file).expect("the file is written");
+    source.restart();
+    let stands = source.info("replication", "master_repl_offset");
+    assert!(stands > i64::MAX - (2 << 30), "{stands}");
+    let story = Story::new(
+        Endpoint::Alone(Box::new(source)),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    eval(
+        &story.source.nodes()[0],
+        "for n = 1, 500 do redis.call('SET', 's' .. n, n) end",
+    );
+    story.catch_up_and_stop(running);
+    eval(
+        &story.source.nodes()[0],
+        "for n = 1, 50 do redis.call('SET', 't' .. n, n) end",
+    );
+    story.catch_up_and_stop(story.migrate());
+    assert_eq!(story.target.nodes()[0].run("DBSIZE").int(), Some(551));
+    story.verify();
+}
+
 /// Some of these commands are refused by some versions.
 fn extremes(end: &Endpoint, prefix: &str) {
     let mut client = end.nodes()[0].client();

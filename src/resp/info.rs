@@ -32,7 +32,9 @@ pub fn offset(info: &str) -> Option<ReplOffset> {
         true => "slave_repl_offset",
         false => "master_repl_offset",
     };
-    field(info, name)?.parse().ok().map(ReplOffset)
+    // Servers count by signed numbers: more than those hold is no offset.
+    let offset = field(info, name)?.parse::<i64>().ok()?;
+    u64::try_from(offset).ok().map(ReplOffset)
 }
 
 /// The `name=value` pairs of one line.

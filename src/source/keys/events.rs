@@ -132,7 +132,10 @@ impl Events {
     }
 
     fn gap(&self) {
-        self.state().gaps = self.state().gaps.saturating_add(1);
+        {
+            let gaps = &mut self.state().gaps;
+            *gaps = gaps.saturating_add(1);
+        }
         self.answered.send_modify(|n| *n = n.saturating_add(1));
     }
 

@@ -26,12 +26,10 @@ impl SpoolWriter {
         if let Some((file, path, _)) = &mut self.file {
             write(file, bytes, path)?;
         }
-        self.spool.state().snapshot.len = self
-            .spool
-            .state()
-            .snapshot
-            .len
-            .saturating_add(bytes.len() as u64);
+        {
+            let len = &mut self.spool.state().snapshot.len;
+            *len = len.saturating_add(bytes.len() as u64);
+        }
         self.spool.changed.notify_all();
         Ok(())
     }
