@@ -3,6 +3,7 @@
 mod admission;
 mod bounds;
 mod check;
+mod check_notified;
 mod check_surroundings;
 mod cli;
 mod client;

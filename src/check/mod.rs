@@ -7,6 +7,7 @@
 mod differences;
 mod finding;
 mod merge;
+mod notified;
 mod probe;
 mod rules;
 mod surroundings;
@@ -42,10 +43,11 @@ pub struct Report {
 }
 
 /// Findings that keep a new migration from beginning; what the others block shows itself, key by key, and is resumed.
-pub const STOPS: [&str; 10] = [
+pub const STOPS: [&str; 11] = [
     "clocks",
     "databases_conflict",
     "eviction",
+    "psync_refused",
     "restore",
     "scripts_verbatim",
     "source_clients",
@@ -92,7 +94,8 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
             let allowed = match (mode, known) {
                 (Mode::Scan, _) => false,
                 (Mode::Auto, Some(known)) => known == "replica",
-                _ => psync::allowed(endpoint).await.unwrap_or(false),
+                // A connection that fails says nothing of rights: the migration will tell.
+                _ => (psync::allowed(endpoint).await).unwrap_or(*mode == Mode::Replica),
             };
             rules::mode(*mode, allowed, &mut findings);
             Some(match mode {
@@ -104,6 +107,12 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         }
         Source::Server { .. } => None,
     };
+    let mut source = source;
+    if let (Some(facts), Some(endpoint)) = (&mut source, job.source.endpoint())
+        && (write && mode == Some("scan") && facts.notifications.is_none())
+    {
+        facts.notified = notified::heard(endpoint).await;
+    }
     if let (Some(facts), Some(endpoint)) = (&source, job.source.endpoint()) {
         rules::certificate(
             endpoint,

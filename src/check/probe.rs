@@ -53,6 +53,9 @@ pub struct Facts {
     /// Hashes whose fields expire, as far as the server counts them.
     pub field_expiry_keys: Option<u64>,
     pub notifications: Option<String>,
+    /// Where that is not told: whether a key of our own was notified of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notified: Option<bool>,
     pub backlog_bytes: Option<u64>,
     pub replica_buffer: Option<String>,
     /// Commands that clients have called since the server started.
@@ -396,7 +399,8 @@ async fn restore(conn: &mut Control, name: &str, facts: &mut Facts) -> Result<Op
     Ok(taken)
 }
 
-fn random_name() -> String {
+/// The name of a key of our own.
+pub fn random_name() -> String {
     let state = std::collections::hash_map::RandomState::new();
     let mut hasher = state.build_hasher();
     hasher.write_i64(unix_ms());

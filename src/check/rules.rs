@@ -260,18 +260,24 @@ pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Findin
         scripts(facts, findings);
     }
     if !replica && matches!(&job.source, Source::Server { .. }) {
-        let on = facts
-            .notifications
-            .as_deref()
-            .is_some_and(|n| !n.is_empty());
-        if !on {
-            add(
+        const FIX: &str = "set notify-keyspace-events to AKE for the time of the migration";
+        let on = facts.notifications.as_ref().map(|n| !n.is_empty());
+        match on.or(facts.notified) {
+            Some(true) => {}
+            Some(false) => add(
                 findings,
                 "notifications",
                 Severity::Warning,
                 "the source sends no keyspace notifications: changes are found by sweeps alone, which takes longer after the freeze",
-                "set notify-keyspace-events to AKE for the time of the migration",
-            );
+                FIX,
+            ),
+            None => add(
+                findings,
+                "notifications_unknown",
+                Severity::Warning,
+                "whether the source sends keyspace notifications is not known: CONFIG GET is refused, and no key was written to try it; without them changes are found by sweeps alone, which takes longer after the freeze",
+                FIX,
+            ),
         }
     }
 }

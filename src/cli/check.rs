@@ -13,7 +13,8 @@ use std::path::PathBuf;
 /// Probe both sides: what will work, what will be lost, what blocks
 ///
 /// Keys of yours are not touched. At the target a key with a random name is written, which ends after ten seconds and
-/// is deleted before (--no-write leaves that out).
+/// is deleted before; so is one at a source that will be scanned and does not tell whether it sends keyspace
+/// notifications (--no-write leaves both out).
 #[derive(Args)]
 #[command(after_help = "\
 Exit codes: 0 nothing blocks, 1 something does.
