@@ -400,3 +400,186 @@ fn a_server_that_wants_a_client_certificate_says_so() {
         moves(&plan);
     }
 }
+
+/// What a command is called at a server that has renamed it.
+fn renamed(commands: &[&str]) -> (Vec<String>, serde_json::Value) {
+    let here = |c: &str| format!("{}-x9", c.to_lowercase());
+    let lines = commands
+        .iter()
+        .map(|c| format!("rename-command {c} {}", here(c)));
+    let names: serde_json::Map<_, _> = (commands.iter())
+        .map(|c| ((*c).to_owned(), json!(here(c))))
+        .collect();
+    (lines.collect(), names.into())
+}
+
+const RENAMED: [&str; 12] = [
+    "REPLCONF", "CONFIG", "SCAN", "DUMP", "RESTORE", "ROLE", "TYPE", "CLIENT", "ACL", "MEMORY",
+    "COMMAND", "MULTI",
+];
+
+#[test]
+fn renamed_commands_are_called_by_their_other_names() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let (lines, names) = renamed(&RENAMED);
+    let setup = lines.iter().fold(Setup::new(&name), |s, line| s.line(line));
+    let source = setup.clone().start();
+    let target = Setup::new(&name)
+        .lines(&["rename-command CONFIG config-x9"])
+        .start();
+    for n in 0..300 {
+        source.run(&format!("SET key:{n} {}", "x".repeat(100)));
+    }
+    source.run("RPUSH list a b c");
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/cutover", json!({ "hooks": { "switch": ["true"] } }));
+    // Refused by its own name.
+    let said = plan.run("check").exits(1).stdout;
+    for word in ["source refuses DUMP", "psync_refused", "source.commands"] {
+        assert!(said.contains(word), "{word}: {said}");
+    }
+    // And by a wrong one, which is told with it.
+    let mut wrong = names.clone();
+    wrong["DUMP"] = json!("nothing");
+    plan.set("/source/commands", wrong);
+    let said = plan.run("check").exits(1).stdout;
+    assert!(
+        said.contains("source refuses DUMP (here: nothing)"),
+        "{said}"
+    );
+    plan.set("/source/commands", names.clone());
+    plan.set("/target/commands", json!({ "config": "config-x9" }));
+    let report = plan.run("check --json").exits(0).json;
+    assert_eq!(report["mode"], "replica", "{report}");
+    assert_eq!(report["source"]["commands"]["CONFIG GET"], true, "{report}");
+    assert_eq!(report["target"]["commands"]["CONFIG GET"], true, "{report}");
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, Duration::from_secs(60));
+    source.run("RPUSH list d");
+    source.run("SET after 1");
+    plan.wait_caught_up(&mut running, Duration::from_secs(60));
+    let outcome = plan.run("cutover --dry-run --json").exits(0);
+    assert_eq!(outcome.json["done"], true, "{outcome:?}");
+    let verified = plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["keys_source"], 302, "{verified:?}");
+    assert_eq!(target.run("LLEN list").int(), Some(4));
+    running.interrupt();
+    running.wait(Duration::from_secs(30)).exits(130);
+    // Nothing was asked by a name that the source has not.
+    source.run("config-x9 RESETSTAT");
+    plan.run("verify --json").exits(0);
+    assert_eq!(source.info("stats", "total_error_replies"), 0);
+}
+
+/// Servers look at the word PSYNC: by another name they answer as SYNC, without offsets.
+#[test]
+fn a_source_with_a_renamed_psync_is_scanned() {
+    for version in ["redis-6.2", "redis-8.2", "valkey-8.0"] {
+        let Some([name]) = need([version]) else {
+            continue;
+        };
+        let (lines, names) = renamed(&["PSYNC", "SCAN", "DUMP", "CONFIG"]);
+        let setup = lines.iter().fold(Setup::new(&name), |s, line| s.line(line));
+        let (source, target) = (setup.start(), Server::start(&name));
+        source.run("SET k v");
+        source.run("RPUSH list a b c");
+        let mut plan = Plan::new(&source.url(), &target.url());
+        plan.set("/source/commands", names);
+        validate(&plan).exits(2).says(&["PSYNC", "SYNC", "scan"]);
+        plan.set("/source/mode", json!("auto"));
+        let report = plan.run("check --json").exits(0);
+        assert_eq!(report.json["mode"], "scan", "{report:?}");
+        assert!(report.stdout.contains("renamed PSYNC"), "{report:?}");
+        moves(&plan);
+        assert_eq!(target.run("LLEN list").int(), Some(3));
+        let stats = source.run("INFO commandstats").text();
+        for command in ["scan", "dump"] {
+            let line = format!("cmdstat_{command}:");
+            assert!(stats.contains(&line), "{command}: {stats}");
+        }
+    }
+}
+
+/// What clients write by another name stands by that name in the stream, also where it is called as before in the
+/// statistics: the run ends there and says so, and validation has warned of it.
+#[test]
+fn a_renamed_write_stands_in_the_stream_by_its_other_name() {
+    for version in ["redis-6.0", "redis-7.0", "valkey-8.1"] {
+        let Some([name]) = need([version]) else {
+            continue;
+        };
+        let (lines, names) = renamed(&["SADD", "SET"]);
+        let setup = lines.iter().fold(Setup::new(&name), |s, line| s.line(line));
+        let (source, target) = (setup.start(), Server::start(&name));
+        source.run("set-x9 a 1");
+        let mut plan = Plan::new(&source.url(), &target.url());
+        plan.set("/source/commands", names);
+        let valid = validate(&plan).exits(0);
+        assert!(valid.stdout.contains("SADD, SET"), "{valid:?}");
+        let mut running = plan.start("migrate --json");
+        plan.wait_caught_up(&mut running, Duration::from_secs(60));
+        source.run("sadd-x9 s 1");
+        running
+            .wait(Duration::from_secs(60))
+            .exits(3)
+            .says(&["sadd-x9"]);
+        let stats = source.run("INFO commandstats").text();
+        assert!(stats.contains("cmdstat_sadd:"), "{stats}");
+        plan.run("rollback").says(&[]);
+    }
+    let (source, target) = ("redis://a:1", "redis://b:1");
+    let mut plan = Plan::new(source, target);
+    plan.set("/target/commands", json!({ "SET": "set-x9" }));
+    validate(&plan).exits(2).says(&["target.commands", "SET"]);
+    plan.set("/target/commands", json!({ "CONFIG": "a b" }));
+    validate(&plan)
+        .exits(2)
+        .says(&["target.commands", "CONFIG"]);
+    plan.set("/target/commands", json!({ "CONFIG": "a", "ACL": "A" }));
+    validate(&plan).exits(2).says(&["by one name"]);
+}
+
+#[test]
+fn a_socket_of_this_machine_is_a_source_and_a_target() {
+    let Some([name]) = need(["any"]) else { return };
+    let dir = tempfile::tempdir().expect("a folder");
+    let socket = |n: &str| dir.path().join(n).display().to_string();
+    let at = |n: &str| format!("unixsocket {}", socket(n));
+    let source = Setup::new(&name)
+        .lines(&[&at("a%b"), "requirepass s3cret"])
+        .start();
+    let _target = Setup::new(&name).line(&at("t")).start();
+    let mut client = source.client();
+    let mut run = |words: &str| client.words(words).expect("an answer");
+    run("AUTH s3cret");
+    run("SET zero 1");
+    run("SELECT 1");
+    for n in 0..100 {
+        run(&format!("SET key:{n} 1"));
+    }
+    let url = format!("redis+unix://:s3cret@{}?db=1", socket("a%25b"));
+    let mut plan = Plan::new(&url, &format!("redis+unix://{}", socket("t")));
+    let report = plan.run("check --json").exits(0).json;
+    assert_eq!(report["mode"], "replica", "{report}");
+    let shown = format!("redis+unix://{}?db=1", socket("a%25b"));
+    assert_eq!(report["source"]["url"], json!(shown), "{report}");
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, Duration::from_secs(60));
+    run("SET later 1");
+    plan.wait_caught_up(&mut running, Duration::from_secs(60));
+    running.interrupt();
+    running.wait(Duration::from_secs(30)).exits(130);
+    let verified = plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["keys_target"], 101, "{verified:?}");
+    // Where nobody listens.
+    plan.set(
+        "/source/url",
+        json!(format!("redis+unix://{}", socket("none"))),
+    );
+    let said = plan.run("check").exits(1).stdout;
+    assert!(said.contains("unixsocket"), "{said}");
+    let new = keyferry::run(&["plan", "new", "--source", &url]);
+    assert_eq!(new.json["source"]["url"], json!(shown), "{new:?}");
+}

@@ -97,7 +97,7 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
                 // A connection that fails says nothing of rights: the migration will tell.
                 _ => (psync::allowed(endpoint).await).unwrap_or(*mode == Mode::Replica),
             };
-            rules::mode(*mode, allowed, &mut findings);
+            rules::mode(*mode, allowed, &endpoint.commands, &mut findings);
             Some(match mode {
                 Mode::Scan => "scan",
                 Mode::Replica => "replica",

@@ -212,7 +212,7 @@ async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
 pub async fn unknown(endpoint: &Endpoint, commands: &BTreeSet<String>) -> Result<Vec<String>> {
     let mut conn = question(endpoint).await?;
     let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
-    ask.extend(commands.iter().map(String::as_bytes));
+    ask.extend(commands.iter().map(|c| endpoint.commands.of(c.as_bytes())));
     let reply = conn.ask(&ask).await?;
     let told = reply.array().unwrap_or_default();
     if told.len() != commands.len() {

@@ -4,7 +4,7 @@ use super::finding::{Finding, Severity, add};
 use super::merge::Conflicts;
 use super::probe::Facts;
 use crate::error::{ErrorKind, Result};
-use crate::plan::{Endpoint, Job, Mode, OnLoss, Source, TlsVerify};
+use crate::plan::{CommandNames, Endpoint, Job, Mode, OnLoss, Source, TlsVerify};
 use crate::types::{DbIndex, unix_ms};
 
 /// Connections that we open at most to a server: loops, heals, watcher, verification.
@@ -154,20 +154,29 @@ pub fn renames(found: Result<Conflicts>, findings: &mut Vec<Finding>) {
     }
 }
 
-pub fn mode(mode: Mode, allowed: bool, findings: &mut Vec<Finding>) {
+pub fn mode(mode: Mode, allowed: bool, names: &CommandNames, findings: &mut Vec<Finding>) {
     match (mode, allowed) {
         (Mode::Replica, false) => add(
             findings,
             "psync_refused",
             Severity::Blocker,
-            "the source does not let us be its replica (PSYNC or REPLCONF is refused), and source.mode is \"replica\"",
-            "set source.mode to \"scan\" or \"auto\", give the user +psync +replconf, or load an exported RDB file with mode \"rdb\"",
+            format!(
+                "the source does not let us be its replica ({} or {} is refused), and source.mode is \"replica\"",
+                names.shown("PSYNC"),
+                names.shown("REPLCONF")
+            ),
+            "set source.mode to \"scan\" or \"auto\", give the user +psync +replconf, say in source.commands what they are called there, or load an exported RDB file with mode \"rdb\"",
         ),
         (Mode::Auto, false) => add(
             findings,
             "psync_refused",
             Severity::Info,
-            "the source does not let us be its replica: it will be scanned and swept",
+            match names.hide_psync() {
+                true => {
+                    "the source answers a renamed PSYNC as SYNC, which tells no offsets: it will be scanned and swept"
+                }
+                false => "the source does not let us be its replica: it will be scanned and swept",
+            },
             "where the provider can switch replication on, that is faster and exact by offset",
         ),
         _ => {}
@@ -175,14 +184,20 @@ pub fn mode(mode: Mode, allowed: bool, findings: &mut Vec<Finding>) {
 }
 
 fn need(
-    facts: &Facts,
+    (job, facts): (&Job, &Facts),
     side: &'static str,
     id: &'static str,
     commands: &[&'static str],
     findings: &mut Vec<Finding>,
 ) {
-    let refused: Vec<&str> = (commands.iter().copied())
-        .filter(|c| facts.commands.get(c) == Some(&false))
+    let names = match side {
+        "target" => Some(&job.target),
+        _ => job.source.endpoint(),
+    };
+    let names = names.map(|e| e.commands.clone()).unwrap_or_default();
+    let refused: Vec<String> = (commands.iter())
+        .filter(|c| facts.commands.get(*c) == Some(&false))
+        .map(|c| names.shown(c))
         .collect();
     if !refused.is_empty() {
         add(
@@ -190,7 +205,9 @@ fn need(
             id,
             Severity::Blocker,
             format!("the {side} refuses {}", refused.join(", ")),
-            format!("give the plan's user at the {side} the right to run it, or use another user"),
+            format!(
+                "give the plan's user at the {side} the right to run it, or use another user; where it was renamed, {side}.commands says what it is called"
+            ),
         );
     }
 }
@@ -221,7 +238,7 @@ pub fn source(job: &Job, facts: &Facts, replica: bool, findings: &mut Vec<Findin
         true => &["DUMP"],
         false => &["SCAN", "DUMP", "TYPE"],
     };
-    need(facts, "source", "source_commands", list, findings);
+    need((job, facts), "source", "source_commands", list, findings);
     room_for_clients(job, facts, "source", "source_clients", findings);
     if let (true, Some(backlog)) = (replica, facts.backlog_bytes) {
         // What a minute's outage needs.
@@ -313,7 +330,7 @@ pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>
     if facts.topology == "proxy" {
         list.retain(|c| *c != "EXISTS");
     }
-    need(facts, "target", "target_commands", &list, findings);
+    need((job, facts), "target", "target_commands", &list, findings);
     let restores = facts.commands.get("RESTORE") == Some(&true);
     if write && restores && facts.restore_version.is_none() {
         add(
@@ -410,7 +427,13 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, findings: &mut Vec<Findin
         );
     }
     if source.takes_field_expiry && target.takes_field_expiry {
-        need(target, "target", "target_commands", &["HEXISTS"], findings);
+        need(
+            (job, target),
+            "target",
+            "target_commands",
+            &["HEXISTS"],
+            findings,
+        );
     }
     if let Some(n) = source.field_expiry_keys.filter(|n| *n > 0)
         && !target.takes_field_expiry

@@ -1,7 +1,9 @@
 //! The plan of the way back: from the target to the old source.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{DatabasesPlan, ExpiryFilter, FilterPlan, HooksPlan, OnExisting, Plan};
+use crate::plan::{
+    CommandNames, DatabasesPlan, ExpiryFilter, FilterPlan, HooksPlan, OnExisting, Plan,
+};
 use std::collections::BTreeMap;
 
 /// What has to be done to take back what was written to the target; an error where that cannot be told.
@@ -24,6 +26,11 @@ pub fn plan(forth: &Plan) -> Result<Plan> {
         return Err(no_way(
             "with `rename`, a filter cannot be said for the new names",
         ));
+    }
+    if let Some(name) = CommandNames::of_writes(&source.commands).first() {
+        return Err(no_way(format!(
+            "the source calls {name} by another name, by which keyferry cannot write"
+        )));
     }
     let mut back = forth.clone();
     back.source = forth.target.as_source();

@@ -3,7 +3,7 @@
 use super::refusals::{refusal, said};
 use super::{credentials, tls};
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Endpoint, Held, Learnt, Secret};
+use crate::plan::{CommandNames, Endpoint, Held, Learnt, Secret};
 use crate::resp::{self, Parser, Reply, Skimmer};
 use crate::types::DbIndex;
 use std::os::fd::AsFd;
@@ -176,6 +176,7 @@ pub struct Conn {
     learnt: Learnt,
     login: Option<Login>,
     address: String,
+    names: CommandNames,
 }
 
 /// Who a connection is.
@@ -210,6 +211,7 @@ impl Login {
 /// Keeps a raw connection logged in.
 pub struct LoggedIn {
     learnt: Learnt,
+    names: CommandNames,
     login: Option<Login>,
     /// Who it is to be.
     next: Option<Login>,
@@ -221,7 +223,11 @@ impl LoggedIn {
         let Some(words) = self.due().await else {
             return false;
         };
-        resp::command(out, &words.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        encode(
+            &self.names,
+            out,
+            &words.iter().map(Vec::as_slice).collect::<Vec<_>>(),
+        );
         self.told();
         true
     }
@@ -244,12 +250,25 @@ impl LoggedIn {
         &self.learnt
     }
 
+    /// What the server calls its commands.
+    pub(super) fn names(&self) -> &CommandNames {
+        &self.names
+    }
+
     /// The server has not taken the password that it was [`LoggedIn::told`] last: another is looked for.
     pub fn refused(&self) {
         if let Some(login) = &self.login {
             tracing::warn!("a server does not take the new password yet");
             credentials::read_again(&login.secret, &self.learnt, login.held.version);
         }
+    }
+}
+
+/// Appends a command by the name that the server has for it; whatever else is sent to a source goes through [`Conn`].
+pub fn encode(names: &CommandNames, out: &mut Vec<u8>, args: &[&[u8]]) {
+    match names.is_empty() {
+        true => resp::command(out, args),
+        false => resp::command(out, &names.words(args)),
     }
 }
 
@@ -281,6 +300,7 @@ impl Conn {
             learnt: endpoint.learnt.clone(),
             login: None,
             address: address.to_owned(),
+            names: endpoint.commands.clone(),
         }
     }
 
@@ -303,7 +323,7 @@ impl Conn {
     /// Authenticates; what was queued is sent after it.
     async fn log_in(&mut self, login: Login) -> Result<()> {
         let queued = std::mem::take(&mut self.write);
-        resp::command(&mut self.write, &login.command());
+        encode(&self.names, &mut self.write, &login.command());
         let sent = self.send().await;
         self.write = queued;
         sent?;
@@ -343,7 +363,7 @@ impl Conn {
 
     /// Queues a command; [`Conn::flush`] sends it.
     pub fn push(&mut self, args: &[&[u8]]) {
-        resp::command(&mut self.write, args);
+        encode(&self.names, &mut self.write, args);
         self.queued = self.queued.saturating_add(1);
     }
 
@@ -516,6 +536,7 @@ impl Conn {
     pub fn login(&self) -> LoggedIn {
         LoggedIn {
             learnt: self.learnt.clone(),
+            names: self.names.clone(),
             login: self.login.clone(),
             next: None,
         }

@@ -155,8 +155,8 @@ impl Control {
         let mut limit = REPLY_LIMIT;
         for args in commands {
             let mut command = redis::Cmd::new();
-            for arg in *args {
-                command.arg(*arg);
+            for arg in self.login.names().words(args) {
+                command.arg(arg);
             }
             pipeline.add_command(command);
             if is_long(args) {

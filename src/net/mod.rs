@@ -24,7 +24,7 @@ mod testing;
 mod tls;
 
 pub use answer::Answer;
-pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, Stream, put};
+pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, Stream, encode, put};
 pub use control::{Control, control, question};
 pub use dial::{connect, enter};
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal, said};

@@ -91,6 +91,9 @@ pub struct SourcePlan {
     /// Announced address to reachable address, for clusters behind a private network.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub address_map: BTreeMap<String, String>,
+    /// What the server calls commands that were renamed there (rename-command): {"CONFIG": "its-name"}.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub commands: BTreeMap<String, String>,
     /// Which of its servers answer SCAN, DUMP and what `verify` reads; the replication stream comes from the master.
     #[serde(default)]
     pub read_from: ReadFrom,
@@ -131,6 +134,9 @@ pub struct TargetPlan {
     /// Announced address to reachable address, for clusters behind a private network.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub address_map: BTreeMap<String, String>,
+    /// What the server calls commands that were renamed there (rename-command): {"CONFIG": "its-name"}.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub commands: BTreeMap<String, String>,
 }
 
 /// How the source is read.
@@ -503,6 +509,7 @@ impl SourcePlan {
             sentinel: self.sentinel.clone(),
             topology: self.topology,
             address_map: self.address_map.clone(),
+            commands: self.commands.clone(),
         }
     }
 }
@@ -519,6 +526,7 @@ impl TargetPlan {
             sentinel: side.sentinel,
             topology: side.topology,
             address_map: side.address_map,
+            commands: side.commands,
             ..SourcePlan::default()
         }
     }

@@ -8,6 +8,7 @@ use super::document::{
 };
 use super::glob::Glob;
 use super::learnt::Learnt;
+use super::names::CommandNames;
 use super::rename::Renames;
 use super::secret::{Redacted, Secret};
 use super::url::Location;
@@ -132,6 +133,8 @@ pub struct Endpoint {
     pub from_replicas: bool,
     /// What a single element of a value may take when it is read: nothing smaller can be asked for.
     pub element_bytes: usize,
+    /// What it calls its commands, where that is otherwise.
+    pub commands: CommandNames,
     /// How the sentinels are asked, where they tell the master's address.
     pub sentinels: Option<Box<Endpoint>>,
     /// What is found out about it while the program runs.

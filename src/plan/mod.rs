@@ -9,6 +9,7 @@ mod document;
 mod glob;
 mod job;
 mod learnt;
+mod names;
 mod rename;
 mod secret;
 mod shape;
@@ -24,6 +25,7 @@ pub use document::{
 };
 pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
 pub use learnt::{Held, Learnt, is_for_good};
+pub use names::CommandNames;
 pub use rename::Renames;
 pub use secret::{Redacted, Secret};
 pub use share::Share;

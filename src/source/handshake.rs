@@ -68,6 +68,7 @@ pub fn answer(line: &[u8]) -> Result<Start> {
 pub fn not_allowed(command: &str, text: &str) -> Error {
     net::refusal(command, text).hint(
         "the source does not let this user replicate: allow PSYNC and REPLCONF for it (ACL: +psync +replconf), \
+         say in source.commands what they are called there when they were renamed, \
          or set source.mode to \"scan\" or \"rdb\"",
     )
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::server;
 use crate::net::{self, Conn};
 use crate::plan::Endpoint;
-use crate::resp::{self, Reply};
+use crate::resp::Reply;
 use crate::source::handshake::{self, Framing, Start, not_allowed};
 use crate::source::lead::Lead;
 use crate::source::place::Place;
@@ -72,6 +72,15 @@ async fn begin(
     address: &str,
     from: Option<(ReplId, ReplOffset)>,
 ) -> Result<(Conn, Start)> {
+    if endpoint.commands.hide_psync() {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            "a renamed PSYNC is answered as SYNC, which tells no offsets",
+        )
+        .hint(
+            "start over with source.mode \"scan\", or let the source have PSYNC by its own name",
+        ));
+    }
     let mut conn = net::connect(endpoint, address).await?;
     for options in [
         [b"REPLCONF".as_slice(), b"listening-port", b"0"].as_slice(),
@@ -105,6 +114,9 @@ async fn begin(
 
 /// Whether a server lets us be its replica, as far as that can be known without beginning a sync.
 pub async fn allowed(endpoint: &Endpoint) -> Result<bool> {
+    if endpoint.commands.hide_psync() {
+        return Ok(false);
+    }
     let mut conn = net::enter(endpoint).await?;
     let refused = |text: &str| {
         text.contains("unknown command") || text.contains("isallowed") || text.starts_with("NO")
@@ -323,7 +335,7 @@ impl Link {
                 writer.append_stream(&buf, unix_ms())?;
                 buf.clear();
                 if asked {
-                    ack(&mut write, self.spool.stream_end(), &address).await?;
+                    ack(&mut write, self.spool.stream_end(), &self.place).await?;
                 }
             }
             if buf.capacity() > 4 * READ_BYTES {
@@ -342,7 +354,7 @@ impl Link {
             tokio::select! {
                 () = stop.wait() => return Ok(()),
                 () = tokio::time::sleep_until(next_ack) => {
-                    ack(&mut write, self.spool.stream_end(), &address).await?;
+                    ack(&mut write, self.spool.stream_end(), &self.place).await?;
                     let next = if awaited > 0 { ACK_SOON } else { ACK_EVERY };
                     next_ack = tokio::time::Instant::now() + next;
                     awaited = awaited.saturating_sub(1);
@@ -544,10 +556,12 @@ async fn read_some(
 async fn ack(
     write: &mut (impl tokio::io::AsyncWrite + Unpin),
     at: ReplOffset,
-    address: &str,
+    place: &Place,
 ) -> Result<()> {
+    let (address, names) = (place.address(), &place.endpoint().commands);
     let mut out = Vec::with_capacity(64);
-    resp::command(&mut out, &[b"REPLCONF", b"ACK", at.to_string().as_bytes()]);
+    let offset = at.to_string();
+    net::encode(names, &mut out, &[b"REPLCONF", b"ACK", offset.as_bytes()]);
     let sent = async {
         write.write_all(&out).await?;
         write.flush().await

@@ -5,8 +5,10 @@ use crate::error::Result;
 use crate::plan::document::{PasswordPlan, SentinelTls, TargetPlan, TlsPlan, TlsVerify, Topology};
 use crate::plan::job::{Endpoint, Limits, TlsOptions};
 use crate::plan::learnt::Learnt;
+use crate::plan::names::CommandNames;
 use crate::plan::secret::{Redacted, Secret};
 use crate::plan::url::{self, Location};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Url, credentials, TLS and addresses of one side.
@@ -79,6 +81,7 @@ pub(super) fn endpoint(
         password,
         topology: typed.topology,
         address_map: typed.address_map.clone(),
+        commands: names(side, &typed.commands)?,
         from_replicas: false,
         element_bytes: Limits::default().element(),
         sentinels,
@@ -126,11 +129,32 @@ fn sentinels(
         password,
         topology: Topology::Standalone,
         address_map: Default::default(),
+        commands: Default::default(),
         from_replicas: false,
         element_bytes: Limits::default().element(),
         sentinels: None,
         learnt: Learnt::default(),
     })))
+}
+
+/// No two commands can have one name, and none has none: that one is switched off.
+fn names(side: &str, typed: &BTreeMap<String, String>) -> Result<CommandNames> {
+    let mut given: BTreeMap<String, &str> = BTreeMap::new();
+    for (known, here) in typed {
+        let path = format!("{side}.commands[{known:?}]");
+        let is_word = |text: &str| text.bytes().all(|b| b.is_ascii_graphic()) && !text.is_empty();
+        if !is_word(known) || !is_word(here) {
+            return Err(wrong(format!("{path} is not a name")).hint(
+                "write \"CONFIG\": \"its-other-name\", without spaces, and the first word only; a command that is switched off is not named",
+            ));
+        }
+        if let Some(other) = given.insert(here.to_ascii_uppercase(), known) {
+            return Err(wrong(format!(
+                "{side}.commands calls both {other} and {known} by one name"
+            )));
+        }
+    }
+    Ok(CommandNames::new(typed))
 }
 
 fn in_plain(place: &str) -> String {

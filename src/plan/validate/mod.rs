@@ -13,6 +13,7 @@ use super::document::{
 };
 use super::glob::Glob;
 use super::job::{Databases, Endpoint, Filter, Job, Limits, Mode, RdbPath, Source, VerifyOptions};
+use super::names::CommandNames;
 use super::rename::Renames;
 use super::secret::Secret;
 use crate::error::Result;
@@ -31,6 +32,25 @@ pub fn validate(plan: &Plan) -> Result<Job> {
     check_name(&plan.name)?;
     let mut source = source(plan, &mut warnings)?;
     let mut target = endpoint("target", &plan.target, &mut warnings)?;
+    if let Some(name) = CommandNames::of_writes(&plan.target.commands).first() {
+        return Err(wrong(format!(
+            "target.commands names {name}, which keyferry cannot write by another name"
+        ))
+        .hint("let the target have this command by its own name while the migration runs"));
+    }
+    if plan.source.mode == SourceMode::Replica
+        && source.endpoint().is_some_and(|s| s.commands.hide_psync())
+    {
+        return Err(wrong("source.mode \"replica\" does not work where PSYNC has another name: servers answer that as SYNC, which tells no offsets")
+            .hint("set source.mode to \"scan\" or \"auto\", or let the source have PSYNC by its own name, for a user of keyferry's alone"));
+    }
+    let written = CommandNames::of_writes(&plan.source.commands);
+    if plan.source.mode != SourceMode::Scan && !written.is_empty() {
+        warnings.push(format!(
+            "source.commands names {}: what clients write by another name stands by that name in the replication stream, and ends the run there; source.mode \"scan\" reads no stream",
+            written.join(", ")
+        ));
+    }
     if let Some(from) = source.endpoint()
         && same_server(from, &target)
     {
@@ -188,6 +208,7 @@ fn rdb_source(plan: &Plan) -> Result<Source> {
         ("sentinel", typed.sentinel.is_some()),
         ("topology", typed.topology != Topology::Auto),
         ("address_map", !typed.address_map.is_empty()),
+        ("commands", !typed.commands.is_empty()),
         ("read_from", typed.read_from != ReadFrom::default()),
     ];
     if let Some((key, _)) = useless.iter().find(|(_, given)| *given) {
