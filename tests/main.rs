@@ -19,6 +19,7 @@ mod cutover_sceptic;
 mod cutover_users;
 mod cutover_workers;
 mod empty;
+mod entra;
 mod faults;
 mod faults_expiry;
 mod house;

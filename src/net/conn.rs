@@ -308,7 +308,7 @@ impl Conn {
     async fn enter(&mut self, endpoint: &Endpoint, held: Option<Held>) -> Result<()> {
         if let (Some(held), Some(secret)) = (held, &endpoint.password) {
             self.log_in(Login {
-                username: endpoint.username.clone(),
+                username: endpoint.user(),
                 secret: secret.clone(),
                 held,
             })

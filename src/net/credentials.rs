@@ -1,11 +1,15 @@
-//! Where a password comes from: the environment, a file, or a command's standard output; and how a new one gets about.
+//! Where a password comes from: the environment, a file, a command's standard output, or Entra ID; and how a new one gets about.
 //!
 //! A password that can change is read again before its time is over; [`Learnt`] tells every connection, and each
 //! authenticates again between two commands.
 //! Invariant: a secret lives in [`Held`] only; it is never logged, never part of an error.
 
+#[cfg(feature = "entra")]
+use super::entra::token;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::plan::{Endpoint, Held, Learnt, Redacted, Secret};
+#[cfg(not(feature = "entra"))]
+use crate::plan::Identity;
+use crate::plan::{Endpoint, Held, Learnt, Reading, Redacted, Secret};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -22,12 +26,12 @@ async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Resu
     let mut held = learnt.held.lock().await;
     if let Some(held) = held.as_ref()
         && refused != Some(held.version)
-        && held.read_at.elapsed() < keeps(secret)
+        && held.read_at.elapsed() < held.good_for
     {
         return Ok(held.clone());
     }
-    let text = match (read(secret).await, held.as_ref()) {
-        (Ok(text), _) => text,
+    let read = match (read(secret).await, held.as_ref()) {
+        (Ok(read), _) => read,
         // The one before may still hold.
         (Err(e), Some(held)) if refused != Some(held.version) => {
             tracing::warn!("the password could not be read anew: {e}");
@@ -36,15 +40,17 @@ async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Resu
         (Err(e), _) => return Err(e),
     };
     let version = match held.as_ref() {
-        Some(held) if held.password.reveal() == text => held.version,
+        Some(held) if held.password == read.password => held.version,
         Some(held) => held.version.saturating_add(1),
         None => 1,
     };
     let now = Held {
-        password: Redacted::new(text),
+        password: read.password,
         version,
         read_at: Instant::now(),
+        good_for: read.good_for,
     };
+    learnt.is_user(read.user);
     *held = Some(now.clone());
     learnt.changed(version);
     Ok(now)
@@ -52,26 +58,41 @@ async fn current(secret: &Secret, learnt: &Learnt, refused: Option<u64>) -> Resu
 
 /// The password of an endpoint now; `None` when its plan has none.
 pub async fn of(endpoint: &Endpoint, refused: Option<u64>) -> Result<Option<Held>> {
-    match &endpoint.password {
-        Some(secret) => current(secret, &endpoint.learnt, refused).await.map(Some),
-        None => Ok(None),
+    let Some(secret) = &endpoint.password else {
+        return Ok(None);
+    };
+    let held = current(secret, &endpoint.learnt, refused).await?;
+    match (secret, endpoint.user()) {
+        (Secret::Entra(_), None) => Err(Error::new(
+            ErrorKind::Auth,
+            "the token of Entra ID does not tell the object id of its identity, which is the user's name",
+        )
+        .hint("write the object id as `username` beside the password in the plan")),
+        _ => Ok(Some(held)),
     }
 }
 
-/// How long a password is used before it is read again.
+/// How long a password is used before it is read again, where it does not tell itself.
 fn keeps(secret: &Secret) -> Duration {
     match secret {
         Secret::Plain(_) | Secret::Env(_) => Duration::MAX,
         Secret::File(_) => FILE_EVERY,
         // Before it ends, with time left for a command that takes long.
         Secret::Command { refresh, .. } => refresh.map_or(Duration::MAX, |r| r * 3 / 4),
+        Secret::Entra(_) => AGAIN_AFTER,
     }
 }
 
 /// Whether reading a password again can bring another.
 pub fn can_change(secret: &Secret) -> bool {
-    matches!(secret, Secret::File(_) | Secret::Command { .. })
+    matches!(
+        secret,
+        Secret::File(_) | Secret::Command { .. } | Secret::Entra(_)
+    )
 }
+
+/// So that what is to be read again is old enough by then.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// Has a password that can change read again and again, from the first connection on.
 pub fn keep_fresh(secret: &Secret, learnt: &Learnt) {
@@ -87,12 +108,14 @@ pub fn keep_fresh(secret: &Secret, learnt: &Learnt) {
         let mut wait = every;
         loop {
             tokio::time::sleep(wait).await;
-            let before = learnt.held.lock().await.as_ref().map(|h| h.read_at);
             // A reading that fails leaves the old password and says so.
-            let read = current(&secret, &learnt, None).await;
-            wait = match read {
-                Ok(held) if Some(held.read_at) != before => every,
-                _ => AGAIN_AFTER.min(every),
+            let left = match current(&secret, &learnt, None).await {
+                Ok(held) => held.good_for.saturating_sub(held.read_at.elapsed()),
+                Err(_) => Duration::ZERO,
+            };
+            wait = match left {
+                Duration::ZERO => AGAIN_AFTER.min(every),
+                left => left + MOMENT,
             };
         }
     });
@@ -118,8 +141,9 @@ pub fn read_again(secret: &Secret, learnt: &Learnt, refused: u64) {
     });
 }
 
-async fn read(secret: &Secret) -> Result<String> {
-    match secret {
+async fn read(secret: &Secret) -> Result<Reading> {
+    let text = match secret {
+        Secret::Entra(identity) => return token(identity).await,
         Secret::Plain(text) => Ok(text.reveal().to_owned()),
         Secret::Env(name) => std::env::var(name).map_err(|_| {
             Error::new(ErrorKind::Auth, format!("the environment variable {name}, which the plan names for the password, is not set"))
@@ -127,11 +151,24 @@ async fn read(secret: &Secret) -> Result<String> {
         }),
         Secret::File(path) => {
             let text = std::fs::read_to_string(path)
-                .context(ErrorKind::Auth, || format!("read the password file {}", path.display()))?;
-            Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+                .context(ErrorKind::Auth, || format!("read the password file {}", path.display()));
+            text.map(|text| text.trim_end_matches(['\r', '\n']).to_owned())
         }
         Secret::Command { argv, without, .. } => run(argv, without).await,
-    }
+    };
+    Ok(Reading {
+        password: Redacted::new(text?),
+        user: None,
+        good_for: keeps(secret),
+    })
+}
+
+#[cfg(not(feature = "entra"))]
+async fn token(_: &Identity) -> Result<Reading> {
+    Err(Error::new(
+        ErrorKind::Unsupported,
+        "this keyferry was built without Entra ID",
+    ))
 }
 
 async fn run(argv: &[String], without: &[String]) -> Result<String> {

@@ -8,6 +8,8 @@ mod conn;
 mod control;
 mod credentials;
 mod dial;
+#[cfg(feature = "entra")]
+mod entra;
 mod find;
 pub mod guard;
 mod items;

@@ -216,14 +216,14 @@ pub enum Expired {
 #[derive(Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(
     untagged,
-    expecting = "a password is a string, {\"env\": …}, {\"file\": …} or {\"command\": […], \"refresh_s\": n}"
+    expecting = "a password is a string, {\"env\": …}, {\"file\": …}, {\"command\": […], \"refresh_s\": n} or {\"entra\": {\"identity\": …}}"
 )]
 pub enum PasswordPlan {
     Text(String),
     From(PasswordSource),
 }
 
-/// Exactly one of env, file and command.
+/// Exactly one of env, file, command and entra.
 #[derive(Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PasswordSource {
@@ -239,6 +239,46 @@ pub struct PasswordSource {
     /// Run the command again before so many seconds are over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refresh_s: Option<u64>,
+    /// A token of Entra ID, for Azure's services; it is renewed before it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entra: Option<EntraPlan>,
+}
+
+/// How a token of Entra ID is got.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EntraPlan {
+    /// Whose token it is.
+    pub identity: IdentityPlan,
+}
+
+/// Who logs in at Entra ID.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "an identity is \"system\", \"environment\" or {\"client_id\": …}"
+)]
+pub enum IdentityPlan {
+    Known(KnownIdentity),
+    Assigned(AssignedIdentity),
+}
+
+/// An identity that needs no name.
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KnownIdentity {
+    /// The managed identity of this machine (system-assigned).
+    System,
+    /// An application by AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET or AZURE_FEDERATED_TOKEN_FILE.
+    Environment,
+}
+
+/// A managed identity that is assigned to this machine (user-assigned).
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AssignedIdentity {
+    /// Its client id.
+    pub client_id: String,
 }
 
 /// Options of a rediss:// connection.

@@ -176,6 +176,11 @@ impl Endpoint {
         self.location.url(self.tls.is_some(), None, self.db)
     }
 
+    /// Who logs in: the plan's user, or the one that came with the password.
+    pub fn user(&self) -> Option<String> {
+        self.username.clone().or_else(|| self.learnt.user())
+    }
+
     /// Every password that belongs to it.
     pub(super) fn secrets(&mut self) -> impl Iterator<Item = &mut Secret> {
         self.password.iter_mut()

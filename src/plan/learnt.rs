@@ -6,7 +6,7 @@ use crate::plan::secret::Redacted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Commands whose second word says what they do.
@@ -33,6 +33,15 @@ const NEEDED: [&str; 14] = [
     "TYPE",
 ];
 
+/// A password as it was read.
+pub struct Reading {
+    pub password: Redacted,
+    /// Who logs in with it, where it tells.
+    pub user: Option<String>,
+    /// It is read again when so much time has passed.
+    pub good_for: Duration,
+}
+
 /// A password as it was read last.
 #[derive(Clone)]
 pub struct Held {
@@ -40,6 +49,8 @@ pub struct Held {
     /// Rises when the password changes.
     pub version: u64,
     pub read_at: Instant,
+    /// It is to be read again when so much time has passed.
+    pub good_for: Duration,
 }
 
 /// Shared by all copies of an endpoint.
@@ -56,6 +67,8 @@ pub struct Learnt {
     pub refreshing: Arc<AtomicBool>,
     /// The server has taken a password.
     pub worked: Arc<AtomicBool>,
+    /// Whose password it is, where that comes with it.
+    user: Arc<Mutex<Option<String>>>,
     /// Announced addresses that cannot be reached, and where their nodes are reached instead.
     reached: Arc<Mutex<BTreeMap<String, String>>>,
     cluster: Arc<Mutex<Cluster>>,
@@ -84,6 +97,7 @@ impl Default for Learnt {
             version: Arc::new(watch::Sender::new(0)),
             refreshing: Arc::default(),
             worked: Arc::default(),
+            user: Arc::default(),
             reached: Arc::default(),
             cluster: Arc::default(),
         }
@@ -206,6 +220,16 @@ impl Learnt {
             cluster: Arc::default(),
             ..self.clone()
         }
+    }
+
+    /// Who the password in use logs in, where that came with it.
+    pub fn user(&self) -> Option<String> {
+        let user = self.user.lock().unwrap_or_else(PoisonError::into_inner);
+        user.clone()
+    }
+
+    pub fn is_user(&self, name: Option<String>) {
+        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = name;
     }
 
     pub fn version(&self) -> u64 {

@@ -24,10 +24,10 @@ pub use document::{
     TlsVerify, Topology, WORKLOAD_FILE, without_arguments,
 };
 pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
-pub use learnt::{Held, Learnt, is_for_good};
+pub use learnt::{Held, Learnt, Reading, is_for_good};
 pub use names::CommandNames;
 pub use rename::Renames;
-pub use secret::{Redacted, Secret};
+pub use secret::{Identity, Redacted, Secret};
 pub use share::Share;
 pub use url::Location;
 pub use validate::validate;

@@ -16,7 +16,30 @@ pub enum Secret {
         /// Variables that hold other passwords of the plan, which it does not inherit.
         without: Vec<String>,
     },
+    /// A token of Entra ID.
+    Entra(Identity),
     Plain(Redacted),
+}
+
+/// Who asks Entra ID for a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// The managed identity of this machine.
+    System,
+    /// The managed identity with this client id.
+    Client(String),
+    /// An application, whose credentials lie in variables AZURE_….
+    Environment,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Identity::System => f.write_str("the managed identity of this machine"),
+            Identity::Client(id) => write!(f, "the managed identity with the client id {id}"),
+            Identity::Environment => f.write_str("the application that AZURE_CLIENT_ID names"),
+        }
+    }
 }
 
 impl Secret {
@@ -24,6 +47,7 @@ impl Secret {
     pub fn variable(&self) -> Option<&str> {
         match self {
             Secret::Env(name) => Some(name),
+            Secret::Entra(Identity::Environment) => Some("AZURE_CLIENT_SECRET"),
             _ => None,
         }
     }
@@ -42,6 +66,7 @@ impl fmt::Debug for Secret {
                     argv.first().map_or("", String::as_str)
                 )
             }
+            Secret::Entra(identity) => write!(f, "Entra({identity:?})"),
             Secret::Plain(_) => f.write_str("Plain(***)"),
         }
     }

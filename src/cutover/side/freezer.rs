@@ -454,8 +454,8 @@ impl Freezer {
 
     /// How we get in where the own user has lost the right to write: a user and its password; `None` where it has not.
     pub async fn way_back_user(&mut self) -> Result<Option<(String, String)>> {
-        let own = self.endpoint.username.as_deref().unwrap_or("default");
-        let names = |(_, users): &(String, Vec<User>)| users.iter().any(|(name, _)| name == own);
+        let own = self.endpoint.user().unwrap_or_else(|| "default".into());
+        let names = |(_, users): &(String, Vec<User>)| users.iter().any(|(name, _)| *name == own);
         if !self.record.rules.iter().any(names) {
             return Ok(None);
         }

@@ -81,7 +81,7 @@ struct Selector {
 
 impl Rights {
     pub fn new(plan: &CutoverPlan, endpoint: &Endpoint, side: &'static str) -> Rights {
-        let own = endpoint.username.clone().filter(|own| own != "default");
+        let own = endpoint.user().filter(|own| own != "default");
         Rights {
             own: own.filter(|own| !plan.users.is_empty() && !plan.users.contains(own)),
             users: plan.users.clone(),

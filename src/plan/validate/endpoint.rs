@@ -2,11 +2,14 @@
 
 use super::refusal::{check_db_zero, wrong};
 use crate::error::Result;
-use crate::plan::document::{PasswordPlan, SentinelTls, TargetPlan, TlsPlan, TlsVerify, Topology};
+use crate::plan::document::{
+    EntraPlan, IdentityPlan, KnownIdentity, PasswordPlan, SentinelTls, TargetPlan, TlsPlan,
+    TlsVerify, Topology,
+};
 use crate::plan::job::{Endpoint, Limits, TlsOptions};
 use crate::plan::learnt::Learnt;
 use crate::plan::names::CommandNames;
-use crate::plan::secret::{Redacted, Secret};
+use crate::plan::secret::{Identity, Redacted, Secret};
 use crate::plan::url::{self, Location};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,6 +49,11 @@ pub(super) fn endpoint(
     if username.is_some() && password.is_none() {
         warnings.push(format!(
             "{side} has a username and no password; that works only for a user with nopass"
+        ));
+    }
+    if matches!(password, Some(Secret::Entra(_))) && !at.tls {
+        warnings.push(format!(
+            "{side}.password is a token of Entra ID, and {side}.url is not TLS: whoever listens can log in with it until it ends; Azure takes tokens over rediss:// only"
         ));
     }
     let tls_options = match &typed.tls {
@@ -174,6 +182,18 @@ fn secret(path: &str, typed: &PasswordPlan, warnings: &mut Vec<String>) -> Resul
         }
         PasswordPlan::From(from) => from,
     };
+    if let Some(typed) = &from.entra {
+        let others = [
+            from.env.is_some(),
+            from.file.is_some(),
+            from.command.is_some(),
+        ];
+        if others.contains(&true) || from.refresh_s.is_some() {
+            return Err(wrong(format!("{path} has something beside entra"))
+                .hint("a token of Entra ID tells itself when it ends: keep entra alone"));
+        }
+        return entra(path, typed).map(Secret::Entra);
+    }
     let found = match (&from.env, &from.file, &from.command) {
         (Some(name), None, None) if name.is_empty() || name.contains(['=', '\0']) => {
             return Err(wrong(format!(
@@ -199,7 +219,7 @@ fn secret(path: &str, typed: &PasswordPlan, warnings: &mut Vec<String>) -> Resul
         }
         _ => {
             return Err(wrong(format!(
-                "{path} must have exactly one of env, file and command"
+                "{path} must have exactly one of env, file, command and entra"
             )));
         }
     };
@@ -209,6 +229,24 @@ fn secret(path: &str, typed: &PasswordPlan, warnings: &mut Vec<String>) -> Resul
         )));
     }
     Ok(found)
+}
+
+fn entra(path: &str, typed: &EntraPlan) -> Result<Identity> {
+    if !cfg!(feature = "entra") {
+        return Err(wrong(format!(
+            "{path} is a token of Entra ID, and this keyferry was built without the feature \"entra\""
+        ))
+        .hint("take one that has it, or get the token by a command: {\"command\": [\"az\", …], \"refresh_s\": 1800}"));
+    }
+    match &typed.identity {
+        IdentityPlan::Known(KnownIdentity::System) => Ok(Identity::System),
+        IdentityPlan::Known(KnownIdentity::Environment) => Ok(Identity::Environment),
+        IdentityPlan::Assigned(assigned) if assigned.client_id.is_empty() => {
+            Err(wrong(format!("{path}.entra.identity.client_id is empty"))
+                .hint("\"system\" is the machine's own identity"))
+        }
+        IdentityPlan::Assigned(assigned) => Ok(Identity::Client(assigned.client_id.clone())),
+    }
 }
 
 /// Options of TLS where the url is not: the first that is given is refused.

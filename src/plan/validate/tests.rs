@@ -268,6 +268,38 @@ fn each_contradiction_is_refused_in_a_sentence_that_names_the_path() {
 }
 
 #[test]
+fn a_token_of_entra_id_has_one_identity_and_nothing_beside_it() {
+    let of = |password: &str| {
+        let text = format!(
+            r#"{{"name": "a", "source": {{"url": "redis://s", "password": {password}}}, "target": {{"url": "redis://t"}}}}"#
+        );
+        Plan::parse(&text).and_then(|plan| validate(&plan))
+    };
+    for identity in [r#""system""#, r#""environment""#, r#"{"client_id": "c"}"#] {
+        let job = of(&format!(r#"{{"entra": {{"identity": {identity}}}}}"#));
+        assert_eq!(job.is_ok(), cfg!(feature = "entra"), "{identity}");
+    }
+    for (wrong, says) in [
+        (r#"{"entra": {"identity": "sistem"}}"#, "system"),
+        (r#"{"entra": {"identity": {"client": "c"}}}"#, "client_id"),
+        (r#"{"entra": {"identity": {"client_id": ""}}}"#, "entra"),
+        (r#"{"entra": {}}"#, "identity"),
+        (r#"{"entra": {"identity": "system"}, "env": "A"}"#, "beside"),
+        (
+            r#"{"entra": {"identity": "system"}, "refresh_s": 9}"#,
+            "beside",
+        ),
+    ] {
+        let e = of(wrong).unwrap_err();
+        let said = format!("{e} {}", e.remedy());
+        assert!(
+            said.contains("source.password") && said.contains(says),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn what_is_remarkable_is_a_warning() {
     for (changes, wanted) in [
         (
