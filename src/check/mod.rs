@@ -76,7 +76,7 @@ const RDB: &str = "the target holds what the snapshot holds";
 ///
 /// What a side refuses becomes a finding; an error is only what stands in the way of any answer.
 ///
-/// `known` is the mode that an earlier run of "auto" has found: then PSYNC is not asked about again.
+/// `known` is the mode that an earlier run has found: then PSYNC is not asked about again.
 pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> {
     let mut findings = Vec::new();
     let source = match &job.source {
@@ -93,7 +93,7 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         Source::Server { endpoint, mode } if source.is_some() => {
             let allowed = match (mode, known) {
                 (Mode::Scan, _) => false,
-                (Mode::Auto, Some(known)) => known == "replica",
+                (_, Some(known)) => known == "replica",
                 // A connection that fails says nothing of rights: the migration will tell.
                 _ => (psync::allowed(endpoint).await).unwrap_or(*mode == Mode::Replica),
             };

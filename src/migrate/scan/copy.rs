@@ -9,7 +9,8 @@ use crate::migrate::write::losses::{self, NAME_TAKEN};
 use crate::rdb::payload;
 use crate::source::keys::events::Name;
 use crate::source::keys::list::{Page, Position};
-use crate::source::keys::reader::{self, Dumped};
+use crate::source::keys::reader::Dumped;
+use crate::source::keys::window;
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
@@ -94,7 +95,7 @@ impl Sweeper<'_> {
             }
             let dumps = match runtime.block_on(self.source.dumps(db, &window)) {
                 Err(e) if window.shrinks(&e) => {
-                    reader::first(&mut windows, window.smaller());
+                    window::first(&mut windows, window.smaller());
                     continue;
                 }
                 dumps => dumps?,

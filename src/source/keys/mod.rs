@@ -18,6 +18,7 @@ pub mod side;
 mod stream;
 pub mod typed;
 pub mod unnotified;
+pub mod window;
 
 /// The error of an answer that no server is known to give.
 fn unforeseen(command: &str) -> Error {

@@ -5,6 +5,7 @@ use super::fact::{Found, KeyFact};
 use super::side::Side;
 use super::typed;
 use super::unforeseen;
+use super::window::{Window, first};
 use crate::digest::{self, Width};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Server;
@@ -18,7 +19,6 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use tokio::sync::MutexGuard;
 
 /// Bytes behind a DUMP payload's body: version and checksum.
 const FOOTER: usize = 10;
@@ -29,11 +29,7 @@ const WINDOW_KEYS: usize = 500;
 const KEPT_BYTES: usize = 4 << 20;
 /// A value that takes more memory than this is read in parts.
 const LARGE: u64 = 8 << 20;
-/// What the values of a window may take, and a single one that is more than a window should be. Sizes at the server are
-/// estimates, or not told at all: what proves to be more is read in smaller windows, and in parts in the end.
-const WINDOW_ROOM: usize = 4 << 20;
-const WIDE_ROOM: usize = 12 << 20;
-/// The same of answers that are short, of so many keys as a page has.
+/// What short answers may take, of so many keys as a page has.
 pub(super) const SHORT_ROOM: usize = 4 << 20;
 /// After so many single values that did not fit, all are read in parts: where sizes are not told, or not true.
 const MISJUDGED: u32 = 20;
@@ -47,48 +43,6 @@ pub struct Reader {
     most_keys: usize,
     /// Single values that did not fit where they should have.
     misjudged: u32,
-}
-
-/// Keys that are read at a time: some, or one too large for one DUMP.
-#[derive(Clone)]
-pub struct Window<'k> {
-    pub keys: Vec<&'k [u8]>,
-    pub large: bool,
-    /// One that is read by DUMP, but is more than a window should be.
-    wide: bool,
-}
-
-impl<'k> Window<'k> {
-    fn room(&self) -> usize {
-        match self.wide {
-            true => WIDE_ROOM,
-            false => WINDOW_ROOM,
-        }
-    }
-
-    /// Whether what has failed may be done in smaller windows.
-    pub fn shrinks(&self, e: &Error) -> bool {
-        e.kind() == ErrorKind::Oversized && !self.large
-    }
-
-    /// What is read instead when the values take more than there is room for.
-    pub fn smaller(&self) -> Vec<Window<'k>> {
-        let part = |keys: &[&'k [u8]]| Window {
-            keys: keys.to_vec(),
-            large: keys.len() == 1 && self.wide,
-            wide: keys.len() == 1 && !self.wide,
-        };
-        let half = self.keys.len().div_ceil(2);
-        self.keys.chunks(half.max(1)).map(part).collect()
-    }
-
-    /// Waits while another reader of a side holds a value that is more than a window should be.
-    async fn turn<'s>(&self, side: &'s Side) -> Option<MutexGuard<'s, ()>> {
-        match self.wide {
-            true => Some(side.wide.lock().await),
-            false => None,
-        }
-    }
 }
 
 /// What a key is called on a side.
@@ -512,13 +466,6 @@ fn type_name(name: &str) -> &str {
     match name {
         "string" | "list" | "set" | "zset" | "hash" | "stream" | "array" => name,
         _ => "module",
-    }
-}
-
-/// Puts windows before all others.
-pub fn first<'k>(windows: &mut VecDeque<Window<'k>>, before: Vec<Window<'k>>) {
-    for window in before.into_iter().rev() {
-        windows.push_front(window);
     }
 }
 
