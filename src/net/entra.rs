@@ -146,7 +146,8 @@ fn why(e: &azure_core::Error) -> String {
 /// A token as a password: whose it is, and when another is to be got.
 fn reading(token: &AccessToken, now: OffsetDateTime) -> Result<Reading> {
     let text = token.token.secret();
-    let left = Duration::try_from(token.expires_on - now).unwrap_or_default();
+    let (ends, now) = (token.expires_on.unix_timestamp(), now.unix_timestamp());
+    let left = Duration::from_secs(u64::try_from(ends.saturating_sub(now)).unwrap_or(0));
     let good_for = match left > 2 * EARLY {
         true => (left * 3 / 4).min(left - EARLY),
         false => left * 3 / 4,

@@ -2,7 +2,8 @@
 //!
 //! Invariant: no more bytes and elements of one reply are handed on than its limits allow; only RESP 2 is.
 
-use super::conn::{Conn, Stream};
+use super::conn::Conn;
+use super::stream::Stream;
 use crate::error::{Error, ErrorKind, Result};
 use crate::resp;
 use futures::task::AtomicWaker;

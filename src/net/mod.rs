@@ -20,17 +20,19 @@ pub mod scan;
 pub mod server;
 mod server_words;
 mod slots;
+mod stream;
 mod subscription;
 #[cfg(test)]
 mod testing;
 mod tls;
 
 pub use answer::Answer;
-pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, Stream, encode, put};
+pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, encode, put};
 pub use control::{Control, control, question};
 pub use dial::{connect, enter};
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal, said};
 pub use retry::{Backoff, Tries};
+pub use stream::Stream;
 pub use subscription::{Heard, Subscription};
 
 /// The name of connections of ours that must not be ended together with the clients'.
