@@ -330,6 +330,22 @@ fn numbers_at_their_ends_arrive_and_are_compared() {
     }
 }
 
+/// A page of names that are long beyond all custom is too large: the listing goes on by smaller ones.
+#[test]
+fn keys_with_long_names_are_listed_in_smaller_pages() {
+    let Some([name]) = need(["any"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    let long = "for n = 1, 1500 do redis.call('SET', n .. string.rep('n', 15000), n) end";
+    eval(&source, long);
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/source/mode", json!("scan"));
+    plan.run("migrate --until caught-up --json").exits(0);
+    let verified = plan.run("verify --json").exits(0);
+    assert_eq!(verified.json["keys_source"], 1500, "{}", verified.json);
+}
+
 /// A server whose INFO tells the largest numbers that there are: nothing panics, and what is the same is found the same.
 #[test]
 fn no_number_in_info_is_too_large() {

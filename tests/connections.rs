@@ -231,6 +231,8 @@ fn sentinel_has_a_login_and_tls_of_its_own() {
     let Endpoint::Alone(master) = &mut story.source else {
         unreachable!()
     };
+    // One that is promoted before it holds anything has lost the data.
+    replica.iter().for_each(Server::wait_in_step);
     let promoted = replica.as_ref().map(|r| r.port().to_string());
     wait_until(
         "sentinel knows the replica",

@@ -189,9 +189,10 @@ fn scripts(ours: &Surroundings, theirs: &Surroundings, findings: &mut Vec<Findin
 fn acl(job: &Job, ours: &Surroundings, theirs: &Surroundings, findings: &mut Vec<Finding>) {
     let Some(users) = &ours.users else { return };
     let logins = [job.source.endpoint(), Some(&job.target)];
-    let own: Vec<&str> = (logins.iter().flatten())
-        .filter_map(|e| e.username.as_deref().filter(|name| *name != "default"))
+    let own: Vec<String> = (logins.into_iter().flatten())
+        .filter_map(|e| e.user().filter(|name| name != "default"))
         .collect();
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
     let Some(known) = &theirs.users else {
         let nobody = users::Users::new();
         let mut names = users::compare(users, &nobody, &own).absent;

@@ -69,9 +69,29 @@ fn tune(tcp: &TcpStream) {
 
 /// The time that a reply has.
 struct Pace {
-    until: Instant,
-    /// Bytes since that was put off last.
-    bytes: usize,
+    /// For each [`PROGRESS_BYTES`] of it.
+    limit: Duration,
+    /// Since a reply is awaited that has not come yet: until when, and the bytes since that was put off last.
+    awaited: Option<(Instant, usize)>,
+}
+
+impl Pace {
+    /// When the reply that is awaited has to have come, or a part of it.
+    fn until(&mut self) -> Instant {
+        let limit = self.limit;
+        self.awaited
+            .get_or_insert_with(|| (Instant::now() + limit, 0))
+            .0
+    }
+
+    fn came(&mut self, n: usize) {
+        if let Some((until, bytes)) = &mut self.awaited {
+            *bytes = bytes.saturating_add(n);
+            if *bytes >= PROGRESS_BYTES {
+                (*until, *bytes) = (Instant::now() + self.limit, 0);
+            }
+        }
+    }
 }
 
 /// One connection: commands out, replies in, in order.
@@ -80,9 +100,7 @@ pub struct Conn {
     /// What has come of a reply that is not whole.
     pub(super) parser: Parser,
     pub(super) skimmer: Skimmer,
-    /// Since the reply is awaited that has not come yet.
-    pace: Option<Pace>,
-    patience: Duration,
+    pace: Pace,
     pub(super) read: Vec<u8>,
     pub(super) at: usize,
     write: Vec<u8>,
@@ -207,8 +225,10 @@ impl Conn {
             stream,
             parser: Parser::default(),
             skimmer: Skimmer::default(),
-            pace: None,
-            patience: REPLY_LIMIT,
+            pace: Pace {
+                limit: REPLY_LIMIT,
+                awaited: None,
+            },
             read: Vec::with_capacity(READ_CHUNK),
             at: 0,
             write: Vec::new(),
@@ -338,19 +358,14 @@ impl Conn {
             self.read = Vec::with_capacity(READ_CHUNK);
         }
         self.read.reserve(READ_CHUNK);
-        let patience = self.patience;
-        let begin = || Pace {
-            until: Instant::now() + patience,
-            bytes: 0,
-        };
-        let until = self.pace.get_or_insert_with(begin).until;
+        let until = self.pace.until();
         match tokio::time::timeout_at(until, self.stream.read_buf(&mut self.read)).await {
             Err(_) => Err(Error::new(
                 ErrorKind::Connection,
                 format!(
                     "{} did not answer for {} s",
                     self.address,
-                    patience.as_secs()
+                    self.pace.limit.as_secs()
                 ),
             )),
             Ok(Err(e)) => Err(self.lost(e)),
@@ -360,12 +375,7 @@ impl Conn {
             )),
             Ok(Ok(n)) => {
                 self.received = self.received.saturating_add(n as u64);
-                if let Some(pace) = &mut self.pace {
-                    pace.bytes = pace.bytes.saturating_add(n);
-                    if pace.bytes >= PROGRESS_BYTES {
-                        *pace = begin();
-                    }
-                }
+                self.pace.came(n);
                 Ok(())
             }
         }
@@ -373,7 +383,7 @@ impl Conn {
 
     /// The reply that was awaited has come, or another question is asked: the time begins anew.
     pub(super) fn in_time(&mut self) {
-        self.pace = None;
+        self.pace.awaited = None;
     }
 
     /// Gives the buffer of replies back if it is larger than so many bytes, and all in it has been read.

@@ -17,6 +17,8 @@ pub struct Scan {
     ahead: bool,
     /// It has been asked for.
     asked: bool,
+    /// Keys of a page at most: fewer once a page of long names was too large.
+    most: u32,
 }
 
 impl Scan {
@@ -31,6 +33,7 @@ impl Scan {
             pattern: None,
             ahead: false,
             asked: false,
+            most: u32::MAX,
         }
     }
 
@@ -57,16 +60,30 @@ impl Scan {
     }
 
     /// The next page, which may be empty; `None` after the last one.
+    ///
+    /// Errors: `Connection` also when a page of long names is too large: over a new connection, the same scan goes on by
+    /// smaller ones.
     pub async fn next(&mut self, conn: &mut Conn, count: u32) -> Result<Option<Vec<Vec<u8>>>> {
         let Some(cursor) = &self.cursor else {
             return Ok(None);
         };
-        let reply = match std::mem::take(&mut self.asked) {
+        let count = count.min(self.most);
+        let asked = match std::mem::take(&mut self.asked) {
             true => {
-                let reply = conn.reply().await?;
-                conn.accepted(b"SCAN", reply)?
+                let reply = conn.reply().await;
+                reply.and_then(|reply| conn.accepted(b"SCAN", reply))
             }
-            false => (conn.call(&self.command(cursor, &count.to_string()))).await?,
+            false => (conn.call(&self.command(cursor, &count.to_string()))).await,
+        };
+        let reply = match asked {
+            Err(e) if e.kind() == ErrorKind::Oversized && count > 1 => {
+                self.most = (count / FEWER).max(1);
+                let text = format!("a page of {count} names is too large");
+                return Err(Error::new(ErrorKind::Connection, text)
+                    .cause(e)
+                    .hint("run the same command again"));
+            }
+            asked => asked?,
         };
         let Reply::Array(parts) = reply else {
             return Err(unforeseen("SCAN", conn));
@@ -105,6 +122,8 @@ impl Default for Scan {
     }
 }
 
+/// The next page after one that was too large has so many times fewer names.
+const FEWER: u32 = 16;
 /// What a name takes beside its bytes.
 const NAME: usize = 64;
 

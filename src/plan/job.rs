@@ -181,9 +181,10 @@ impl Endpoint {
         self.username.clone().or_else(|| self.learnt.user())
     }
 
-    /// Every password that belongs to it.
+    /// Every password that belongs to it, Sentinel's included.
     pub(super) fn secrets(&mut self) -> impl Iterator<Item = &mut Secret> {
-        self.password.iter_mut()
+        let sentinels = self.sentinels.iter_mut();
+        (self.password.iter_mut()).chain(sentinels.filter_map(|s| s.password.as_mut()))
     }
 
     /// The url of another server of this side, without a user.

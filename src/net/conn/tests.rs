@@ -26,7 +26,7 @@ async fn conn(pieces: Vec<Vec<u8>>, rest: Duration) -> Conn {
     let job = validate(&Plan::parse(&plan).unwrap()).unwrap();
     let stream = Stream::Plain(TcpStream::connect(&address).await.unwrap());
     let mut conn = Conn::over(stream, &job.target, &address);
-    conn.patience = Duration::from_millis(400);
+    conn.pace.limit = Duration::from_millis(400);
     conn
 }
 
@@ -61,7 +61,7 @@ fn a_slow_reply_that_gets_on_is_read() {
         let mut conn = conn(pieces.collect(), Duration::from_millis(60)).await;
         let began = Clock::now();
         assert_eq!(conn.reply().await.unwrap().bytes(), Some(&*value));
-        assert!(began.elapsed() > conn.patience);
+        assert!(began.elapsed() > conn.pace.limit);
         assert_eq!(conn.reply().await.unwrap().int(), Some(7));
     });
 }
