@@ -5,6 +5,7 @@ use super::output;
 use crate::cutover;
 use crate::error::Result;
 use crate::latency::{self, Options};
+use crate::store::recall_nodes;
 use crate::task::Shutdown;
 use clap::Args;
 use serde_json::Value;
@@ -55,6 +56,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         stop.on_signals()?;
         if job.latency.allow_writes {
             // After a cutover the source is closed to writers, but not to the measurement.
+            recall_nodes(&options.work_dir, &job);
             cutover::admit(&mut job, &options.work_dir).await?;
         }
         latency::run(&job, &options, &stop).await

@@ -135,7 +135,8 @@ fn checked(job: &Job, arguments: &Arguments, dir: &Path) -> Result<Option<Value>
         Some(store) => (store.json(MODE)?, !store.shards()?.is_empty()),
         None => (None, false),
     };
-    let known = known.as_ref().and_then(Value::as_str);
+    // Before anything was begun, rights may have been given: it is asked anew.
+    let known = known.as_ref().and_then(Value::as_str).filter(|_| begun);
     let report = block_on(check::run(job, !arguments.dry_run && !begun, known))?;
     let answer = serde_json::to_value(&report)
         .map_err(|e| Error::new(ErrorKind::Bug, "write the check's answer as JSON").cause(e))?;

@@ -41,7 +41,7 @@ use self::proof::Proof;
 use self::side::{Closed, Freezer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Job, Plan, Source, validate, without_arguments};
-use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, recall_nodes};
+use crate::store::{CutoverStep, Lock, Phase, Stage, Store, frozen, pass_on_nodes, recall_nodes};
 use crate::task::{Shutdown, private_dir};
 use crate::types::unix_ms;
 use serde::Serialize;
@@ -360,6 +360,7 @@ pub async fn roll_back(plan: &Plan, options: &Options, stop: &Shutdown) -> Resul
         options,
         stop,
     };
+    pass_on_nodes(&home, &work_dir.join(&back.name))?;
     let mut migration = Migration::meet(&back, &there, stop).await?;
     let passed = match pass.run(&mut journal, &mut migration).await {
         Ok(passed) => passed,

@@ -9,8 +9,8 @@ use crate::cutover::side::Freezer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::control::orders::Ask;
 use crate::net::{self, server};
-use crate::plan::{Endpoint, PasswordPlan, Plan, Secret, Source, validate};
-use crate::store::{Stage, Store, has_losses, recall_nodes};
+use crate::plan::{Endpoint, Location, PasswordPlan, Plan, Secret, Source, validate};
+use crate::store::{Stage, Store, has_losses, pass_on_nodes, recall_nodes};
 use crate::task::Shutdown;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -110,18 +110,34 @@ async fn arm(plan: &Plan, home: &Path, old: &mut OldSide, accept_late: bool) -> 
 /// The plan of the way back, with a user that may write to the old side.
 pub async fn admitted(plan: &Plan, home: &Path, freezer: &mut Freezer) -> Result<Plan> {
     let mut back = way_back(plan, home)?;
-    let Source::Server { endpoint, .. } = validate(plan)?.source else {
+    let job = validate(plan)?;
+    let Source::Server { endpoint, .. } = job.source else {
         return Ok(back);
     };
     let user = freezer.way_back_user().await?;
     let master = freezer.master_elsewhere();
     if user.is_some() || master.is_some() {
-        // Beside a user in the url there may be no other; where that one stays, it is told in its own words.
-        if let (None, Some(Secret::Plain(password))) = (&back.target.password, &endpoint.password) {
-            back.target.username = endpoint.username.clone();
-            back.target.password = Some(PasswordPlan::Text(password.reveal().to_owned()));
+        // Beside a user in the url there may be no other; what stands there is told in words of its own.
+        let login = &mut back.target;
+        login.username = login.username.take().or_else(|| endpoint.username.clone());
+        if let (None, Some(Secret::Plain(password))) = (&login.password, &endpoint.password) {
+            login.password = Some(PasswordPlan::Text(password.reveal().to_owned()));
         }
-        back.target.url = master.map_or_else(|| endpoint.url(), |m| endpoint.url_at(m));
+        login.url = master.map_or_else(|| endpoint.url(), |m| endpoint.url_at(m));
+        login.sentinel = match (master, &endpoint.location) {
+            (None, Location::Sentinels { .. }) => {
+                // Those without a login of their own know the old one only.
+                let mut own = login.sentinel.take().unwrap_or_default();
+                if own.password.is_none() {
+                    own.username.clone_from(&login.username);
+                    own.password.clone_from(&login.password);
+                }
+                Some(own)
+            }
+            _ => None,
+        };
+        // A variable that holds a password is still one when another password is used.
+        back.cutover.hooks.without = job.cutover.hooks.without;
     }
     if let Some((user, password)) = user {
         // One that was left running by a cutover that was killed has a password that is no more.
@@ -152,7 +168,9 @@ async fn open(back: &Plan, home: &Path, stop: &Shutdown) -> Result<Migration> {
     if !begun {
         let _ = std::fs::remove_dir_all(&dir);
     }
-    Migration::meet(back, &Where::Folder(dir.join(&back.name)), stop).await
+    let own = dir.join(&back.name);
+    pass_on_nodes(home, &own)?;
+    Migration::meet(back, &Where::Folder(own), stop).await
 }
 
 async fn commit(home: &Path) -> Result<()> {

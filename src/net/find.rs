@@ -95,8 +95,13 @@ async fn sentinel_conn(
         .password
         .as_ref()
         .is_some_and(credentials::can_change);
-    match changes && refused(&opened) {
+    let opened = match changes && refused(&opened) {
         true => open(&at, node, credentials::of(sentinels, version).await?).await,
+        false => opened,
+    };
+    // One that has no password takes none.
+    match refused(&opened) {
+        true => open(&at, node, None).await.or(opened),
         false => opened,
     }
 }

@@ -59,8 +59,9 @@ pub struct HooksPlan {
     pub freeze: Vec<String>,
     /// Lets them write again, after a switch or without one: KEYFERRY_CLIENTS_AT says where they are.
     pub thaw: Vec<String>,
-    /// Variables that hold passwords of the plan, which these programs do not inherit; not typed but found.
-    #[serde(skip)]
+    /// Variables that hold passwords, which these programs do not inherit. Those that the plan names are found.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(skip)]
     pub without: Vec<String>,
 }
 

@@ -195,7 +195,14 @@ impl Endpoint {
 
     /// The same servers, entered as somebody else: what was learnt as the first user need not hold for that one.
     pub fn entered_as(&self, user: String, password: String) -> Endpoint {
+        // Sentinels without a login of their own were asked as the first user, and know nobody else.
+        let mut sentinels = self.sentinels.clone();
+        if let Some(own) = sentinels.as_mut().filter(|own| own.password.is_none()) {
+            own.username.clone_from(&self.username);
+            own.password.clone_from(&self.password);
+        }
         Endpoint {
+            sentinels,
             username: Some(user),
             password: Some(Secret::Plain(Redacted::new(password))),
             learnt: Learnt::default(),

@@ -21,7 +21,7 @@ pub use cutover::{CutoverStep, LATE, Stage, frozen};
 pub use existing::{Existing, NameFile};
 pub use latency::LatencyBlock;
 pub use lock::Lock;
-pub use nodes::recall_nodes;
+pub use nodes::{pass_on_nodes, recall_nodes};
 pub use own::Own;
 pub use record::{
     CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MASTERS, MIX, MODE, PULSE, Phase, PhaseSpan,

@@ -54,6 +54,22 @@ pub fn recall_nodes(dir: &Path, job: &Job) {
     }
 }
 
+/// Tells a migration of its own what another one of the same sides knows of their nodes, before it begins.
+pub fn pass_on_nodes(from: &Path, to: &Path) -> Result<()> {
+    let Some(nodes) = Store::open_readonly(from)?
+        .map(|s| s.json(NODES))
+        .transpose()?
+        .flatten()
+    else {
+        return Ok(());
+    };
+    let mut new = Store::open(to)?;
+    match new.json(NODES)? {
+        None => new.put_json(NODES, &nodes),
+        Some(_) => Ok(()),
+    }
+}
+
 fn sides(job: &Job) -> impl Iterator<Item = &Endpoint> {
     job.source.endpoint().into_iter().chain([&job.target])
 }

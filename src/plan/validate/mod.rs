@@ -103,7 +103,10 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         Source::Rdb { .. } => None,
     };
     let others = also.iter_mut().map(|(_, at)| at);
-    let without = keep_apart(from.into_iter().chain([&mut target]).chain(others));
+    let without = keep_apart(
+        from.into_iter().chain([&mut target]).chain(others),
+        &plan.cutover.hooks.without,
+    );
     let mut cutover = plan.cutover.clone();
     cutover.hooks.without = without;
     let skip = plan.on_existing == super::document::OnExisting::Skip;
@@ -135,10 +138,16 @@ pub fn validate(plan: &Plan) -> Result<Job> {
 }
 
 /// Keeps the variables that hold passwords from every program that gets another one; returns them.
-fn keep_apart<'a>(endpoints: impl Iterator<Item = &'a mut Endpoint>) -> Vec<String> {
+fn keep_apart<'a>(
+    endpoints: impl Iterator<Item = &'a mut Endpoint>,
+    also: &[String],
+) -> Vec<String> {
     let mut secrets: Vec<&mut Secret> = endpoints.flat_map(Endpoint::secrets).collect();
     let held = secrets.iter().filter_map(|secret| secret.variable());
-    let held: BTreeSet<String> = held.map(str::to_owned).collect();
+    let held: BTreeSet<String> = held
+        .map(str::to_owned)
+        .chain(also.iter().cloned())
+        .collect();
     let held: Vec<String> = held.into_iter().collect();
     for secret in &mut secrets {
         if let Secret::Command { without, .. } = secret {
