@@ -151,12 +151,27 @@ impl Server {
         self.child.id()
     }
 
-    /// Waits until it follows its master.
+    /// Waits until it follows its master, and has what that has written until now.
     #[track_caller]
     pub fn wait_in_step(&self) {
+        let told = |client: &mut Client, field: &str| client.info("replication", field).ok();
         super::wait_until("the replica is in step", Duration::from_secs(30), || {
-            let link = self.client().info("replication", "master_link_status");
-            link.ok().as_deref() == Some("up")
+            let mut own = self.client();
+            if told(&mut own, "master_link_status").as_deref() != Some("up") {
+                return false;
+            }
+            // With the link just up, what was written since the snapshot may still be held back.
+            let port = told(&mut own, "master_port").unwrap_or_default();
+            let mut master = match Client::connect(&format!("127.0.0.1:{port}")) {
+                Ok(master) => master,
+                Err(_) => return false,
+            };
+            let number = |text: Option<String>| text?.parse::<i64>().ok();
+            match number(told(&mut master, "master_repl_offset")) {
+                Some(written) => number(told(&mut own, "slave_repl_offset")) >= Some(written),
+                // It wants a password.
+                None => true,
+            }
         });
     }
 
