@@ -2,10 +2,11 @@
 
 use crate::cutover::{Move, answer};
 use crate::cutover_closed::users;
-use crate::support::need;
 use crate::support::server::Setup;
 use crate::support::story::Endpoint;
 use crate::support::wait_until;
+use crate::support::{need, skip};
+use crate::topology::Sentinel;
 use serde_json::json;
 use std::time::Duration;
 
@@ -143,6 +144,43 @@ fn a_login_in_the_url_has_a_way_back() {
             file.path()
         );
     }
+}
+
+/// Sentinels that take the servers' login, and know nobody else, tell the master on the way back too, and to the
+/// measurement after the switch.
+#[test]
+fn sentinels_that_want_the_servers_login_know_the_way_back() {
+    let Some([name]) = need(["redis-7.0"]) else {
+        return;
+    };
+    let mut it = Move::new(
+        Endpoint::alone(Setup::new(&name).line("repl-backlog-size 64mb")),
+        Endpoint::cluster(Setup::new(&name)),
+        json!({"watch_s": 1}),
+    );
+    let source = &it.story.source.nodes()[0];
+    let user = "mover on >hidden ~* &* +@all";
+    source.run(&format!("ACL SETUSER {user}"));
+    let lines = ["user default off".to_owned(), format!("user {user}")];
+    let Some(sentinel) = Sentinel::with(&name, source, &lines, "mover:hidden@") else {
+        return skip("needs a sentinel");
+    };
+    let url = format!(
+        "redis+sentinel://mover:hidden@127.0.0.1:{}/mymaster",
+        sentinel.port
+    );
+    it.story.plan.set("/source/url", json!(url));
+    let mix = json!({
+        "workloads": ["counter"], "rates": [1.0], "blocks": 2, "block_s": 1, "connections": 2, "allow_writes": true,
+    });
+    it.story.plan.set("/latency", mix);
+    it.story.fill(200);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    let outcome = it.plan().run("cutover --json").exits(0);
+    assert_eq!(answer(&outcome)["way_back"]["ready"], true);
+    it.plan().run("latency --json").exits(0);
+    it.plan().run("rollback --json").exits(0);
+    it.thawed(&it.story.source);
 }
 
 /// A replica has users of its own, and may go for good: neither keeps the others from being closed and opened.
