@@ -5,6 +5,7 @@ use crate::migrate::write::large_value::{self, Delivery};
 use crate::net;
 use crate::resp::Outcome;
 use crate::target::{Batch, Database, Pipe, Unit};
+use crate::types::address::split;
 use crate::types::{Mark, Slot};
 use tokio::runtime::Handle;
 
@@ -132,8 +133,10 @@ impl Wire for Pipe {
 
     fn redirect(&mut self, runtime: &Handle, unit: &Unit, ask: &str) -> bool {
         let endpoint = self.endpoint();
-        let host = endpoint.hosts().into_iter().next().unwrap_or_default();
-        let address = net::leads_to(ask, &host);
+        // The node that has answered, by the slot that the answer names.
+        let slot = ask.split(' ').nth(1).and_then(|n| n.parse().ok());
+        let asked = Pipe::node_of(self, Slot::numbered(slot.unwrap_or(0)));
+        let address = net::leads_to(ask, split(Pipe::address(self, asked)).0);
         let mut backoff = net::Backoff::new();
         for _ in 0..REDIRECTS {
             let answer: Result<Option<String>> = runtime.block_on(async {
