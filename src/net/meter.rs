@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Elements of one reply. CLUSTER SLOTS has the most: 295,000 where 16384 slots alternate between masters of two replicas.
-const MAX_ELEMENTS: u64 = 5 << 16;
+/// Elements of one reply. CLUSTER SLOTS has the most: 393,216 where 16384 slots alternate between masters of two replicas
+/// and each node's hostname is told.
+const MAX_ELEMENTS: u64 = 7 << 16;
 /// COMMAND DOCS, the deepest reply, has 7.
 const MAX_DEPTH: usize = 16;
 /// A status, an error or a number.
