@@ -261,6 +261,7 @@ impl<S: ValueSink> Parts<'_, S> {
     /// A page of a hash, which is held where its fields' expiries have to be asked for.
     async fn fields(&mut self, count: usize, expiry: bool) -> Result<()> {
         let (mut page, mut held) = (Vec::new(), 0usize);
+        let (mut left, mut rest) = (Vec::new(), 0usize);
         for _ in 0..count {
             let (name, value) = (self.bytes("HSCAN").await?, self.bytes("HSCAN").await?);
             if !expiry {
@@ -270,14 +271,33 @@ impl<S: ValueSink> Parts<'_, S> {
             held =
                 held.saturating_add(FIELD.saturating_add(name.len()).saturating_add(value.len()));
             if held > self.most {
-                let e = Error::new(
-                    ErrorKind::Oversized,
-                    format!("some fields of a hash take more than {} bytes", self.most),
-                );
-                return Err(too_large(e));
+                // Its value is asked for again, by itself.
+                rest = rest.saturating_add(FIELD.saturating_add(name.len()));
+                if rest > self.most {
+                    let text = format!("the names of some fields take more than {rest} bytes");
+                    return Err(too_large(Error::new(ErrorKind::Oversized, text)));
+                }
+                left.push(name);
+                continue;
             }
             page.push((name, value));
         }
+        self.expiring(page).await?;
+        for name in left {
+            self.conn.push(&[b"HGET", self.key, &name]);
+            self.conn.flush().await?;
+            match self.item().await? {
+                Reply::Bulk(value) => self.expiring(vec![(name, value)]).await?,
+                Reply::Error(text) => return Err(refusal("HGET", &text)),
+                // It has gone meanwhile.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Fields, with the expiries that they have.
+    async fn expiring(&mut self, page: Vec<(Vec<u8>, Vec<u8>)>) -> Result<()> {
         let mut expiries = Vec::new();
         if !page.is_empty() {
             let count = page.len().to_string();
