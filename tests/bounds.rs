@@ -1,10 +1,12 @@
 //! What a peer says is bounded: memory under replies that no server sends, and numbers at their ends.
 
+use crate::support::fuzz::move_slot;
 use crate::support::hostile_peer::{self as hostile, Answer, HostilePeer};
 use crate::support::keyferry::Plan;
 use crate::support::need;
 use crate::support::rng::Rng;
 use crate::support::server::{Server, Setup};
+use crate::support::side::slot;
 use crate::support::story::{Endpoint, Story};
 use crate::support::wire::Command;
 use serde_json::json;
@@ -344,6 +346,37 @@ fn keys_with_long_names_are_listed_in_smaller_pages() {
     plan.run("migrate --until caught-up --json").exits(0);
     let verified = plan.run("verify --json").exits(0);
     assert_eq!(verified.json["keys_source"], 1500, "{}", verified.json);
+}
+
+/// What a slot's names take is more than one answer of a node may: they are found by SCAN where the slot arrives.
+#[test]
+fn a_slot_of_very_long_names_moves_to_another_source() {
+    let Some([name]) = need(["any"]) else {
+        return;
+    };
+    let source = Setup::new(&name).line("repl-backlog-size 256mb");
+    let story = Story::new(
+        Endpoint::cluster(source),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    let script =
+        "for n = 1, 3600 do redis.call('SET', '{t}' .. n .. string.rep('n', 15000), n) end";
+    let script = Command::new("EVAL").arg(script).arg("1").arg("{t}");
+    let filled = story.source.nodes().iter().filter(|node| {
+        let answer = node.client().run(&script).expect("an answer");
+        !answer.is_error()
+    });
+    assert_eq!(filled.count(), 1);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    let urls: Vec<String> = story.source.nodes().iter().map(Server::url).collect();
+    move_slot(&urls, slot(b"{t}"));
+    // A move is looked for every second, and believed when it is seen twice.
+    std::thread::sleep(Duration::from_secs(4));
+    let ended = story.catch_up_and_stop(running);
+    assert!(!ended.stderr.contains("Oversized"), "{}", ended.stderr);
+    let verified = story.verify().json;
+    assert_eq!(verified["keys_source"], 3600, "{verified}");
 }
 
 /// A server whose INFO tells the largest numbers that there are: nothing panics, and what is the same is found the same.

@@ -38,7 +38,7 @@ pub async fn taken_names(job: &Job, endpoint: &Endpoint) -> Result<Conflicts> {
             conn.select(*db).await?;
             for prefix in job.renames.given() {
                 let (mut scan, mut seen) = (Scan::of_prefix(prefix), HashSet::new());
-                while let Some(page) = scan.next(&mut conn, 1000).await? {
+                while let Some(page) = scan.next(endpoint, &mut conn, 1000).await? {
                     let taken = (page.iter())
                         .filter(|k| job.filter.accepts(k) && job.renames.to_target(k).is_none());
                     for key in taken {
@@ -88,7 +88,7 @@ pub async fn conflicts(
             let mut conn = enter(endpoint).await?;
             conn.select(*db).await?;
             let (mut scan, mut own) = (Scan::new(), HashSet::new());
-            while let Some(page) = scan.next(&mut conn, 1000).await? {
+            while let Some(page) = scan.next(endpoint, &mut conn, 1000).await? {
                 for key in page.iter().filter(|k| job.filter.accepts(k)) {
                     let hash = key_hash(DbIndex::ZERO, key);
                     // SCAN may tell a key twice.

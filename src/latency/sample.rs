@@ -67,7 +67,7 @@ pub async fn keys(job: &Job, endpoint: &Endpoint) -> Result<(RealKeys, bool)> {
             continue;
         }
         let (mut scan, before) = (Scan::new(), seen.len());
-        while let Some(page) = scan.next(&mut conn, 500).await? {
+        while let Some(page) = scan.next(endpoint, &mut conn, 500).await? {
             let wanted = page.into_iter().filter(|k| job.filter.accepts(k)).collect();
             look(&mut conn, wanted, &mut seen, &mut lengths).await?;
             if seen.len() - before >= each {

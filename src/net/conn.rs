@@ -448,6 +448,10 @@ impl Conn {
         Ok(())
     }
 
+    pub(super) fn db(&self) -> DbIndex {
+        self.db
+    }
+
     /// When the server's certificate ends, as Unix time in ms; `None` without TLS.
     pub fn certificate_ends_ms(&self) -> Option<i64> {
         match &self.stream {

@@ -1,7 +1,8 @@
 //! Listing the keys of one node: SCAN page by page, and the keys of a slot.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Conn, refusal, server};
+use crate::net::{self, Conn, refusal, server};
+use crate::plan::Endpoint;
 use crate::resp::Reply;
 use crate::types::{DbIndex, Slot};
 
@@ -61,29 +62,35 @@ impl Scan {
 
     /// The next page, which may be empty; `None` after the last one.
     ///
-    /// Errors: `Connection` also when a page of long names is too large: over a new connection, the same scan goes on by
-    /// smaller ones.
-    pub async fn next(&mut self, conn: &mut Conn, count: u32) -> Result<Option<Vec<Vec<u8>>>> {
+    /// Where a page of long names is too large, it goes on by smaller ones over a new connection, which `conn` is then.
+    pub async fn next(
+        &mut self,
+        endpoint: &Endpoint,
+        conn: &mut Conn,
+        count: u32,
+    ) -> Result<Option<Vec<Vec<u8>>>> {
+        loop {
+            let count = count.min(self.most);
+            match self.page(conn, count).await {
+                Err(e) if e.kind() == ErrorKind::Oversized && count > 1 => {
+                    self.most = (count / FEWER).max(1);
+                    *conn = again(endpoint, conn).await?;
+                }
+                page => return page,
+            }
+        }
+    }
+
+    async fn page(&mut self, conn: &mut Conn, count: u32) -> Result<Option<Vec<Vec<u8>>>> {
         let Some(cursor) = &self.cursor else {
             return Ok(None);
         };
-        let count = count.min(self.most);
-        let asked = match std::mem::take(&mut self.asked) {
+        let reply = match std::mem::take(&mut self.asked) {
             true => {
-                let reply = conn.reply().await;
-                reply.and_then(|reply| conn.accepted(b"SCAN", reply))
+                let reply = conn.reply().await?;
+                conn.accepted(b"SCAN", reply)?
             }
-            false => (conn.call(&self.command(cursor, &count.to_string()))).await,
-        };
-        let reply = match asked {
-            Err(e) if e.kind() == ErrorKind::Oversized && count > 1 => {
-                self.most = (count / FEWER).max(1);
-                let text = format!("a page of {count} names is too large");
-                return Err(Error::new(ErrorKind::Connection, text)
-                    .cause(e)
-                    .hint("run the same command again"));
-            }
-            asked => asked?,
+            false => (conn.call(&self.command(cursor, &count.to_string()))).await?,
         };
         let Reply::Array(parts) = reply else {
             return Err(unforeseen("SCAN", conn));
@@ -134,6 +141,17 @@ fn names(page: Vec<Reply>) -> Vec<Vec<u8>> {
             _ => None,
         })
         .collect()
+}
+
+/// Another connection to the same server, on which a cursor of it means the same.
+async fn again(endpoint: &Endpoint, conn: &Conn) -> Result<Conn> {
+    let mut other = net::connect(endpoint, conn.address()).await?;
+    if other.address() != conn.address() {
+        let text = format!("{} answers instead of {}", other.address(), conn.address());
+        return Err(Error::new(ErrorKind::Connection, text));
+    }
+    other.select(conn.db()).await?;
+    Ok(other)
 }
 
 fn unforeseen(command: &str, conn: &Conn) -> Error {

@@ -31,7 +31,7 @@ async fn each(
         for (db, _) in scan::databases(&mut conn).await? {
             conn.select(db).await?;
             let mut scan = Scan::new();
-            while let Some(page) = scan.next(&mut conn, 1000).await? {
+            while let Some(page) = scan.next(&job.target, &mut conn, 1000).await? {
                 for key in page {
                     if claimed.is_none_or(|c| is_in(c, job, &key)) {
                         see(address, db, &key)?;

@@ -72,7 +72,7 @@ impl OurKeys {
                 continue;
             };
             let db = *db;
-            let Some(mut page) = runtime.block_on(scan.next(conn, PAGE))? else {
+            let Some(mut page) = runtime.block_on(scan.next(&ctx.job().target, conn, PAGE))? else {
                 self.scan = None;
                 continue;
             };

@@ -1,14 +1,14 @@
 //! Slots that have come to this source shard: which keys are copied before its stream is applied to them.
 
-use crate::error::{Result, Retry};
+use crate::error::{ErrorKind, Result, Retry};
 use crate::migrate::context::ShardContext;
 use crate::migrate::heal::queue::Key;
 use crate::net::scan::{self, Scan};
 use crate::net::{self, Conn};
-use crate::plan::Renames;
+use crate::plan::{Endpoint, Renames};
 use crate::source::place::Place;
 use crate::types::{DbIndex, Slot, SlotSet};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The keys of some slots at the source; `None` when the slots are not (or no longer) where the cluster said they were.
 pub(crate) fn source_keys(
@@ -17,8 +17,8 @@ pub(crate) fn source_keys(
     slots: &[u16],
 ) -> Result<Option<BTreeSet<Key>>> {
     let listed = ctx.shared.runtime.block_on(async {
-        let mut conn = net::connect(place.endpoint(), &place.address()).await?;
-        list(&mut conn, slots).await
+        let conn = net::connect(place.endpoint(), &place.address()).await?;
+        list(place.endpoint(), conn, slots).await
     });
     match listed {
         Ok(keys) => Ok(Some(keys)),
@@ -38,10 +38,10 @@ pub(crate) fn target_keys(
     let mut keys = BTreeSet::new();
     for (address, slots) in nodes {
         keys.extend(ctx.shared.runtime.block_on(async {
-            let mut conn = net::connect(endpoint, address).await?;
+            let conn = net::connect(endpoint, address).await?;
             match listed && renames.is_empty() {
-                true => list(&mut conn, slots).await,
-                false => search(&mut conn, slots, renames).await,
+                true => list(endpoint, conn, slots).await,
+                false => search(endpoint, conn, slots, renames).await,
             }
         })?);
     }
@@ -74,32 +74,67 @@ async fn databases(conn: &mut Conn) -> Result<BTreeSet<DbIndex>> {
 /// What the names of some slots may take.
 const LIST_ROOM: usize = 48 << 20;
 
-/// The keys of slots, as a cluster node lists them.
-async fn list(conn: &mut Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
+/// The keys of slots, as a cluster node lists them; those of slots too large for one answer by SCAN.
+async fn list(endpoint: &Endpoint, mut conn: Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
     let slots: Vec<Slot> = slots.iter().copied().map(Slot::numbered).collect();
     let mut keys = BTreeSet::new();
-    for db in databases(conn).await? {
+    for db in databases(&mut conn).await? {
         conn.select(db).await?;
-        for some in slots.chunks(4) {
-            let listed = scan::slots_keys(conn, some, i64::MAX, LIST_ROOM).await?;
-            keys.extend(listed.into_iter().flatten().flatten().map(|key| (db, key)));
+        let mut some: VecDeque<&[Slot]> = slots.chunks(4).collect();
+        let mut large = Vec::new();
+        while let Some(asked) = some.pop_front() {
+            match scan::slots_keys(&mut conn, asked, i64::MAX, LIST_ROOM).await {
+                Ok(listed) => {
+                    keys.extend(listed.into_iter().flatten().flatten().map(|key| (db, key)));
+                }
+                Err(e) if e.kind() == ErrorKind::Oversized => {
+                    conn = net::connect(endpoint, conn.address()).await?;
+                    conn.select(db).await?;
+                    match asked {
+                        [slot] => large.push(*slot),
+                        _ => some.extend(asked.chunks(1)),
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        if !large.is_empty() {
+            let (large, renames) = (large.into_iter().collect(), Renames::default());
+            keys.extend(named(endpoint, &mut conn, db, &large, &renames).await?);
         }
     }
     Ok(keys)
 }
 
 /// The same of a server that is no cluster, or has the keys under other names.
-async fn search(conn: &mut Conn, slots: &[u16], renames: &Renames) -> Result<BTreeSet<Key>> {
+async fn search(
+    endpoint: &Endpoint,
+    mut conn: Conn,
+    slots: &[u16],
+    renames: &Renames,
+) -> Result<BTreeSet<Key>> {
     let wanted: SlotSet = slots.iter().copied().map(Slot::numbered).collect();
     let mut keys = BTreeSet::new();
-    for db in databases(conn).await? {
-        conn.select(db).await?;
-        let mut scan = Scan::new();
-        while let Some(page) = scan.next(conn, 1000).await? {
-            let named = (page.iter()).filter_map(|k| Some(renames.to_source(k)?.into_owned()));
-            let named = named.filter(|k| wanted.has(Slot::of(k)));
-            keys.extend(named.map(|key| (db, key)));
-        }
+    for db in databases(&mut conn).await? {
+        keys.extend(named(endpoint, &mut conn, db, &wanted, renames).await?);
+    }
+    Ok(keys)
+}
+
+/// The keys of a database whose names at the source belong to some slots.
+async fn named(
+    endpoint: &Endpoint,
+    conn: &mut Conn,
+    db: DbIndex,
+    slots: &SlotSet,
+    renames: &Renames,
+) -> Result<BTreeSet<Key>> {
+    let (mut scan, mut keys) = (Scan::new(), BTreeSet::new());
+    conn.select(db).await?;
+    while let Some(page) = scan.next(endpoint, conn, 1000).await? {
+        let names = (page.iter()).filter_map(|k| Some(renames.to_source(k)?.into_owned()));
+        let names = names.filter(|k| slots.has(Slot::of(k)));
+        keys.extend(names.map(|key| (db, key)));
     }
     Ok(keys)
 }

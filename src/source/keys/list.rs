@@ -273,48 +273,69 @@ impl Listing {
         Ok(listed)
     }
 
-    /// Lists a slot that is too large for one answer; false when nobody listens any more.
+    /// Lists a slot that is too large for one answer, anew if it has moved meanwhile; false when nobody listens any more.
     async fn search(&self, slot: Slot, out: &mut Out) -> Result<bool> {
         let mut seen = self.distinct.map(KeySet::within);
-        let (mut conn, mut tries) = (None, Tries::new(self.patience));
-        let mut scan = Scan::new();
+        let mut tries = Tries::new(self.patience);
+        let mut stood = self.stands(slot).await?;
         loop {
-            let open = match conn.take() {
-                Some(open) => Ok(open),
-                None => {
-                    // Another server's cursor means nothing.
-                    scan = Scan::new();
-                    let address = self
-                        .side
-                        .layout()
-                        .master_of(slot)
-                        .map(|m| m.address.clone());
-                    self.open(&address.unwrap_or_default(), DbIndex::ZERO).await
-                }
-            };
-            let next = match open {
-                Ok(mut open) => {
-                    let next = scan.next(&mut open, PAGE as u32).await;
-                    conn = Some(open);
-                    next
-                }
-                Err(e) => Err(e),
-            };
-            let mut keys = match next {
-                Ok(Some(keys)) => keys,
-                Ok(None) => return Ok(true),
+            match self.found(slot, &stood.0, &mut seen, out, &mut tries).await {
+                Ok(false) => return Ok(false),
+                Ok(true) => {}
                 Err(e) => {
-                    conn = None;
                     self.again(e, &mut tries).await?;
+                    stood = self.stands(slot).await?;
                     continue;
                 }
-            };
+            }
+            let stands = self.stands(slot).await?;
+            if stands == stood {
+                return Ok(true);
+            }
+            stood = stands;
+        }
+    }
+
+    /// The keys of a slot that a node holds, by SCAN.
+    async fn found(
+        &self,
+        slot: Slot,
+        address: &str,
+        seen: &mut Option<KeySet>,
+        out: &mut Out,
+        tries: &mut Tries,
+    ) -> Result<bool> {
+        let (endpoint, mut scan) = (&self.side.endpoint, Scan::new());
+        let mut conn = self.open(address, DbIndex::ZERO).await?;
+        while let Some(mut keys) = scan.next(endpoint, &mut conn, PAGE as u32).await? {
+            *tries = Tries::new(self.patience);
             keys.retain(|key| {
                 Slot::of(key) == slot
                     && (seen.as_mut()).is_none_or(|s| s.put(DbIndex::ZERO, key) != Put::Known)
             });
             if !keys.is_empty() && !out.send(DbIndex::ZERO, keys, None, None).await {
                 return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whose a slot is now, and that master's epoch, which is another one once the slot has left it and come back.
+    async fn stands(&self, slot: Slot) -> Result<(String, Option<u64>)> {
+        let mut tries = Tries::new(self.patience);
+        loop {
+            let stands = async {
+                self.side.refresh().await?;
+                let layout = self.side.layout();
+                let address = layout.master_of(slot).map(|m| m.address.clone());
+                let address = address.unwrap_or_default();
+                let mut conn = self.side.connect(&address).await?;
+                let epoch = epoch(&mut conn, "cluster_my_epoch").await?;
+                Ok((address, epoch))
+            };
+            match stands.await {
+                Ok(stands) => return Ok(stands),
+                Err(e) => self.again(e, &mut tries).await?,
             }
         }
     }
@@ -350,7 +371,7 @@ impl Listing {
                 }
             };
             loop {
-                let mut keys = match scan.next(&mut conn, PAGE as u32).await {
+                let mut keys = match scan.next(&self.side.endpoint, &mut conn, PAGE as u32).await {
                     Ok(Some(keys)) => keys,
                     Ok(None) => break,
                     Err(e) => {
@@ -422,13 +443,16 @@ fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
     }
 }
 
-/// The cluster's epoch, which rises with every slot that moves and every failover; `None` where it is not told.
+/// The cluster's epoch, which rises with failovers and with slots that move; `None` where it is not told.
 async fn current_epoch(conns: &mut HashMap<String, Conn>) -> Option<u64> {
     let conn = conns.values_mut().next()?;
-    let reply = conn.ask(&[b"CLUSTER", b"INFO"]).await.ok()?;
-    info::field(&reply.text()?, "cluster_current_epoch")?
-        .parse()
-        .ok()
+    epoch(conn, "cluster_current_epoch").await.ok()?
+}
+
+async fn epoch(conn: &mut Conn, field: &str) -> Result<Option<u64>> {
+    let reply = conn.ask(&[b"CLUSTER", b"INFO"]).await?;
+    let text = reply.text().unwrap_or_default();
+    Ok(info::field(&text, field).and_then(|n| n.parse().ok()))
 }
 
 /// About how many keys are listed, for a display.

@@ -15,6 +15,7 @@ mod shorten;
 mod world;
 
 pub use asked::Asked;
+pub use moves::move_slot;
 
 use crate::support::rng::Rng;
 use maker::{Event, Maker, Step};
