@@ -3,10 +3,10 @@
 //! Invariants: the answer to a PING comes after everything that the server had sent before it; what waits for whoever
 //! listens is bounded, and beyond that the server has to wait.
 
-use super::conn::{Conn, LoggedIn, accepted, refused_before};
+use super::conn::{Conn, LoggedIn, REPLY_LIMIT, accepted, refused_before};
 use super::control::{MAX_BYTES, bare, error_text, lost};
 use super::meter::{Metered, Watched};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::resp::Reply;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -15,9 +15,13 @@ use redis::aio::{PubSub, PubSubSink, PubSubStream};
 use redis::{RedisResult, Value};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 /// Bytes that are read ahead of whoever listens; in memory they take about four times that.
 const ROOM: u64 = 1 << 20;
+
+/// What a connection that gives place to another is asked at last.
+const LAST: &[u8] = b"last";
 
 /// What a connection that listens hears.
 pub enum Heard {
@@ -39,6 +43,8 @@ pub struct Subscription {
     watched: Arc<Watched>,
     login: LoggedIn,
     address: String,
+    /// How long an answer may take.
+    limit: Duration,
 }
 
 impl Subscription {
@@ -56,6 +62,7 @@ impl Subscription {
             watched,
             login,
             address,
+            limit: REPLY_LIMIT,
         })
     }
 
@@ -69,7 +76,9 @@ impl Subscription {
         if learnt.refuses(&command) {
             return accepted(&self.address, NAME, refused_before()).map(drop);
         }
-        match self.requests.psubscribe(pattern).await {
+        let asked = tokio::time::timeout(self.limit, self.requests.psubscribe(pattern));
+        let asked = asked.await.map_err(|_| silent(&self.address, self.limit))?;
+        match asked {
             Ok(()) => {
                 learnt.works(&command);
                 Ok(())
@@ -91,6 +100,24 @@ impl Subscription {
             let answer = requests.ping_message(token.as_slice()).await;
             (token, answer)
         }));
+    }
+
+    /// Hands on what the server has sent up to now.
+    ///
+    /// Errors: `Connection`, also where the server does not answer a last PING.
+    pub async fn finish(&mut self, mut take: impl FnMut(&Heard)) -> Result<()> {
+        self.ping(LAST);
+        let limit = self.limit;
+        let all = async {
+            loop {
+                match self.next().await? {
+                    Heard::Pong(token) if token == LAST => return Ok(()),
+                    heard => take(&heard),
+                }
+            }
+        };
+        let all = tokio::time::timeout(limit, all).await;
+        all.unwrap_or_else(|_| Err(silent(&self.address, self.limit)))
     }
 
     /// What is heard next. May be given up at any time, and nothing is lost.
@@ -127,12 +154,16 @@ impl Subscription {
     }
 }
 
+fn silent(address: &str, limit: Duration) -> Error {
+    let text = format!("{address} did not answer for {} s", limit.as_secs());
+    Error::new(ErrorKind::Connection, text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::{connect, testing};
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -188,5 +219,44 @@ mod tests {
         assert!(sent.load(Relaxed) > 16 << 20, "it was enough to fill them");
         let last = subscription.next().await.unwrap();
         assert!(matches!(last, Heard::Pong(token) if token == b"now"));
+    }
+
+    /// A server that falls silent is given up: asked to listen (`answers` false), or for the last that it has to say.
+    async fn falls_silent(answers: bool) -> Error {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = testing::endpoint(listener.local_addr().unwrap(), None);
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut buf = [0; 4096];
+            let _ = stream.read(&mut buf).await;
+            stream.write_all(b"+PONG\r\n").await.unwrap();
+            if answers {
+                let _ = stream.read(&mut buf).await;
+                let taken = "*3\r\n$10\r\npsubscribe\r\n$1\r\n*\r\n:1\r\n";
+                stream.write_all(taken.as_bytes()).await.unwrap();
+            }
+            stream
+        });
+        let conn = connect(&endpoint, &endpoint.address()).await.unwrap();
+        let mut subscription = Subscription::over(conn).await.unwrap();
+        if answers {
+            subscription.listen(b"*").await.unwrap();
+        }
+        let _stream = server.await.unwrap();
+        subscription.limit = Duration::from_millis(300);
+        let given_up = match answers {
+            false => subscription.listen(b"*").await,
+            true => subscription.finish(|_| {}).await,
+        };
+        given_up.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_falls_silent_is_given_up() {
+        for answers in [false, true] {
+            let e = falls_silent(answers).await;
+            assert_eq!(e.kind(), ErrorKind::Connection, "{e}");
+            assert!(e.to_string().contains("did not answer for"), "{e}");
+        }
     }
 }

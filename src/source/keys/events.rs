@@ -311,9 +311,6 @@ impl Drop for Listening<'_> {
     }
 }
 
-/// What a connection that gives place to another is asked at last.
-const LAST: &[u8] = b"last";
-
 async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
     let mut passwords = side.endpoint.learnt.versions();
     passwords.mark_unchanged();
@@ -333,7 +330,7 @@ async fn hear(side: &Side, address: &str, events: &Events) -> Result<()> {
             Ok(()) = passwords.changed() => {
                 // A connection that listens cannot log in again: another takes over, and this one is read to its end.
                 let next = subscribe(side, address).await?;
-                finish(&mut conn, address, events).await?;
+                conn.finish(|heard| events.hear(address, heard)).await?;
                 conn = next;
                 asked = false;
                 continue;
@@ -363,17 +360,6 @@ async fn subscribe(side: &Side, address: &str) -> Result<Subscription> {
     let mut subscription = Subscription::over(conn).await?;
     subscription.listen(b"__key*@*__:*").await?;
     Ok(subscription)
-}
-
-/// Takes what a listening connection has been sent up to now.
-async fn finish(conn: &mut Subscription, address: &str, events: &Events) -> Result<()> {
-    conn.ping(LAST);
-    loop {
-        match conn.next().await? {
-            Heard::Pong(token) if token == LAST => return Ok(()),
-            heard => events.hear(address, &heard),
-        }
-    }
 }
 
 /// The key that a message is about: `__keyspace@0__:KEY` EVENT or `__keyevent@0__:EVENT` KEY.
