@@ -56,6 +56,13 @@ impl CommandNames {
         self.0.is_empty()
     }
 
+    /// The command by another name without which nobody can listen for notifications: these are sent as they are known.
+    pub fn keeps_from_listening(&self) -> Option<&'static str> {
+        let is_other =
+            |name: &&str| !(self.of(name.as_bytes())).eq_ignore_ascii_case(name.as_bytes());
+        ["PSUBSCRIBE", "PING"].into_iter().find(is_other)
+    }
+
     /// The known name with the other, where there is one: `PSYNC (here: secret)`.
     pub fn shown(&self, command: &str) -> String {
         let first = command.split(' ').next().unwrap_or_default();

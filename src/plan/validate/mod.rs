@@ -44,6 +44,14 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         return Err(wrong("source.mode \"replica\" does not work where PSYNC has another name: servers answer that as SYNC, which tells no offsets")
             .hint("set source.mode to \"scan\" or \"auto\", or let the source have PSYNC by its own name, for a user of keyferry's alone"));
     }
+    if plan.source.mode != SourceMode::Replica
+        && let Some(name) = (source.endpoint()).and_then(|s| s.commands.keeps_from_listening())
+    {
+        return Err(wrong(format!(
+            "source.commands names {name}, which keyferry cannot listen for notifications with by another name"
+        ))
+        .hint("set source.mode to \"replica\", or let the source have this command by its own name"));
+    }
     let written = CommandNames::of_writes(&plan.source.commands);
     if plan.source.mode != SourceMode::Scan && !written.is_empty() {
         warnings.push(format!(

@@ -471,3 +471,17 @@ fn the_fingerprint_changes_with_what_is_moved_and_not_with_how() {
         assert_eq!(changed(of(&[(path, value)])), ["filter"]);
     }
 }
+
+#[test]
+fn what_listens_for_notifications_has_its_own_name_at_a_source_that_is_scanned() {
+    for name in ["PSUBSCRIBE", "ping"] {
+        for (mode, is_refused) in [("auto", true), ("scan", true), ("replica", false)] {
+            let names = ("/source/commands", json!({ name: "x9" }));
+            let judged = validate(&plan(&[names, ("/source/mode", json!(mode))]));
+            let refused = judged
+                .err()
+                .is_some_and(|e| e.to_string().contains("listen"));
+            assert_eq!(refused, is_refused, "{name} {mode}");
+        }
+    }
+}
