@@ -291,8 +291,9 @@ fn certificates_are_verified_as_far_as_the_plan_says() {
     };
     let elsewhere = "subjectAltName=DNS:elsewhere.example\n";
     let odd = format!("{elsewhere}1.2.3.4=critical,DER:05:00\n");
-    let made = [elsewhere, "", &odd].map(Tls::with_extensions);
-    let [Some(elsewhere), Some(old), Some(odd)] = made else {
+    let second = "subjectAltName=DNS:second.invalid\n";
+    let made = [elsewhere, "", &odd, second].map(Tls::with_extensions);
+    let [Some(elsewhere), Some(old), Some(odd), Some(second)] = made else {
         return skip("needs openssl");
     };
     let source = Server::start(&name);
@@ -342,6 +343,15 @@ fn certificates_are_verified_as_far_as_the_plan_says() {
     let mut plan = to_tls(&source, &target);
     plan.set("/target/tls", json!({ "ca": old.ca(), "verify": "ca" }));
     says(&plan, &["X.509 version 1"]);
+    // A node that is known by its number has one of the plan's names.
+    let target = start(&second, protocols[1]);
+    let port = target.tls_port();
+    let url = |second: &str| format!("rediss://first.invalid:1,{second}127.0.0.1:{port}");
+    plan.set("/target/tls", json!({ "ca": second.ca() }));
+    plan.set("/target/url", json!(url("")));
+    says(&plan, &["first.invalid or 127.0.0.1"]);
+    plan.set("/target/url", json!(url("second.invalid:1,")));
+    plan.run("check --json").exits(0);
     // What contradicts itself.
     plan.set("/target/tls", json!({ "verify": "ca", "insecure": true }));
     validate(&plan).exits(2).says(&["target.tls.insecure"]);

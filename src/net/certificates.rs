@@ -21,9 +21,11 @@ use x509_cert::der::asn1::{AnyRef, BitStringRef};
 use x509_cert::der::{self, Decode, Reader, SliceReader};
 use x509_cert::time::Validity;
 
-/// Who judges the certificates; `roots` is asked for only where a chain is verified.
+/// Who judges the certificates; `roots` is asked for only where a chain is verified, `others` are names that will do as
+/// well as the one that is asked for.
 pub fn verifier<E>(
     verify: TlsVerify,
+    others: Vec<ServerName<'static>>,
     provider: Arc<CryptoProvider>,
     roots: impl FnOnce() -> Result<RootCertStore, E>,
     failed: impl FnOnce(String) -> E,
@@ -36,10 +38,11 @@ pub fn verifier<E>(
     let full = WebPkiServerVerifier::builder_with_provider(roots, provider)
         .build()
         .map_err(|e| failed(e.to_string()))?;
-    Ok(match verify {
-        TlsVerify::Ca => Arc::new(AnyName(full)),
-        _ => full,
-    })
+    let names = match verify {
+        TlsVerify::Ca => Names::Any,
+        _ => Names::OneOf(others),
+    };
+    Ok(Arc::new(Named { full, names }))
 }
 
 /// When a certificate ends, as Unix time in ms; `None` when it cannot be read.
@@ -49,11 +52,22 @@ pub fn ends_ms(certificate: &CertificateDer<'_>) -> Option<i64> {
     i64::try_from(ends.to_unix_duration().as_millis()).ok()
 }
 
-/// `tls.verify` "ca": the chain is verified, the name is not.
+/// What a certificate may be called, beside what is asked for.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+enum Names {
+    /// `tls.verify` "ca".
+    Any,
+    OneOf(Vec<ServerName<'static>>),
+}
 
-impl ServerCertVerifier for AnyName {
+/// The chain is verified, and the name as far as the plan says.
+#[derive(Debug)]
+struct Named {
+    full: Arc<WebPkiServerVerifier>,
+    names: Names,
+}
+
+impl ServerCertVerifier for Named {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -62,13 +76,20 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let judged = (self.0).verify_server_cert(end_entity, intermediates, name, ocsp, now);
-        match judged {
-            // The name is looked at last.
+        let judge =
+            |name| (self.full).verify_server_cert(end_entity, intermediates, name, ocsp, now);
+        let judged = judge(name);
+        // The name is looked at last.
+        let other_name = matches!(
+            judged,
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
-            judged => judged,
+            ))
+        );
+        match &self.names {
+            _ if !other_name => judged,
+            Names::Any => Ok(ServerCertVerified::assertion()),
+            Names::OneOf(names) => names.iter().find_map(|n| judge(n).ok()).map_or(judged, Ok),
         }
     }
 
@@ -78,7 +99,7 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        self.full.verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -87,11 +108,11 @@ impl ServerCertVerifier for AnyName {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        self.full.verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.full.supported_verify_schemes()
     }
 }
 

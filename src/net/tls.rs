@@ -105,35 +105,49 @@ pub async fn wrap(
     address: &str,
     hosts: &[String],
 ) -> Result<(TlsStream<TcpStream>, ClientCertificate)> {
-    let name = match &options.server_name {
-        Some(name) => name.clone(),
-        // A cluster node known by its number only is covered by the certificate of a name in the plan.
-        None => {
-            let (node, _) = split(address);
-            let is_number = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
-            let named = hosts.iter().find(|host| !is_number(host));
-            match named {
-                Some(name) if is_number(node) => name.clone(),
-                _ => node.to_owned(),
-            }
-        }
+    let names = match &options.server_name {
+        Some(name) => vec![name.clone()],
+        None => names(address, hosts),
     };
-    let server = ServerName::try_from(name.clone()).map_err(|e| {
-        Error::new(ErrorKind::Tls, format!("{name:?} is not a server name")).cause(e)
-    })?;
+    let mut servers = Vec::new();
+    for name in &names {
+        servers.push(ServerName::try_from(name.clone()).map_err(|e| {
+            Error::new(ErrorKind::Tls, format!("{name:?} is not a server name")).cause(e)
+        })?);
+    }
+    let Some((server, others)) = servers.split_first() else {
+        return Err(Error::new(ErrorKind::Bug, "a server without a name"));
+    };
     let client = ClientCertificate {
         given: options.cert.is_some(),
         ..Default::default()
     };
-    let connector = TlsConnector::from(Arc::new(config(options, &client)?));
-    match connector.connect(server, tcp).await {
+    let connector = TlsConnector::from(Arc::new(config(options, &client, others)?));
+    match connector.connect(server.clone(), tcp).await {
         Ok(stream) => Ok((stream, client)),
         Err(e) => {
             let hint = remedy(tls_error(&e));
-            let text = format!("no TLS session as {name:?}");
+            let text = format!("no TLS session as {:?}", names.join(" or "));
             Err(client.explain(Error::new(ErrorKind::Tls, text).cause(e).hint(hint)))
         }
     }
+}
+
+/// The names of which one has to be a node's. A node that is known by its number only has one of the plan's names: each of
+/// them may have a certificate of its own.
+fn names(address: &str, hosts: &[String]) -> Vec<String> {
+    let (node, _) = split(address);
+    let is_number = |host: &str| host.parse::<std::net::IpAddr>().is_ok();
+    let mut names: Vec<String> = Vec::new();
+    if is_number(node) {
+        names.extend(hosts.iter().filter(|h| !is_number(h)).cloned());
+    }
+    // The plan's own number is as good as a name.
+    if names.is_empty() || hosts.iter().any(|h| h == node) {
+        names.push(node.to_owned());
+    }
+    names.dedup();
+    names
 }
 
 fn remedy(e: Option<&rustls::Error>) -> &'static str {
@@ -172,13 +186,23 @@ pub fn certificate_ends_ms(stream: &TlsStream<TcpStream>) -> Option<i64> {
     certificates::ends_ms(stream.get_ref().1.peer_certificates()?.first()?)
 }
 
-fn config(options: &TlsOptions, client: &ClientCertificate) -> Result<ClientConfig> {
+fn config(
+    options: &TlsOptions,
+    client: &ClientCertificate,
+    others: &[ServerName<'static>],
+) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let failed = |e: String| Error::new(ErrorKind::Tls, "set up TLS").cause(e);
     let versions = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|e| failed(e.to_string()))?;
-    let verifier = certificates::verifier(options.verify, provider, || roots(options), failed)?;
+    let verifier = certificates::verifier(
+        options.verify,
+        others.to_vec(),
+        provider,
+        || roots(options),
+        failed,
+    )?;
     let verified = (versions.dangerous()).with_custom_certificate_verifier(verifier);
     match (&options.cert, &options.key) {
         (Some(cert), Some(key)) => {
