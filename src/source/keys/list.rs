@@ -443,7 +443,8 @@ fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
     }
 }
 
-/// The cluster's epoch, which rises with failovers and with slots that move; `None` where it is not told.
+/// The cluster's epoch, which rises with failovers, and with slots that move unless the master that gets them has the
+/// highest already; `None` where it is not told.
 async fn current_epoch(conns: &mut HashMap<String, Conn>) -> Option<u64> {
     let conn = conns.values_mut().next()?;
     epoch(conn, "cluster_current_epoch").await.ok()?
