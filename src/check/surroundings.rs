@@ -3,7 +3,7 @@
 use super::users::{self, Users};
 use crate::error::Result;
 use crate::net::server::{Product, Server};
-use crate::net::{Control, control};
+use crate::net::{Control, told};
 use crate::plan::Endpoint;
 use crate::resp::{Reply, info};
 use crate::types::address;
@@ -197,7 +197,7 @@ pub async fn master_of(endpoint: &Endpoint, info: &str) -> Option<ReplicaOf> {
     let host = info::field(info, "master_host")?;
     let address = address::join(host, info::field(info, "master_port")?);
     let look = async {
-        let mut conn = control(endpoint, &address).await.map_err(|e| e.chain())?;
+        let mut conn = told(endpoint, &address).await.map_err(|e| e.chain())?;
         let reply = conn.ask(&[b"INFO", b"replication"]).await;
         let reply = reply.map_err(|e| e.chain())?;
         match reply.text().map(|text| info::is_replica(&text)) {

@@ -4,7 +4,7 @@
 //! is given up cannot leave its answer to the next one; a reply is bounded in bytes, elements and time.
 
 use super::conn::{Conn, LoggedIn, REPLY_LIMIT, accepted, refused_before};
-use super::dial::{connect, enter};
+use super::dial::{connect, enter, exactly};
 use super::meter::{Ended, Metered, Watched};
 use super::refusals;
 use crate::error::{Error, ErrorKind, Result};
@@ -31,6 +31,11 @@ type Driver = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 /// A connection for questions to the server at `address`.
 pub async fn control(endpoint: &Endpoint, address: &str) -> Result<Control> {
     Control::over(connect(endpoint, address).await?).await
+}
+
+/// A connection for questions to the server at an address that servers have told.
+pub async fn told(endpoint: &Endpoint, address: &str) -> Result<Control> {
+    Control::over(exactly(endpoint, address).await?).await
 }
 
 /// A connection for questions to the server that stands for a side.

@@ -149,6 +149,18 @@ async fn tcp(endpoint: &Endpoint, address: &str) -> Result<TcpStream> {
     Err(direct.hint(hint))
 }
 
+/// How long the search for a node may take before its connection begins.
+pub fn takes(endpoint: &Endpoint, address: &str) -> Duration {
+    let others = match endpoint.learnt.reached_at(address) {
+        Some(_) => 0,
+        None => alternatives(endpoint, address).len(),
+    };
+    match u32::try_from(others).unwrap_or(u32::MAX) {
+        0 => Duration::ZERO,
+        others => LIMIT.saturating_mul(others.saturating_add(1)),
+    }
+}
+
 async fn connected(address: &str) -> Result<TcpStream> {
     TcpStream::connect(address)
         .await

@@ -1,6 +1,6 @@
 //! Connections: TCP, TLS and AUTH in one place; on top [`Control`] for questions, [`Conn`] for data and measurement.
 //!
-//! Invariant: every connection of the program is opened by [`connect`] or [`enter`]; TLS verifies unless the plan says that it does not.
+//! Invariant: every connection of the program is opened by [`connect`], [`exactly`] or [`enter`]; TLS verifies unless the plan says that it does not.
 
 mod answer;
 mod certificates;
@@ -28,8 +28,8 @@ mod tls;
 
 pub use answer::Answer;
 pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, encode, put};
-pub use control::{Control, control, question};
-pub use dial::{connect, enter};
+pub use control::{Control, control, question, told};
+pub use dial::{connect, enter, exactly};
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal, said};
 pub use retry::{Backoff, Tries};
 pub use stream::Stream;

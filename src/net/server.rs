@@ -223,7 +223,12 @@ pub async fn masters_of<T>(
 pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     let address = endpoint.address();
     let mut conn = question(endpoint).await?;
-    let server = Server::ask(&mut conn).await?;
+    let mut server = Server::ask(&mut conn).await?;
+    // Its master may have been away when this one was taken in its place.
+    if server.replica && !server.cluster && endpoint.learnt.look_around() {
+        conn = question(endpoint).await?;
+        server = Server::ask(&mut conn).await?;
+    }
     let cluster = match endpoint.topology {
         Topology::Cluster => true,
         Topology::Standalone | Topology::Proxy => false,

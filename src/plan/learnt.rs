@@ -3,6 +3,7 @@
 //! Invariant: a command that was refused for good is not sent a second time.
 
 use crate::plan::secret::Redacted;
+use crate::types::unix_ms;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -81,8 +82,12 @@ struct Cluster {
     seen: bool,
     /// Addresses of nodes, by what the cluster calls them.
     nodes: BTreeMap<String, String>,
+    /// When it told them.
+    told_ms: i64,
     /// Which of the plan's addresses has answered last.
     stays_at: Option<String>,
+    /// Others of the plan's addresses come before it.
+    strays: bool,
 }
 
 /// As many nodes of a cluster are kept as one has at most.
@@ -187,14 +192,21 @@ impl Learnt {
     /// Takes the nodes that a cluster has told; one that tells none leaves what is known.
     pub fn meet_nodes(&self, nodes: BTreeMap<String, String>) {
         self.cluster().seen = true;
-        self.recall_nodes(nodes);
+        self.recall_nodes(nodes, unix_ms());
     }
 
-    /// Takes the nodes that an earlier run was told.
-    pub fn recall_nodes(&self, nodes: BTreeMap<String, String>) {
-        if !nodes.is_empty() {
-            self.cluster().nodes = nodes.into_iter().take(NODES).collect();
+    /// Takes the nodes that an earlier run was told, unless later ones are known.
+    pub fn recall_nodes(&self, nodes: BTreeMap<String, String>, told_ms: i64) {
+        let mut cluster = self.cluster();
+        if !nodes.is_empty() && told_ms >= cluster.told_ms {
+            cluster.nodes = nodes.into_iter().take(NODES).collect();
+            cluster.told_ms = told_ms;
         }
+    }
+
+    /// When the nodes that are known were told, as Unix time in ms.
+    pub fn nodes_told_ms(&self) -> i64 {
+        self.cluster().told_ms
     }
 
     /// Whether this one of the plan's addresses is kept to for as long as it answers.
@@ -202,13 +214,28 @@ impl Learnt {
         self.cluster().stays_at.as_deref() == Some(address)
     }
 
-    pub fn stay_at(&self, address: &str) {
-        self.cluster().stays_at = Some(address.to_owned());
+    /// Keeps to one of the plan's addresses; `strays`: others come before it.
+    pub fn stay_at(&self, address: &str, strays: bool) {
+        let mut cluster = self.cluster();
+        cluster.stays_at = Some(address.to_owned());
+        cluster.strays = strays;
     }
 
-    /// The plan's addresses are tried in their order again: the one that answers may not be the one that is wanted.
-    pub fn look_around(&self) {
-        self.cluster().stays_at = None;
+    /// The plan's addresses are tried in their order again: the one that answers may not be the one that is wanted. Says
+    /// whether that may lead to another one.
+    pub fn look_around(&self) -> bool {
+        let mut cluster = self.cluster();
+        cluster.stays_at = None;
+        std::mem::take(&mut cluster.strays)
+    }
+
+    /// For servers of the same side whose users have rights of their own: what these refuse says nothing of the others.
+    pub fn of_replicas(&self) -> Learnt {
+        Learnt {
+            refused: Arc::default(),
+            allowed: Arc::default(),
+            ..self.clone()
+        }
     }
 
     /// For another server with the same password: nothing but that is known of it.
@@ -288,6 +315,32 @@ pub fn is_for_good(error: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nodes_that_were_told_last_are_kept() {
+        let learnt = Learnt::default();
+        let of = |id: &str| BTreeMap::from([(id.to_owned(), "h:1".to_owned())]);
+        learnt.recall_nodes(of("new"), 20);
+        learnt.recall_nodes(of("old"), 10);
+        assert_eq!((learnt.nodes(), learnt.nodes_told_ms()), (of("new"), 20));
+        learnt.meet_nodes(of("now"));
+        learnt.meet_nodes(BTreeMap::new());
+        assert_eq!(learnt.nodes(), of("now"));
+    }
+
+    #[test]
+    fn what_replicas_refuse_is_not_what_their_masters_do() {
+        let masters = Learnt::default();
+        let (command, error) = (
+            [b"ACL".as_slice(), b"USERS"],
+            "NOPERM this user has no permissions to run the 'acl|users' command",
+        );
+        let replicas = masters.of_replicas();
+        replicas.note(&command, error);
+        assert!(replicas.refuses(&command) && !masters.refuses(&command));
+        masters.reach("10.0.0.1:1", "h:1");
+        assert_eq!(replicas.reached_at("10.0.0.1:1"), Some("h:1".into()));
+    }
 
     #[test]
     fn what_is_refused_for_good_is_remembered() {

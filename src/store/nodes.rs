@@ -3,11 +3,27 @@
 use super::record::NODES;
 use super::state::Store;
 use super::workers::workers;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Job};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// What a cluster has told at one moment.
+#[derive(Serialize, Deserialize)]
+struct Told {
+    /// Addresses by ids.
+    nodes: BTreeMap<String, String>,
+    told_ms: i64,
+}
+
+impl Told {
+    /// What is saved of an endpoint's cluster.
+    fn of(saved: &Value, endpoint: &Endpoint) -> Option<Told> {
+        Told::deserialize(saved.get(endpoint.address())?).ok()
+    }
+}
 
 impl Store {
     /// Keeps the nodes that the sides' clusters have told, for [`recall_nodes`].
@@ -15,12 +31,16 @@ impl Store {
         let saved = self.json(NODES)?.unwrap_or_default();
         let mut all = saved.as_object().cloned().unwrap_or_default();
         for endpoint in sides(job) {
-            let nodes = endpoint.learnt.nodes();
-            if !nodes.is_empty() {
-                let nodes: Map<String, Value> = (nodes.into_iter())
-                    .map(|(id, address)| (id, address.into()))
-                    .collect();
-                all.insert(endpoint.address(), nodes.into());
+            let told = Told {
+                nodes: endpoint.learnt.nodes(),
+                told_ms: endpoint.learnt.nodes_told_ms(),
+            };
+            let before = Told::of(&saved, endpoint).map_or(0, |before| before.told_ms);
+            if !told.nodes.is_empty() && told.told_ms > before {
+                let told = serde_json::to_value(&told).map_err(|e| {
+                    Error::new(ErrorKind::Bug, "nodes that cannot be written").cause(e)
+                })?;
+                all.insert(endpoint.address(), told);
             }
         }
         match !all.is_empty() && saved != Value::Object(all.clone()) {
@@ -30,8 +50,8 @@ impl Store {
     }
 }
 
-/// Tells the sides of a plan the nodes that earlier runs have seen, its workers' too; where no state can be read, there
-/// are none.
+/// Tells the sides of a plan the nodes that earlier runs have seen, its workers' too, and of these the latest; where no
+/// state can be read, there are none.
 pub fn recall_nodes(dir: &Path, job: &Job) {
     let mut stores: Vec<Store> = Vec::new();
     match Store::open_readonly(dir) {
@@ -47,9 +67,9 @@ pub fn recall_nodes(dir: &Path, job: &Job) {
     for store in stores {
         let saved = store.json(NODES).ok().flatten().unwrap_or_default();
         for endpoint in sides(job) {
-            let nodes = saved.get(endpoint.address()).cloned().unwrap_or_default();
-            let nodes: BTreeMap<String, String> = serde_json::from_value(nodes).unwrap_or_default();
-            endpoint.learnt.recall_nodes(nodes);
+            if let Some(told) = Told::of(&saved, endpoint) {
+                endpoint.learnt.recall_nodes(told.nodes, told.told_ms);
+            }
         }
     }
 }

@@ -69,7 +69,7 @@ impl Topology {
         let proxy = self.one_slot && !self.cluster;
         if !self.cluster {
             // One that was a master may be a replica now.
-            endpoint.learnt.look_around();
+            let _ = endpoint.learnt.look_around();
             return Ok(self.clone());
         }
         let nodes = (endpoint.addresses().into_iter()).chain(self.nodes.iter().cloned());

@@ -38,6 +38,8 @@ pub struct Nodes {
 
 struct Node {
     address: String,
+    /// The servers have told the address, which is one server's and no other's.
+    told: bool,
     /// Absent after an answer that came too late: the connection may be dead, and whoever waits has no time to find out.
     conn: Option<Control>,
     /// As INFO tells it; `None` where it does not.
@@ -51,8 +53,9 @@ struct Node {
 impl Nodes {
     /// Connects to whoever is a master now.
     pub async fn masters(endpoint: &Endpoint) -> Result<Nodes> {
-        let (addresses, _) = addresses(endpoint).await?;
-        let opened = (addresses.into_iter()).map(|address| Node::open(endpoint, address));
+        let places = places(endpoint).await?;
+        let told = places.told;
+        let opened = (places.addresses.into_iter()).map(|at| Node::open(endpoint, at, told));
         let nodes = futures::future::join_all(opened).await;
         Ok(Nodes {
             endpoint: endpoint.clone(),
@@ -71,10 +74,14 @@ impl Nodes {
     /// Connects to the replicas of these masters, as far as they can be reached.
     pub async fn replicas(&mut self) -> Nodes {
         let addresses = self.replica_addresses().await;
-        let endpoint = &self.endpoint;
+        let endpoint = Endpoint {
+            learnt: self.endpoint.learnt.of_replicas(),
+            ..self.endpoint.clone()
+        };
+        let one = &endpoint;
         let opened = (addresses.into_iter()).map(|address| async move {
-            let opened = tokio::time::timeout(ANSWER, Node::open(endpoint, address.clone())).await;
-            match opened {
+            let opened = tokio::time::timeout(ANSWER, Node::open(one, address.clone(), true));
+            match opened.await {
                 Ok(Ok(node)) => Some(node),
                 _ => {
                     tracing::debug!("the replica {address} cannot be reached");
@@ -84,8 +91,8 @@ impl Nodes {
         });
         let nodes = futures::future::join_all(opened).await;
         Nodes {
-            endpoint: self.endpoint.clone(),
             nodes: nodes.into_iter().flatten().collect(),
+            endpoint,
         }
     }
 
@@ -290,7 +297,8 @@ impl Nodes {
 
     /// Why these are not the masters any more; `None` when they are. A server that does not answer is an error.
     pub async fn changed(&self) -> Result<Option<String>> {
-        let (mut now, fresh) = addresses(&self.endpoint).await?;
+        let places = places(&self.endpoint).await?;
+        let (mut now, fresh) = (places.addresses, places.run_id);
         let mut then: Vec<String> = self.addresses().map(str::to_owned).collect();
         then.sort();
         now.sort();
@@ -306,7 +314,7 @@ impl Nodes {
             let run_id = match &fresh {
                 Some(run_id) => Some(run_id.clone()),
                 None => {
-                    Node::open(&self.endpoint, node.address.clone())
+                    Node::open(&self.endpoint, node.address.clone(), node.told)
                         .await?
                         .run_id
                 }
@@ -412,11 +420,12 @@ pub fn words(command: &[&[u8]]) -> Words {
 }
 
 impl Node {
-    async fn open(endpoint: &Endpoint, address: String) -> Result<Node> {
-        let mut conn = net::control(endpoint, &address).await?;
+    async fn open(endpoint: &Endpoint, address: String, told: bool) -> Result<Node> {
+        let mut conn = control(endpoint, &address, told).await?;
         let run_id = run_id(&mut conn).await?;
         Ok(Node {
             address,
+            told,
             conn: Some(conn),
             run_id,
             leased: None,
@@ -465,7 +474,7 @@ impl Node {
     }
 
     async fn connect_again(&mut self, endpoint: &Endpoint) -> Result<Control> {
-        let mut conn = net::control(endpoint, &self.address).await?;
+        let mut conn = control(endpoint, &self.address, self.told).await?;
         let run_id = run_id(&mut conn).await?;
         if run_id != self.run_id {
             // Nobody has frozen this one.
@@ -486,28 +495,46 @@ impl Node {
     }
 }
 
-/// The addresses of a side's masters; of a single server also what it calls itself. Where the plan names a replica, that
-/// of its master: there the writers are.
-async fn addresses(endpoint: &Endpoint) -> Result<(Vec<String>, Option<String>)> {
+async fn control(endpoint: &Endpoint, address: &str, told: bool) -> Result<Control> {
+    match told {
+        true => net::told(endpoint, address).await,
+        false => net::control(endpoint, address).await,
+    }
+}
+
+/// Where the masters of a side are.
+struct Places {
+    addresses: Vec<String>,
+    /// The servers have told them.
+    told: bool,
+    /// What a single server calls itself.
+    run_id: Option<String>,
+}
+
+/// Where the plan names a replica, its master is meant: there the writers are.
+async fn places(endpoint: &Endpoint) -> Result<Places> {
     let (layout, server) = server::layout(endpoint).await?;
-    if layout.cluster {
-        return Ok((
+    let (addresses, told) = match (layout.cluster, server.replica) {
+        (true, _) => (
             layout.masters.into_iter().map(|m| m.address).collect(),
-            None,
-        ));
-    }
-    match server.replica {
-        false => Ok((vec![endpoint.address()], server.run_id)),
-        true => Ok((vec![master_above(endpoint).await?], None)),
-    }
+            true,
+        ),
+        (false, false) => (vec![endpoint.address()], false),
+        (false, true) => (vec![master_above(endpoint).await?], true),
+    };
+    Ok(Places {
+        addresses,
+        told,
+        run_id: server.run_id.filter(|_| !told),
+    })
 }
 
 /// The master of the replica that an endpoint names, by its address.
 pub async fn master_above(endpoint: &Endpoint) -> Result<String> {
     let mut address = endpoint.address();
-    for _ in 0..CHAIN {
+    for step in 0..CHAIN {
+        let above = step > 0;
         let unreachable = |e: Error| {
-            let above = address != endpoint.address();
             match above {
                 true => Error::new(
                     ErrorKind::Refused,
@@ -519,7 +546,7 @@ pub async fn master_above(endpoint: &Endpoint) -> Result<String> {
             }
         };
         let asked = async {
-            let mut conn = net::control(endpoint, &address).await?;
+            let mut conn = control(endpoint, &address, above).await?;
             conn.call(&[b"INFO", b"replication"]).await
         };
         let reply = asked.await.map_err(unreachable)?;

@@ -18,7 +18,7 @@ pub async fn in_step(endpoint: &Endpoint, master: &str) -> Result<Option<String>
     let wanted = server::replication_offset(&mut conn).await?;
     for replica in online(&text) {
         let in_step = tokio::time::timeout(PATIENCE, async {
-            let mut conn = net::control(endpoint, &replica).await?;
+            let mut conn = net::told(endpoint, &replica).await?;
             let began = Instant::now();
             while server::replication_offset(&mut conn).await? < wanted {
                 // Backing off a little: replicas acknowledge once a second, but apply at once.
@@ -43,7 +43,7 @@ fn online(text: &str) -> Vec<String> {
 
 /// A connection to a replica; a cluster's wants to be told that old values are welcome.
 pub async fn connect(endpoint: &Endpoint, replica: &str, cluster: bool) -> Result<Conn> {
-    let mut conn = net::connect(endpoint, replica).await?;
+    let mut conn = net::exactly(endpoint, replica).await?;
     if cluster {
         conn.call(&[b"READONLY"]).await?;
     }
