@@ -31,7 +31,8 @@ const KEPT_BYTES: usize = 4 << 20;
 const LARGE: u64 = 8 << 20;
 /// What short answers may take, of so many keys as a page has.
 pub(super) const SHORT_ROOM: usize = 4 << 20;
-/// After so many more single values that did not fit than windows that did, all are read in parts where sizes are not told.
+/// After so many more single values that did not fit than windows that did, all are read in parts: where sizes are not
+/// told, or not true.
 const MISJUDGED: u32 = 20;
 
 /// Connections of one worker to one side.
@@ -41,7 +42,7 @@ pub struct Reader {
     conns: HashMap<String, Conn>,
     /// Keys of a window: fewer where sizes are not told and values have proved to be large.
     most_keys: usize,
-    /// Single values of a size that was not told which did not fit, less the windows that did since.
+    /// Single values that did not fit where they should have, less the windows that did since.
     misjudged: u32,
 }
 
@@ -182,8 +183,7 @@ impl Reader {
         match &read {
             Err(e) if e.kind() == ErrorKind::Oversized => {
                 self.most_keys = (keys.len() / 2).max(1);
-                let unknown = keys.len() == 1 && !self.tells_sizes();
-                self.misjudged = self.misjudged.saturating_add(unknown.into());
+                self.misjudged = (self.misjudged).saturating_add(u32::from(keys.len() == 1));
                 self.reset();
             }
             Ok(_) => {
@@ -275,18 +275,13 @@ impl Reader {
         Ok(sources.first().copied().unwrap_or(db))
     }
 
-    /// Whether the server tells how much memory values take.
-    fn tells_sizes(&self) -> bool {
-        let refused = (self.side.endpoint.learnt).refuses(&[b"MEMORY", b"USAGE"]);
-        !refused && self.side.memory.load(Relaxed)
-    }
-
     /// About how much memory each value takes; 0 where that is not told.
     async fn memory(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<u64>> {
-        if !self.tells_sizes() {
+        let side = self.side.clone();
+        let refused = side.endpoint.learnt.refuses(&[b"MEMORY", b"USAGE"]);
+        if refused || !side.memory.load(Relaxed) {
             return Ok(vec![0; keys.len()]);
         }
-        let side = self.side.clone();
         let ask = |conn: &mut Conn, key: &[u8]| {
             conn.push(&[b"MEMORY", b"USAGE", key, b"SAMPLES", b"1"]);
         };
