@@ -455,6 +455,15 @@ fn connections_are_cut_delayed_and_halved() {
     story.fill(5_000);
     let traffic = busy(&story);
     let mut running = story.migrate();
+    // A line that is cut while nothing has begun ends the run, which says that the same command is to be run again.
+    wait_until("it has begun", Duration::from_secs(60), || {
+        if running.ended().is_some() {
+            let ended = std::mem::replace(&mut running, story.migrate());
+            let outcome = ended.wait(Duration::from_secs(5)).exits(3);
+            outcome.says(&["run the same command again"]);
+        }
+        story.plan.status()["shards"][0].is_object()
+    });
     story.wait_loaded(&mut running);
     std::thread::sleep(Duration::from_secs(pick(6, 120)));
     assert!(running.ended().is_none(), "{}", running.stderr_now());
