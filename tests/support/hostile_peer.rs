@@ -1,10 +1,11 @@
 //! A hostile peer: passes everything on to a real server, and answers one chosen command with what no server sends.
 
+use super::between::{Between, Carry};
 use keyferry::formats::resp;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// What it answers: a beginning, and then something again and again until nobody takes it any more.
@@ -73,7 +74,7 @@ const MOST: usize = 200 << 20;
 const LONGEST: Duration = Duration::from_secs(25);
 
 pub struct HostilePeer {
-    port: u16,
+    between: Between,
     state: Arc<State>,
 }
 
@@ -82,8 +83,7 @@ struct State {
     hostility: Hostility,
     seen: AtomicU64,
     sent: AtomicU64,
-    ended: AtomicBool,
-    open: Mutex<Vec<TcpStream>>,
+    ended: Arc<AtomicBool>,
 }
 
 impl HostilePeer {
@@ -101,32 +101,19 @@ impl HostilePeer {
     }
 
     fn with(server: &str, hostility: Hostility) -> HostilePeer {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
         let state = Arc::new(State {
             server: server.to_owned(),
             hostility,
             seen: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            ended: AtomicBool::new(false),
-            open: Mutex::new(Vec::new()),
+            ended: Arc::default(),
         });
-        let (shared, server) = (state.clone(), server.to_owned());
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if shared.ended.load(SeqCst) {
-                    return;
-                }
-                if let Ok(server) = TcpStream::connect(&server) {
-                    shared.join(&client, &server);
-                }
-            }
-        });
-        HostilePeer { port, state }
+        let between = Between::start(server, &state, &state.ended);
+        HostilePeer { between, state }
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.between.url()
     }
 
     /// Bytes of hostile answers that were taken.
@@ -135,40 +122,8 @@ impl HostilePeer {
     }
 }
 
-impl Drop for HostilePeer {
-    fn drop(&mut self) {
-        self.state.ended.store(true, SeqCst);
-        let open = self.state.open.lock().unwrap_or_else(|e| e.into_inner());
-        for stream in open.iter() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        drop(open);
-        // Wakes the accepting thread.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-    }
-}
-
-impl State {
-    fn join(self: &Arc<State>, client: &TcpStream, server: &TcpStream) {
-        // Whether the real server's answers do not matter any more.
-        let hostile = Arc::new(AtomicBool::new(false));
-        for (from, to, asks) in [(client, server, true), (server, client, false)] {
-            let _ = to.set_nodelay(true);
-            let streams = (from.try_clone(), to.try_clone(), from.try_clone());
-            let (Ok(from), Ok(to), Ok(kept)) = streams else {
-                return;
-            };
-            let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
-            open.push(kept);
-            drop(open);
-            let (state, hostile) = (self.clone(), hostile.clone());
-            std::thread::spawn(move || match asks {
-                true => state.ask(from, to, &hostile),
-                false => pass(from, to, &hostile),
-            });
-        }
-    }
-
+/// A connection that is struck gets no answers of the real server any more.
+impl Carry for State {
     /// Passes commands on until the chosen one.
     fn ask(&self, mut from: TcpStream, mut to: TcpStream, hostile: &AtomicBool) {
         let (mut buf, mut chunk) = (Vec::new(), vec![0; 64 << 10]);
@@ -208,6 +163,21 @@ impl State {
         let _ = to.shutdown(Shutdown::Both);
     }
 
+    /// The real server's answers.
+    fn answer(&self, mut from: TcpStream, mut to: TcpStream, hostile: &AtomicBool) {
+        let mut buf = vec![0; 64 << 10];
+        while let Ok(n @ 1..) = from.read(&mut buf) {
+            if hostile.load(SeqCst) || to.write_all(&buf[..n]).is_err() {
+                return;
+            }
+        }
+        if !hostile.load(SeqCst) {
+            let _ = to.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl State {
     fn strike(&self, answer: Answer, mut client: TcpStream, server: TcpStream) {
         let again = answer.again.as_bytes();
         let filler = again.repeat((256 << 10) / again.len());
@@ -221,9 +191,7 @@ impl State {
         let _ = client.shutdown(Shutdown::Both);
         let _ = server.shutdown(Shutdown::Both);
     }
-}
 
-impl State {
     /// The answer to an INFO command, with other numbers.
     fn boast(&self, command: &[u8]) -> Vec<u8> {
         self.sent.fetch_add(1, SeqCst);
@@ -260,18 +228,5 @@ impl State {
         }
         let text = lines.join("\r\n") + "\r\n";
         format!("${}\r\n{text}\r\n", text.len()).into_bytes()
-    }
-}
-
-/// The real server's answers.
-fn pass(mut from: TcpStream, mut to: TcpStream, hostile: &AtomicBool) {
-    let mut buf = vec![0; 64 << 10];
-    while let Ok(n @ 1..) = from.read(&mut buf) {
-        if hostile.load(SeqCst) || to.write_all(&buf[..n]).is_err() {
-            return;
-        }
-    }
-    if !hostile.load(SeqCst) {
-        let _ = to.shutdown(Shutdown::Both);
     }
 }

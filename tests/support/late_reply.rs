@@ -4,14 +4,15 @@
 //! Whoever waits a second and then asks again over the same connection takes the late reply for that of its next command,
 //! which has never arrived. Other connections, also later ones, pass everything.
 
+use super::between::{Between, Carry};
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub struct LateReply {
-    port: u16,
+    between: Between,
     state: Arc<State>,
 }
 
@@ -21,37 +22,21 @@ struct State {
     late_by: Duration,
     /// Whether it has come; only the first one counts.
     seen: AtomicBool,
-    ended: AtomicBool,
-    open: Mutex<Vec<TcpStream>>,
 }
 
 impl LateReply {
     pub fn start(target: &str, command: &str, late_by: Duration) -> LateReply {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("its address").port();
         let state = Arc::new(State {
             command: command.as_bytes().to_vec(),
             late_by,
             seen: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            open: Mutex::new(Vec::new()),
         });
-        let (shared, target) = (state.clone(), target.to_owned());
-        std::thread::spawn(move || {
-            for client in listener.incoming().flatten() {
-                if shared.ended.load(SeqCst) {
-                    return;
-                }
-                if let Ok(server) = TcpStream::connect(&target) {
-                    shared.join(&client, &server);
-                }
-            }
-        });
-        LateReply { port, state }
+        let between = Between::start(target, &state, &Arc::default());
+        LateReply { between, state }
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.between.url()
     }
 
     /// Whether the command has come by.
@@ -60,40 +45,8 @@ impl LateReply {
     }
 }
 
-impl Drop for LateReply {
-    fn drop(&mut self) {
-        self.state.ended.store(true, SeqCst);
-        let open = self.state.open.lock().unwrap_or_else(|e| e.into_inner());
-        for stream in open.iter() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        drop(open);
-        // Wakes the accepting thread.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
-    }
-}
-
-impl State {
-    fn join(self: &Arc<State>, client: &TcpStream, server: &TcpStream) {
-        // Whether this is the connection that has lost a direction.
-        let lame = Arc::new(AtomicBool::new(false));
-        for (from, to, asks) in [(client, server, true), (server, client, false)] {
-            let _ = to.set_nodelay(true);
-            let (Ok(from), Ok(to), Ok(kept)) = (from.try_clone(), to.try_clone(), to.try_clone())
-            else {
-                return;
-            };
-            let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
-            open.push(kept);
-            drop(open);
-            let (state, lame) = (self.clone(), lame.clone());
-            std::thread::spawn(move || match asks {
-                true => state.ask(from, to, &lame),
-                false => state.answer(from, to, &lame),
-            });
-        }
-    }
-
+/// A connection that is struck has lost a direction.
+impl Carry for State {
     fn ask(&self, mut from: TcpStream, mut to: TcpStream, lame: &AtomicBool) {
         let mut buf = vec![0; 16 << 10];
         while let Ok(n @ 1..) = from.read(&mut buf) {

@@ -2,6 +2,7 @@
 //!
 //! `wire`, `side`, `rng`, `dataset`, `compare` and `traffic` also make up the `traffic` example (`tests/tools`).
 
+pub mod between;
 pub mod borders;
 pub mod campaign;
 pub mod clients;
