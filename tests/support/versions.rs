@@ -24,6 +24,9 @@ pub const SERVERS: [&str; 9] = [
     "valkey-9.1",
 ];
 
+/// Servers with JSON, search, Bloom and time series loaded; a test names them, none draws them.
+pub const MODULE_SERVERS: [&str; 2] = ["modules-7.4", "modules-8.2"];
+
 /// Servers whose version is whatever this machine offers.
 const OTHERS: [&str; 2] = ["path", "local"];
 

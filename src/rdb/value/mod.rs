@@ -11,7 +11,7 @@ pub mod stream;
 pub mod vectorset;
 
 pub use layout::{Layout, ValueKind, kind, layout};
-pub use module::{module_name, module_version};
+pub use module::{ModuleItem, ModuleValue, module_name, module_version};
 pub use sink::ValueSink;
 
 use crate::error::Result;
