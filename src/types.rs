@@ -9,6 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::fmt;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// How many hash slots a cluster has; standalone data is counted by the same slots.
@@ -53,6 +54,26 @@ impl Slot {
 
     pub fn all() -> impl Iterator<Item = Slot> {
         (0..SLOTS as u16).map(Slot)
+    }
+
+    /// A name in this slot that nobody else has.
+    pub fn own_name(self) -> String {
+        static TAGS: OnceLock<Vec<u32>> = OnceLock::new();
+        let tags = TAGS.get_or_init(|| {
+            let (mut tags, mut left) = (vec![None; SLOTS], SLOTS);
+            for n in 0u32.. {
+                if let Some(tag @ None) = tags.get_mut(Slot::of(n.to_string().as_bytes()).index()) {
+                    *tag = Some(n);
+                    left = left.saturating_sub(1);
+                }
+                if left == 0 {
+                    break;
+                }
+            }
+            tags.into_iter().flatten().collect()
+        });
+        let tag = tags.get(self.index()).copied().unwrap_or_default();
+        format!("keyferry:{{{tag}}}")
     }
 }
 
@@ -353,6 +374,11 @@ mod tests {
         ] {
             assert_eq!(byte_string(bytes), json!({"base64": wanted}));
         }
+    }
+
+    #[test]
+    fn each_slot_has_a_name_of_its_own() {
+        assert!(Slot::all().all(|slot| Slot::of(slot.own_name().as_bytes()) == slot));
     }
 
     #[test]

@@ -278,3 +278,49 @@ fn trimmed_slots_of_a_single_server_end_the_run() {
         .says(&["slots 5-100", "source.topology"]);
     assert_eq!(story.target.nodes()[0].run("GET a").text(), "1");
 }
+
+/// A slot of which each of two nodes holds a part is listed whole: what is missing at the target is found, whichever node
+/// of the source has it.
+#[test]
+fn a_slot_on_its_way_is_compared_whole() {
+    let Some([name]) = need(["any"]) else {
+        return;
+    };
+    let source = Cluster::with(&Setup::new(&name), 2, 0);
+    let story = Story::new(
+        Endpoint::Cluster(source),
+        Endpoint::alone(Setup::new(&name)),
+    );
+    let mut side = story.source.side();
+    for n in 0..10 {
+        let set = Command::new("SET").key(format!("{{a}}:{n}")).arg("1");
+        assert!(side.run(&set).is_ok_and(|a| !a.is_error()));
+    }
+    let running = story.migrate();
+    story.catch_up_and_stop(running);
+    // Half of the slot's keys go to the other node, and the slot stays on its way.
+    let (slot, nodes) = (slot(b"a"), story.source.nodes());
+    let from = usize::from(slot >= 8192);
+    let (from, to) = (&nodes[from], &nodes[1 - from]);
+    let id = |node: &Server| node.run("CLUSTER MYID").text();
+    to.run(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", id(from)));
+    from.run(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", id(to)));
+    let hand_over = |n: u32| {
+        let moved = from.run(&format!("MIGRATE 127.0.0.1 {} {{a}}:{n} 0 5000", to.port()));
+        assert_eq!(moved.text(), "OK");
+    };
+    (0..5).for_each(hand_over);
+    for lost in ["{a}:1", "{a}:8"] {
+        story.target.nodes()[0].run(&format!("DEL {lost}"));
+    }
+    let running = story.plan.start("verify --json");
+    // It lists this slot early, and cannot read it before the move is over.
+    std::thread::sleep(Duration::from_secs(3));
+    (5..10).for_each(hand_over);
+    for node in [to, from] {
+        node.run(&format!("CLUSTER SETSLOT {slot} NODE {}", id(to)));
+    }
+    let found = running.wait(Duration::from_secs(60)).exits(1).json;
+    assert_eq!(found["keys_source"], 10, "{found}");
+    assert_eq!(found["missing_count"], 2, "{found}");
+}

@@ -170,22 +170,57 @@ pub async fn databases(conn: &mut Conn) -> Result<Vec<(DbIndex, u64)>> {
     Ok(server::databases_in(&reply))
 }
 
-/// The keys of slots, as a cluster node lists them; `None` for a slot that holds more than `most`.
+/// What a cluster node lists of a slot.
+#[derive(Default)]
+pub struct SlotKeys {
+    /// `None` where it holds more than was asked for.
+    pub keys: Option<Vec<Vec<u8>>>,
+    /// The node that holds the rest, as the slot is on its way there.
+    pub rest_at: Option<String>,
+}
+
+/// What a node is to the slots that it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Holder {
+    /// Their master; a node that is not (any more) is an error.
+    Master,
+    /// They are on their way to it, and it lists what has come.
+    Importing,
+}
+
+/// The keys of slots, as a cluster node lists them, but not those of a slot that holds more than `most`.
 ///
-/// Errors: `Oversized` when they all take more than `room` bytes.
+/// A node lists a slot that has left it as empty, and of one that is leaving what is left, without a word. So each is
+/// asked for a key that nobody has, before and behind the list: MOVED and ASK say it.
+///
+/// Errors: `Oversized` when they all take more than `room` bytes; `Moved` when a slot is another master's.
 pub async fn slots_keys(
     conn: &mut Conn,
     slots: &[Slot],
     most: i64,
     mut room: usize,
-) -> Result<Vec<Option<Vec<Vec<u8>>>>> {
+    holder: Holder,
+) -> Result<Vec<SlotKeys>> {
+    let master = holder == Holder::Master;
     for slot in slots {
+        if master {
+            conn.push(&[b"EXISTS", slot.own_name().as_bytes()]);
+        }
         let slot = slot.to_string();
         conn.push(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()]);
     }
     conn.flush().await?;
     let mut counts = Vec::with_capacity(slots.len());
+    let mut listed = Vec::with_capacity(slots.len());
     for _ in slots {
+        let rest_at = match master {
+            true => rest_at(conn).await?,
+            false => None,
+        };
+        listed.push(SlotKeys {
+            keys: None,
+            rest_at,
+        });
         match conn.reply().await? {
             Reply::Int(n) => counts.push(n),
             Reply::Error(text) => return Err(refusal("CLUSTER COUNTKEYSINSLOT", &text)),
@@ -193,16 +228,20 @@ pub async fn slots_keys(
         }
     }
     let asked = |n: i64| n <= most;
-    for (slot, n) in slots.iter().zip(&counts).filter(|(_, n)| asked(**n)) {
-        // A few more, for keys that come in between.
-        let (slot, n) = (slot.to_string(), n.saturating_add(1000).to_string());
-        conn.push(&[b"CLUSTER", b"GETKEYSINSLOT", slot.as_bytes(), n.as_bytes()]);
+    for (slot, n) in slots.iter().zip(&counts) {
+        if asked(*n) {
+            // A few more, for keys that come in between.
+            let (slot, n) = (slot.to_string(), n.saturating_add(1000).to_string());
+            conn.push(&[b"CLUSTER", b"GETKEYSINSLOT", slot.as_bytes(), n.as_bytes()]);
+        }
+        if master {
+            conn.push(&[b"EXISTS", slot.own_name().as_bytes()]);
+        }
     }
     conn.flush().await?;
-    let mut listed = Vec::with_capacity(slots.len());
-    for n in counts {
-        listed.push(if asked(n) {
-            match conn.reply_within(room).await? {
+    for (slot, n) in listed.iter_mut().zip(counts) {
+        if asked(n) {
+            slot.keys = match conn.reply_within(room).await? {
                 Reply::Array(page) => {
                     let page = names(page);
                     let taken = |sum: usize, key: &Vec<u8>| {
@@ -213,10 +252,49 @@ pub async fn slots_keys(
                 }
                 Reply::Error(text) => return Err(refusal("CLUSTER GETKEYSINSLOT", &text)),
                 _ => return Err(unforeseen("CLUSTER GETKEYSINSLOT", conn)),
-            }
-        } else {
-            None
-        });
+            };
+        }
+        if master {
+            slot.rest_at = rest_at(conn).await?.or(slot.rest_at.take());
+        }
     }
     Ok(listed)
+}
+
+/// Asks a master for slots: which of them are on their way, and to which node.
+///
+/// Errors: as [`slots_keys`].
+pub async fn leaving(conn: &mut Conn, slots: &[Slot]) -> Result<Vec<(Slot, String)>> {
+    let mut found = Vec::new();
+    for some in slots.chunks(AT_ONCE) {
+        for slot in some {
+            conn.push(&[b"EXISTS", slot.own_name().as_bytes()]);
+        }
+        conn.flush().await?;
+        for slot in some {
+            found.extend(rest_at(conn).await?.map(|address| (*slot, address)));
+        }
+    }
+    Ok(found)
+}
+
+/// Questions on their way together.
+const AT_ONCE: usize = 1024;
+
+/// The answer to EXISTS of a name that nobody has.
+async fn rest_at(conn: &mut Conn) -> Result<Option<String>> {
+    match conn.reply().await? {
+        Reply::Error(text) if text.starts_with("ASK ") => {
+            let host = conn.address().rsplit_once(':').map_or("", |(host, _)| host);
+            Ok(Some(net::leads_to(&text, host)))
+        }
+        Reply::Error(text) if net::is_elsewhere(&text) => {
+            let text = format!("{} has given a slot to another master", conn.address());
+            Err(Error::new(ErrorKind::Moved, text))
+        }
+        // A user without rights on such names learns nothing by them.
+        Reply::Error(text) if text.starts_with("NOPERM") => Ok(None),
+        Reply::Error(text) => Err(refusal("EXISTS", &text)),
+        _ => Ok(None),
+    }
 }

@@ -3,7 +3,7 @@
 use crate::error::{ErrorKind, Result, Retry};
 use crate::migrate::context::ShardContext;
 use crate::migrate::heal::queue::Key;
-use crate::net::scan::{self, Scan};
+use crate::net::scan::{self, Holder, Scan};
 use crate::net::{self, Conn};
 use crate::plan::{Endpoint, Renames};
 use crate::source::place::Place;
@@ -74,18 +74,54 @@ async fn databases(conn: &mut Conn) -> Result<BTreeSet<DbIndex>> {
 /// What the names of some slots may take.
 const LIST_ROOM: usize = 48 << 20;
 
-/// The keys of slots, as a cluster node lists them; those of slots too large for one answer by SCAN.
-async fn list(endpoint: &Endpoint, mut conn: Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
+/// The keys of slots, as their master lists them, and after it the nodes that slots are leaving for.
+async fn list(endpoint: &Endpoint, conn: Conn, slots: &[u16]) -> Result<BTreeSet<Key>> {
     let slots: Vec<Slot> = slots.iter().copied().map(Slot::numbered).collect();
-    let mut keys = BTreeSet::new();
+    let (mut keys, mut leaving) = (BTreeSet::new(), BTreeMap::new());
+    list_node(
+        endpoint,
+        conn,
+        &slots,
+        Holder::Master,
+        &mut keys,
+        &mut leaving,
+    )
+    .await?;
+    for (address, slots) in std::mem::take(&mut leaving) {
+        let conn = net::connect(endpoint, &address).await?;
+        list_node(
+            endpoint,
+            conn,
+            &slots,
+            Holder::Importing,
+            &mut keys,
+            &mut leaving,
+        )
+        .await?;
+    }
+    Ok(keys)
+}
+
+/// What one node lists of slots, and which of them are leaving for which node; slots too large for one answer by SCAN.
+async fn list_node(
+    endpoint: &Endpoint,
+    mut conn: Conn,
+    slots: &[Slot],
+    holder: Holder,
+    keys: &mut BTreeSet<Key>,
+    leaving: &mut BTreeMap<String, Vec<Slot>>,
+) -> Result<()> {
     for db in databases(&mut conn).await? {
         conn.select(db).await?;
         let mut some: VecDeque<&[Slot]> = slots.chunks(4).collect();
         let mut large = Vec::new();
         while let Some(asked) = some.pop_front() {
-            match scan::slots_keys(&mut conn, asked, i64::MAX, LIST_ROOM).await {
+            match scan::slots_keys(&mut conn, asked, i64::MAX, LIST_ROOM, holder).await {
                 Ok(listed) => {
-                    keys.extend(listed.into_iter().flatten().flatten().map(|key| (db, key)));
+                    for (slot, found) in asked.iter().zip(listed) {
+                        keys.extend(found.keys.into_iter().flatten().map(|key| (db, key)));
+                        note(found.rest_at.map(|address| (*slot, address)), leaving);
+                    }
                 }
                 Err(e) if e.kind() == ErrorKind::Oversized => {
                     conn = net::connect(endpoint, conn.address()).await?;
@@ -99,11 +135,26 @@ async fn list(endpoint: &Endpoint, mut conn: Conn, slots: &[u16]) -> Result<BTre
             }
         }
         if !large.is_empty() {
-            let (large, renames) = (large.into_iter().collect(), Renames::default());
-            keys.extend(named(endpoint, &mut conn, db, &large, &renames).await?);
+            let (set, renames) = (large.iter().copied().collect(), Renames::default());
+            keys.extend(named(endpoint, &mut conn, db, &set, &renames).await?);
+            if holder == Holder::Master {
+                note(scan::leaving(&mut conn, &large).await?, leaving);
+            }
         }
     }
-    Ok(keys)
+    Ok(())
+}
+
+fn note(
+    found: impl IntoIterator<Item = (Slot, String)>,
+    leaving: &mut BTreeMap<String, Vec<Slot>>,
+) {
+    for (slot, address) in found {
+        let slots = leaving.entry(address).or_default();
+        if !slots.contains(&slot) {
+            slots.push(slot);
+        }
+    }
 }
 
 /// The same of a server that is no cluster, or has the keys under other names.

@@ -84,6 +84,7 @@ impl<'a> ModuleValue<'a> {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
 

@@ -6,8 +6,9 @@ use super::fact::KeyFact;
 use super::side::Side;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::{KeySet, Put};
-use crate::net::scan::{self, Scan};
-use crate::net::{Conn, Tries, server};
+use crate::net::scan::{self, Holder, Scan};
+use crate::net::server::{self, Layout};
+use crate::net::{Conn, Tries};
 use crate::resp::{Reply, info};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
@@ -40,6 +41,16 @@ pub enum Position {
         cursor: String,
     },
     End,
+}
+
+/// Where the keys of a slot are.
+#[derive(PartialEq, Eq)]
+struct Stands {
+    master: String,
+    /// The node that it is leaving for.
+    rest_at: Option<String>,
+    /// The master's, which is another one once the slot has left it and come back.
+    epoch: Option<u64>,
 }
 
 /// Some keys of one database.
@@ -167,22 +178,13 @@ impl Listing {
             .filter(|s| self.wants(*s))
             .collect();
         let mut conns: HashMap<String, Conn> = HashMap::new();
-        let mut epoch = None;
         let (mut rest, mut at_once) = (wanted.as_slice(), 1);
         while !rest.is_empty() {
             let mut tries = Tries::new(self.patience);
             let (slots, listed) = loop {
                 let slots = rest.get(..at_once.min(rest.len())).unwrap_or_default();
                 match self.slots(&mut conns, slots).await {
-                    Ok(listed) => {
-                        let now = current_epoch(&mut conns).await;
-                        // A slot that has moved lists as empty where it was.
-                        if now == epoch {
-                            break (slots, listed);
-                        }
-                        epoch = now;
-                        let _ = self.side.refresh().await;
-                    }
+                    Ok(listed) => break (slots, listed),
                     Err(e) if e.kind() == ErrorKind::Oversized => {
                         conns.clear();
                         if slots.len() == 1 {
@@ -263,8 +265,13 @@ impl Listing {
                 }
             };
             let asked: Vec<Slot> = slots.iter().map(|(_, s)| *s).collect();
-            let found = scan::slots_keys(conn, &asked, SLOT_LIMIT, SLOT_ROOM).await?;
-            for ((i, _), keys) in slots.into_iter().zip(found) {
+            let found =
+                scan::slots_keys(conn, &asked, SLOT_LIMIT, SLOT_ROOM, Holder::Master).await?;
+            for ((i, slot), found) in slots.into_iter().zip(found) {
+                let keys = match (found.keys, found.rest_at) {
+                    (Some(keys), Some(at)) => self.with_rest(keys, slot, &at).await?,
+                    (keys, _) => keys,
+                };
                 if let Some(place) = listed.get_mut(i) {
                     *place = keys;
                 }
@@ -273,13 +280,42 @@ impl Listing {
         Ok(listed)
     }
 
+    /// The keys of a slot that is leaving, with those that are at the other node already; asked after its master, so that
+    /// none is on neither list.
+    async fn with_rest(
+        &self,
+        keys: Vec<Vec<u8>>,
+        slot: Slot,
+        at: &str,
+    ) -> Result<Option<Vec<Vec<u8>>>> {
+        let mut conn = self.side.connect(at).await?;
+        let (slots, holder) = ([slot], Holder::Importing);
+        let listed = scan::slots_keys(&mut conn, &slots, SLOT_LIMIT, SLOT_ROOM, holder).await?;
+        let rest = listed.into_iter().next().and_then(|found| found.keys);
+        Ok(rest.map(|rest| {
+            let all: BTreeSet<Vec<u8>> = keys.into_iter().chain(rest).collect();
+            all.into_iter().collect()
+        }))
+    }
+
     /// Lists a slot that is too large for one answer, anew if it has moved meanwhile; false when nobody listens any more.
     async fn search(&self, slot: Slot, out: &mut Out) -> Result<bool> {
         let mut seen = self.distinct.map(KeySet::within);
         let mut tries = Tries::new(self.patience);
         let mut stood = self.stands(slot).await?;
+        let only: SlotSet = [slot].into_iter().collect();
         loop {
-            match self.found(slot, &stood.0, &mut seen, out, &mut tries).await {
+            let mut found = Ok(true);
+            for node in [Some(&stood.master), stood.rest_at.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                if let Ok(true) = found {
+                    let place = (node.as_str(), DbIndex::ZERO);
+                    found = self.found(&only, place, &mut seen, out, &mut tries).await;
+                }
+            }
+            match found {
                 Ok(false) => return Ok(false),
                 Ok(true) => {}
                 Err(e) => {
@@ -289,6 +325,7 @@ impl Listing {
                 }
             }
             let stands = self.stands(slot).await?;
+            // What it is leaving for was not looked at, if that has begun meanwhile.
             if stands == stood {
                 return Ok(true);
             }
@@ -296,42 +333,63 @@ impl Listing {
         }
     }
 
-    /// The keys of a slot that a node holds, by SCAN.
+    /// The keys of some slots that a node holds in a database, by SCAN.
     async fn found(
         &self,
-        slot: Slot,
-        address: &str,
+        slots: &SlotSet,
+        (address, db): (&str, DbIndex),
         seen: &mut Option<KeySet>,
         out: &mut Out,
         tries: &mut Tries,
     ) -> Result<bool> {
         let (endpoint, mut scan) = (&self.side.endpoint, Scan::new());
-        let mut conn = self.open(address, DbIndex::ZERO).await?;
+        let mut conn = self.open(address, db).await?;
         while let Some(mut keys) = scan.next(endpoint, &mut conn, PAGE as u32).await? {
             *tries = Tries::new(self.patience);
-            keys.retain(|key| {
-                Slot::of(key) == slot
-                    && (seen.as_mut()).is_none_or(|s| s.put(DbIndex::ZERO, key) != Put::Known)
-            });
-            if !keys.is_empty() && !out.send(DbIndex::ZERO, keys, None, None).await {
+            keys.retain(|key| slots.has(Slot::of(key)));
+            let keys = self.wanted(keys, db, seen);
+            if !keys.is_empty() && !out.send(db, keys, None, None).await {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    /// Whose a slot is now, and that master's epoch, which is another one once the slot has left it and come back.
-    async fn stands(&self, slot: Slot) -> Result<(String, Option<u64>)> {
+    /// What is listed of some keys: by the names of the source, and once.
+    fn wanted(
+        &self,
+        mut keys: Vec<Vec<u8>>,
+        db: DbIndex,
+        seen: &mut Option<KeySet>,
+    ) -> Vec<Vec<u8>> {
+        if !self.side.renames.is_empty() {
+            keys = (keys.iter())
+                .filter_map(|key| Some(self.side.renames.to_source(key)?.into_owned()))
+                .collect();
+        }
+        keys.retain(|key| {
+            self.wants(Slot::of(key))
+                && (seen.as_mut()).is_none_or(|s| s.put(db, key) != Put::Known)
+        });
+        keys
+    }
+
+    /// Where a slot is now.
+    async fn stands(&self, slot: Slot) -> Result<Stands> {
         let mut tries = Tries::new(self.patience);
         loop {
             let stands = async {
                 self.side.refresh().await?;
                 let layout = self.side.layout();
-                let address = layout.master_of(slot).map(|m| m.address.clone());
-                let address = address.unwrap_or_default();
-                let mut conn = self.side.connect(&address).await?;
-                let epoch = epoch(&mut conn, "cluster_my_epoch").await?;
-                Ok((address, epoch))
+                let master = layout.master_of(slot).map(|m| m.address.clone());
+                let master = master.unwrap_or_default();
+                let mut conn = self.side.connect(&master).await?;
+                Ok(Stands {
+                    rest_at: (scan::leaving(&mut conn, &[slot]).await?.pop())
+                        .map(|(_, address)| address),
+                    epoch: epoch(&mut conn, "cluster_my_epoch").await?,
+                    master,
+                })
             };
             match stands.await {
                 Ok(stands) => return Ok(stands),
@@ -349,6 +407,7 @@ impl Listing {
                 Err(e) => self.again(e, &mut tries).await?,
             }
         };
+        let began = self.side.layout();
         for (i, (address, db)) in units.iter().enumerate() {
             let mut scan = match &from {
                 Some(Position::Scan { node, db: at, .. }) if (node, at) != (address, &db.0) => {
@@ -360,8 +419,10 @@ impl Listing {
             .ahead();
             from = None;
             let after = match units.get(i + 1) {
-                Some((node, db)) => at(node, *db, b"0"),
-                None => Position::End,
+                Some((node, db)) => Some(at(node, *db, b"0")),
+                // What has moved meanwhile comes behind it.
+                None if self.side.cluster => None,
+                None => Some(Position::End),
             };
             let mut tries = Tries::new(self.patience);
             let mut conn = loop {
@@ -371,7 +432,7 @@ impl Listing {
                 }
             };
             loop {
-                let mut keys = match scan.next(&self.side.endpoint, &mut conn, PAGE as u32).await {
+                let keys = match scan.next(&self.side.endpoint, &mut conn, PAGE as u32).await {
                     Ok(Some(keys)) => keys,
                     Ok(None) => break,
                     Err(e) => {
@@ -383,25 +444,91 @@ impl Listing {
                     }
                 };
                 tries = Tries::new(self.patience);
-                if !self.side.renames.is_empty() {
-                    keys = (keys.iter())
-                        .filter_map(|key| Some(self.side.renames.to_source(key)?.into_owned()))
-                        .collect();
-                }
-                keys.retain(|key| {
-                    self.wants(Slot::of(key))
-                        && (seen.as_mut().is_none_or(|s| s.put(*db, key) != Put::Known))
-                });
+                let keys = self.wanted(keys, *db, &mut seen);
                 let next = match scan.cursor() {
-                    Some(cursor) => at(address, *db, cursor),
+                    Some(cursor) => Some(at(address, *db, cursor)),
                     None => after.clone(),
                 };
-                if !out.send(*db, keys, None, Some(next)).await {
+                if !out.send(*db, keys, None, next).await {
                     return Ok(());
                 }
             }
         }
+        if self.side.cluster && self.moved(began, &mut seen, out).await? {
+            let (db, end) = (DbIndex::ZERO, Some(Position::End));
+            out.send(db, Vec::new(), None, end).await;
+        }
         Ok(())
+    }
+
+    /// Lists the slots that have moved since `began`, or are on their way, at the node that they come to, which may have
+    /// been scanned before. False when nobody listens any more.
+    async fn moved(
+        &self,
+        mut began: Arc<Layout>,
+        seen: &mut Option<KeySet>,
+        out: &mut Out,
+    ) -> Result<bool> {
+        let mut tries = Tries::new(self.patience);
+        let mut looked_at = BTreeMap::new();
+        loop {
+            let come = async {
+                let come = self.come(&began).await?;
+                let units = self.units().await?;
+                Ok((come, units))
+            };
+            let (come, units) = match come.await {
+                Ok(found) => found,
+                Err(e) => {
+                    self.again(e, &mut tries).await?;
+                    continue;
+                }
+            };
+            if come == looked_at {
+                return Ok(true);
+            }
+            let now = self.side.layout();
+            let mut failed = None;
+            for (address, slots) in &come {
+                let dbs = units.iter().filter(|(node, _)| node == address);
+                let mut dbs: BTreeSet<DbIndex> = dbs.map(|(_, db)| *db).collect();
+                // A node that has no slot yet is no master.
+                dbs.insert(DbIndex::ZERO);
+                for db in dbs {
+                    let place = (address.as_str(), db);
+                    match self.found(slots, place, seen, out, &mut tries).await {
+                        Ok(true) => {}
+                        Ok(false) => return Ok(false),
+                        Err(e) => failed = Some(e),
+                    }
+                }
+            }
+            match failed {
+                Some(e) => self.again(e, &mut tries).await?,
+                None => (began, looked_at) = (now, come),
+            }
+        }
+    }
+
+    /// The slots that have another master than in `began`, by that one, and those on their way, by where they go.
+    async fn come(&self, began: &Layout) -> Result<BTreeMap<String, SlotSet>> {
+        self.side.refresh().await?;
+        let mut come: BTreeMap<String, SlotSet> = BTreeMap::new();
+        for master in &self.side.layout().masters {
+            let slots: Vec<Slot> = master.slots.iter().collect();
+            let mut conn = self.side.connect(&master.address).await?;
+            for (slot, to) in scan::leaving(&mut conn, &slots).await? {
+                come.entry(to).or_insert_with(SlotSet::none).insert(slot);
+            }
+            let was = |slot: Slot| began.master_of(slot).map(|m| m.address.as_str());
+            for slot in slots {
+                if was(slot) != Some(&master.address) {
+                    let to = come.entry(master.address.clone());
+                    to.or_insert_with(SlotSet::none).insert(slot);
+                }
+            }
+        }
+        Ok(come)
     }
 
     /// Masters and databases in the order in which they are scanned.
@@ -441,13 +568,6 @@ fn at(node: &str, db: DbIndex, cursor: &[u8]) -> Position {
         db: db.0,
         cursor: String::from_utf8_lossy(cursor).into_owned(),
     }
-}
-
-/// The cluster's epoch, which rises with failovers, and with slots that move unless the master that gets them has the
-/// highest already; `None` where it is not told.
-async fn current_epoch(conns: &mut HashMap<String, Conn>) -> Option<u64> {
-    let conn = conns.values_mut().next()?;
-    epoch(conn, "cluster_current_epoch").await.ok()?
 }
 
 async fn epoch(conn: &mut Conn, field: &str) -> Result<Option<u64>> {
