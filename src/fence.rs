@@ -73,6 +73,9 @@ pub struct GroupFact {
     pub entries_read: Option<i64>,
 }
 
+/// Where a command's keys stand: the first place, the last (a negative one counts from the end), the step.
+pub type KeyPlaces = (usize, i64, usize);
+
 /// A connection to one source master for fenced reads.
 pub struct Fence {
     conn: Conn,
@@ -148,6 +151,12 @@ impl Fence {
             });
         }
         Ok(sizes)
+    }
+
+    /// Where the keys of a command stand, as the server says; `None` where it does not, or where they have no fixed place.
+    pub async fn key_places(&mut self, command: &[u8]) -> Result<Option<KeyPlaces>> {
+        let reply = self.conn.ask(&[b"COMMAND", b"INFO", command]).await?;
+        Ok(key_places(&reply))
     }
 
     /// The states of `keys` in database `db`, in their order, each with the offset at which it was true.
@@ -512,6 +521,18 @@ impl Fence {
 }
 
 /// What was read of some keys, with `now` where only the rest of their lives is told.
+fn key_places(reply: &Reply) -> Option<KeyPlaces> {
+    let row = reply.array()?.first()?.array()?;
+    let flags = row.get(2)?.array()?;
+    // Beside those at fixed places there may be others.
+    if (flags.iter()).any(|flag| flag.text().is_some_and(|f| f == "movablekeys")) {
+        return None;
+    }
+    let number = |i: usize| row.get(i)?.int();
+    let place = |i: usize| usize::try_from(number(i)?).ok().filter(|n| *n > 0);
+    Some((place(3)?, number(4)?, place(5)?))
+}
+
 fn states(read: Vec<(Option<Dump>, i64)>, now: i64, offset: ReplOffset) -> Vec<KeyState> {
     let state = |(payload, expire): (Option<Dump>, i64)| KeyState {
         payload,

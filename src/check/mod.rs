@@ -130,6 +130,10 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         }
         let replica = mode == Some("replica");
         rules::source(job, facts, replica, &mut findings);
+        if replica && facts.commands.get("COMMAND") == Some(&true) {
+            let unknown = probe::unknown_to_us(endpoint, &facts.called).await?;
+            rules::unknown_in_stream(job, &unknown, &mut findings);
+        }
         differences::source(job, facts, replica, &mut findings);
     }
     if let Some(facts) = &target {

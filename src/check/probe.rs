@@ -1,6 +1,7 @@
 //! What one side is and what it lets us do, found out by harmless commands.
 
 use super::surroundings::{self, Surroundings};
+use crate::command;
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
 use crate::net::{Control, connect, control, enter, is_elsewhere, question};
@@ -206,6 +207,27 @@ async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
     let aof = info::field(&text, "aof_enabled") == Some("1");
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
     Ok(text)
+}
+
+/// Those of the commands that a server's clients have called that write, by its own word, and that keyferry does not
+/// know; none where it does not tell.
+pub async fn unknown_to_us(endpoint: &Endpoint, called: &BTreeSet<String>) -> Result<Vec<String>> {
+    let ours = |name: &&String| command::lookup(name.as_bytes()).is_none();
+    let unknown: Vec<&String> = called.iter().filter(ours).collect();
+    if unknown.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut conn = question(endpoint).await?;
+    let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
+    ask.extend(unknown.iter().map(|c| c.as_bytes()));
+    let reply = conn.ask(&ask).await?;
+    let told = reply.array().unwrap_or_default();
+    let writes = |row: &Reply| {
+        let flags = row.array().and_then(|row| row.get(2)?.array());
+        (flags.into_iter().flatten()).any(|flag| flag.text().is_some_and(|f| f == "write"))
+    };
+    let writing = (unknown.iter().zip(told)).filter(|(_, row)| writes(row));
+    Ok(writing.map(|(name, _)| (*name).clone()).collect())
 }
 
 /// Those of some commands that a server does not know; none where it does not tell.

@@ -4,7 +4,7 @@ use super::finding::{Finding, Severity, add};
 use super::merge::Conflicts;
 use super::probe::Facts;
 use crate::error::{ErrorKind, Result};
-use crate::plan::{CommandNames, Endpoint, Job, Mode, OnLoss, Source, TlsVerify};
+use crate::plan::{CommandNames, Endpoint, Job, Mode, OnLoss, Source, TlsVerify, UnknownCommands};
 use crate::types::{DbIndex, unix_ms};
 
 /// Connections that we open at most to a server: loops, heals, watcher, verification.
@@ -362,6 +362,31 @@ pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>
             "a first run is refused: empty it, or say in on_existing what is to become of them (a run that goes on is not concerned)",
         );
     }
+}
+
+/// Commands that write, that the source's clients have called, and that keyferry does not know.
+pub fn unknown_in_stream(job: &Job, commands: &[String], findings: &mut Vec<Finding>) {
+    if commands.is_empty() {
+        return;
+    }
+    let named = commands.join(", ");
+    let (severity, what, remedy) = match job.unknown_commands {
+        UnknownCommands::Fail => (
+            Severity::Blocker,
+            format!(
+                "keyferry does not know {named}, which the source's clients have called: the run stops at the first one in the replication stream"
+            ),
+            "set unknown_commands to \"skip\": the keys of such commands are read from the source where it says which they are, else the command is left out and listed, and `verify --repair` mends what it wrote",
+        ),
+        UnknownCommands::Skip => (
+            Severity::Warning,
+            format!(
+                "keyferry does not know {named}, which the source's clients have called: what of them is in the replication stream is read from the source by its keys, or left out and listed"
+            ),
+            "run `verify --repair` once such commands have been called",
+        ),
+    };
+    add(findings, "unknown_stream_commands", severity, what, remedy);
 }
 
 /// Commands that the source's clients have called and the target does not know.

@@ -2,8 +2,9 @@
 
 use super::common::{Common, block_on, load_and_warn};
 use super::control::ListenArgs;
+use super::metrics;
+use super::output::{self, unknown_command};
 use super::progress::Painter;
-use super::{metrics, output};
 use crate::check;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::progress::Progress;
@@ -220,6 +221,9 @@ fn text(s: &Summary) -> String {
     for (reason, n) in &s.skipped {
         line("left out", format!("{} ({reason})", grouped(*n)));
     }
+    for c in &s.unknown_commands {
+        line("unknown command", unknown_command(c));
+    }
     line(
         "time",
         format!(
@@ -264,6 +268,7 @@ mod tests {
             commands_applied: 0,
             healed_keys: 0,
             skipped: [("filter".to_string(), 3)].into(),
+            unknown_commands: Vec::new(),
             elapsed_ms: 10,
             keys_per_s: 5,
             peak_rss_bytes: 0,

@@ -3,6 +3,8 @@
 //! Invariant: nothing of a server's text or a key's name does anything to a terminal; only [`clear`] does.
 
 use crate::error::{Error, ErrorKind, Result, acts, printable};
+use crate::report::grouped;
+use crate::store::UnknownCommand;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{ErrorKind as Io, IsTerminal, Write};
@@ -38,6 +40,20 @@ fn write(text: &str) -> Result<()> {
         Err(e) => Err(Error::new(ErrorKind::Disk, "write to standard output").cause(e)),
         Ok(()) => Ok(()),
     }
+}
+
+/// A command that is not known, for people: its name, how many, what became of them.
+pub fn unknown_command(c: &UnknownCommand) -> String {
+    let mut text = format!("{} from offset {} of {}", c.name, c.first_offset, c.source);
+    for (n, what) in [
+        (c.left_out, "left out"),
+        (c.read_again, "whose keys were read instead"),
+    ] {
+        if n > 0 {
+            text += &format!(", {} {what}", grouped(n));
+        }
+    }
+    text
 }
 
 /// Writes one JSON object, over several lines.

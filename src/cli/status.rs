@@ -2,7 +2,7 @@
 
 use super::common::{Common, block_on, load, plan_of};
 use super::control::RemoteArgs;
-use super::output;
+use super::output::{self, unknown_command};
 use crate::cutover;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::validate;
@@ -177,6 +177,9 @@ fn text(s: &Status) -> String {
         }
         for (reason, n) in &s.skipped {
             line("left out", format!("{} ({reason})", grouped(*n)));
+        }
+        for c in &s.unknown_commands {
+            line("unknown", unknown_command(c));
         }
         line("saved", instant(at));
     }

@@ -421,20 +421,12 @@ pub fn find(keys: &Keys, cmd: &Command<'_>, out: &mut Vec<KeyArg>) -> Option<()>
         Keys::None => {}
         Keys::Runs(runs) => {
             for (n, (first, last, step, access)) in runs.iter().enumerate() {
-                let last = if *last < 0 {
-                    cmd.len().checked_sub(last.unsigned_abs() as usize)?
-                } else {
-                    *last as usize
-                };
+                let last = cmd.place(*last)?;
                 if n > 0 && last + 1 == *first {
                     // No sources: a PFMERGE of its destination alone.
                     continue;
                 }
-                if last >= cmd.len() || *first >= cmd.len() {
-                    return None;
-                }
-                (*first..=last)
-                    .step_by(*step)
+                cmd.places(*first, last as i64, *step)?
                     .for_each(|i| push(i, *access));
             }
         }

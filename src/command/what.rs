@@ -31,6 +31,26 @@ impl<'a> Command<'a> {
         std::str::from_utf8(self.arg(i)?).ok()?.parse().ok()
     }
 
+    /// A place; a negative one counts from the end.
+    pub fn place(&self, at: i64) -> Option<usize> {
+        match usize::try_from(at) {
+            Ok(at) => Some(at),
+            Err(_) => self.len().checked_sub(at.unsigned_abs() as usize),
+        }
+    }
+
+    /// The places of a run of arguments; a negative `last` counts from the end. `None` where the command is shorter.
+    pub fn places(
+        &self,
+        first: usize,
+        last: i64,
+        step: usize,
+    ) -> Option<impl Iterator<Item = usize> + use<>> {
+        let last = self.place(last)?;
+        let there = first < self.len() && last < self.len() && step > 0;
+        there.then(|| (first..=last).step_by(step))
+    }
+
     /// Where the word stands (any case), from argument `from` on.
     pub fn find(&self, from: usize, word: &[u8]) -> Option<usize> {
         (from..self.len()).find(|i| self.arg(*i).is_some_and(|a| a.eq_ignore_ascii_case(word)))

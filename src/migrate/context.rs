@@ -5,14 +5,14 @@ use crate::migrate::checkpoint::writer::Saver;
 use crate::migrate::control::orders::Control;
 use crate::migrate::progress::ShardProgress;
 use crate::migrate::slots::ownership::Ownership;
-use crate::migrate::tally::{Tally, cannot_hold, loss_text};
+use crate::migrate::tally::{Tally, cannot_hold, command_name, loss_text};
 use crate::migrate::write::losses;
 use crate::plan::{Job, OnLoss};
 use crate::source::spool::Spool;
 use crate::store::{MASTERS, Own, Store};
 use crate::target::health::Health;
 use crate::task::{Shutdown, Throttle};
-use crate::types::{DbIndex, ShardId, unix_ms};
+use crate::types::{DbIndex, ReplOffset, ShardId, unix_ms};
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -243,6 +243,33 @@ impl ShardContext {
     /// Counters and losses since the last checkpoint.
     pub fn take_tally(&self) -> (BTreeMap<&'static str, u64>, Vec<crate::store::Loss>) {
         self.tally.borrow_mut().take()
+    }
+
+    /// Counts a command of the stream that is not known, and tells of it the first time.
+    pub fn note_unknown(&self, name: &[u8], at: ReplOffset, read: bool) {
+        self.count(match read {
+            true => "unknown_command.read_again",
+            false => "skipped.unknown_command",
+        });
+        if self.tally.borrow_mut().unknown(name, at, read) {
+            let what = match read {
+                true => "the keys that it writes are read from the source instead",
+                false => {
+                    "it is left out; `verify` finds what it has written, and `verify --repair` mends it"
+                }
+            };
+            let message = format!(
+                "the stream of {} holds the command {} at offset {at}, which keyferry does not know: {what}",
+                self.address,
+                command_name(name)
+            );
+            self.shared.event("warning", "unknown_command", &message);
+        }
+    }
+
+    /// Unknown commands since the last checkpoint.
+    pub fn take_unknown(&self) -> Vec<crate::store::UnknownCommand> {
+        self.tally.borrow_mut().take_unknown(&self.address)
     }
 
     /// A key of the target's database `db` that cannot be held: an error, or a line in the list of losses.

@@ -46,8 +46,8 @@ use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
 use crate::source::place::Place;
 use crate::source::pulse::{Pulse, While};
 use crate::store::{
-    CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, recall_nodes, stage_of,
-    worker_dir,
+    CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, UnknownCommand, recall_nodes,
+    stage_of, worker_dir,
 };
 use crate::target::health;
 use crate::target::topology;
@@ -101,6 +101,9 @@ pub struct Summary {
     pub commands_applied: u64,
     pub healed_keys: u64,
     pub skipped: BTreeMap<String, u64>,
+    /// Commands of the stream that keyferry does not know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown_commands: Vec<UnknownCommand>,
     pub elapsed_ms: u64,
     pub keys_per_s: u64,
     pub peak_rss_bytes: u64,
@@ -258,6 +261,7 @@ fn summary(
         commands_applied: shards.iter().map(|s| s.commands_applied).sum(),
         healed_keys: shards.iter().map(|s| s.healed_keys).sum(),
         skipped: skipped.collect(),
+        unknown_commands: store.unknown_commands()?,
         elapsed_ms,
         keys_per_s: keys_written.saturating_mul(1000) / elapsed_ms.max(1),
         peak_rss_bytes: peak_rss(),

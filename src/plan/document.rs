@@ -1,6 +1,7 @@
 //! The document itself, as it is typed.
 
 use super::cutover::CutoverPlan;
+use super::unknown::UnknownCommands;
 use super::{shape, url};
 use crate::error::{Error, ErrorKind, Result};
 use schemars::JsonSchema;
@@ -34,6 +35,9 @@ pub struct Plan {
     /// What to do with what the target cannot hold.
     #[serde(default)]
     pub on_loss: OnLoss,
+    /// What to do with a command of the replication stream that keyferry does not know.
+    #[serde(default)]
+    pub unknown_commands: UnknownCommands,
     /// A new full sync or sweep that would remove more than this share of the keys that the target got (and at least
     /// 1,000 of them) stops before removing; 100 never stops.
     #[serde(default = "default_max_loss_percent")]

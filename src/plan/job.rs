@@ -11,6 +11,7 @@ use super::learnt::Learnt;
 use super::names::CommandNames;
 use super::rename::Renames;
 use super::secret::{Redacted, Secret};
+use super::unknown::UnknownCommands;
 use super::url::Location;
 use crate::types::{DbIndex, Slot, SlotSet, address};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,7 @@ pub struct Job {
     pub renames: Renames,
     pub on_existing: OnExisting,
     pub on_loss: OnLoss,
+    pub unknown_commands: UnknownCommands,
     /// A share of what the target got, in percent: a source that lacks more than that has lost it.
     pub max_loss_percent: u8,
     pub expired: Expired,

@@ -15,6 +15,7 @@ mod secret;
 mod shape;
 mod share;
 mod starting;
+mod unknown;
 mod url;
 mod validate;
 
@@ -29,6 +30,7 @@ pub use names::CommandNames;
 pub use rename::Renames;
 pub use secret::{Identity, Redacted, Secret};
 pub use share::Share;
+pub use unknown::UnknownCommands;
 pub use url::Location;
 pub use validate::validate;
 

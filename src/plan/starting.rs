@@ -17,6 +17,7 @@ impl Plan {
             rename: Default::default(),
             on_existing: Default::default(),
             on_loss: Default::default(),
+            unknown_commands: Default::default(),
             max_loss_percent: super::document::default_max_loss_percent(),
             expired: Default::default(),
             limits: Default::default(),

@@ -166,6 +166,26 @@ pub fn render(report: &Report) -> String {
         }
         page.more(report.losses.len());
     }
+    if !report.status.unknown_commands.is_empty() {
+        page.heading("Commands that keyferry does not know");
+        page.table(&[
+            "command",
+            "source",
+            "first at offset",
+            "left out",
+            "keys read instead",
+        ]);
+        for c in report.status.unknown_commands.iter().take(ROWS) {
+            page.row(&[
+                &code(&c.name),
+                &code(&c.source),
+                &c.first_offset.to_string(),
+                &grouped(c.left_out),
+                &grouped(c.read_again),
+            ]);
+        }
+        page.more(report.status.unknown_commands.len());
+    }
     if let Some(dry) = &report.dry_run {
         page.heading("Dry run");
         page.line(format_args!(

@@ -49,6 +49,7 @@ pub fn merge(own: Status, workers: &[Worker], job: &Job) -> Result<Status> {
         }));
         merged.healed_keys += status.healed_keys;
         add(&mut merged.skipped, status.skipped);
+        merged.unknown_commands.extend(status.unknown_commands);
         merged.updated_at = merged.updated_at.max(status.updated_at);
         merged.mode = status.mode;
         phases.push(status.phase);

@@ -21,7 +21,7 @@ use crate::plan::{Job, OnExisting};
 use crate::source::pulse::Pulse;
 use crate::store::{
     CutoverStep, Difference, Event, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun, SlotApart,
-    Stage, Store, VerifyRun, Worker, workers_and,
+    Stage, Store, UnknownCommand, VerifyRun, Worker, workers_and,
 };
 use crate::types::DbIndex;
 use merged::{add, merge, together};
@@ -306,6 +306,9 @@ fn unproven(report: &Report) -> Vec<String> {
             "{skipped} items were left out; the counters say why."
         ));
     }
+    for command in &status.unknown_commands {
+        list.push(unknown_text(command));
+    }
     if job.verify.ttl_tolerance_ms > 0 {
         list.push(format!(
             "Expiries count as equal when they differ by no more than {} ms.",
@@ -316,6 +319,30 @@ fn unproven(report: &Report) -> Vec<String> {
         "Equal means equal by a 64-bit digest of each key and its slot, not byte by byte.".into(),
     );
     list
+}
+
+/// What is not proven because of a command that is not known.
+fn unknown_text(command: &UnknownCommand) -> String {
+    let UnknownCommand {
+        name,
+        source,
+        first_offset,
+        left_out,
+        read_again,
+    } = command;
+    let stood = format!(
+        "The stream of {source} held the command {name}, which keyferry does not know (first at offset {first_offset})"
+    );
+    let read = format!("of {read_again} of them the keys that the source names were read there");
+    match (left_out, read_again) {
+        (0, _) => format!("{stood}; {read}, and what else they changed is not known."),
+        (n, 0) => format!(
+            "{stood}; {n} of them were left out: a verification after them finds keys that they wrote, and nothing else."
+        ),
+        (n, _) => format!(
+            "{stood}; {n} of them were left out, {read}: a verification after them finds keys that they wrote, and nothing else."
+        ),
+    }
 }
 
 /// A Unix time as `2026-11-21 00:14:38 UTC`.

@@ -2,7 +2,9 @@
 
 use crate::error::Result;
 use crate::plan::Job;
-use crate::store::{LATE, Lock, MODE, Phase, SWEEPS, ShardState, Store, VerifyRun, frozen};
+use crate::store::{
+    LATE, Lock, MODE, Phase, SWEEPS, ShardState, Store, UnknownCommand, VerifyRun, frozen,
+};
 use crate::types::{ReplOffset, unix_ms};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,6 +35,9 @@ pub struct Status {
     pub healed_keys: u64,
     /// What was left out, by reason.
     pub skipped: BTreeMap<String, u64>,
+    /// Commands of the stream that keyferry does not know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unknown_commands: Vec<UnknownCommand>,
     pub last_verify: Option<Value>,
     /// Where the clients are, and how the way back stands; null before the first cutover.
     pub cutover: Option<Value>,
@@ -114,6 +119,7 @@ impl Status {
             slots_twice: None,
             healed_keys: 0,
             skipped: BTreeMap::new(),
+            unknown_commands: Vec::new(),
             last_verify: None,
             cutover: None,
             updated_at: None,
@@ -152,6 +158,7 @@ impl Status {
             stream,
             healed_keys: shards.iter().map(|s| s.healed_keys).sum(),
             skipped: skipped.collect(),
+            unknown_commands: store.unknown_commands()?,
             last_verify: store.last_verify()?.map(|v| verify_answer(&v)),
             cutover: cutover(store, job)?,
             shards,

@@ -1,6 +1,7 @@
 //! Everything that a restart, a report or an auditor needs, in one SQLite file per plan.
 //!
-//! Every SQL statement of the program is in `state.rs`, `verification.rs`, `cutover.rs`, `latency.rs` and `schema.rs`;
+//! Every SQL statement of the program is in `state.rs`, `verification.rs`, `cutover.rs`, `latency.rs`, `unknown.rs`
+//! and `schema.rs`;
 //! `record.rs` holds the values, `lock.rs` keeps a second process away.
 //! Invariant: times come in as Unix milliseconds; no statement asks a clock, and no row holds a secret or a value.
 
@@ -14,6 +15,7 @@ mod own;
 mod record;
 mod schema;
 mod state;
+mod unknown;
 mod verification;
 mod workers;
 
@@ -29,6 +31,7 @@ pub use record::{
     VerifyRun, Written,
 };
 pub use state::Store;
+pub use unknown::UnknownCommand;
 pub use workers::{
     Claim, Worker, coverage, has_losses, remote_dir, stage_of, worker_dir, workers, workers_and,
 };

@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, Result, TransactionBehavior};
 
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
     CREATE TABLE run (
         only INTEGER PRIMARY KEY CHECK (only = 1),
@@ -79,10 +79,17 @@ const MIGRATIONS: [&str; 7] = [
         PRIMARY KEY (workload, rate, block, side)
     ) STRICT;
 ",
+    "
+    CREATE TABLE unknown_command (
+        name TEXT NOT NULL, source TEXT NOT NULL, first_offset INTEGER NOT NULL, left_out INTEGER NOT NULL,
+        read_again INTEGER NOT NULL, PRIMARY KEY (name, source)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// All tables that hold something of a migration; what `--fresh` empties.
-pub(super) const TABLES: [&str; 15] = [
+pub(super) const TABLES: [&str; 16] = [
+    "unknown_command",
     "latency_block",
     "cutover_step",
     "verify_progress",

@@ -13,6 +13,7 @@ pub mod compiled;
 pub mod cutter;
 pub mod dataset;
 pub mod far;
+pub mod fork;
 #[allow(dead_code)] // what only the `traffic` example uses
 pub mod form;
 pub mod fuzz;

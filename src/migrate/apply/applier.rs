@@ -220,7 +220,9 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
 
     /// One command of the stream; `end` is the offset after it.
     pub(super) fn command(&mut self, cmd: &Command<'_>, end: ReplOffset, mark: Mark) -> Result<()> {
-        let spec = router::known(cmd)?;
+        let Some(spec) = command::lookup(cmd.name()) else {
+            return self.unknown(cmd, mark);
+        };
         if !router::writes_keys(spec) {
             let route = router::route(cmd, spec, &[], end, &mut self.view())?;
             return self.act(route, cmd, spec, &[], end, mark);
@@ -339,7 +341,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
     }
 
     /// Queues what is read instead of sent, and accounts for the rest.
-    fn read(&mut self, reads: Reads, mark: Mark) -> Result<()> {
+    pub(super) fn read(&mut self, reads: Reads, mark: Mark) -> Result<()> {
         for (from, to, name) in reads.lost {
             self.ctx.lose_for_want_of(from, to, &name)?;
         }

@@ -6,6 +6,7 @@ pub(crate) mod chores;
 pub(crate) mod load;
 pub(crate) mod settle;
 pub(crate) mod transaction;
+mod unknown;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -347,6 +347,7 @@ impl Checkpoints {
             shard: self.saved.clone(),
             counts,
             losses,
+            unknown: self.ctx.take_unknown(),
             relied,
             release: release.map(|mark| (self.ctx.spool.clone(), mark)),
         })

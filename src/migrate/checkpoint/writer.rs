@@ -6,7 +6,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::checkpoint::relied::Relied;
 use crate::source::spool::Spool;
-use crate::store::{Loss, ShardState, Store, Written};
+use crate::store::{Loss, ShardState, Store, UnknownCommand, Written};
 use crate::task::failpoint;
 use crate::types::Mark;
 use std::collections::BTreeMap;
@@ -19,6 +19,7 @@ pub(crate) struct Checkpoint {
     pub shard: ShardState,
     pub counts: BTreeMap<&'static str, u64>,
     pub losses: Vec<Loss>,
+    pub unknown: Vec<UnknownCommand>,
     /// When its slots were written to.
     pub written: Option<Written>,
     /// What has to be on disk before.
@@ -33,6 +34,7 @@ impl Checkpoint {
         failpoint("before-save");
         self.relied.write()?;
         store.add_losses(&self.losses)?;
+        store.add_unknown_commands(&self.unknown)?;
         let shard = std::slice::from_ref(&self.shard);
         store.save_shards(shard, &self.counts, self.written.as_ref())?;
         failpoint("after-save");

@@ -1,13 +1,14 @@
 //! Fenced reads: the state of a key together with the replication offset that it belongs to, in one atomic answer.
 
 use crate::error::{Error, ErrorKind, Result, Retry};
-use crate::fence::{Dump, Fence, GroupFact, KeyState, Room};
+use crate::fence::{Dump, Fence, GroupFact, KeyPlaces, KeyState, Room};
 use crate::migrate::context::ShardContext;
 use crate::net;
 use crate::source::place::Place;
 use crate::source::spool::End;
 use crate::types::{DbIndex, ExpireAt};
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -40,6 +41,10 @@ pub(crate) trait ReadStates {
     ) -> Result<Vec<Option<ExpireAt>>>;
     /// Another server has become the source's master.
     fn meet_history(&mut self);
+    /// Where the keys of a command stand that is in no table of ours: first, last, step; `None` where that is not told.
+    fn key_places(&mut self, _command: &[u8]) -> Result<Option<KeyPlaces>> {
+        Ok(None)
+    }
 }
 
 /// The source's database that a key of the target's `db` comes from: where several go there, the one that holds it.
@@ -70,7 +75,12 @@ pub(crate) struct FencedReader {
     /// The source master; `None` for a snapshot file.
     place: Option<Arc<Place>>,
     fence: Option<Fence>,
+    /// What the source has told of commands that are in no table of ours.
+    told: BTreeMap<Vec<u8>, Option<KeyPlaces>>,
 }
+
+/// Commands that the source is asked about: a hostile one may send any number of names.
+const ASKED_COMMANDS: usize = 256;
 
 impl FencedReader {
     pub fn new(ctx: Rc<ShardContext>, place: Option<Arc<Place>>) -> FencedReader {
@@ -78,6 +88,7 @@ impl FencedReader {
             ctx,
             place,
             fence: None,
+            told: BTreeMap::new(),
         }
     }
 
@@ -207,6 +218,19 @@ impl ReadStates for FencedReader {
 
     fn meet_history(&mut self) {
         self.fence = None;
+    }
+
+    fn key_places(&mut self, command: &[u8]) -> Result<Option<KeyPlaces>> {
+        let name = command.to_ascii_uppercase();
+        if let Some(told) = self.told.get(&name) {
+            return Ok(*told);
+        }
+        if self.told.len() >= ASKED_COMMANDS {
+            return Ok(None);
+        }
+        let told = self.fenced(|fence, runtime| runtime.block_on(fence.key_places(&name)))?;
+        self.told.insert(name, told);
+        Ok(told)
     }
 }
 

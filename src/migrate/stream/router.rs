@@ -87,16 +87,19 @@ pub(crate) struct AsOne {
 
 /// The command's row of the table; an error for one that is not there.
 pub(crate) fn known(cmd: &Command<'_>) -> Result<&'static Spec> {
-    command::lookup(cmd.name()).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "the stream holds the command {}, which keyferry does not know",
-                shown(cmd.name())
-            ),
-        )
-        .hint("report it; until it is known, stop its writers and start over with --fresh")
-    })
+    command::lookup(cmd.name()).ok_or_else(|| unknown(cmd))
+}
+
+/// The stop at a command that is not known (`unknown_commands: "fail"`).
+pub(crate) fn unknown(cmd: &Command<'_>) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!(
+            "the stream holds the command {}, which keyferry does not know",
+            shown(cmd.name())
+        ),
+    )
+    .hint("set unknown_commands to \"skip\" in the plan and run the same command again: it goes on from here; the keys of such commands are read from the source where it says which they are, else the command is left out, `verify` says what differs, and `verify --repair` mends it")
 }
 
 /// Whether a command's keys are looked at by [`route`], so that they have to be under the target's names.
@@ -257,9 +260,14 @@ fn admitted_of(
     view: &mut View<'_>,
 ) -> Result<Route> {
     let removes = matches!(spec.kind, Kind::Split(SplitKind::Keys));
+    reads(written(view.position.db(), cmd, keys), removes, view).map(Route::Heal)
+}
+
+/// What of some keys is read from the source, by each key's own admission; they have the target's names.
+pub(crate) fn reads(keys: Vec<Key>, removes: bool, view: &mut View<'_>) -> Result<Reads> {
     let mut reads = Reads::default();
     let mut barred = None;
-    for (db, name) in written(view.position.db(), cmd, keys) {
+    for (db, name) in keys {
         match view.door.admit(db, &name)? {
             Admission::Yes(_) | Admission::Replace(_) => reads.keys.push((db, name)),
             Admission::No(Barred::NoDatabase(to)) if !removes => reads.lost.push((db, to, name)),
@@ -272,7 +280,7 @@ fn admitted_of(
     }
     let counted = barred.filter(|why| reads.keys.is_empty() || *why == Barred::Own);
     reads.counts = counted.map(Barred::counter);
-    Ok(Route::Heal(reads))
+    Ok(reads)
 }
 
 /// What a command writes, in whichever database of the source it is.
@@ -342,7 +350,9 @@ pub(crate) fn transaction(
     for raw in parts(whole, ends) {
         resp::parse_command(raw, &mut args)?;
         let cmd = Command { raw, args: &args };
-        let spec = known(&cmd)?;
+        let Some(spec) = command::lookup(cmd.name()) else {
+            return Ok(None);
+        };
         let in_two = !view.ctx.facts().target_has_set_pxat && command::expiry::is_set_at(&cmd);
         let plain = matches!(spec.kind, Kind::Write | Kind::Split(_)) && !in_two;
         if !plain || !runs_as_it_is(&cmd, spec, view) {
