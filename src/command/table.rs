@@ -292,11 +292,13 @@ pub static SPECS: &[Spec] = &[
     write("PHDEL"),
     write("PHDELPREFIX"),
     // KeyDB: expiries of members, fields renamed, scripts that run by the clock
-    timed("EXPIREMEMBER"),
-    timed("EXPIREMEMBERAT"),
-    timed("PEXPIREMEMBERAT"),
+    spec("EXPIREMEMBER", Kind::Unheld, ONE),
+    spec("EXPIREMEMBERAT", Kind::Unheld, ONE),
+    spec("PEXPIREMEMBERAT", Kind::Unheld, ONE),
+    spec("KEYDB.CRON", Kind::Unheld, ONE),
     write("KEYDB.HRENAME"),
-    write("KEYDB.CRON"),
+    write("KEYDB.MVCCRESTORE"),
+    plain("RREPLAY", Kind::Replay),
     // modules
     write("JSON.SET"),
     write("JSON.DEL"),

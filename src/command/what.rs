@@ -106,6 +106,10 @@ pub enum Kind {
     Eval,
     Read,
     Ignore,
+    /// What it gives its keys, no other product holds: a loss of each.
+    Unheld,
+    /// A write of an active replica of KeyDB, wrapped.
+    Replay,
 }
 
 impl Kind {

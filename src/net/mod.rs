@@ -11,6 +11,7 @@ mod dial;
 #[cfg(feature = "entra")]
 mod entra;
 mod find;
+pub mod fork;
 pub mod guard;
 mod items;
 mod meter;

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::dial::by_known;
+use crate::net::fork::Fork;
 use crate::net::{Control, control, question, slots};
 use crate::plan::{Endpoint, Topology};
 use crate::resp::{Reply, info};
@@ -26,6 +27,8 @@ pub struct Server {
     pub modules: bool,
     /// What it calls itself since it was started.
     pub run_id: Option<String>,
+    /// It only speaks like the product and version above.
+    pub fork: Option<Fork>,
 }
 
 impl Server {
@@ -65,6 +68,7 @@ impl Server {
             replica: info::is_replica(text),
             modules: text.contains("\nmodule:"),
             run_id: info::field(text, "run_id").map(str::to_owned),
+            fork: Fork::parse(text),
         }
     }
 
@@ -150,11 +154,18 @@ impl std::fmt::Display for Server {
             Product::Valkey => "valkey",
             Product::Redict => "redict",
         };
+        if let Some(fork) = self.fork {
+            write!(f, "{} (as ", fork.name())?;
+        }
         write!(
             f,
             "{name} {}.{}.{}",
             self.version.0, self.version.1, self.version.2
-        )
+        )?;
+        match self.fork {
+            Some(_) => f.write_str(")"),
+            None => Ok(()),
+        }
     }
 }
 

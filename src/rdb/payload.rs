@@ -132,6 +132,27 @@ pub struct Payload<'a> {
     pub body: &'a [u8],
 }
 
+/// The first version in whose payloads the types from [`LATER_TYPES`] on are those of Redis: Dragonfly has types of its
+/// own there, under version 9.
+const LATER_VERSION: u16 = 13;
+const LATER_TYPES: u8 = 26;
+
+/// Whether a DUMP answer is of a kind that no server of ours writes; one that is damaged is not.
+pub fn is_foreign(bytes: &[u8]) -> bool {
+    let Some((_, [low, high, ..])) = bytes.split_last_chunk::<10>() else {
+        return true;
+    };
+    let version = u16::from_le_bytes([*low, *high]);
+    let type_id = match bytes.first() {
+        Some(id) if *id != op::KEY_META => *id,
+        // What stands before a value came with a later version.
+        Some(_) => return version < LATER_VERSION,
+        None => return true,
+    };
+    let later = type_id >= LATER_TYPES && version < LATER_VERSION;
+    later || value::kind(type_id, Dialect::of_version(u32::from(version))).is_err()
+}
+
 /// Opens a DUMP answer; its CRC must be right (or zero: not computed).
 pub fn open(bytes: &[u8]) -> Result<Payload<'_>> {
     const WHAT: &str = "a DUMP payload";

@@ -65,6 +65,23 @@ pub fn answer(line: &[u8]) -> Result<Start> {
     }
 }
 
+/// Reads the answer to `REPLCONF capa`: behind OK may stand what the source is.
+///
+/// Errors: `Refused` for an active replica of KeyDB.
+pub fn capable(answer: &str) -> Result<()> {
+    if !answer
+        .split_ascii_whitespace()
+        .any(|word| word == "active-replica")
+    {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Refused,
+        "the source is an active replica of KeyDB: its stream wraps every write (RREPLAY) and does not tell when keys expire",
+    )
+    .hint("set source.mode to \"scan\"; or run CONFIG SET active-replica no at the source, which ends its replication with its peers"))
+}
+
 pub fn not_allowed(command: &str, text: &str) -> Error {
     net::refusal(command, text).hint(
         "the source does not let this user replicate: allow PSYNC and REPLCONF for it (ACL: +psync +replconf), \

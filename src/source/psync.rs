@@ -5,6 +5,7 @@
 //! Sources: replication.c (syncWithMaster, readSyncBulkPayload, syncCommand) of Redis and Valkey.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::net::fork::Fork;
 use crate::net::server;
 use crate::net::{self, Conn};
 use crate::plan::Endpoint;
@@ -88,12 +89,15 @@ async fn begin(
         &[b"REPLCONF", b"version", ANNOUNCED_VERSION],
     ] {
         // An option that the server does not know is no obstacle; a command that it refuses is.
-        if let Reply::Error(text) = conn.ask(options).await?
-            && (text.contains("unknown command")
-                || text.contains("isallowed")
-                || text.starts_with("NO"))
-        {
-            return Err(not_allowed("REPLCONF", &text));
+        match conn.ask(options).await? {
+            Reply::Error(text)
+                if text.contains("unknown command")
+                    || text.contains("isallowed")
+                    || text.starts_with("NO") =>
+            {
+                return Err(not_allowed("REPLCONF", &text));
+            }
+            reply => handshake::capable(&reply.text().unwrap_or_default())?,
         }
     }
     let (id, offset) = match from {
@@ -130,6 +134,13 @@ pub async fn allowed(endpoint: &Endpoint) -> Result<bool> {
     if let Reply::Error(text) = conn.ask(&[b"PSYNC"]).await?
         && !text.contains("wrong number of arguments")
     {
+        return Ok(false);
+    }
+    // A product of its own may know the word and nothing of what we mean by it.
+    let info = conn.ask(&[b"INFO", b"server"]).await?;
+    let fork = Fork::parse(&info.text().unwrap_or_default());
+    let capa = conn.ask(&[b"REPLCONF", b"capa", b"psync2"]).await?;
+    if fork.is_some() || handshake::capable(&capa.text().unwrap_or_default()).is_err() {
         return Ok(false);
     }
     let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;

@@ -322,6 +322,9 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
                 self.healer.pass(end);
                 self.restored(cmd, pass, mark)
             }
+            Route::Lose { keys, code, why } => {
+                (keys.iter()).try_for_each(|(to, name)| self.ctx.lose(*to, name, code, why))
+            }
             Route::Heal(reads) => {
                 self.expiry.observe(cmd, spec, keys);
                 self.read(reads, mark)

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::migrate::apply::apply_loop::{ApplyLoop, Ended, TICK};
 use crate::migrate::load::loader::{Large, Loader};
 use crate::migrate::stream::functions;
+use crate::migrate::write::losses;
 use crate::rdb::file::{Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
 use crate::source::spool::{End, SnapshotTail};
@@ -14,6 +15,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Records of the snapshot between two looks at everything else.
 const RECORDS: u32 = 256;
+/// The AUX field by which KeyDB tells of a member that expires, behind its key.
+const MEMBER_EXPIRY: &[u8] = b"keydb-subexpire-key";
+
+/// The key that was read last, and where its record begins.
+type Last = Option<(u64, DbIndex, Vec<u8>)>;
 
 impl ApplyLoop {
     /// Loads the snapshot from the saved mark on; `Some` when the run ends before it is loaded.
@@ -50,6 +56,8 @@ impl ApplyLoop {
             self.applier.marks.snapshot_is(dialect, version);
             self.applier.loading.seek(from, from_db);
             let mut records: u32 = 0;
+            // The key before: what KeyDB tells of its members stands behind it.
+            let mut last: Last = None;
             loop {
                 if self.applier.writer.troubled() {
                     self.applier.resolve()?;
@@ -78,15 +86,22 @@ impl ApplyLoop {
                 let before = self.applier.loading.at();
                 self.keep_pace(snapshot.position().saturating_sub(before))?;
                 (self.applier.loading).seek(snapshot.position(), snapshot.db());
-                let mark = self.applier.loading.mark();
+                let (here, mark) = (self.applier.loading.at(), self.applier.loading.mark());
                 let item = match snapshot.next() {
                     Ok(item) => item,
                     Err(e) => return self.load_error(e),
                 };
                 let mut again = false;
                 match item {
-                    Item::Entry(entry) => self.loader().entry(&entry, dialect, version, mark)?,
+                    Item::Aux { name, .. } if name == MEMBER_EXPIRY => {
+                        self.lose_member_expiry(&last)?;
+                    }
+                    Item::Entry(entry) => {
+                        last = Some((here, entry.header.db, entry.header.key.to_vec()));
+                        self.loader().entry(&entry, dialect, version, mark)?
+                    }
                     Item::Large(large) => {
+                        last = Some((here, large.header().db, large.header().key.to_vec()));
                         self.applier.loading.set_in_large(true);
                         let written = self.loader().large(large, mark)?;
                         again = self.finish_large(written)?;
@@ -126,6 +141,22 @@ impl ApplyLoop {
                 continue 'again;
             }
             return Ok(None);
+        }
+    }
+
+    /// A member of the key before expires by itself. Should that end the run, the next one begins with the key.
+    fn lose_member_expiry(&mut self, last: &Last) -> Result<()> {
+        let Some((at, db, key)) = last else {
+            return Ok(());
+        };
+        self.applier.loading.seek(*at, *db);
+        let job = self.ctx.job();
+        match job.databases.map(*db).filter(|_| job.filter.accepts(key)) {
+            Some(to) => {
+                let why = losses::HAS_MEMBER_EXPIRY;
+                (self.ctx).lose_source_key(to, key, losses::MEMBER_EXPIRY, why)
+            }
+            None => Ok(()),
         }
     }
 

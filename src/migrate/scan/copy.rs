@@ -98,6 +98,11 @@ impl Sweeper<'_> {
                     window::first(&mut windows, window.smaller());
                     continue;
                 }
+                Err(e) if e.kind() == ErrorKind::Refused => {
+                    self.source.refuse_dumps(&e);
+                    windows.push_front(window);
+                    continue;
+                }
                 dumps => dumps?,
             };
             for (key, dump) in window.keys.iter().zip(dumps) {
@@ -105,6 +110,10 @@ impl Sweeper<'_> {
                     Dumped::Gone if self.unproven => continue,
                     Dumped::Gone => (None, None),
                     Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
+                    Dumped::Foreign => {
+                        self.write_large(db, key)?;
+                        continue;
+                    }
                     // Its slot is moving: it is read again.
                     Dumped::Elsewhere => {
                         self.hearing.events.put([(db, key.to_vec())]);

@@ -12,6 +12,7 @@ use crate::migrate::heal::queue::Key;
 use crate::migrate::stream::forms::Forms;
 use crate::migrate::stream::position::StreamPosition;
 use crate::migrate::write::door::{Admission, Barred, Door, Pass, Replacement};
+use crate::migrate::write::losses;
 use crate::resp;
 use crate::types::{DbIndex, ReplOffset, Slot, shown};
 
@@ -54,6 +55,12 @@ pub(crate) enum Route {
     Restore(Leave),
     /// What it writes is read from the source.
     Heal(Reads),
+    /// The target cannot hold what it writes: keys of the target's databases.
+    Lose {
+        keys: Vec<(DbIndex, Vec<u8>)>,
+        code: &'static str,
+        why: &'static str,
+    },
 }
 
 /// Leave to run a command: all of its keys are admitted, to one database.
@@ -106,7 +113,7 @@ pub(crate) fn unknown(cmd: &Command<'_>) -> Error {
 pub(crate) fn writes_keys(spec: &Spec) -> bool {
     matches!(
         spec.kind,
-        Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval
+        Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval | Kind::Unheld
     )
 }
 
@@ -152,8 +159,45 @@ pub(crate) fn route(
         )
         .hint("start over with --fresh once the databases are as they shall stay")),
         Kind::TrimSlots => Ok(Route::Trim),
+        Kind::Replay => Err(Error::new(
+            ErrorKind::Unsupported,
+            "the source has become an active replica of KeyDB, which wraps every write (RREPLAY)",
+        )
+        .hint("start over with --fresh, on_existing \"reconcile\" and source.mode \"scan\"")),
+        Kind::Unheld => unheld(cmd, spec, keys, view),
         Kind::Write | Kind::Split(_) | Kind::Move | Kind::Eval => write(cmd, spec, keys, end, view),
     }
+}
+
+/// What no target holds of a command: a loss of each key that the plan moves.
+fn unheld(
+    cmd: &Command<'_>,
+    spec: &'static Spec,
+    keys: &[KeyArg],
+    view: &mut View<'_>,
+) -> Result<Route> {
+    let mut lost = Vec::new();
+    for key in keys.iter().filter_map(|k| cmd.arg(k.index)) {
+        let db = view.position.db();
+        if let Admission::Yes(_) | Admission::Replace(_) = view.door.admit(db, key)? {
+            lost.extend(
+                view.ctx
+                    .job()
+                    .databases
+                    .map(db)
+                    .map(|to| (to, key.to_vec())),
+            );
+        }
+    }
+    let (code, why) = match spec.name {
+        "KEYDB.CRON" => (losses::CRON, losses::IS_CRON),
+        _ => (losses::MEMBER_EXPIRY, losses::HAS_MEMBER_EXPIRY),
+    };
+    Ok(Route::Lose {
+        keys: lost,
+        code,
+        why,
+    })
 }
 
 fn write(

@@ -13,6 +13,15 @@ pub(crate) const DATABASE: &str = "skipped.no_such_database";
 pub(crate) const NAME: &str = "skipped.name";
 pub(crate) const FIELD_EXPIRY: &str = "skipped.field_expiry";
 
+pub(crate) const MEMBER_EXPIRY: &str = "skipped.member_expiry";
+pub(crate) const CRON: &str = "skipped.cron";
+
+/// Why a key is listed some of whose members expire (KeyDB).
+pub(crate) const HAS_MEMBER_EXPIRY: &str = "some of its members expire by themselves (EXPIREMEMBER of KeyDB): those that the source has not removed before the cutover stay for good";
+
+/// Why a key is listed that is a script of KeyDB's.
+pub(crate) const IS_CRON: &str = "it is a script that KeyDB runs by the clock";
+
 /// Why a key has nowhere to go whose name another one gets.
 pub(crate) const NAME_TAKEN: &str =
     "by `rename`, keys of another prefix get names like its own at the target";

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::server::Server;
 use crate::net::{Conn, is_elsewhere, refusal};
 use crate::plan::Job;
+use crate::rdb::payload;
 use crate::rdb::value::{ValueKind, ValueSink};
 use crate::resp::Reply;
 use crate::types::{DbIndex, ExpireAt, Slot, shown, unix_ms};
@@ -53,6 +54,8 @@ type Name<'k> = Cow<'k, [u8]>;
 pub enum Dumped {
     Gone,
     Here(Vec<u8>, Option<ExpireAt>),
+    /// It is there, in a form of the server's own: the commands of its type read it.
+    Foreign,
     Elsewhere,
 }
 
@@ -168,6 +171,7 @@ impl Reader {
             let expire = expire.int().filter(|n| *n >= 0);
             Ok(match dump {
                 Reply::Nil => Dumped::Gone,
+                Reply::Bulk(payload) if payload::is_foreign(&payload) => Dumped::Foreign,
                 Reply::Bulk(payload) => {
                     Dumped::Here(payload, expire.map(|n| ExpireAt(n.saturating_add(now))))
                 }
@@ -342,17 +346,16 @@ impl Reader {
 
     /// What the keys of a window hold.
     async fn window(&mut self, db: DbIndex, window: &Window<'_>) -> Result<Vec<Found>> {
-        if self.dumps_of(window) {
+        if self.reads_whole(window) {
             match self.dumps(db, window).await {
                 Ok(dumps) => {
-                    let read = dumps.iter().zip(&window.keys);
-                    return read.map(|(dump, key)| self.digest(dump, key)).collect();
+                    let mut found = Vec::with_capacity(dumps.len());
+                    for (dump, key) in dumps.iter().zip(&window.keys) {
+                        found.push(self.digest(db, dump, key).await?);
+                    }
+                    return Ok(found);
                 }
-                Err(e) if e.kind() == ErrorKind::Refused => {
-                    tracing::warn!("values are read by the commands of their types: {e}");
-                    self.side.dump.store(false, Relaxed);
-                    self.reset();
-                }
+                Err(e) if e.kind() == ErrorKind::Refused => self.refuse_dumps(&e),
                 Err(e) => return Err(e),
             }
         }
@@ -363,19 +366,22 @@ impl Reader {
         Ok(found)
     }
 
-    /// Whether a window's values are read whole; else each in parts, by the commands of its type.
+    /// DUMP is refused: from now on values are read by the commands of their types.
+    pub fn refuse_dumps(&mut self, why: &Error) {
+        tracing::warn!("values are read by the commands of their types: {why}");
+        self.side.dump.store(false, Relaxed);
+        self.reset();
+    }
+
+    /// Whether a window's values are read whole, by DUMP; else each in parts, by the commands of its type.
     pub fn reads_whole(&self, window: &Window) -> bool {
-        !window.large && self.misjudged < MISJUDGED
+        !window.large && self.misjudged < MISJUDGED && self.side.dump.load(Relaxed)
     }
 
-    /// Whether a window is read by DUMP.
-    fn dumps_of(&self, window: &Window) -> bool {
-        self.reads_whole(window) && self.side.dump.load(Relaxed)
-    }
-
-    fn digest(&self, dump: &Dumped, key: &[u8]) -> Result<Found> {
+    async fn digest(&mut self, db: DbIndex, dump: &Dumped, key: &[u8]) -> Result<Found> {
         Ok(match dump {
             Dumped::Gone => Found::Gone,
+            Dumped::Foreign => self.typed(db, key).await?,
             Dumped::Elsewhere => Found::Elsewhere,
             Dumped::Here(payload, expire) => {
                 let digest = digest::of_payload(payload, unix_ms(), self.width)
@@ -505,7 +511,7 @@ async fn pairs_of(
 ) -> Result<Vec<(Found, Found)>> {
     let (keys, side) = (&window.keys, source.side.clone());
     let _turn = window.turn(&side).await;
-    let read = match source.dumps_of(window) && target.dumps_of(window) {
+    let read = match source.reads_whole(window) && target.reads_whole(window) {
         true => {
             let dumps = tokio::try_join!(
                 source.dumps(source_db, window),
@@ -532,7 +538,7 @@ async fn pairs_of(
     };
     let mut found = Vec::with_capacity(keys.len());
     for ((a, b), key) in ours.iter().zip(&theirs).zip(keys) {
-        let first = source.digest(a, key)?;
+        let first = source.digest(source_db, a, key).await?;
         let second = match (a, b, &first) {
             (Dumped::Here(p, _), Dumped::Here(q, expire), Found::Here(fact)) if same_body(p, q) => {
                 Found::Here(KeyFact {
@@ -540,7 +546,7 @@ async fn pairs_of(
                     expire: *expire,
                 })
             }
-            _ => target.digest(b, key)?,
+            _ => target.digest(target_db, b, key).await?,
         };
         found.push((first, second));
     }

@@ -3,6 +3,7 @@
 use super::replicas;
 use crate::digest::Unreplicated;
 use crate::error::Result;
+use crate::net::fork::Fork;
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn, Control};
 use crate::plan::{Databases, Endpoint, Job, Renames};
@@ -88,7 +89,7 @@ impl Side {
             wide: Default::default(),
             layout: Mutex::new(Arc::new(layout)),
             bytes: AtomicU64::new(0),
-            dump: AtomicBool::new(true),
+            dump: AtomicBool::new(server.fork.is_none_or(Fork::dumps)),
             short: AtomicBool::new(true),
             memory: AtomicBool::new(true),
             replicas: Mutex::default(),
