@@ -4,8 +4,25 @@ use super::finding::{Finding, Severity, add};
 use super::probe::Facts;
 use super::surroundings::Surroundings;
 use super::users;
-use crate::plan::Job;
+use crate::plan::{Job, OnLoss};
 use std::collections::BTreeSet;
+
+/// A target whose user may not run RESTORE, as in active-active databases.
+pub fn restore_refused(job: &Job, findings: &mut Vec<Finding>) {
+    let rest = match job.on_loss {
+        OnLoss::Fail => "stop the run (on_loss \"list\" leaves them out and lists them)",
+        OnLoss::List => "are left out and listed",
+    };
+    add(
+        findings,
+        "restore_refused",
+        Severity::Warning,
+        format!(
+            "the target refuses RESTORE: every value is written by commands, two to four for a collection and one for a string; a load takes up to FACTOR times as long. Access times and frequencies (LRU, LFU) do not come along, consumers of a stream count as seen now, and values that no command writes {rest}: of modules, vector sets, arrays and rate limiters"
+        ),
+        "nothing to do where the target is an active-active database; else give the plan's user at the target the right to run RESTORE",
+    );
+}
 
 /// Names that are told.
 const TOLD: usize = 10;

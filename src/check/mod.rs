@@ -19,6 +19,7 @@ pub use probe::Facts;
 use crate::error::Result;
 use crate::plan::{Job, Mode, Source};
 use crate::source::psync;
+use crate::target::restoring;
 use crate::types::DbIndex;
 use serde::Serialize;
 
@@ -87,7 +88,11 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         Source::Rdb { .. } => None,
     };
     let target = probe::facts(&job.target, write).await;
-    let target = rules::reached("target", target, &mut findings);
+    let mut target = rules::reached("target", target, &mut findings);
+    if let Some(facts) = &mut target {
+        let refused = restoring::refused_at(&job.target).await;
+        facts.commands.insert("RESTORE", !refused);
+    }
     let mode = match &job.source {
         Source::Rdb { .. } => Some("rdb"),
         Source::Server { endpoint, mode } if source.is_some() => {

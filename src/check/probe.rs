@@ -8,6 +8,7 @@ use crate::net::{Control, connect, control, enter, is_elsewhere, question};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::payload;
 use crate::resp::{Reply, info};
+use crate::target::restoring;
 use crate::types::{Slot, unix_ms};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -402,9 +403,7 @@ async fn restore(conn: &mut Control, name: &str, facts: &mut Facts) -> Result<Op
             ])
             .await?;
         match reply {
-            Reply::Error(text)
-                if text.starts_with("NOPERM") || text.contains("unknown command") =>
-            {
+            Reply::Error(text) if restoring::is_refused(&text) => {
                 facts.commands.insert("RESTORE", false);
                 break;
             }

@@ -1,5 +1,6 @@
 //! What follows from the facts: findings with a weight and a remedy.
 
+use super::differences;
 use super::finding::{Finding, Severity, add};
 use super::merge::Conflicts;
 use super::probe::Facts;
@@ -326,12 +327,15 @@ fn scripts(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 pub fn target(job: &Job, facts: &Facts, write: bool, findings: &mut Vec<Finding>) {
-    let mut list = vec!["RESTORE", "DEL", "EXISTS"];
+    let mut list = vec!["DEL", "EXISTS"];
     if facts.topology == "proxy" {
         list.retain(|c| *c != "EXISTS");
     }
     need((job, facts), "target", "target_commands", &list, findings);
     let restores = facts.commands.get("RESTORE") == Some(&true);
+    if !restores {
+        differences::restore_refused(job, findings);
+    }
     if write && restores && facts.restore_version.is_none() {
         add(
             findings,

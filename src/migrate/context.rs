@@ -55,6 +55,8 @@ pub(crate) struct Facts {
     pub loses_field_expiry: bool,
     pub target_modules: Vec<String>,
     pub target_has_functions: bool,
+    /// The target refuses RESTORE: values go to it by commands.
+    pub restore_refused: bool,
     /// The target's SET takes PXAT.
     pub target_has_set_pxat: bool,
 }

@@ -27,7 +27,7 @@ mod write;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::preflight::{
     Found, assign, compare_clocks, facts, find_source, fits_databases, load_estimate_ms, mode_name,
-    refuse_existing, remove_spool, since_then, source_name,
+    note_refused_restore, refuse_existing, remove_spool, since_then, source_name,
 };
 
 use crate::migrate::checkpoint::writer::Saver;
@@ -49,8 +49,7 @@ use crate::store::{
     CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, UnknownCommand, recall_nodes,
     stage_of, worker_dir,
 };
-use crate::target::health;
-use crate::target::topology;
+use crate::target::{health, restoring, topology};
 use crate::task::{Shutdown, peak_rss, private_dir};
 use crate::types::ShardId;
 use crate::types::unix_ms;
@@ -359,6 +358,7 @@ async fn migrate(
             source.as_ref(),
             &target,
             server::modules(&job.target).await?,
+            restoring::refused(&job.target, &topology.nodes).await,
         ),
         reached: AtomicBool::new(false),
         health: watch.as_ref().map(health::Watch::health),
@@ -384,6 +384,7 @@ async fn migrate(
             topology.nodes.len(),
         ),
     );
+    note_refused_restore(&shared);
     compare_clocks(job, &shared).await?;
     let phase = if !saved.is_empty() && saved.iter().all(|s| s.snapshot_loaded) {
         Phase::Stream

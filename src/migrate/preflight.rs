@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::context::{Facts, Shared};
+use crate::migrate::write::losses;
 use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
@@ -99,6 +100,7 @@ pub(super) fn facts(
     source: Option<&Server>,
     target: &Server,
     target_modules: Vec<String>,
+    restore_refused: bool,
 ) -> Facts {
     Facts {
         relative_ttls: source.is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
@@ -109,6 +111,7 @@ pub(super) fn facts(
         loses_field_expiry: source.is_some_and(Server::has_field_expiry)
             && !target.has_field_expiry(),
         target_modules,
+        restore_refused,
         target_has_functions: target.has_functions(),
         target_has_set_pxat: target.has_set_pxat(),
     }
@@ -205,6 +208,13 @@ pub(super) async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
     };
     // 10 MB/s, and two minutes for the source's fork.
     ask.await.unwrap_or(1 << 30) / 10_000 + 120_000
+}
+
+/// What a target that refuses RESTORE costs is in the report.
+pub(super) fn note_refused_restore(shared: &Shared) {
+    if shared.facts.restore_refused {
+        shared.event("warning", "restore_refused", losses::WITHOUT_RESTORE);
+    }
 }
 
 /// Expiries are absolute, so a target whose clock is ahead lets keys go early: that is said before it surprises.

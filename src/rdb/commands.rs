@@ -2,10 +2,17 @@
 
 use crate::error::Result;
 use crate::rdb::payload::Target;
+use crate::rdb::tombstones::Tombstones;
 use crate::rdb::value::ValueSink;
 use crate::rdb::value::stream::{Group, Pending, StreamId, StreamMeta};
 use crate::resp;
 use crate::types::ExpireAt;
+
+/// Whether the target can be told how many entries a stream has had, and a group has read. Since then XCLAIM also drops
+/// what is no longer in the stream.
+fn knows_counts(target: &Target) -> bool {
+    target.valkey || target.version >= (7, 0, 0)
+}
 
 const CHUNK_ITEMS: usize = 512;
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -27,6 +34,7 @@ pub struct Rebuild<'a, F> {
     expiries: Vec<(Vec<u8>, ExpireAt)>,
     begun: bool,
     entries: u64,
+    tombstones: Tombstones,
     /// Expiries of fields that the target cannot hold.
     left_out: bool,
 }
@@ -46,20 +54,26 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
             expiries: Vec::new(),
             begun: false,
             entries: 0,
+            tombstones: Tombstones::default(),
             left_out: false,
         };
         rebuild.push(&[b"DEL", key]);
         rebuild
     }
 
+    /// Takes the deleted messages that a stream's groups still wait for.
+    ///
+    /// Before Redis 7.0, XCLAIM makes them pending as they are.
+    pub fn with_tombstones(mut self, tombstones: Tombstones) -> Self {
+        if knows_counts(self.target) {
+            self.tombstones = tombstones;
+        }
+        self
+    }
+
     fn push(&mut self, args: &[&[u8]]) {
         resp::command(self.out, args);
         self.commands += 1;
-    }
-
-    /// The target can be told how many entries a stream has had, and a group has read.
-    fn counts_entries(&self) -> bool {
-        self.target.valkey || self.target.version >= (7, 0, 0)
     }
 
     fn sent(&mut self) -> Result<()> {
@@ -117,9 +131,59 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
         self.sent()
     }
 
+    fn add_tombstones(&mut self, before: Option<StreamId>) {
+        let key = self.key;
+        while let Some(id) = self.tombstones.next(before) {
+            self.push(&[b"XADD", key, id.to_string().as_bytes(), b"", b""]);
+        }
+    }
+
+    fn set_id(&mut self, last: StreamId, head: &StreamMeta, at_least: u64) {
+        let (key, last) = (self.key, last.to_string());
+        match (head.entries_added, head.max_deleted_id) {
+            (Some(added), Some(deleted)) if knows_counts(self.target) => {
+                let (added, deleted) = (added.max(at_least).to_string(), deleted.to_string());
+                self.push(&[
+                    b"XSETID",
+                    key,
+                    last.as_bytes(),
+                    b"ENTRIESADDED",
+                    added.as_bytes(),
+                    b"MAXDELETEDID",
+                    deleted.as_bytes(),
+                ]);
+            }
+            _ => self.push(&[b"XSETID", key, last.as_bytes()]),
+        }
+    }
+
+    /// Removes the tombstones, and gives the stream the head that it had.
+    fn bury(&mut self) {
+        let tombstones = std::mem::take(&mut self.tombstones);
+        let Some(head) = &tombstones.head else {
+            return;
+        };
+        let key = self.key;
+        let (trimmed, deleted) = tombstones.parted();
+        // XTRIM does not count as a deletion: what the source has trimmed has left no other trace there either.
+        match tombstones.first_entry {
+            _ if trimmed.is_empty() => {}
+            Some(first) => self.push(&[b"XTRIM", key, b"MINID", first.to_string().as_bytes()]),
+            None => self.push(&[b"XTRIM", key, b"MAXLEN", b"0"]),
+        }
+        for chunk in deleted.chunks(CHUNK_ITEMS) {
+            let ids: Vec<String> = chunk.iter().map(StreamId::to_string).collect();
+            let mut args: Vec<&[u8]> = vec![b"XDEL", key];
+            args.extend(ids.iter().map(String::as_bytes));
+            self.push(&args);
+        }
+        self.set_id(head.last_id, head, 0);
+    }
+
     /// The last elements and the key's expiry; true when expiries of fields were left out, as the target has none.
     pub fn finish(mut self, expire: Option<ExpireAt>) -> Result<bool> {
         self.close()?;
+        self.bury();
         if let Some(at) = expire {
             let key = self.key;
             self.push(&[b"PEXPIREAT", key, at.to_string().as_bytes()]);
@@ -167,6 +231,8 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
     }
 
     fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
+        self.add_tombstones(Some(id));
+        self.tombstones.first_entry.get_or_insert(id);
         let id = id.to_string();
         let mut args: Vec<&[u8]> = vec![b"XADD", self.key, id.as_bytes()];
         args.extend(fields.iter().flat_map(|(f, v)| [f.as_slice(), v]));
@@ -178,33 +244,23 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
 
     fn stream_head(&mut self, head: &StreamMeta) -> Result<()> {
         let key = self.key;
-        if self.entries == 0 {
+        self.add_tombstones(None);
+        let buried = self.tombstones.ids.len() as u64;
+        if self.entries.saturating_add(buried) == 0 {
             // An empty stream: an entry that is trimmed away at once makes it exist.
             self.push(&[b"XADD", key, b"MAXLEN", b"0", b"0-1", b"x", b"x"]);
         }
-        let last = head.last_id.to_string();
-        match (head.entries_added, head.max_deleted_id) {
-            (Some(added), Some(deleted)) if self.counts_entries() => {
-                let (added, deleted) = (added.to_string(), deleted.to_string());
-                self.push(&[
-                    b"XSETID",
-                    key,
-                    last.as_bytes(),
-                    b"ENTRIESADDED",
-                    added.as_bytes(),
-                    b"MAXDELETEDID",
-                    deleted.as_bytes(),
-                ]);
-            }
-            _ => self.push(&[b"XSETID", key, last.as_bytes()]),
-        }
+        let last = self.tombstones.ids.last().copied();
+        let last = last.map_or(head.last_id, |id| id.max(head.last_id));
+        self.set_id(last, head, self.entries.saturating_add(buried));
+        self.tombstones.head = (buried > 0).then(|| head.clone());
         self.sent()
     }
 
     fn stream_group(&mut self, group: &Group) -> Result<()> {
         let (key, id) = (self.key, group.last_id.to_string());
         match group.entries_read {
-            Some(read) if self.counts_entries() && read != u64::MAX => {
+            Some(read) if knows_counts(self.target) && read != u64::MAX => {
                 let read = read.to_string();
                 self.push(&[
                     b"XGROUP",

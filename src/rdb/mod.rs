@@ -12,4 +12,5 @@ pub mod large;
 pub mod old_module;
 pub mod opcode;
 pub mod payload;
+pub mod tombstones;
 pub mod value;

@@ -466,18 +466,21 @@ pub fn transcode(
     Ok(new)
 }
 
-fn older_stream(type_id: u8, body: &[u8], target: &Target, out: &mut Vec<u8>) -> Result<u8> {
+/// A stream's messages, and what stands behind them.
+pub fn stream_parts(body: &[u8]) -> Result<(&[u8], &[u8])> {
     let mut slice = Slice(body, 0);
     let mut walk = Walk::new(&mut slice, 0, usize::MAX);
     for _ in 0..walk.length("a stream")? {
         let _ = walk.string()?;
         let _ = walk.string()?;
     }
-    let at = walk.at;
-    let (nodes, tail) = body
-        .split_at_checked(at)
-        .ok_or_else(|| corrupt(0, "a stream", "it ends inside its nodes"))?;
-    let meta: StreamMeta = stream::meta(type_id, &mut Reader::new(tail, at as u64))?;
+    body.split_at_checked(walk.at)
+        .ok_or_else(|| corrupt(0, "a stream", "it ends inside its nodes"))
+}
+
+fn older_stream(type_id: u8, body: &[u8], target: &Target, out: &mut Vec<u8>) -> Result<u8> {
+    let (nodes, tail) = stream_parts(body)?;
+    let meta: StreamMeta = stream::meta(type_id, &mut Reader::new(tail, nodes.len() as u64))?;
     let new = [op::STREAM_3, op::STREAM_2, op::STREAM]
         .into_iter()
         .find(|t| target.knows(*t, Dialect::Redis))

@@ -7,6 +7,7 @@ mod batch;
 pub mod flight;
 mod groups;
 pub mod health;
+pub mod restoring;
 mod shared;
 pub mod topology;
 pub mod trouble;

@@ -6,6 +6,7 @@ use crate::rdb::commands::Rebuild;
 use crate::rdb::file::{Item, LargeEntry, Snapshot};
 use crate::rdb::large::Restore;
 use crate::rdb::payload::Target;
+use crate::rdb::tombstones::Tombstones;
 use crate::rdb::value;
 use crate::resp;
 use crate::types::ExpireAt;
@@ -52,7 +53,8 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                             Rebuild::new(h.key, &DIALECT, &mut bytes, |part: &mut Vec<u8>, _| {
                                 buf.append(part);
                                 Ok(())
-                            });
+                            })
+                            .with_tombstones(Tombstones::of(h.type_id, dialect, version, e.value)?);
                         value::decode(
                             h.type_id,
                             dialect,

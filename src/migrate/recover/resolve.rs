@@ -9,6 +9,7 @@ use crate::migrate::heal::queue::Key;
 use crate::net;
 use crate::plan::Databases;
 use crate::resp;
+use crate::target::restoring;
 use crate::target::trouble::NOTHING_THERE;
 use crate::target::{Fate, Unit};
 use crate::types::{DbIndex, db_key, shown};
@@ -247,6 +248,9 @@ fn apart(unit: Unit) -> Vec<Unit> {
         .collect()
 }
 
+/// A run writes values by commands from its first one on, or not at all.
+const RESTORE_REFUSED: &str = "the target let RESTORE through when this run began: give the plan's user the right back, or run the same command again, which then finds it refused and writes values by commands";
+
 /// Errors that trying again does not mend.
 pub(crate) fn fatal(units: &[Unit], loading: bool) -> Option<Error> {
     for unit in units {
@@ -264,16 +268,22 @@ pub(crate) fn fatal(units: &[Unit], loading: bool) -> Option<Error> {
             ));
         }
         if text.starts_with("NOPERM") || text.starts_with("NOAUTH") {
-            return Some(net::refusal(&command, text).context("write to the target"));
+            let refusal = net::refusal(&command, text).context("write to the target");
+            return Some(match command.as_str() {
+                "RESTORE" => refusal.hint(RESTORE_REFUSED),
+                _ => refusal,
+            });
         }
         // A value written whole, or a heal: there is no better way left to write it.
         let last_resort = loading || (unit.state && command == "RESTORE");
         if last_resort && !passes(text) && text != NOTHING_THERE && command != "FUNCTION" {
             let key = key_of(unit);
-            return Some(
-                net::refusal(&command, text)
-                    .context(format!("write the key {} to the target", shown(&key))),
-            );
+            let refusal = net::refusal(&command, text)
+                .context(format!("write the key {} to the target", shown(&key)));
+            return Some(match command == "RESTORE" && restoring::is_refused(text) {
+                true => refusal.hint(RESTORE_REFUSED),
+                false => refusal,
+            });
         }
     }
     None

@@ -65,6 +65,10 @@ pub(crate) fn is_held(
     key: &[u8],
     value: &mut Carried,
 ) -> Result<bool> {
+    if ctx.facts().restore_refused {
+        ctx.lose(pass.db(), key, losses::TYPE, losses::ONLY_BY_RESTORE)?;
+        return Ok(false);
+    }
     match payload::fit_of(value.type_id, value.dialect, false, &|| false, format) {
         Fit::Impossible(why) => {
             ctx.lose(pass.db(), key, losses::TYPE, why)?;

@@ -21,6 +21,12 @@ pub(crate) const HAS_MEMBER_EXPIRY: &str = "some of its members expire by themse
 
 /// Why a key is listed that is a script of KeyDB's.
 pub(crate) const IS_CRON: &str = "it is a script that KeyDB runs by the clock";
+/// What it means for a run that the target refuses RESTORE.
+pub(crate) const WITHOUT_RESTORE: &str = "the target refuses RESTORE: every value is written by commands; access times and frequencies (LRU, LFU) do not come along";
+
+/// Why a value cannot be written that no command puts together.
+pub(crate) const ONLY_BY_RESTORE: &str =
+    "the target refuses RESTORE, and no command writes a value of its type";
 
 /// Why a key has nowhere to go whose name another one gets.
 pub(crate) const NAME_TAKEN: &str =

@@ -11,6 +11,7 @@ use crate::rdb::encoding;
 use crate::rdb::file::{Header, LargeEntry};
 use crate::rdb::opcode::{Dialect, STRING};
 use crate::rdb::payload::{self, Fit};
+use crate::rdb::tombstones::Tombstones;
 use crate::rdb::value::{self, ValueKind};
 use crate::resp;
 use crate::types::{ExpireAt, Mark, Slot, shown};
@@ -27,13 +28,28 @@ pub(crate) struct Encoded<'a> {
 impl<W: Wire> TargetWriter<W> {
     /// How the target takes a value.
     pub fn fit(&self, type_id: u8, value: Encoded<'_>) -> Fit {
-        payload::fit(
+        let fit = payload::fit(
             type_id,
             value.dialect,
             value.version,
             value.body,
             &self.format,
-        )
+        );
+        self.without_restore(fit, type_id, value.dialect)
+    }
+
+    /// The same where the target refuses RESTORE: by commands, as far as there are any.
+    fn without_restore(&self, fit: Fit, type_id: u8, dialect: Dialect) -> Fit {
+        if !self.ctx.facts().restore_refused {
+            return fit;
+        }
+        let by_commands = value::kind(type_id, dialect).is_ok_and(ValueKind::has_commands);
+        match fit {
+            Fit::AsIs | Fit::Transcode if by_commands => Fit::Rebuild,
+            // A module's own commands would come in here.
+            Fit::AsIs | Fit::Transcode | Fit::Module => Fit::Impossible(losses::ONLY_BY_RESTORE),
+            Fit::Rebuild | Fit::Impossible(_) => fit,
+        }
     }
 
     /// Writes a whole value by whichever way fits the target; false when it is a listed loss.
@@ -65,17 +81,8 @@ impl<W: Wire> TargetWriter<W> {
                     && expire.is_none()
                     && h.freq.is_none()
                     && h.idle_s.is_none();
-                if bare
-                    && matches!(mark, Mark::Snapshot { .. })
-                    && let Some(most) = self.wire.takes_pairs()
-                {
-                    let mut r = Reader::new(body, h.value_at);
-                    if let Some(text) =
-                        encoding::short_string(&mut r, most, &mut self.scratch, "a string")?
-                    {
-                        self.wire.pair(slot, pass.database(), mark, h.key, text)?;
-                        return Ok(true);
-                    }
+                if bare && self.paired(pass, h, body, mark)? {
+                    return Ok(true);
                 }
                 self.commands(pass, slot, mark, |batch| {
                     batch.state(1);
@@ -99,13 +106,19 @@ impl<W: Wire> TargetWriter<W> {
                 })?;
                 self.scratch = out;
             }
+            Fit::Rebuild if h.type_id == STRING => {
+                self.put_string(pass, h, body, expire, mark)?;
+            }
             Fit::Rebuild => {
                 let mut out = Vec::new();
-                let mut rebuild = self.rebuild(pass, h.key, mark, &mut out, |_| false);
+                let named = |e: Error| e.context(format!("rebuild the key {}", shown(h.key)));
+                let deleted = Tombstones::of(h.type_id, dialect, version, body).map_err(named)?;
+                let mut rebuild =
+                    (self.rebuild(pass, h.key, mark, &mut out, |_| false)).with_tombstones(deleted);
                 value::decode(h.type_id, dialect, version, body, h.value_at, &mut rebuild)
                     .and_then(|()| rebuild.finish(expire))
                     .map(drop)
-                    .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
+                    .map_err(named)?;
             }
             Fit::Module => {
                 let modules = &self.ctx.facts().target_modules;
@@ -122,7 +135,8 @@ impl<W: Wire> TargetWriter<W> {
             Fit::Impossible(why) if value::kind(h.type_id, dialect)? == ValueKind::Hash => {
                 // Everything but the fields' expiries can be held.
                 (self.ctx).lose(pass.db(), h.key, losses::FIELD_EXPIRY, why)?;
-                return self.put(pass, h, value, Fit::Transcode, expire, mark);
+                let fit = self.without_restore(Fit::Transcode, h.type_id, dialect);
+                return self.put(pass, h, value, fit, expire, mark);
             }
             Fit::Impossible(why) => {
                 self.ctx.lose(pass.db(), h.key, losses::TYPE, why)?;
@@ -130,6 +144,54 @@ impl<W: Wire> TargetWriter<W> {
             }
         }
         Ok(true)
+    }
+
+    /// Adds a short string of the snapshot to those that go out several at a time; false when it has to go by itself.
+    fn paired(&mut self, pass: Pass, h: &Header<'_>, body: &[u8], mark: Mark) -> Result<bool> {
+        let (Mark::Snapshot { .. }, Some(most)) = (mark, self.wire.takes_pairs()) else {
+            return Ok(false);
+        };
+        let slot = self.wire.slot_of(h.key);
+        let mut r = Reader::new(body, h.value_at);
+        let text = encoding::short_string(&mut r, most, &mut self.scratch, "a string")?;
+        if let Some(text) = text {
+            self.wire.pair(slot, pass.database(), mark, h.key, text)?;
+        }
+        Ok(text.is_some())
+    }
+
+    /// Writes a string by SET, which replaces whatever was there at once.
+    fn put_string(
+        &mut self,
+        pass: Pass,
+        h: &Header<'_>,
+        body: &[u8],
+        expire: Option<ExpireAt>,
+        mark: Mark,
+    ) -> Result<()> {
+        if expire.is_none() && self.paired(pass, h, body, mark)? {
+            return Ok(());
+        }
+        let text = encoding::string(&mut Reader::new(body, h.value_at), "a string")
+            .map_err(|e| e.context(format!("rebuild the key {}", shown(h.key))))?;
+        let at = expire.map(|e| e.0.max(1).to_string());
+        let in_one = self.ctx.facts().target_has_set_pxat;
+        let slot = self.wire.slot_of(h.key);
+        self.commands(pass, slot, mark, |batch| {
+            let mut set: Vec<&[u8]> = vec![b"SET", h.key, &text];
+            let mut commands = 1;
+            match &at {
+                Some(at) if in_one => set.extend([b"PXAT", at.as_bytes()]),
+                Some(_) => commands = 2,
+                None => {}
+            }
+            batch.state(commands);
+            resp::command(&mut batch.bytes, &set);
+            if let (2, Some(at)) = (commands, &at) {
+                resp::command(&mut batch.bytes, &[b"PEXPIREAT", h.key, at.as_bytes()]);
+            }
+            commands
+        })
     }
 
     /// A sink that writes a value to the target by commands; where `cut_off` says so of the pipe, it ends with
