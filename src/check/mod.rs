@@ -7,6 +7,7 @@
 mod differences;
 mod finding;
 mod merge;
+mod module_types;
 mod notified;
 mod probe;
 mod rules;
@@ -146,7 +147,11 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         rules::certificate(&job.target, facts, "target", id, &mut findings);
         rules::target(job, facts, write, &mut findings);
     }
+    if let (Some(facts), Some(endpoint)) = (&mut source, job.source.endpoint()) {
+        module_types::count(endpoint, facts).await?;
+    }
     if let (Some(source), Some(target)) = (&source, &target) {
+        module_types::both(job, source, target, mode == Some("scan"), &mut findings);
         rules::both(job, source, target, &mut findings);
         let replica = mode == Some("replica");
         differences::both(job, source, target, replica, &mut findings);

@@ -1,11 +1,13 @@
 //! What one side is and what it lets us do, found out by harmless commands.
 
+use super::module_types::Counted;
 use super::surroundings::{self, Surroundings};
 use crate::command;
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
 use crate::net::{Control, connect, control, enter, is_elsewhere, question};
 use crate::plan::{Endpoint, Topology};
+use crate::rdb::modules::ways::Loaded;
 use crate::rdb::payload;
 use crate::resp::{Reply, info};
 use crate::target::restoring;
@@ -48,6 +50,15 @@ pub struct Facts {
     pub rtt_us: u64,
     pub clock_ahead_ms: Option<i64>,
     pub modules: Vec<String>,
+    /// The same with their versions; `None` where they are not told.
+    #[serde(skip)]
+    pub loaded: Option<Vec<Loaded>>,
+    /// What payloads it writes and takes.
+    #[serde(skip)]
+    pub format: Option<payload::Target>,
+    /// Keys of each module type that holds any; asked of a source only.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub module_types: BTreeMap<&'static str, Counted>,
     /// Libraries of functions.
     pub functions: Option<usize>,
     /// Hash fields may expire there.
@@ -85,6 +96,7 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     // Rights may have been given since they were asked about.
     endpoint.learnt.forget_refusals();
     let (layout, server) = server::layout(endpoint).await?;
+    let loaded = server::modules(endpoint).await?;
     let mut facts = Facts {
         url: endpoint.redacted_url(),
         server: server.to_string(),
@@ -97,7 +109,9 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
         tls: endpoint.tls.is_some(),
         takes_field_expiry: server.has_field_expiry(),
         clock_ahead_ms: server::clock_ahead_ms(endpoint).await?,
-        modules: server::modules(endpoint).await?,
+        modules: (loaded.iter().flatten()).map(|m| m.name.clone()).collect(),
+        loaded,
+        format: Some(server.payload_target()),
         ..Facts::default()
     };
     for master in &layout.masters {

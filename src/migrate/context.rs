@@ -8,6 +8,7 @@ use crate::migrate::slots::ownership::Ownership;
 use crate::migrate::tally::{Tally, cannot_hold, command_name, loss_text};
 use crate::migrate::write::losses;
 use crate::plan::{Job, OnLoss};
+use crate::rdb::modules::ways::Takes;
 use crate::source::spool::Spool;
 use crate::store::{MASTERS, Own, Store};
 use crate::target::health::Health;
@@ -53,7 +54,8 @@ pub(crate) struct Facts {
     pub silent_field_expiry: bool,
     /// Hash fields of the source may expire, and those of the target may not.
     pub loses_field_expiry: bool,
-    pub target_modules: Vec<String>,
+    /// What is known of the modules of both sides.
+    pub modules: Takes,
     pub target_has_functions: bool,
     /// The target refuses RESTORE: values go to it by commands.
     pub restore_refused: bool,

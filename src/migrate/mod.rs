@@ -27,7 +27,7 @@ mod write;
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::preflight::{
     Found, assign, compare_clocks, facts, find_source, fits_databases, load_estimate_ms, mode_name,
-    note_refused_restore, refuse_existing, remove_spool, since_then, source_name,
+    modules, note_refused_restore, refuse_existing, remove_spool, since_then, source_name,
 };
 
 use crate::migrate::checkpoint::writer::Saver;
@@ -41,7 +41,7 @@ use crate::migrate::shard::set::Shards;
 use crate::migrate::slots::ownership::Ownership;
 use crate::migrate::slots::watch;
 use crate::net::guard;
-use crate::net::server::{self, Layout, Master};
+use crate::net::server::{Layout, Master};
 use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
 use crate::source::place::Place;
 use crate::source::pulse::{Pulse, While};
@@ -340,6 +340,7 @@ async fn migrate(
             saved.iter().map(|s| (s.shard, s.slots.clone())).collect();
         Arc::new(Ownership::new(&present, &before, claimed.clone()))
     });
+    let no_restore = restoring::refused(&job.target, &topology.nodes).await;
     let shared = Arc::new(Shared {
         job: job.clone(),
         store: Mutex::new(store),
@@ -357,8 +358,8 @@ async fn migrate(
         facts: facts(
             source.as_ref(),
             &target,
-            server::modules(&job.target).await?,
-            restoring::refused(&job.target, &topology.nodes).await,
+            modules(job, source.as_ref(), no_restore).await?,
+            no_restore,
         ),
         reached: AtomicBool::new(false),
         health: watch.as_ref().map(health::Watch::health),

@@ -6,6 +6,7 @@ use crate::migrate::write::losses;
 use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
+use crate::rdb::modules::ways::Takes;
 use crate::source::psync;
 use crate::store::{Existing, MODE, ShardState, Store};
 use crate::target::topology::Topology;
@@ -95,11 +96,25 @@ pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
     }
 }
 
+/// What is known of the modules of both sides.
+pub(super) async fn modules(job: &Job, source: Option<&Server>, no_restore: bool) -> Result<Takes> {
+    let of_source = match job.source.endpoint() {
+        Some(endpoint) => server::modules(endpoint).await?,
+        None => None,
+    };
+    Ok(Takes {
+        target: server::modules(&job.target).await?,
+        source: of_source.unwrap_or_default(),
+        source_valkey: source.is_some_and(|s| s.product == Product::Valkey),
+        no_restore,
+    })
+}
+
 /// What the versions of both sides can and cannot do; a file has no server.
 pub(super) fn facts(
     source: Option<&Server>,
     target: &Server,
-    target_modules: Vec<String>,
+    modules: Takes,
     restore_refused: bool,
 ) -> Facts {
     Facts {
@@ -110,7 +125,7 @@ pub(super) fn facts(
             && target.has_field_expiry(),
         loses_field_expiry: source.is_some_and(Server::has_field_expiry)
             && !target.has_field_expiry(),
-        target_modules,
+        modules,
         restore_refused,
         target_has_functions: target.has_functions(),
         target_has_set_pxat: target.has_set_pxat(),

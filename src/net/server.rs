@@ -5,6 +5,7 @@ use crate::net::dial::by_known;
 use crate::net::fork::Fork;
 use crate::net::{Control, control, question, slots};
 use crate::plan::{Endpoint, Topology};
+use crate::rdb::modules::ways::{BY_COMMAND, Loaded};
 use crate::resp::{Reply, info};
 use crate::types::{DbIndex, ReplOffset, Slot, SlotSet, address, unix_ms};
 
@@ -293,19 +294,42 @@ pub fn time_ms(reply: &Reply) -> Option<i64> {
     Some(ms.saturating_add(parts.get(1)?.int()? / 1000))
 }
 
-/// The names of the modules that a server has loaded; none where it does not tell.
-pub async fn modules(endpoint: &Endpoint) -> Result<Vec<String>> {
+/// The modules that a server has loaded; where MODULE LIST is refused, those whose commands it knows, and `None` where
+/// it tells neither.
+pub async fn modules(endpoint: &Endpoint) -> Result<Option<Vec<Loaded>>> {
     let mut conn = question(endpoint).await?;
-    let reply = conn.ask(&[b"MODULE", b"LIST"]).await?;
-    let name = |module: &Reply| {
-        let parts = module.array()?;
-        let at = parts
+    if let Reply::Array(list) = conn.ask(&[b"MODULE", b"LIST"]).await? {
+        return Ok(Some(list.iter().filter_map(loaded).collect()));
+    }
+    let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
+    let commands = BY_COMMAND.map(|(_, command)| endpoint.commands.of(command.as_bytes()));
+    ask.extend(commands);
+    let reply = conn.ask(&ask).await?;
+    let told = reply.array().filter(|told| told.len() == commands.len());
+    Ok(told.map(|told| {
+        let known = BY_COMMAND
             .iter()
-            .position(|p| p.bytes() == Some(b"name".as_slice()))?;
-        parts.get(at + 1)?.text().map(|t| t.into_owned())
+            .zip(told)
+            .filter(|(_, t)| t.array().is_some());
+        let module = |((name, _), _): (&(&str, &str), _)| Loaded {
+            name: (*name).to_owned(),
+            version: None,
+        };
+        known.map(module).collect()
+    }))
+}
+
+/// One module of MODULE LIST.
+fn loaded(module: &Reply) -> Option<Loaded> {
+    let parts = module.array()?;
+    let of = |name: &[u8]| {
+        let at = parts.iter().position(|p| p.bytes() == Some(name))?;
+        parts.get(at.checked_add(1)?)
     };
-    let list = reply.array().unwrap_or_default();
-    Ok(list.iter().filter_map(name).collect())
+    Some(Loaded {
+        name: of(b"name")?.text()?.into_owned(),
+        version: of(b"ver").and_then(|v| u64::try_from(v.int()?).ok()),
+    })
 }
 
 /// The cluster's masters as `conn`'s node sees them.

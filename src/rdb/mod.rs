@@ -9,6 +9,7 @@ pub mod encoding;
 pub mod file;
 pub mod frame;
 pub mod large;
+pub mod modules;
 pub mod old_module;
 pub mod opcode;
 pub mod payload;

@@ -5,6 +5,8 @@ use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::Rebuild;
 use crate::rdb::file::{Item, LargeEntry, Snapshot};
 use crate::rdb::large::Restore;
+use crate::rdb::modules::commands;
+use crate::rdb::opcode::MODULE_2;
 use crate::rdb::payload::Target;
 use crate::rdb::tombstones::Tombstones;
 use crate::rdb::value;
@@ -18,7 +20,8 @@ const DIALECT: Target = Target {
     version: (7, 4, 0),
 };
 
-/// Writes commands for every key; a value of a module, an array or a rate limiter comes as RESTORE.
+/// Writes commands for every key; an array, a rate limiter, and a value of a module that its commands do not make exactly
+/// come as RESTORE.
 pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool) -> Result<()> {
     let mut snapshot = Snapshot::open(input, options(ignore_checksum))?;
     let (dialect, version) = (snapshot.dialect(), snapshot.version());
@@ -40,6 +43,13 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                 let h = &e.header;
                 select(&mut buf, &mut selected, db);
                 match value::kind(h.type_id, dialect)?.has_commands() {
+                    false if h.type_id == MODULE_2 && commands::exact(e.value)? => {
+                        let mut bytes = Vec::new();
+                        commands::write(h.key, e.value, h.expire, &mut bytes, |part, _| {
+                            buf.append(part);
+                            Ok(())
+                        })?;
+                    }
                     false => {
                         let (body, len) = (e.value, e.value.len() as u64);
                         let footer = u16::try_from(version).unwrap_or(u16::MAX);

@@ -6,13 +6,14 @@ use crate::migrate::context::ShardContext;
 use crate::migrate::expiry::guard::ExpiryGuard;
 use crate::migrate::write::door::{Admission, Barred, Door, Pass};
 use crate::migrate::write::large_value::{self, Carried, Delivery};
+use crate::migrate::write::module_way;
 use crate::migrate::write::target_writer::TargetWriter;
 use crate::migrate::write::value::Encoded;
 use crate::migrate::write::wire::Wire;
 use crate::rdb::file::{Header, Options, Snapshot};
 use crate::rdb::large;
 use crate::rdb::opcode::Dialect;
-use crate::rdb::payload;
+use crate::rdb::payload::{self, Fit};
 use crate::rdb::value;
 use crate::types::{DbIndex, Mark, shown};
 use std::fs::File;
@@ -128,6 +129,9 @@ impl<W: Wire> StateWriter<'_, W> {
             body: value.body,
         };
         let fit = self.writer.fit(value.type_id, encoded);
+        if fit == Fit::Module {
+            module_way::note_dumped(self.ctx, value.body);
+        }
         Ok(
             match (self.writer).put(pass, &header, encoded, fit, state.expire, mark)? {
                 true => Written::Value,

@@ -4,11 +4,12 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::context::ShardContext;
 use crate::migrate::write::door::Pass;
-use crate::migrate::write::losses;
+use crate::migrate::write::{losses, module_way};
 use crate::net::{self, REPLY_LIMIT};
 use crate::plan::Endpoint;
 use crate::rdb::file::LargeEntry;
 use crate::rdb::large::Restore;
+use crate::rdb::modules::ways::Way;
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload::{self, Fit};
 use crate::resp::Reply;
@@ -39,6 +40,9 @@ pub(crate) struct Delivery {
     pub expire: Option<ExpireAt>,
 }
 
+/// Why a value that only commands bring is a loss.
+const TOO_LARGE: &str = "the target takes it by commands only, and it is larger than the memory for one value: raise limits.memory_bytes";
+
 fn failed() -> String {
     "keep a large value in a file".to_owned()
 }
@@ -65,10 +69,6 @@ pub(crate) fn is_held(
     key: &[u8],
     value: &mut Carried,
 ) -> Result<bool> {
-    if ctx.facts().restore_refused {
-        ctx.lose(pass.db(), key, losses::TYPE, losses::ONLY_BY_RESTORE)?;
-        return Ok(false);
-    }
     match payload::fit_of(value.type_id, value.dialect, false, &|| false, format) {
         Fit::Impossible(why) => {
             ctx.lose(pass.db(), key, losses::TYPE, why)?;
@@ -80,11 +80,24 @@ pub(crate) fn is_held(
             file.seek(SeekFrom::Start(value.from))
                 .and_then(|_| file.take(16).read_to_end(&mut head))
                 .context(ErrorKind::Disk, failed)?;
-            let modules = &ctx.facts().target_modules;
-            if let Some(why) = losses::lacks_module(&head, format, modules) {
-                ctx.lose(pass.db(), key, losses::MODULE, &why)?;
-                return Ok(false);
+            match module_way::way(ctx, format, &head) {
+                Way::Restore => {}
+                Way::Commands => {
+                    ctx.lose(pass.db(), key, losses::MODULE, TOO_LARGE)?;
+                    return Ok(false);
+                }
+                Way::Lost(why) => {
+                    ctx.lose(pass.db(), key, losses::MODULE, &why)?;
+                    return Ok(false);
+                }
             }
+            if module_way::is_series(&head) && !ctx.job().renames.is_empty() {
+                ctx.note("series_rules", module_way::RULES_OF_RENAMED);
+            }
+        }
+        Fit::AsIs | Fit::Transcode | Fit::Rebuild if ctx.facts().restore_refused => {
+            ctx.lose(pass.db(), key, losses::TYPE, losses::ONLY_BY_RESTORE)?;
+            return Ok(false);
         }
         Fit::AsIs | Fit::Transcode | Fit::Rebuild => {}
     }

@@ -1,9 +1,5 @@
-//! What the target cannot hold: the names of the losses, and which module brings which type.
+//! What the target cannot hold: the names of the losses.
 
-use crate::rdb::cursor::Reader;
-use crate::rdb::encoding::length;
-use crate::rdb::payload::Target;
-use crate::rdb::value::module_name;
 use crate::types::DbIndex;
 
 /// Which loss it is: its counter.
@@ -11,6 +7,7 @@ pub(crate) const MODULE: &str = "skipped.module";
 pub(crate) const TYPE: &str = "skipped.type";
 pub(crate) const DATABASE: &str = "skipped.no_such_database";
 pub(crate) const NAME: &str = "skipped.name";
+pub(crate) const SERIES_RULES: &str = "skipped.series_rules";
 pub(crate) const FIELD_EXPIRY: &str = "skipped.field_expiry";
 
 pub(crate) const MEMBER_EXPIRY: &str = "skipped.member_expiry";
@@ -37,47 +34,4 @@ pub(crate) fn no_database(db: DbIndex) -> String {
     format!(
         "it is in database {db}, which the target does not have (databases.map can lead it to another)"
     )
-}
-
-/// Why a module's value cannot go to the target; `None` when it can. `body` begins with the module's id.
-pub(crate) fn lacks_module(body: &[u8], target: &Target, modules: &[String]) -> Option<String> {
-    let id = length(&mut Reader::new(body, 0), "a module's id").unwrap_or_default();
-    let name = module_name(id);
-    if has_module(&name, target, modules) {
-        return None;
-    }
-    Some(format!(
-        "it is a value of the module type {name}, and the target does not have that module"
-    ))
-}
-
-/// Modules by the names of their types.
-const PROVIDERS: [(&str, &[&str]); 11] = [
-    ("ReJSON-RL", &["rejson", "json"]),
-    ("MBbloom--", &["bf"]),
-    ("MBbloomCF", &["bf"]),
-    ("CMSk-TYPE", &["bf"]),
-    ("TopK-TYPE", &["bf"]),
-    ("TDIS-TYPE", &["bf"]),
-    ("bloomfltr", &["bf", "bloom"]),
-    ("TSDB-TYPE", &["timeseries"]),
-    ("trietype0", &["search", "ft"]),
-    ("graphdata", &["graph"]),
-    ("hellotype", &["hellotype", "helloworld"]),
-];
-
-/// Whether a server with `modules` loaded has the type `name`.
-fn has_module(name: &str, target: &Target, modules: &[String]) -> bool {
-    if name == "vectorset" {
-        // Built into Redis 8.
-        return !target.valkey && target.version >= (8, 0, 0);
-    }
-    let by = PROVIDERS
-        .iter()
-        .find(|(of, _)| *of == name)
-        .map_or(&[] as &[&str], |(_, by)| *by);
-    modules.iter().any(|m| {
-        by.iter().any(|b| m.eq_ignore_ascii_case(b))
-            || m.eq_ignore_ascii_case(name.trim_end_matches('-'))
-    })
 }

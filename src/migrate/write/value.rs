@@ -46,9 +46,9 @@ impl<W: Wire> TargetWriter<W> {
         let by_commands = value::kind(type_id, dialect).is_ok_and(ValueKind::has_commands);
         match fit {
             Fit::AsIs | Fit::Transcode if by_commands => Fit::Rebuild,
-            // A module's own commands would come in here.
-            Fit::AsIs | Fit::Transcode | Fit::Module => Fit::Impossible(losses::ONLY_BY_RESTORE),
-            Fit::Rebuild | Fit::Impossible(_) => fit,
+            Fit::AsIs | Fit::Transcode => Fit::Impossible(losses::ONLY_BY_RESTORE),
+            // Modules have ways of their own.
+            Fit::Rebuild | Fit::Module | Fit::Impossible(_) => fit,
         }
     }
 
@@ -120,18 +120,7 @@ impl<W: Wire> TargetWriter<W> {
                     .map(drop)
                     .map_err(named)?;
             }
-            Fit::Module => {
-                let modules = &self.ctx.facts().target_modules;
-                if let Some(why) = losses::lacks_module(body, &self.format, modules) {
-                    self.ctx.lose(pass.db(), h.key, losses::MODULE, &why)?;
-                    return Ok(false);
-                }
-                self.commands(pass, Slot::of(h.key), mark, |batch| {
-                    batch.state(1);
-                    restore(&mut batch.bytes, h, &[], h.type_id, body, footer, expire);
-                    1
-                })?;
-            }
+            Fit::Module => return self.put_module(pass, h, body, expire, mark),
             Fit::Impossible(why) if value::kind(h.type_id, dialect)? == ValueKind::Hash => {
                 // Everything but the fields' expiries can be held.
                 (self.ctx).lose(pass.db(), h.key, losses::FIELD_EXPIRY, why)?;
@@ -267,7 +256,7 @@ fn plain_string(body: &[u8]) -> Option<&[u8]> {
 
 /// Encodes RESTORE with the value's bytes as they lie in the snapshot and a footer of the target's version.
 #[allow(clippy::too_many_arguments)]
-fn restore(
+pub(super) fn restore(
     out: &mut Vec<u8>,
     h: &Header<'_>,
     meta: &[u8],

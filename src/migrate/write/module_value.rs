@@ -1,0 +1,92 @@
+//! A module's value onto the target: by RESTORE, under other names where it holds its own, or by the module's commands.
+
+use crate::error::Result;
+use crate::migrate::write::door::Pass;
+use crate::migrate::write::losses;
+use crate::migrate::write::module_way::{RULES_OF_RENAMED, is_series, way};
+use crate::migrate::write::target_writer::TargetWriter;
+use crate::migrate::write::value::restore;
+use crate::migrate::write::wire::Wire;
+use crate::rdb::file::Header;
+use crate::rdb::modules::ways::Way;
+use crate::rdb::modules::{self, commands};
+use crate::rdb::payload;
+use crate::types::{ExpireAt, Mark, Slot, shown};
+use std::borrow::Cow;
+
+const NOT_MADE: &str = "its compaction rules are not made at the target, which it reaches by commands: create them with TS.CREATERULE";
+const NO_NAME: &str =
+    "by `rename`, a series that its rules fill or that it is filled from has no name at the target";
+
+impl<W: Wire> TargetWriter<W> {
+    /// Writes a module's value; false when it is a listed loss.
+    pub(super) fn put_module(
+        &mut self,
+        pass: Pass,
+        h: &Header<'_>,
+        body: &[u8],
+        expire: Option<ExpireAt>,
+        mark: Mark,
+    ) -> Result<bool> {
+        let ctx = self.ctx.clone();
+        let lost = |why: &str| ctx.lose(pass.db(), h.key, losses::MODULE, why);
+        match way(&ctx, &self.format, body) {
+            Way::Lost(why) => {
+                lost(&why)?;
+                Ok(false)
+            }
+            Way::Restore => {
+                let Some(body) = self.under_its_names(h.key, body)? else {
+                    lost(NO_NAME)?;
+                    return Ok(false);
+                };
+                let footer = payload::footer_version(&self.format);
+                self.commands(pass, Slot::of(h.key), mark, |batch| {
+                    batch.state(1);
+                    restore(&mut batch.bytes, h, &[], h.type_id, &body, footer, expire);
+                    1
+                })?;
+                Ok(true)
+            }
+            Way::Commands => {
+                let named = |e: crate::error::Error| {
+                    e.context(format!("make the key {} by commands", shown(h.key)))
+                };
+                if let Some(why) = commands::inexact(body).map_err(named)? {
+                    lost(why)?;
+                    return Ok(false);
+                }
+                if is_series(body) && modules::rules(body).map_err(named)? > 0 {
+                    ctx.lose(pass.db(), h.key, losses::SERIES_RULES, NOT_MADE)?;
+                }
+                let node = self.wire.node_of(Slot::of(h.key));
+                let wire = &mut self.wire;
+                commands::write(h.key, body, expire, &mut Vec::new(), |bytes, n| {
+                    let batch = wire.batch(node, pass.database(), mark)?;
+                    batch.state(n);
+                    batch.bytes.append(bytes);
+                    wire.added(node, n);
+                    Ok(())
+                })
+                .map_err(named)?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// A value with the names in it that keys have at the target; `None` when one of them has none there.
+    fn under_its_names<'b>(&self, key: &[u8], body: &'b [u8]) -> Result<Option<Cow<'b, [u8]>>> {
+        let renames = &self.ctx.job().renames;
+        if renames.is_empty() || !is_series(body) {
+            return Ok(Some(Cow::Borrowed(body)));
+        }
+        if !modules::holds_known_names(body)? {
+            self.ctx.note("series_rules", RULES_OF_RENAMED);
+            return Ok(Some(Cow::Borrowed(body)));
+        }
+        let name = |name: &[u8]| renames.to_target(name).map(Cow::into_owned);
+        let new = modules::renamed(body, name)
+            .map_err(|e| e.context(format!("rename the key {}", shown(key))))?;
+        Ok(new.map(Cow::Owned))
+    }
+}
