@@ -32,6 +32,7 @@ mod migrate_large;
 mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;
+mod module_ways;
 mod notified;
 mod rdb_hostile;
 mod rdb_properties;

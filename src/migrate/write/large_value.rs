@@ -40,9 +40,6 @@ pub(crate) struct Delivery {
     pub expire: Option<ExpireAt>,
 }
 
-/// Why a value that only commands bring is a loss.
-const TOO_LARGE: &str = "the target takes it by commands only, and it is larger than the memory for one value: raise limits.memory_bytes";
-
 fn failed() -> String {
     "keep a large value in a file".to_owned()
 }
@@ -83,7 +80,7 @@ pub(crate) fn is_held(
             match module_way::way(ctx, format, &head) {
                 Way::Restore => {}
                 Way::Commands => {
-                    ctx.lose(pass.db(), key, losses::MODULE, TOO_LARGE)?;
+                    ctx.lose(pass.db(), key, losses::MODULE, module_way::TOO_LARGE)?;
                     return Ok(false);
                 }
                 Way::Lost(why) => {

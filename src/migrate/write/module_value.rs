@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::migrate::write::door::Pass;
 use crate::migrate::write::losses;
-use crate::migrate::write::module_way::{RULES_OF_RENAMED, is_series, way};
+use crate::migrate::write::module_way::{RULES_OF_RENAMED, TOO_LARGE, can_be_held, is_series, way};
 use crate::migrate::write::target_writer::TargetWriter;
 use crate::migrate::write::value::restore;
 use crate::migrate::write::wire::Wire;
@@ -52,6 +52,10 @@ impl<W: Wire> TargetWriter<W> {
                 let named = |e: crate::error::Error| {
                     e.context(format!("make the key {} by commands", shown(h.key)))
                 };
+                if !can_be_held(&ctx, body).map_err(named)? {
+                    lost(TOO_LARGE)?;
+                    return Ok(false);
+                }
                 if let Some(why) = commands::inexact(body).map_err(named)? {
                     lost(why)?;
                     return Ok(false);
@@ -80,7 +84,7 @@ impl<W: Wire> TargetWriter<W> {
         if renames.is_empty() || !is_series(body) {
             return Ok(Some(Cow::Borrowed(body)));
         }
-        if !modules::holds_known_names(body)? {
+        if !modules::holds_known_names(body)? || !can_be_held(&self.ctx, body)? {
             self.ctx.note("series_rules", RULES_OF_RENAMED);
             return Ok(Some(Cow::Borrowed(body)));
         }

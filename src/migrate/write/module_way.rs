@@ -1,13 +1,17 @@
 //! Which way a module's value goes to this run's target, and what of time series is noted on the way.
 
+use crate::error::Result;
 use crate::migrate::context::ShardContext;
 use crate::rdb::cursor::Reader;
 use crate::rdb::encoding::length;
+use crate::rdb::modules;
 use crate::rdb::modules::ways::Way;
 use crate::rdb::payload::Target;
 use crate::rdb::value::{module_name, module_version};
 
 const SERIES: &str = "TSDB-TYPE";
+/// Why a value that only commands bring is a loss.
+pub(super) const TOO_LARGE: &str = "the target takes it by commands only, and it is larger than the memory for one value: raise limits.memory_bytes";
 /// What becomes of rules whose names cannot be found.
 pub(super) const RULES_OF_RENAMED: &str = "a time series gets another name, and where its encoding version, or its size, hides the names in it, the target drops its compaction rules: look at TS.INFO there, and create them with TS.CREATERULE";
 /// What DUMP does not tell.
@@ -34,4 +38,9 @@ pub(crate) fn note_dumped(ctx: &ShardContext, body: &[u8]) {
     if is_series(body) {
         ctx.note("series_rules", RULES_OF_DUMP);
     }
+}
+
+/// Whether a value can be held when it is unpacked.
+pub(super) fn can_be_held(ctx: &ShardContext, body: &[u8]) -> Result<bool> {
+    Ok(modules::unpacked(body)? <= ctx.job().limits.element() as u64)
 }

@@ -1,8 +1,36 @@
 //! A module's value read field by field, each of the kind that its layout wants there.
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::rdb::cursor::Reader;
+use crate::rdb::encoding::{Len, length, length_or_encoding};
 use crate::rdb::value::{ModuleItem, ModuleValue};
 use std::borrow::Cow;
+
+/// How many bytes the strings of a value take when they are unpacked.
+pub fn unpacked(body: &[u8]) -> Result<u64> {
+    const WHAT: &str = "a module's value";
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let mut r = Reader::new(body, 0);
+    length(&mut r, WHAT)?;
+    let mut sum = 0u64;
+    loop {
+        match length(&mut r, WHAT)? {
+            0 => return Ok(sum),
+            1 | 2 => drop(length(&mut r, WHAT)?),
+            3 => drop(r.take(4, WHAT)?),
+            4 => drop(r.take(8, WHAT)?),
+            _ => {
+                let (stored, plain) = match length_or_encoding(&mut r)? {
+                    Len::Plain(n) => (n, n),
+                    Len::Encoded(3) => (length(&mut r, WHAT)?, length(&mut r, WHAT)?),
+                    Len::Encoded(e) => (1 << e.min(2), 20),
+                };
+                r.take(size(stored), WHAT)?;
+                sum = sum.saturating_add(plain);
+            }
+        }
+    }
+}
 
 /// Reads the items of one value.
 pub(super) struct Fields<'a>(ModuleValue<'a>);

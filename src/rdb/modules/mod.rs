@@ -8,4 +8,5 @@ mod json;
 mod series;
 pub mod ways;
 
+pub use fields::unpacked;
 pub use series::{holds_known_names, renamed, rules};
