@@ -62,6 +62,7 @@ mod rdb;
 )]
 #[cfg_attr(peers_numbers, deny(clippy::arithmetic_side_effects))]
 mod resp;
+mod search;
 
 // 0 nouns
 mod error;

@@ -13,7 +13,15 @@ use std::path::{Path, PathBuf};
 /// The parts of the crate by floor, lowest first.
 const FLOORS: [&[&str]; 5] = [
     &["types", "error", "keyset"],
-    &["rdb", "resp", "command", "plan", "digest", "histogram"],
+    &[
+        "rdb",
+        "resp",
+        "command",
+        "plan",
+        "digest",
+        "histogram",
+        "search",
+    ],
     &["source", "target", "store", "net", "task", "fence"],
     &["migrate", "verify", "cutover", "latency", "check", "fleet"],
     &["cli", "report", "main", "lib"],
@@ -26,6 +34,7 @@ const SIDEWAYS: &[(&str, &[&str])] = &[
     ("command", &["resp"]),
     ("rdb", &["resp"]),
     ("digest", &["rdb"]),
+    ("search", &["command", "resp"]),
     ("net", &["task"]),
     ("source", &["net", "task"]),
     ("target", &["net", "task"]),

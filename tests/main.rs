@@ -24,6 +24,7 @@ mod faults;
 mod faults_expiry;
 mod forks;
 mod house;
+mod indexes;
 mod journeys;
 mod judge;
 mod latency;

@@ -154,18 +154,6 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, replica: bool, findings: 
     if ours.calls.wait > 0 {
         wait(ours, theirs, replica, findings);
     }
-    if let Some(n) = ours.indexes.filter(|n| *n > 0) {
-        add(
-            findings,
-            "search_indexes",
-            Severity::Warning,
-            format!(
-                "the source has {}: their documents are moved, the indexes are not",
-                counted(n, "search index", "search indexes")
-            ),
-            "create them at the target (FT.INFO at the source tells how each was made, FT.CREATE makes it); a target without the module answers no search",
-        );
-    }
     if ours.tracking_clients > 0 && target.topology == "proxy" {
         add(
             findings,

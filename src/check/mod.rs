@@ -6,6 +6,7 @@
 
 mod differences;
 mod finding;
+mod indexes;
 mod merge;
 mod module_types;
 mod notified;
@@ -155,6 +156,10 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         rules::both(job, source, target, &mut findings);
         let replica = mode == Some("replica");
         differences::both(job, source, target, replica, &mut findings);
+        let count = source.surroundings.indexes.unwrap_or(0);
+        if let (Some(endpoint), 1..) = (job.source.endpoint(), count) {
+            indexes::findings(job, endpoint, count, target, &mut findings).await?;
+        }
         let used = source.databases.keys();
         let highest = used.filter_map(|db| job.databases.map(DbIndex(*db))).max();
         // Where there is only database 0, that is said already.

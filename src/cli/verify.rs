@@ -286,6 +286,22 @@ fn text(answer: &Value) -> String {
     {
         let _ = writeln!(text, "  function {}", library.as_str().unwrap_or(""));
     }
+    for index in answer["indexes"].as_array().into_iter().flatten() {
+        let text_of = |key: &str| index[key].as_str().unwrap_or_default().to_owned();
+        let count = |key: &str| index[key].as_u64().map_or("-".into(), grouped);
+        let reason = match text_of("reason") {
+            none if none.is_empty() => none,
+            reason => format!(": {reason}"),
+        };
+        let _ = writeln!(
+            text,
+            "  search index {}: {}, documents {} and {}{reason}",
+            text_of("name"),
+            text_of("state").replace('_', " "),
+            count("source_documents"),
+            count("target_documents")
+        );
+    }
     if answer["slots_compared"].is_number() && n("slots_compared") < n("slots") {
         let _ = writeln!(
             text,

@@ -2,6 +2,7 @@
 
 pub mod expiry;
 pub mod fields;
+mod search;
 pub mod split;
 mod table;
 mod what;
@@ -15,8 +16,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 static INDEX: LazyLock<HashMap<&'static [u8], &'static Spec>> = LazyLock::new(|| {
-    table::SPECS
-        .iter()
+    (table::SPECS.iter().chain(search::SPECS))
         .map(|s| (s.name.as_bytes(), s))
         .collect()
 });
@@ -107,7 +107,7 @@ pub fn copy_db(cmd: &Command<'_>) -> Option<u32> {
 /// All names of the table.
 #[cfg(test)]
 pub fn names() -> impl Iterator<Item = &'static str> {
-    table::SPECS.iter().map(|spec| spec.name)
+    (table::SPECS.iter().chain(search::SPECS)).map(|spec| spec.name)
 }
 
 /// Whether a command may be what a master sends when a key has expired.

@@ -85,7 +85,7 @@ const fn spec(name: &'static str, kind: Kind, keys: Keys) -> Spec {
     }
 }
 
-const fn write(name: &'static str) -> Spec {
+pub(super) const fn write(name: &'static str) -> Spec {
     spec(name, Kind::Write, ONE)
 }
 
@@ -106,7 +106,7 @@ const fn read(name: &'static str) -> Spec {
     spec(name, Kind::Read, ONE_READ)
 }
 
-const fn plain(name: &'static str, kind: Kind) -> Spec {
+pub(super) const fn plain(name: &'static str, kind: Kind) -> Spec {
     spec(name, kind, Keys::None)
 }
 

@@ -102,6 +102,8 @@ pub enum Kind {
     Script,
     Function,
     Publish,
+    /// An index of a search module, its aliases, synonyms, or a dictionary: no keys.
+    Search,
     /// A script as it was called (Redis 4 and older replicate it so).
     Eval,
     Read,

@@ -324,6 +324,16 @@ impl Proof<'_> {
             )
             .hint(hint));
         }
+        if let Some(index) = found.indexes.iter().find(|i| i.differs()) {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the search index {} is {} at the target",
+                    index.name, index.state
+                ),
+            )
+            .hint("start `keyferry migrate` again, which makes missing indexes, or make it by hand; with \"indexes\": \"skip\" indexes are not compared; then run the same command again"));
+        }
         Ok(())
     }
 

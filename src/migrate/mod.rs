@@ -9,6 +9,7 @@ mod context;
 pub mod control;
 mod expiry;
 mod heal;
+mod indexes;
 mod load;
 mod preflight;
 pub mod progress;
@@ -35,6 +36,7 @@ use crate::migrate::context::{Pace, RunOptions, Shared};
 use crate::migrate::control::desk::{self, Desk};
 use crate::migrate::control::port::{Listen, Port};
 use crate::migrate::control::token;
+use crate::migrate::indexes::Building;
 use crate::migrate::load::existing;
 use crate::migrate::progress::{ENDED, Progress, ShardProgress};
 use crate::migrate::shard::set::Shards;
@@ -550,6 +552,7 @@ const PULSE_EVERY: Duration = Duration::from_secs(10);
 async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>, desk: &Desk) {
     let (shared, mut streaming, mut looked) = (&shards.shared, false, Instant::now());
     let mut felt = Instant::now();
+    let mut building = Building::new();
     while !shared.stop.requested() {
         // The end of a phase is waited for.
         let nap = match streaming && !shared.run.until_caught_up {
@@ -583,10 +586,9 @@ async fn watch_phases(shards: &Shards, pulse: Option<&Pulse>, desk: &Desk) {
                 tracing::warn!("{e}");
             }
         }
-        if shared.run.until_caught_up
-            && streaming
-            && views.iter().all(|v| v.caught_up.load(Relaxed))
-        {
+        let built = streaming
+            && (shared.run.dry_run || building.is_over(shared, &shards.topology.nodes).await);
+        if shared.run.until_caught_up && built && views.iter().all(|v| v.caught_up.load(Relaxed)) {
             shared.reached.store(true, Relaxed);
             shared.stop.request();
             return;

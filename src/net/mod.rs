@@ -18,6 +18,7 @@ mod meter;
 mod refusals;
 mod retry;
 pub mod scan;
+pub mod search;
 pub mod server;
 mod server_words;
 mod slots;

@@ -1,6 +1,7 @@
 //! The document itself, as it is typed.
 
 use super::cutover::CutoverPlan;
+use super::indexes::Indexes;
 use super::unknown::UnknownCommands;
 use super::{shape, url};
 use crate::error::{Error, ErrorKind, Result};
@@ -38,6 +39,9 @@ pub struct Plan {
     /// What to do with a command of the replication stream that keyferry does not know.
     #[serde(default)]
     pub unknown_commands: UnknownCommands,
+    /// What becomes of search indexes: made at the target after the load, before it, or not at all.
+    #[serde(default)]
+    pub indexes: Indexes,
     /// A new full sync or sweep that would remove more than this share of the keys that the target got (and at least
     /// 1,000 of them) stops before removing; 100 never stops.
     #[serde(default = "default_max_loss_percent")]

@@ -7,6 +7,7 @@ use super::document::{
     Expired, ExpiryFilter, LatencyPlan, OnExisting, OnLoss, PricePlan, TlsVerify, Topology,
 };
 use super::glob::Glob;
+use super::indexes::Indexes;
 use super::learnt::Learnt;
 use super::names::CommandNames;
 use super::rename::Renames;
@@ -31,6 +32,7 @@ pub struct Job {
     pub on_existing: OnExisting,
     pub on_loss: OnLoss,
     pub unknown_commands: UnknownCommands,
+    pub indexes: Indexes,
     /// A share of what the target got, in percent: a source that lacks more than that has lost it.
     pub max_loss_percent: u8,
     pub expired: Expired,

@@ -7,6 +7,7 @@
 mod cutover;
 mod document;
 mod glob;
+mod indexes;
 mod job;
 mod learnt;
 mod names;
@@ -24,6 +25,7 @@ pub use document::{
     DatabasesPlan, Expired, ExpiryFilter, FilterPlan, OnExisting, OnLoss, PasswordPlan, Plan,
     TlsVerify, Topology, WORKLOAD_FILE, without_arguments,
 };
+pub use indexes::Indexes;
 pub use job::{Databases, Endpoint, Job, Limits, Mode, RdbPath, Source, TlsOptions};
 pub use learnt::{Held, Learnt, Reading, is_for_good};
 pub use names::CommandNames;

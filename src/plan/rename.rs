@@ -39,6 +39,21 @@ impl Renames {
         (self.pairs.is_empty() || *self.forth(&name) == *key).then_some(name)
     }
 
+    /// What the keys begin with at the target that begin so at the source; `None` where that is not one prefix, or where
+    /// other keys begin so there too.
+    pub fn prefix_to_target(&self, prefix: &[u8]) -> Option<Vec<u8>> {
+        if prefix.is_empty() || self.pairs.is_empty() {
+            return Some(prefix.to_vec());
+        }
+        let there = self.to_target(prefix)?.into_owned();
+        let longer = |word: &[u8], than: &[u8]| word.len() > than.len() && word.starts_with(than);
+        let exact = (self.pairs.iter()).all(|(from, to)| {
+            (!longer(from, prefix) || to.starts_with(&there))
+                && (!longer(to, &there) || from.starts_with(prefix))
+        });
+        exact.then_some(there)
+    }
+
     /// The prefixes that keys get at the target.
     pub fn given(&self) -> impl Iterator<Item = &[u8]> {
         self.pairs.iter().map(|(_, to)| to.as_slice())
@@ -137,5 +152,22 @@ mod tests {
         let nested = renames(&[("a:", "x:"), ("b:", "x:b:")]);
         assert_eq!(to(&nested, "b:1"), "x:b:1");
         assert_eq!(to(&nested, "a:b:1"), "-");
+    }
+
+    #[test]
+    fn a_prefix_of_an_index_is_renamed_where_that_is_exact() {
+        let r = renames(&[("a:", "b:"), ("c:x:", "d:")]);
+        let to = |p: &str| {
+            r.prefix_to_target(p.as_bytes())
+                .map(|p| String::from_utf8(p).unwrap())
+        };
+        assert_eq!(to("a:1:").as_deref(), Some("b:1:"));
+        assert_eq!(to("z:").as_deref(), Some("z:"));
+        assert_eq!(to("").as_deref(), Some(""));
+        // Some of its keys go elsewhere; keys of others come there; it has no place.
+        assert_eq!((to("c:"), to("a"), to("b:")), (None, None, None));
+        assert_eq!(to("d"), None);
+        let within = renames(&[("a:x:", "a:y:")]);
+        assert_eq!(within.prefix_to_target(b"a:").as_deref(), Some(&b"a:"[..]));
     }
 }

@@ -18,6 +18,7 @@ impl Plan {
             on_existing: Default::default(),
             on_loss: Default::default(),
             unknown_commands: Default::default(),
+            indexes: Default::default(),
             max_loss_percent: super::document::default_max_loss_percent(),
             expired: Default::default(),
             limits: Default::default(),

@@ -26,6 +26,7 @@ pub fn render(report: &Report) -> Value {
         "verify": report.verify.as_ref().map(verification),
         "dry_run": report.dry_run.as_ref().map(|DryRun { status, census }| json!({"status": status, "census": census})),
         "losses": report.losses.iter().map(|(db, key, what)| json!({"db": db.0, "key": byte_string(key), "what": what})).collect::<Vec<_>>(),
+        "indexes": report.indexes.as_ref().map(|i| &i["indexes"]),
         "cutover": report.cutover,
         "latency": report.latency,
         "source_latency": report.pulse,

@@ -157,6 +157,10 @@ pub fn render(report: &Report) -> String {
         page.0 += &table.markdown();
     }
 
+    if let Some(table) = super::indexes::table(report) {
+        page.heading("Search indexes");
+        page.0 += &table.markdown();
+    }
     if !report.losses.is_empty() {
         page.heading("What the target could not hold");
         page.table(&["database", "key", "what is lost"]);

@@ -6,6 +6,7 @@
 mod charts;
 pub mod fleet;
 pub mod html;
+mod indexes;
 pub mod json;
 pub mod markdown;
 mod measured;
@@ -20,8 +21,8 @@ use crate::error::Result;
 use crate::plan::{Job, OnExisting};
 use crate::source::pulse::Pulse;
 use crate::store::{
-    CutoverStep, Difference, Event, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun, SlotApart,
-    Stage, Store, UnknownCommand, VerifyRun, Worker, workers_and,
+    CutoverStep, Difference, Event, INDEXES, LATENCY, Lock, PULSE, Phase, PhaseSpan, SavedRun,
+    SlotApart, Stage, Store, UnknownCommand, VerifyRun, Worker, workers_and,
 };
 use crate::types::DbIndex;
 use merged::{add, merge, together};
@@ -49,6 +50,8 @@ pub struct Report {
     pub dry_run: Option<DryRun>,
     /// What the target could not hold, as the plan allows: its database, the key, and what is lost.
     pub losses: Vec<(DbIndex, Vec<u8>, String)>,
+    /// What has become of each search index.
+    pub indexes: Option<Value>,
     /// The answer of the last latency measurement.
     pub latency: Option<Value>,
     /// How fast the source has answered a PING before, and while it was read.
@@ -97,6 +100,7 @@ impl Report {
             dry_run,
             losses: Vec::new(),
             cutover: Vec::new(),
+            indexes: None,
             latency: None,
             pulse: None,
             unproven: Vec::new(),
@@ -109,6 +113,7 @@ impl Report {
             report.events = store.events(EVENTS_LISTED)?;
             report.losses = store.losses(LOSSES_LISTED)?;
             report.cutover = store.cutover_steps()?;
+            report.indexes = store.json(INDEXES)?;
             report.latency = store.json(LATENCY)?;
             report.pulse = store.json(PULSE)?;
             report.verify = store
@@ -142,6 +147,9 @@ impl Report {
             let earlier = |now: i64| run.as_ref().is_some_and(|r| r.run.started_ms < now);
             if (self.run.as_ref()).is_none_or(|r| earlier(r.run.started_ms)) {
                 self.run = run;
+            }
+            if self.indexes.is_none() {
+                self.indexes = store.json(INDEXES)?;
             }
             add(&mut self.counts, store.counts()?);
             for mut event in store.events(EVENTS_LISTED)? {
@@ -278,6 +286,7 @@ fn unproven(report: &Report) -> Vec<String> {
             }
         }
     }
+    list.extend(indexes::unproven(report));
     let job = &report.job;
     if !job.filter.is_empty() {
         list.push(format!(

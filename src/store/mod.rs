@@ -26,9 +26,9 @@ pub use lock::Lock;
 pub use nodes::{pass_on_nodes, recall_nodes};
 pub use own::Own;
 pub use record::{
-    CHECKED, Difference, Event, LATENCY, LIMITS, Loss, MASTERS, MIX, MODE, PULSE, Phase, PhaseSpan,
-    REPAIR_FUNCTIONS, Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow, VerifyProgress,
-    VerifyRun, Written,
+    CHECKED, Difference, Event, INDEXES, LATENCY, LIMITS, Loss, MASTERS, MIX, MODE, PULSE, Phase,
+    PhaseSpan, REPAIR_FUNCTIONS, Run, SWEEPS, SavedRun, ShardState, SlotApart, SlotRow,
+    VerifyProgress, VerifyRun, Written,
 };
 pub use state::Store;
 pub use unknown::UnknownCommand;

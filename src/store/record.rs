@@ -304,5 +304,7 @@ pub(super) const NODES: &str = "cluster_nodes";
 pub const MODE: &str = "mode";
 /// The document that says what the last sweep of mode "scan" has found.
 pub const SWEEPS: &str = "scan";
+/// The document that says what has become of each search index.
+pub const INDEXES: &str = "indexes";
 /// Set by a verification that wants the target's function libraries made the source's.
 pub const REPAIR_FUNCTIONS: &str = "repair_functions";

@@ -1,6 +1,7 @@
 //! What a verification answers: the shape of `verify --json`, made from the state.
 
 use super::check::{Check, Origin};
+use super::indexes::IndexReport;
 use super::options::Options;
 use super::progress::UNPROVABLE;
 use crate::error::Result;
@@ -52,6 +53,8 @@ pub struct Summary {
     pub known_losses: u64,
     /// Function libraries that are missing at the target, are too much there, or have other code.
     pub functions_different: Vec<String>,
+    /// The source's search indexes, each with what was found of it at the target.
+    pub indexes: Vec<IndexReport>,
     /// Keys as the servers count them, by the target's database: a cross-check that knows no filter.
     pub dbsize: Vec<DbSize>,
     /// True when this went on where an earlier verification was stopped.
@@ -180,6 +183,7 @@ pub(super) fn conclude(
         repaired_count: 0,
         known_losses: 0,
         functions_different: Vec::new(),
+        indexes: Vec::new(),
         dbsize: Vec::new(),
         resumed: false,
         incremental: options.incremental,

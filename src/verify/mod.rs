@@ -12,6 +12,7 @@ mod file;
 mod file_keys;
 mod functions;
 mod incremental;
+mod indexes;
 mod live;
 mod migration;
 mod options;
@@ -20,6 +21,7 @@ mod reading;
 mod walk;
 
 pub use answer::{KeyReport, Summary};
+pub use indexes::IndexReport;
 pub use live::Live;
 pub use options::{Gauge, Options, sample, slots};
 pub use progress::UNPROVABLE;
@@ -135,6 +137,8 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     summary.dbsize = dbsize(&check).await?;
     summary.functions_different = functions;
     summary.equal &= summary.functions_different.is_empty();
+    summary.indexes = indexes::compare(&check).await?;
+    summary.equal &= !summary.indexes.iter().any(IndexReport::differs);
     let value = serde_json::to_value(&summary).unwrap_or_default();
     (check.store()).save_verify(&value, started_ms, unix_ms(), summary.equal)?;
     let whole = options.slots.is_none() || options.keep;

@@ -296,6 +296,7 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
                 Ok(())
             }
             Route::Function => self.function(cmd, mark),
+            Route::Search => self.search(cmd),
             Route::Broadcast => self.writer.broadcast(cmd.raw, mark),
             Route::Flush { all } => self.flush(cmd, all, end, mark),
             Route::Trim => self.trim_slots(cmd),

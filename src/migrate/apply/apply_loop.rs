@@ -22,6 +22,7 @@ use crate::migrate::stream::long_command::{self, READ_BYTES};
 use crate::migrate::stream::position::StreamPosition;
 use crate::migrate::write::door::Door;
 use crate::migrate::write::target_writer::TargetWriter;
+use crate::plan::Indexes;
 use crate::rdb::payload;
 use crate::source::place::Place;
 use crate::source::spool::{End, StreamTail};
@@ -151,9 +152,13 @@ impl ApplyLoop {
     fn run_once(&mut self) -> Result<Option<Ended>> {
         self.sync_ownership()?;
         let asks = self.applier.reader.asks();
-        if !self.applier.marks.shard().snapshot_loaded {
+        let loads = !self.applier.marks.shard().snapshot_loaded;
+        if loads {
             self.ctx.progress.set_phase("snapshot");
             self.count_before_load()?;
+            if self.ctx.job().indexes == Indexes::CreateBeforeLoad {
+                self.bring_indexes(false)?;
+            }
             self.applier.loading.set_active(true);
             let ended = self.load();
             self.applier.loading.set_active(false);
@@ -185,6 +190,7 @@ impl ApplyLoop {
             self.finish_stats()?;
             return Ok(Some(Ended::Finished));
         }
+        self.bring_indexes(loads)?;
         self.applier.marks.note_writes(true)?;
         // Before anybody can take the first lag that is seen for none.
         let age_ms = (self.ctx.spool).age_ms(self.applier.position.at(), unix_ms());

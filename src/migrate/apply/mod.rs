@@ -4,7 +4,8 @@ pub(crate) mod applier;
 pub(crate) mod apply_loop;
 pub(crate) mod chores;
 pub(crate) mod load;
-pub(crate) mod settle;
+pub(crate) mod searches;
+mod settle;
 pub(crate) mod transaction;
 mod unknown;
 

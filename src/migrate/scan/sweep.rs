@@ -13,7 +13,7 @@ use crate::migrate::control::orders::Order;
 use crate::migrate::load::loss_guard::{self, FEW};
 use crate::migrate::scan::told::{Caught, Changes};
 use crate::net::Tries;
-use crate::plan::OnExisting;
+use crate::plan::{Indexes, OnExisting};
 use crate::source::keys::fact::Found;
 use crate::source::keys::hearing::Hearing;
 use crate::source::keys::list::{Listing, Page, Position};
@@ -39,6 +39,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// How often the source is asked whether every change was told, also while a cutover, which compares, is at work.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ATTENDED_LOOK: Duration = Duration::from_millis(100);
+/// How often the source's search indexes are looked at, which no notification tells of.
+const INDEXES_EVERY: Duration = Duration::from_secs(5);
 /// How often a verification's wishes are looked for.
 const REPAIR_EVERY: Duration = Duration::from_millis(500);
 
@@ -152,6 +154,9 @@ impl Sweeper<'_> {
         self.wait_for_listeners();
         if !self.core.marks().shard().snapshot_loaded {
             self.ctx.progress.set_phase("snapshot");
+            if self.ctx.job().indexes == Indexes::CreateBeforeLoad {
+                self.core.bring_indexes(true)?;
+            }
             self.copy()?;
             self.core.marks().loaded(ReplOffset(0), DbIndex::ZERO);
             self.core.save(false)?;
@@ -161,6 +166,8 @@ impl Sweeper<'_> {
             self.ctx.progress.caught_up.store(true, Relaxed);
             return Ok(());
         }
+        self.core.bring_indexes(true)?;
+        let mut indexes = Instant::now();
         self.ctx.progress.set_phase("stream");
         // What was written before anybody listened, or while nobody did.
         let (mut due, mut quiet_since, mut looked) =
@@ -172,6 +179,10 @@ impl Sweeper<'_> {
             if self.obey()? {
                 std::thread::sleep(ATTENDED_POLL);
                 continue;
+            }
+            if indexes.elapsed() > INDEXES_EVERY {
+                self.core.bring_indexes(true)?;
+                indexes = Instant::now();
             }
             let lost = self.core.marks().note_loss()?;
             if lost {

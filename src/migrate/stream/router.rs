@@ -40,6 +40,8 @@ pub(crate) enum Route {
     Select(DbIndex),
     /// A library of functions.
     Function,
+    /// An index, alias, synonym or dictionary of a search module.
+    Search,
     /// Every node gets it as it is.
     Broadcast,
     Flush {
@@ -146,6 +148,7 @@ pub(crate) fn route(
         // Subscribers of the target are not the source's: they are served from the cutover on.
         Kind::Publish => Ok(Route::Skip("skipped.publish")),
         Kind::Function => Ok(Route::Function),
+        Kind::Search => Ok(Route::Search),
         Kind::Script => Ok(match cmd.arg(1) {
             Some(sub) if sub.eq_ignore_ascii_case(b"LOAD") => Route::Broadcast,
             _ => Route::Nothing,

@@ -129,6 +129,7 @@ pub fn validate(plan: &Plan) -> Result<Job> {
         on_existing: plan.on_existing,
         on_loss: plan.on_loss,
         unknown_commands: plan.unknown_commands,
+        indexes: plan.indexes,
         max_loss_percent: plan.max_loss_percent,
         expired: plan.expired,
         limits,

@@ -1,0 +1,408 @@
+//! Search indexes: made at the target as they are at the source, and waited for until they are built.
+//!
+//! An index lies outside of the keys, so no snapshot of keys and no SCAN brings it. FT.INFO of the source tells it once
+//! the load is over; from then on the stream does, whose commands may run again on what was made already.
+//! Invariant: nothing that we have not made is dropped or changed; what cannot be made alike is said by name.
+
+use crate::error::Result;
+use crate::migrate::context::Shared;
+use crate::net::search::{self, Found, NO_SEARCH, Taken, Told, led, left_out};
+use crate::net::server;
+use crate::search::TOLD_BY_NOBODY;
+use crate::store::INDEXES;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// How long a run that ends when caught up waits for indexes to be built.
+const BUILT_WITHIN: Duration = Duration::from_secs(600);
+/// How often it is looked whether they are.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often it is said which are not.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// What has become of the indexes, by their names: the document that a report shows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub indexes: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    pub state: State,
+    /// What of it is not as at the source, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+    /// As the target counted them last.
+    #[serde(default)]
+    pub documents: u64,
+    #[serde(default)]
+    pub built: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// By us.
+    Created,
+    /// The target had one that is made alike.
+    Present,
+    /// The target had another one of that name.
+    Different,
+    Refused,
+    Skipped,
+}
+
+impl Entry {
+    fn new(state: State, notes: Vec<String>) -> Entry {
+        Entry {
+            state,
+            notes,
+            documents: 0,
+            built: false,
+        }
+    }
+}
+
+/// Makes the target's indexes those of the source, as far as they are missing; `renew`: those of ours that have become
+/// others are made anew, as no stream will say so.
+///
+/// Errors: of a connection to either side, and what passes by itself.
+pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Result<()> {
+    let job = &shared.job;
+    let Some(endpoint) = job.source.endpoint() else {
+        return Ok(());
+    };
+    let (layout, _) = server::layout(endpoint).await?;
+    let masters: Vec<String> = layout.masters.iter().map(|m| m.address.clone()).collect();
+    let ours = match search::indexes(endpoint, &masters).await? {
+        Told::NoSearch => return Ok(()),
+        Told::Refused(why) => {
+            shared.event(
+                "warning",
+                "indexes",
+                &format!("the source does not tell its search indexes, so none is made at the target: {why}; give keyferry's user +ft._list, +ft.info and +ft.syndump there and start again, or make them by hand"),
+            );
+            return Ok(());
+        }
+        Told::Indexes(ours) => ours,
+    };
+    let mut record = read(shared)?;
+    if ours.is_empty() && record.indexes.is_empty() {
+        return Ok(());
+    }
+    let before = record.clone();
+    let theirs = match left_out(job, shared.facts.modules.target.as_deref()) {
+        Some(why) => Err(why.to_owned()),
+        None => match search::indexes(&job.target, nodes).await? {
+            Told::NoSearch => Err(NO_SEARCH.to_owned()),
+            Told::Refused(why) => Err(format!(
+                "the target does not let us look at its indexes ({why}): give keyferry's user the FT.* commands there (+@search) and start again"
+            )),
+            Told::Indexes(theirs) => Ok(theirs),
+        },
+    };
+    match theirs {
+        Err(why) => {
+            for found in ours.values() {
+                let entry = Entry::new(State::Skipped, vec![why.clone()]);
+                record.indexes.insert(found.definition.shown(), entry);
+            }
+            if record != before {
+                let what = format!("{}: {why}", named(ours.values()));
+                shared.event("warning", "indexes", &what);
+            }
+        }
+        Ok(theirs) => {
+            drop_gone(shared, nodes, &ours, &mut record).await?;
+            for (name, found) in &ours {
+                let there = theirs.get(name);
+                let entry = make(shared, nodes, found, there, record.of(found), renew).await?;
+                record.indexes.insert(found.definition.shown(), entry);
+            }
+            look_again(shared, nodes, &ours, &mut record).await?;
+            if record != before {
+                say(shared, &record);
+            }
+        }
+    }
+    write(shared, &record)
+}
+
+/// Makes one index, where it is missing.
+async fn make(
+    shared: &Shared,
+    nodes: &[String],
+    ours: &Found,
+    theirs: Option<&Found>,
+    known: Option<&Entry>,
+    renew: bool,
+) -> Result<Entry> {
+    let (endpoint, (wanted, notes)) = (&shared.job.target, led(&shared.job, &ours.definition));
+    let created = known.is_some_and(|e| e.state == State::Created);
+    let alike = theirs.is_some_and(|t| t.definition.is_made_like(&wanted));
+    let mut state = match (created, alike) {
+        (true, _) => State::Created,
+        (false, true) => State::Present,
+        (false, false) => State::Different,
+    };
+    let name = wanted.name().to_vec();
+    if created && !alike && renew && theirs.is_some() {
+        let drop: [&[u8]; 3] = [b"FT._DROPINDEXIFX", &name, b"_FORCEKEEPDOCS"];
+        search::tell(endpoint, nodes, &drop.map(<[u8]>::to_vec)).await?;
+    }
+    if theirs.is_none() || (created && !alike && renew) {
+        state = match search::tell(endpoint, nodes, &wanted.create()).await? {
+            Taken::By(_) | Taken::Moot => State::Created,
+            Taken::NoSearch => return Ok(Entry::new(State::Skipped, vec![NO_SEARCH.to_owned()])),
+            Taken::Refused(why) => {
+                let why = format!("the target refuses FT.CREATE: {why}; make it there by hand");
+                return Ok(Entry::new(State::Refused, [notes, vec![why]].concat()));
+            }
+        };
+    }
+    if state != State::Different {
+        for (group, terms) in &ours.synonyms {
+            let has = theirs.and_then(|t| t.synonyms.get(group));
+            if has.is_some_and(|has| terms.is_subset(has)) {
+                continue;
+            }
+            let head: [&[u8]; 3] = [b"FT.SYNUPDATE", &name, group];
+            let words: Vec<Vec<u8>> = (head.iter().map(|w| w.to_vec()))
+                .chain(terms.iter().cloned())
+                .collect();
+            search::tell(endpoint, nodes, &words).await?;
+        }
+    }
+    Ok(Entry::new(state, notes))
+}
+
+/// Drops what we have made and the source has no more; documents stay.
+async fn drop_gone(
+    shared: &Shared,
+    nodes: &[String],
+    ours: &BTreeMap<Vec<u8>, Found>,
+    record: &mut Record,
+) -> Result<()> {
+    let gone: Vec<(String, State)> = (record.indexes.iter())
+        .filter(|(name, _)| !ours.contains_key(name.as_bytes()))
+        .map(|(name, entry)| (name.clone(), entry.state))
+        .collect();
+    for (name, state) in gone {
+        if state == State::Created {
+            let drop: [&[u8]; 3] = [b"FT._DROPINDEXIFX", name.as_bytes(), b"_FORCEKEEPDOCS"];
+            let drop = drop.map(<[u8]>::to_vec);
+            search::tell(&shared.job.target, nodes, &drop).await?;
+        }
+        record.indexes.remove(&name);
+    }
+    Ok(())
+}
+
+/// Looks at what was made.
+async fn look_again(
+    shared: &Shared,
+    nodes: &[String],
+    ours: &BTreeMap<Vec<u8>, Found>,
+    record: &mut Record,
+) -> Result<()> {
+    let Told::Indexes(theirs) = search::indexes(&shared.job.target, nodes).await? else {
+        return Ok(());
+    };
+    for (name, found) in ours {
+        let (wanted, _) = led(&shared.job, &found.definition);
+        let Some(entry) = record.indexes.get_mut(&found.definition.shown()) else {
+            continue;
+        };
+        let Some(there) = theirs.get(name) else {
+            if matches!(entry.state, State::Created | State::Present) {
+                entry.state = State::Refused;
+                entry.notes.push(
+                    "the target took FT.CREATE and does not list the index; look at its log".into(),
+                );
+            }
+            continue;
+        };
+        entry.documents = there.definition.documents();
+        entry.built = !there.definition.is_indexing();
+        if !there.definition.is_made_like(&wanted) {
+            entry.notes.push(match entry.state {
+                State::Different => "the target has another index of this name, which is left as it is: drop it there (FT.DROPINDEX) and start again, or search it as it is".into(),
+                _ => "FT.INFO of the target tells another schema or other options".into(),
+            });
+        }
+        if nodes.len() > 1 && there.nodes == 1 {
+            entry.notes.push(format!(
+                "the search modules of the target's {} nodes do not work together: the index is on one of them and finds that node's documents only; a server that is no cluster, or a service whose search spans its shards, finds all",
+                nodes.len()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Says what has become of all of them.
+fn say(shared: &Shared, record: &Record) {
+    let of = |state: State| -> Vec<&str> {
+        (record.indexes.iter())
+            .filter(|(_, e)| e.state == state)
+            .map(|(name, _)| name.as_str())
+            .collect()
+    };
+    let made = of(State::Created);
+    if !made.is_empty() {
+        let what = format!("search indexes made at the target: {}", some(&made));
+        shared.event("info", "indexes", &what);
+        shared.event("info", "indexes", TOLD_BY_NOBODY);
+    }
+    for (name, entry) in &record.indexes {
+        if !entry.notes.is_empty() {
+            let what = format!("search index {name}: {}", entry.notes.join("; "));
+            shared.event("warning", "indexes", &what);
+        }
+    }
+}
+
+fn named<'f>(found: impl Iterator<Item = &'f Found>) -> String {
+    let names: Vec<String> = found.map(|f| f.definition.shown()).collect();
+    format!("search indexes left out ({})", some(&names))
+}
+
+/// Names, as many as one line bears.
+pub(crate) fn some<S: AsRef<str>>(names: &[S]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<&str> = names.iter().take(SHOWN).map(AsRef::as_ref).collect();
+    let more = match names.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{}{more}", shown.join(", "))
+}
+
+impl Record {
+    fn of(&self, found: &Found) -> Option<&Entry> {
+        self.indexes.get(&found.definition.shown())
+    }
+
+    fn is_built(&self) -> bool {
+        (self.indexes.values())
+            .all(|e| e.built || !matches!(e.state, State::Created | State::Present))
+    }
+}
+
+fn read(shared: &Shared) -> Result<Record> {
+    let saved = shared.store(|s| s.json(INDEXES))?;
+    // One that an earlier version has saved, and we cannot read, is made anew.
+    Ok(saved
+        .and_then(|v| serde_json::from_value(v).ok())
+        .unwrap_or_default())
+}
+
+fn write(shared: &Shared, record: &Record) -> Result<()> {
+    let value = serde_json::to_value(record).unwrap_or_default();
+    shared.store(|s| s.put_json(INDEXES, &value))
+}
+
+/// Notes what a command of the stream has made or dropped at the target.
+pub(crate) fn note_streamed(shared: &Shared, words: &[Vec<u8>]) -> Result<()> {
+    let [command, name, ..] = words else {
+        return Ok(());
+    };
+    let mut record = read(shared)?;
+    let name = String::from_utf8_lossy(name).into_owned();
+    match command.as_slice() {
+        b"FT.CREATE" | b"FT._CREATEIFNX" if !record.indexes.contains_key(&name) => {
+            let entry = Entry::new(State::Created, Vec::new());
+            record.indexes.insert(name, entry);
+        }
+        b"FT.DROP" | b"FT.DROPINDEX" | b"FT._DROPIFX" | b"FT._DROPINDEXIFX"
+            if record.indexes.remove(&name).is_some() => {}
+        _ => return Ok(()),
+    }
+    write(shared, &record)
+}
+
+/// Looks whether the target has built its indexes.
+pub(crate) struct Building {
+    began: Instant,
+    looked: Option<Instant>,
+    said: Instant,
+    over: bool,
+}
+
+impl Building {
+    pub fn new() -> Building {
+        let now = Instant::now();
+        Building {
+            began: now,
+            looked: None,
+            said: now,
+            over: false,
+        }
+    }
+
+    /// Whether nothing is left to wait for; asks the target now and then.
+    pub async fn is_over(&mut self, shared: &Shared, nodes: &[String]) -> bool {
+        if self.over || self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return self.over;
+        }
+        if self.looked.is_none() {
+            self.began = Instant::now();
+        }
+        self.looked = Some(Instant::now());
+        let looked = tokio::select! {
+            looked = self.look(shared, nodes) => looked,
+            () = shared.stop.wait() => return false,
+        };
+        match looked {
+            Ok(over) => self.over = over,
+            // The shards meet it too, and are patient or end the run.
+            Err(e) => tracing::debug!("the target's search indexes were not looked at: {e}"),
+        }
+        if !self.over && self.began.elapsed() > BUILT_WITHIN {
+            self.over = true;
+            shared.event(
+                "warning",
+                "indexes",
+                &format!(
+                    "search indexes are still being built at the target after {} min: searches find a part of the documents until FT.INFO says percent_indexed 1",
+                    BUILT_WITHIN.as_secs() / 60
+                ),
+            );
+        }
+        self.over
+    }
+
+    async fn look(&mut self, shared: &Shared, nodes: &[String]) -> Result<bool> {
+        let mut record = read(shared)?;
+        if record.is_built() {
+            return Ok(true);
+        }
+        let theirs = match search::indexes(&shared.job.target, nodes).await? {
+            Told::Indexes(theirs) => theirs,
+            Told::NoSearch | Told::Refused(_) => return Ok(true),
+        };
+        // Meanwhile the stream may have made one, or dropped one.
+        record = read(shared)?;
+        let mut open = Vec::new();
+        for (name, entry) in &mut record.indexes {
+            match theirs.get(name.as_bytes()).map(|f| &f.definition) {
+                Some(there) if there.is_indexing() => {
+                    entry.documents = there.documents();
+                    open.push(format!("{name} ({} documents so far)", entry.documents));
+                }
+                Some(there) => (entry.documents, entry.built) = (there.documents(), true),
+                None => entry.built = true,
+            }
+        }
+        write(shared, &record)?;
+        if open.is_empty() {
+            shared.event("info", "indexes", "the target has built its search indexes");
+        } else if self.said.elapsed() > SAY_EVERY {
+            self.said = Instant::now();
+            let what = format!("the target builds its search indexes: {}", some(&open));
+            shared.event("info", "indexes", &what);
+        }
+        Ok(open.is_empty())
+    }
+}

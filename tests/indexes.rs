@@ -1,0 +1,253 @@
+//! Search indexes as a part of the migration: made, followed, compared and reported.
+
+use crate::support::keyferry::{Plan, Running};
+use crate::support::need;
+use crate::support::server::Server;
+use crate::support::wire::{Client, Command};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Every option that FT.INFO tells.
+const FULL: &str = "FT.CREATE full ON HASH PREFIX 2 doc: art: FILTER @year>2000 LANGUAGE german LANGUAGE_FIELD lang SCORE 0.7 SCORE_FIELD sc PAYLOAD_FIELD pay MAXTEXTFIELDS NOOFFSETS NOHL NOFIELDS NOFREQS STOPWORDS 2 the foo SCHEMA title AS t TEXT NOSTEM WEIGHT 2.5 WITHSUFFIXTRIE INDEXEMPTY INDEXMISSING SORTABLE UNF body TEXT SORTABLE NOINDEX tag TAG SEPARATOR ; CASESENSITIVE WITHSUFFIXTRIE INDEXEMPTY INDEXMISSING SORTABLE year NUMERIC INDEXMISSING SORTABLE loc GEO INDEXMISSING geom GEOSHAPE FLAT INDEXMISSING geos GEOSHAPE v VECTOR HNSW 10 TYPE FLOAT32 DIM 4 DISTANCE_METRIC COSINE M 20 EF_CONSTRUCTION 300 w VECTOR FLAT 6 TYPE FLOAT64 DIM 2 DISTANCE_METRIC L2";
+const HASHES: &str = "FT.CREATE hashes PREFIX 1 h: SCHEMA name TEXT SORTABLE tags TAG n NUMERIC SORTABLE at GEO v VECTOR HNSW 6 TYPE FLOAT32 DIM 2 DISTANCE_METRIC L2";
+const DOCUMENTS: &str = "FT.CREATE documents ON JSON PREFIX 1 j: STOPWORDS 0 SCHEMA $.name AS name TEXT $.tags[*] AS tags TAG $.n AS n NUMERIC SORTABLE $.at AS at GEO $.v AS v VECTOR FLAT 6 TYPE FLOAT32 DIM 2 DISTANCE_METRIC L2";
+/// Answered alike on both sides.
+const SEARCHES: [&str; 8] = [
+    "FT.SEARCH hashes hello SORTBY n LIMIT 0 5",
+    "FT.SEARCH hashes @tags:{red} SORTBY n LIMIT 0 5",
+    "FT.SEARCH hashes @n:[10,(20] SORTBY n LIMIT 0 20",
+    "FT.SEARCH hashes @at:[13.0,52.5,200,km] SORTBY n LIMIT 0 5",
+    "FT.SEARCH documents hello SORTBY n LIMIT 0 5",
+    "FT.SEARCH documents @tags:{red} SORTBY n LIMIT 0 5",
+    "FT.SEARCH documents @n:[10,(20] SORTBY n LIMIT 0 20",
+    "FT.SEARCH documents @at:[13.0,52.5,200,km] SORTBY n LIMIT 0 5",
+];
+
+fn ok(server: &Server, words: &str) {
+    let answer = server.run(words);
+    assert!(!answer.is_error(), "{words}: {}", answer.text());
+}
+
+/// Documents number `range`, a hash and a JSON document each.
+fn fill(client: &mut Client, range: std::ops::Range<u32>) {
+    for n in range {
+        let tag = ["red", "green", "blue"][n as usize % 3];
+        let (lon, lat) = (f64::from(n % 60) / 10.0 + 10.0, 52.5);
+        let v: Vec<u8> = [n as f32, 1.0]
+            .iter()
+            .flat_map(|f| f.to_le_bytes())
+            .collect();
+        let hash =
+            Command::new("HSET")
+                .key(format!("h:{n}"))
+                .args(["name", "hello world", "tags", tag]);
+        let hash = hash
+            .arg("n")
+            .arg(n)
+            .arg("at")
+            .arg(format!("{lon},{lat}"))
+            .arg("v")
+            .arg(v);
+        client.push(&hash);
+        let document = json!({"name": "hello you", "tags": [tag, "x"], "n": n, "at": format!("{lon},{lat}"), "v": [n, 1]});
+        let set = Command::new("JSON.SET")
+            .key(format!("j:{n}"))
+            .arg("$")
+            .arg(document.to_string());
+        client.push(&set);
+    }
+    for answer in client.replies().expect("answers") {
+        assert!(!answer.is_error(), "{}", answer.text());
+    }
+}
+
+/// What FT.INFO tells of how an index was made.
+fn made(server: &Server, name: &str) -> String {
+    let info = server.run(&format!("FT.INFO {name}"));
+    assert!(!info.is_error(), "{name}: {}", info.text());
+    let pairs = info.items().chunks_exact(2);
+    let wanted = [
+        "index_name",
+        "index_options",
+        "index_definition",
+        "attributes",
+        "stopwords_list",
+    ];
+    let told: Vec<String> = pairs
+        .filter(|pair| wanted.contains(&pair[0].text().as_str()))
+        .map(|pair| format!("{pair:?}"))
+        .collect();
+    assert!(told.len() >= 4, "{info:?}");
+    told.join("\n")
+}
+
+fn list(server: &Server) -> Vec<String> {
+    let list = server.run("FT._LIST");
+    let mut names: Vec<String> = list.items().iter().map(|n| n.text()).collect();
+    names.sort();
+    names
+}
+
+fn same_answers(a: &Server, b: &Server) {
+    for search in SEARCHES {
+        let (ours, theirs) = (a.run(search), b.run(search));
+        assert!(ours.items().len() > 2, "{search}: {ours:?}");
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"), "{search}");
+    }
+    let near: Vec<u8> = [7.0f32, 1.0].iter().flat_map(|f| f.to_le_bytes()).collect();
+    for index in ["hashes", "documents"] {
+        let knn = Command::new("FT.SEARCH")
+            .arg(index)
+            .arg("*=>[KNN 3 @v $q AS d]");
+        let knn = knn
+            .args(["PARAMS", "2", "q"])
+            .arg(near.clone())
+            .args(["RETURN", "1", "n", "SORTBY", "d", "DIALECT", "2"]);
+        let ours = a.client().run(&knn).expect("an answer");
+        assert_eq!(ours.items().len(), 7, "{ours:?}");
+        let theirs = b.client().run(&knn).expect("an answer");
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+}
+
+fn stop(running: Running) -> Value {
+    running.interrupt();
+    running.wait(LIMIT).exits(130).json
+}
+
+fn verified(plan: &Plan, code: i32) -> Value {
+    plan.run("verify --json").exits(code).json
+}
+
+fn state_of<'v>(answer: &'v Value, name: &str) -> &'v Value {
+    let list = answer["indexes"].as_array().expect("a list");
+    let one = list.iter().find(|i| i["name"] == name);
+    &one.unwrap_or_else(|| panic!("no {name}: {answer}"))["state"]
+}
+
+/// A source with both kinds of documents and three indexes, and a plan to `target`.
+fn scene(name: &str, target: &str, mode: &str) -> (Server, Plan) {
+    let source = Server::start(name);
+    for create in [FULL, HASHES, DOCUMENTS] {
+        ok(&source, create);
+    }
+    ok(&source, "FT.SYNUPDATE hashes g1 hello salut");
+    fill(&mut source.client(), 0..300);
+    let mut plan = Plan::new(&source.url(), target);
+    plan.set("/source/mode", json!(mode));
+    (source, plan)
+}
+
+/// Made as they were, with the documents; every search is answered alike; what happens in the stream happens there too.
+#[test]
+fn indexes_arrive_and_follow_the_stream() {
+    let Some([old, new]) = need(["modules-7.4", "modules-8.2"]) else {
+        return;
+    };
+    for to in [&old, &new] {
+        let target = Server::start(to);
+        let (source, plan) = scene(&old, &target.url(), "replica");
+        let report = plan.run("check --json").exits(0).json;
+        let findings = report["findings"].as_array().expect("findings");
+        let one = findings.iter().find(|f| f["id"] == "search_indexes");
+        let one = one.expect("a finding");
+        assert_eq!(one["severity"], "info", "{one}");
+        for word in [
+            "3 search indexes",
+            "full",
+            "hashes",
+            "documents",
+            "PHONETIC",
+        ] {
+            assert!(one["message"].to_string().contains(word), "{one}");
+        }
+        let mut running = plan.start("migrate --json");
+        plan.wait_caught_up(&mut running, LIMIT);
+        assert_eq!(list(&target), ["documents", "full", "hashes"]);
+        for name in ["full", "hashes", "documents"] {
+            assert_eq!(made(&source, name), made(&target, name));
+        }
+        for words in [
+            "FT.CREATE later PREFIX 1 h: SCHEMA n NUMERIC",
+            "FT.ALTER later SCHEMA ADD tags TAG",
+            "FT.ALIASADD al later",
+            "FT.ALIASUPDATE al hashes",
+            "FT.SYNUPDATE hashes g1 servus",
+            "FT.DICTADD words one two",
+            "FT.DICTDEL words one",
+            "FT.DROPINDEX full",
+            "HSET d:1 name gone",
+            "FT.CREATE dropped PREFIX 1 d: SCHEMA name TEXT",
+            "FT.DROPINDEX dropped DD",
+            "FT.CREATE passing PREFIX 1 p: TEMPORARY 3600 SCHEMA name TEXT",
+        ] {
+            ok(&source, words);
+        }
+        let mut client = source.client();
+        for words in [
+            "MULTI",
+            "FT.CREATE within PREFIX 1 h: SCHEMA n NUMERIC",
+            "SET within 1",
+            "EXEC",
+        ] {
+            client.words(words).expect("an answer");
+        }
+        fill(&mut client, 300..320);
+        plan.wait_caught_up(&mut running, LIMIT);
+        let names = ["documents", "hashes", "later", "passing", "within"];
+        assert_eq!(
+            (list(&source), list(&target)),
+            (
+                names.map(String::from).to_vec(),
+                names.map(String::from).to_vec()
+            )
+        );
+        assert_eq!(made(&source, "later"), made(&target, "later"));
+        assert!(
+            running.stderr_now().contains("TEMPORARY"),
+            "{}",
+            running.stderr_now()
+        );
+        for words in [
+            "FT.SEARCH al hello LIMIT 0 0",
+            "FT.DICTDUMP words",
+            "EXISTS d:1",
+            "FT.SEARCH hashes servus LIMIT 0 0",
+        ] {
+            assert_eq!(
+                format!("{:?}", source.run(words)),
+                format!("{:?}", target.run(words)),
+                "{words}"
+            );
+        }
+        same_answers(&source, &target);
+        let answer = verified(&plan, 0);
+        for name in names {
+            assert_eq!(state_of(&answer, name), "equal", "{answer}");
+        }
+        stop(running);
+        // Found where it is missing, and made again.
+        ok(&target, "FT.DROPINDEX hashes");
+        let answer = verified(&plan, 1);
+        assert_eq!(
+            (state_of(&answer, "hashes"), state_of(&answer, "documents")),
+            (&json!("missing"), &json!("equal"))
+        );
+        assert_eq!(
+            (&answer["equal"], &answer["different_count"]),
+            (&json!(false), &json!(0))
+        );
+        plan.run("migrate --until caught-up --json").exits(0);
+        let answer = verified(&plan, 0);
+        assert_eq!(state_of(&answer, "hashes"), "equal", "{answer}");
+        plan.run("report").exits(0);
+        let markdown = std::fs::read_to_string(plan.work_dir().join("test/report/report.md"))
+            .expect("a report");
+        assert!(
+            markdown.contains("Search indexes") && markdown.contains("hashes"),
+            "{markdown}"
+        );
+    }
+}
