@@ -3,6 +3,7 @@
 use crate::support::keyferry::{Plan, program};
 use crate::support::need;
 use crate::support::server::{Server, Setup};
+use crate::support::story::Endpoint;
 use crate::support::wire::{Client, Command};
 use serde_json::json;
 use std::io::{BufRead, Write};
@@ -269,6 +270,49 @@ fn bytes(text: &str) -> String {
     format!("{:?}", text.as_bytes())
         .trim_matches(['[', ']'])
         .to_owned()
+}
+
+/// A cluster drops a rule that fills a series of another slot: it is a loss with its name.
+#[test]
+fn rules_across_the_slots_of_a_cluster_are_named() {
+    let Some([one, two]) = need(["modules-7.4", "modules-8.2"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&one), Endpoint::cluster(Setup::new(&two)));
+    for (from, to) in [("{x}raw", "{x}avg"), ("raw", "avg")] {
+        for words in [
+            format!("TS.CREATE {from}"),
+            format!("TS.CREATE {to}"),
+            format!("TS.CREATERULE {from} {to} AGGREGATION avg 1000"),
+            format!("TS.ADD {from} 1500 1"),
+        ] {
+            assert!(!source.run(&words).is_error(), "{words}");
+        }
+    }
+    let mut plan = Plan::new(&source.url(), &target.url());
+    let run = "migrate --json --until caught-up";
+    plan.run(run)
+        .exits(3)
+        .says(&["\"raw\"", "another slot", "hash tag"]);
+    for node in target.nodes() {
+        node.run("FLUSHALL");
+    }
+    plan = Plan::new(&source.url(), &target.url());
+    plan.set("/on_loss", json!("list"));
+    plan.run(run).says(&["another slot"]);
+    let ask = |words: &str| {
+        let mut answers = (target.nodes().iter()).map(|node| node.client().words(words));
+        let answer = answers.find(|a| a.as_ref().is_ok_and(|a| !a.is_error()));
+        answer
+            .and_then(Result::ok)
+            .expect("a node that has the key")
+    };
+    ask("TS.ADD {x}raw 2500 3");
+    assert_eq!(
+        format!("{:?}", ask("TS.RANGE {x}avg - +")),
+        "Array([Array([Int(1000), Status(\"1\")])])"
+    );
+    assert_eq!(ask("TS.INFO raw").items()[1].int(), Some(1));
 }
 
 /// Without MODULE LIST the target's commands tell what it has, and without those nothing is sent on a guess.

@@ -1,13 +1,12 @@
 //! Keys of modules' types at the source: how many there are, and which way they will go.
 
 use super::finding::{Finding, Severity, add};
-use super::probe::Facts;
+use super::probe::{Counted, Facts};
 use crate::error::Result;
 use crate::net::{Control, control, server};
 use crate::plan::{Endpoint, Job, OnLoss};
 use crate::rdb::modules::ways::{Takes, Way};
 use crate::resp::Reply;
-use serde::Serialize;
 use std::time::{Duration, Instant};
 
 /// How long counting may take, over all masters, databases and types.
@@ -17,18 +16,6 @@ const PAGE: &[u8] = b"1000";
 /// Time series that are asked for their rules.
 const SERIES: usize = 20;
 const SERIES_TYPE: &str = "TSDB-TYPE";
-
-/// Keys of one module type.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Counted {
-    /// So many were found.
-    pub keys: u64,
-    /// Every key was looked at; else there are at least so many.
-    pub complete: bool,
-    /// Time series with compaction rules, of some that were asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub with_rules: Option<u64>,
-}
 
 /// What both sides' modules are to each other.
 fn takes(source: &Facts, target: &Facts) -> Takes {

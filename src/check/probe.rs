@@ -1,6 +1,5 @@
 //! What one side is and what it lets us do, found out by harmless commands.
 
-use super::module_types::Counted;
 use super::surroundings::{self, Surroundings};
 use crate::command;
 use crate::error::Result;
@@ -89,6 +88,18 @@ pub struct Facts {
     /// The newest DUMP format that RESTORE takes; `None` when it was not tried.
     pub restore_version: Option<u16>,
     pub surroundings: Surroundings,
+}
+
+/// Keys of one module type.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Counted {
+    /// So many were found.
+    pub keys: u64,
+    /// Every key was looked at; else there are at least so many.
+    pub complete: bool,
+    /// Time series with compaction rules, of some that were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub with_rules: Option<u64>,
 }
 
 /// Asks all masters of `endpoint`; with `write` also whether RESTORE works, on a key of our own.

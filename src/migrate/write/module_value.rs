@@ -15,6 +15,7 @@ use crate::types::{ExpireAt, Mark, Slot, shown};
 use std::borrow::Cow;
 
 const NOT_MADE: &str = "its compaction rules are not made at the target, which it reaches by commands: create them with TS.CREATERULE";
+const ACROSS_SLOTS: &str = "a compaction rule fills a series of another slot, which a cluster drops: give both names the same hash tag {…}, and create the rule there";
 const NO_NAME: &str =
     "by `rename`, a series that its rules fill or that it is filled from has no name at the target";
 
@@ -40,6 +41,7 @@ impl<W: Wire> TargetWriter<W> {
                     lost(NO_NAME)?;
                     return Ok(false);
                 };
+                self.lose_rules_across_slots(pass, h.key, &body)?;
                 let footer = payload::footer_version(&self.format);
                 self.commands(pass, Slot::of(h.key), mark, |batch| {
                     batch.state(1);
@@ -60,7 +62,7 @@ impl<W: Wire> TargetWriter<W> {
                     lost(why)?;
                     return Ok(false);
                 }
-                if is_series(body) && modules::rules(body).map_err(named)? > 0 {
+                if is_series(body) && !modules::rules(body).map_err(named)?.is_empty() {
                     ctx.lose(pass.db(), h.key, losses::SERIES_RULES, NOT_MADE)?;
                 }
                 let node = self.wire.node_of(Slot::of(h.key));
@@ -75,6 +77,18 @@ impl<W: Wire> TargetWriter<W> {
                 .map_err(named)?;
                 Ok(true)
             }
+        }
+    }
+
+    /// Names a series whose rules the target drops, as they fill series of other slots than its own.
+    fn lose_rules_across_slots(&self, pass: Pass, key: &[u8], body: &[u8]) -> Result<()> {
+        if !self.wire.one_slot() || !is_series(body) {
+            return Ok(());
+        }
+        let slot = Slot::of(key);
+        match modules::rules(body)?.iter().all(|to| Slot::of(to) == slot) {
+            true => Ok(()),
+            false => (self.ctx).lose(pass.db(), key, losses::SERIES_RULES, ACROSS_SLOTS),
         }
     }
 

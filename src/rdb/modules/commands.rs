@@ -1,44 +1,12 @@
 //! A module's value as the commands of its module, where those make exactly the same value.
 
 use super::fields::Fields;
+use super::gather::Commands;
 use super::{filters, json, series};
 use crate::error::Result;
 use crate::rdb::commands::score_text;
 use crate::rdb::value::ModuleValue;
-use crate::resp;
 use crate::types::ExpireAt;
-
-/// Commands are handed over when so many bytes have gathered.
-const CHUNK_BYTES: usize = 256 * 1024;
-
-/// Gathers commands; `flush` gets their bytes and how many they are, and empties them.
-pub(super) struct Commands<'a, F> {
-    out: &'a mut Vec<u8>,
-    commands: u32,
-    flush: F,
-}
-
-impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Commands<'_, F> {
-    pub fn push(&mut self, args: &[&[u8]]) -> Result<()> {
-        resp::command(self.out, args);
-        self.commands += 1;
-        match self.out.len() >= CHUNK_BYTES {
-            true => self.hand_over(),
-            false => Ok(()),
-        }
-    }
-
-    fn hand_over(&mut self) -> Result<()> {
-        match std::mem::take(&mut self.commands) {
-            0 => Ok(()),
-            n => {
-                (self.flush)(self.out, n)?;
-                self.out.clear();
-                Ok(())
-            }
-        }
-    }
-}
 
 /// Why no commands make a value of this type in this encoding version; `None` where they do.
 pub fn why_not(name: &str, version: u16) -> Option<&'static str> {
@@ -78,7 +46,7 @@ pub fn exact(body: &[u8]) -> Result<bool> {
     let name = value.name();
     Ok(why_not(&name, value.version()).is_none()
         && inexact(body)?.is_none()
-        && (name != "TSDB-TYPE" || series::rules(body)? == 0))
+        && (name != "TSDB-TYPE" || series::rules(body)?.is_empty()))
 }
 
 /// Hands over the commands that make the key anew: first DEL, last its expiry.
@@ -93,11 +61,7 @@ pub fn write(
 ) -> Result<()> {
     let name = ModuleValue::new(body, 0)?.name();
     let mut fields = Fields::new(body)?;
-    let mut commands = Commands {
-        out,
-        commands: 0,
-        flush,
-    };
+    let mut commands = Commands::new(out, flush);
     commands.push(&[b"DEL", key])?;
     match name.as_str() {
         "ReJSON-RL" => {

@@ -1,7 +1,7 @@
 //! Bloom and cuckoo filters as LOADCHUNK takes them: a header that is byte for byte what SCANDUMP tells, then the bits.
 
-use super::commands::Commands;
 use super::fields::Fields;
+use super::gather::Commands;
 use crate::error::Result;
 use crate::rdb::cursor::corrupt;
 use std::borrow::Cow;

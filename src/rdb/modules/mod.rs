@@ -3,6 +3,7 @@
 pub mod commands;
 mod fields;
 mod filters;
+mod gather;
 mod gorilla;
 mod json;
 mod series;

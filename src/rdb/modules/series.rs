@@ -3,8 +3,8 @@
 //! A snapshot's payload holds the series' own name, the name of the series that it is compacted from, and its rules with
 //! the names of the series that they fill and what the open bucket has gathered. DUMP leaves both out, and tells no rules.
 
-use super::commands::Commands;
 use super::fields::Fields;
+use super::gather::Commands;
 use super::gorilla;
 use crate::error::Result;
 use crate::rdb::commands::score_text;
@@ -76,9 +76,9 @@ fn gathered(aggregation: u64) -> Result<usize> {
     })
 }
 
-/// Steps over a rule.
-fn skip_rule(fields: &mut Fields<'_>) -> Result<()> {
-    fields.text()?;
+/// Steps over a rule; returns the name of the series that it fills.
+fn skip_rule(fields: &mut Fields<'_>) -> Result<Vec<u8>> {
+    let name = fields.text()?.into_owned();
     // The length of a bucket, where buckets begin.
     for _ in 0..2 {
         fields.number()?;
@@ -88,7 +88,7 @@ fn skip_rule(fields: &mut Fields<'_>) -> Result<()> {
     for _ in 0..gathered.saturating_add(1) {
         fields.item()?;
     }
-    Ok(())
+    Ok(name)
 }
 
 /// Hands every sample behind the head to `each`, the oldest first.
@@ -134,13 +134,16 @@ pub(super) fn is_plain(body: &[u8]) -> Result<bool> {
     Ok(plain)
 }
 
-/// How many rules a series has that fill others, as far as its payload tells.
-pub fn rules(body: &[u8]) -> Result<u64> {
+/// The series that the rules of a series fill, as far as its payload tells.
+pub fn rules(body: &[u8]) -> Result<Vec<Vec<u8>>> {
     let mut fields = Fields::new(body)?;
-    match KNOWN.contains(&fields.version()) {
-        true => Ok(head(&mut fields)?.rules),
-        false => Ok(0),
+    let mut names = Vec::new();
+    if KNOWN.contains(&fields.version()) {
+        for _ in 0..head(&mut fields)?.rules {
+            names.push(skip_rule(&mut fields)?);
+        }
     }
+    Ok(names)
 }
 
 /// Writes a series without its rules.
@@ -309,4 +312,5 @@ pub fn renamed(body: &[u8], name: impl Fn(&[u8]) -> Option<Vec<u8>>) -> Result<O
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used, clippy::panic)]
 mod tests;

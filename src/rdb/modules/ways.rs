@@ -95,7 +95,7 @@ fn loads(type_name: &str, version: Option<u64>, valkey: bool) -> Option<&'static
         "ReJSON-RL" if valkey => &[0, 3],
         "ReJSON-RL" => match v {
             ..20_000 => &[0],
-            ..80_800 => &[0, 2, 3],
+            20_000..80_800 => &[0, 2, 3],
             _ => &[0, 2, 3, 4],
         },
         "MBbloom--" | "MBbloomCF" => &[0, 1, 2, 3, 4],
@@ -201,4 +201,5 @@ impl Loaded {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used, clippy::panic)]
 mod tests;

@@ -54,7 +54,7 @@ fn samples_come_out_as_they_went_in() {
             "TS.MADD k 1000 1.5 k 2000 -0.625",
         ]
     );
-    assert_eq!(rules(&bytes(COMPRESSED)).expect("rules"), 1);
+    assert_eq!(rules(&bytes(COMPRESSED)).expect("rules"), [b"a:to"]);
     assert!(!commands::exact(&bytes(COMPRESSED)).expect("a value"));
 }
 
