@@ -3,6 +3,7 @@
 
 use crate::support::server::{self, SERVERS, Server};
 use crate::support::skip;
+use crate::support::versions::MODULE_SERVERS;
 use crate::support::wire::{Command as Ask, Value};
 use keyferry::formats::command::{Command, lookup};
 use std::collections::BTreeSet;
@@ -56,7 +57,26 @@ const CALLS: &[&str] = &[
     "ZRANGESTORE d s 0 -1",
     "ZUNIONSTORE d 3 a b c",
     "ZUNIONSTORE d 1 a",
+    "CMS.MERGE d 2 a b WEIGHTS 1 2",
+    "TDIGEST.MERGE d 1 a",
+    "TS.CREATERULE a b AGGREGATION avg 10",
+    "TS.DELETERULE a b",
+    "TS.MADD a 1 2 b 3 4",
+    "JSON.MSET a $ 1 b $ 2",
 ];
+
+/// Commands of modules that name fewer keys to their server than they have.
+const NAMED_IN_PART: &[&str] = &[
+    "CMS.MERGE",
+    "TDIGEST.MERGE",
+    "TS.CREATERULE",
+    "TS.DELETERULE",
+];
+
+/// Commands of modules that say they write and are not in the table: those about indexes have no keys.
+fn may_be_unknown(name: &str) -> bool {
+    name.starts_with("FT.") || name == "TOPK.COUNT"
+}
 
 fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
@@ -166,7 +186,8 @@ fn filled(row: &Row, len: i64) -> String {
 fn every_replicated_command_is_known_and_its_keys_are_where_the_servers_find_them() {
     let mut asked = 0;
     let mut wrong = BTreeSet::new();
-    for name in SERVERS {
+    let mut unknown = BTreeSet::new();
+    for name in SERVERS.into_iter().chain(MODULE_SERVERS) {
         if server::find(name).is_none() {
             skip(&format!("{name} is not here"));
             continue;
@@ -178,7 +199,9 @@ fn every_replicated_command_is_known_and_its_keys_are_where_the_servers_find_the
             for keys in [&mut theirs, &mut ours] {
                 let _ = keys.as_mut().map(|k| k.sort());
             }
-            if theirs.is_ok() && theirs == ours {
+            let in_part = NAMED_IN_PART.contains(&words(line)[0])
+                && matches!((&theirs, &ours), (Ok(a), Ok(b)) if a.iter().all(|k| b.contains(k)));
+            if theirs.is_ok() && (theirs == ours || in_part) {
                 asked += 1;
             } else {
                 wrong.insert(format!("{name}: {line}: {theirs:?}, in the table {ours:?}"));
@@ -188,7 +211,9 @@ fn every_replicated_command_is_known_and_its_keys_are_where_the_servers_find_the
         let sampled: BTreeSet<&str> = CALLS.iter().map(|c| words(c)[0]).collect();
         for row in &rows {
             let head = row.name.split('|').next().unwrap_or_default();
-            if lookup(head.as_bytes()).is_none() {
+            if lookup(head.as_bytes()).is_none() && head.contains('.') {
+                unknown.insert(head.to_owned());
+            } else if lookup(head.as_bytes()).is_none() {
                 compare(&row.name);
             } else if sampled.contains(head) || row.first <= 0 || !row.writes {
                 continue;
@@ -206,6 +231,9 @@ fn every_replicated_command_is_known_and_its_keys_are_where_the_servers_find_the
             }
         }
     }
+    println!("modules' commands that are not in the table: {unknown:?}");
+    unknown.retain(|name| !may_be_unknown(name));
+    assert!(unknown.is_empty(), "not in the table: {unknown:?}");
     let shown: Vec<&String> = wrong.iter().collect();
     assert!(wrong.is_empty(), "{} differ:\n{shown:#?}", wrong.len());
     assert!(

@@ -193,7 +193,7 @@ fn unheld(
         }
     }
     let (code, why) = match spec.name {
-        "KEYDB.CRON" => (losses::CRON, losses::IS_CRON),
+        "KEYDB.CRON" | "KEYDB.NHSET" => (losses::TYPE, losses::IS_KEYDBS),
         _ => (losses::MEMBER_EXPIRY, losses::HAS_MEMBER_EXPIRY),
     };
     Ok(Route::Lose {
@@ -360,7 +360,8 @@ fn runs_as_it_is(cmd: &Command<'_>, spec: &'static Spec, view: &View<'_>) -> boo
     let copies_loss =
         view.ctx.facts().loses_field_expiry && matches!(spec.name, "RENAME" | "RENAMENX" | "COPY");
     let elsewhere = command::copy_db(cmd).is_some();
-    !elsewhere && !copies_loss && !is_restore(spec) && !view.forms.has(cmd)
+    let unsure = spec.name == "HIMPORT";
+    !elsewhere && !unsure && !copies_loss && !is_restore(spec) && !view.forms.has(cmd)
 }
 
 fn is_restore(spec: &Spec) -> bool {

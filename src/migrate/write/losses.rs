@@ -11,19 +11,19 @@ pub(crate) const SERIES_RULES: &str = "skipped.series_rules";
 pub(crate) const FIELD_EXPIRY: &str = "skipped.field_expiry";
 
 pub(crate) const MEMBER_EXPIRY: &str = "skipped.member_expiry";
-pub(crate) const CRON: &str = "skipped.cron";
 
 /// Why a key is listed some of whose members expire (KeyDB).
 pub(crate) const HAS_MEMBER_EXPIRY: &str = "some of its members expire by themselves (EXPIREMEMBER of KeyDB): those that the source has not removed before the cutover stay for good";
 
-/// Why a key is listed that is a script of KeyDB's.
-pub(crate) const IS_CRON: &str = "it is a script that KeyDB runs by the clock";
 /// What it means for a run that the target refuses RESTORE.
 pub(crate) const WITHOUT_RESTORE: &str = "the target refuses RESTORE: every value is written by commands; access times and frequencies (LRU, LFU) do not come along";
 
 /// Why a value cannot be written that no command puts together.
 pub(crate) const ONLY_BY_RESTORE: &str =
     "the target refuses RESTORE, and no command writes a value of its type";
+
+/// Why a key is listed whose type only KeyDB has: a script that runs by the clock, a nested hash.
+pub(crate) const IS_KEYDBS: &str = "it is of a type that only KeyDB has";
 
 /// Why a key has nowhere to go whose name another one gets.
 pub(crate) const NAME_TAKEN: &str =
