@@ -1,9 +1,10 @@
 //! Search indexes as a part of the migration: made, followed, compared and reported.
 
+use crate::support::cluster::Cluster;
 use crate::support::keyferry::{Plan, Running};
-use crate::support::need;
-use crate::support::server::Server;
+use crate::support::server::{Server, Setup};
 use crate::support::wire::{Client, Command};
+use crate::support::{need, wait_until};
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -83,6 +84,14 @@ fn made(server: &Server, name: &str) -> String {
     told.join("\n")
 }
 
+/// How many documents an index holds.
+fn count(server: &Server, name: &str) -> String {
+    let info = server.run(&format!("FT.INFO {name}"));
+    let mut pairs = info.items().chunks_exact(2);
+    let pair = pairs.find(|pair| pair[0].text() == "num_docs");
+    pair.map(|pair| pair[1].text()).unwrap_or_default()
+}
+
 fn list(server: &Server) -> Vec<String> {
     let list = server.run("FT._LIST");
     let mut names: Vec<String> = list.items().iter().map(|n| n.text()).collect();
@@ -96,7 +105,7 @@ fn same_answers(a: &Server, b: &Server) {
         assert!(ours.items().len() > 2, "{search}: {ours:?}");
         assert_eq!(format!("{ours:?}"), format!("{theirs:?}"), "{search}");
     }
-    let near: Vec<u8> = [7.0f32, 1.0].iter().flat_map(|f| f.to_le_bytes()).collect();
+    let near: Vec<u8> = [7.2f32, 1.0].iter().flat_map(|f| f.to_le_bytes()).collect();
     for index in ["hashes", "documents"] {
         let knn = Command::new("FT.SEARCH")
             .arg(index)
@@ -197,13 +206,10 @@ fn indexes_arrive_and_follow_the_stream() {
         fill(&mut client, 300..320);
         plan.wait_caught_up(&mut running, LIMIT);
         let names = ["documents", "hashes", "later", "passing", "within"];
-        assert_eq!(
-            (list(&source), list(&target)),
-            (
-                names.map(String::from).to_vec(),
-                names.map(String::from).to_vec()
-            )
-        );
+        assert_eq!(list(&source), names);
+        wait_until("the stream is followed", LIMIT, || {
+            list(&target) == names && count(&target, "hashes") == "320"
+        });
         assert_eq!(made(&source, "later"), made(&target, "later"));
         assert!(
             running.stderr_now().contains("TEMPORARY"),
@@ -250,4 +256,232 @@ fn indexes_arrive_and_follow_the_stream() {
             "{markdown}"
         );
     }
+}
+
+/// Without a stream, the source is asked now and then.
+#[test]
+fn a_scan_brings_indexes_and_sees_them_change() {
+    let Some([old, new]) = need(["modules-7.4", "modules-8.2"]) else {
+        return;
+    };
+    let target = Server::start(&new);
+    let (source, plan) = scene(&old, &target.url(), "scan");
+    let mut running = plan.start("migrate --json");
+    wait_until("the indexes are there", LIMIT, || {
+        list(&target).len() == 3 && count(&target, "hashes") == "300"
+    });
+    same_answers(&source, &target);
+    ok(&source, "FT.DROPINDEX full");
+    ok(&source, "FT.ALTER documents SCHEMA ADD $.more AS more TAG");
+    ok(&source, "FT.CREATE later PREFIX 1 h: SCHEMA n NUMERIC");
+    let names = ["documents", "hashes", "later"];
+    wait_until("the changes are there", LIMIT, || {
+        list(&target) == names && made(&source, "documents") == made(&target, "documents")
+    });
+    plan.wait_caught_up(&mut running, LIMIT);
+    let answer = verified(&plan, 0);
+    for name in names {
+        assert_eq!(state_of(&answer, name), "equal", "{answer}");
+    }
+    stop(running);
+}
+
+/// Killed when all is loaded and nothing is made yet, it makes them in the next run; they are waited for.
+#[test]
+fn a_killed_run_makes_them_in_the_next() {
+    let Some([name]) = need(["modules-7.4"]) else {
+        return;
+    };
+    let target = Server::start(&name);
+    let (source, mut plan) = scene(&name, &target.url(), "replica");
+    let dry = plan
+        .run("migrate --dry-run --until caught-up --json")
+        .exits(0);
+    assert!(list(&target).is_empty(), "{}", dry.stderr);
+    let killed = plan.start_with("migrate --json", &[("KEYFERRY_FAILPOINT", "load-done:1")]);
+    assert_eq!(killed.wait(LIMIT).code, -1);
+    assert!(list(&target).is_empty());
+    ok(&source, "FT.CREATE between PREFIX 1 h: SCHEMA n NUMERIC");
+    ok(&source, "FT.DROPINDEX full");
+    plan.run("migrate --until caught-up --json").exits(0);
+    assert_eq!(list(&target), ["between", "documents", "hashes"]);
+    same_answers(&source, &target);
+    verified(&plan, 0);
+    // The plan leaves them out: what is there stays, and no command of the stream ends the run.
+    plan.set("/indexes", json!("skip"));
+    ok(&source, "FT.CREATE skipped PREFIX 1 h: SCHEMA n NUMERIC");
+    let done = plan.run("migrate --until caught-up --json").exits(0);
+    assert_eq!(done.json["skipped"]["search"], 1, "{}", done.stdout);
+    assert_eq!(list(&target), ["between", "documents", "hashes"]);
+    let answer = verified(&plan, 0);
+    assert_eq!(state_of(&answer, "hashes"), "not_compared", "{answer}");
+}
+
+/// Prefixes are renamed with the keys; an index of the same name that the target has stays, and is told.
+#[test]
+fn prefixes_are_renamed_and_another_index_is_left_alone() {
+    let Some([name]) = need(["modules-7.4"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    ok(&source, "FT.CREATE i PREFIX 1 old: SCHEMA a TEXT");
+    ok(&source, "FT.CREATE half PREFIX 1 o SCHEMA a TEXT");
+    ok(&source, "FT.CREATE other PREFIX 1 old: SCHEMA a TEXT");
+    ok(&target, "FT.CREATE other PREFIX 1 x: SCHEMA b TAG");
+    ok(&source, "HSET old:1 a hello");
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/rename", json!({"old:": "new:"}));
+    plan.set("/indexes", json!("create-before-load"));
+    let report = plan.run("check --json").exits(0).json.to_string();
+    for said in [
+        "search_indexes_unlike",
+        "another index of this name",
+        "half",
+    ] {
+        assert!(report.contains(said), "{said}: {report}");
+    }
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, LIMIT);
+    ok(&source, "FT.CREATE streamed PREFIX 1 old: SCHEMA a TEXT");
+    wait_until("the stream is followed", LIMIT, || {
+        list(&target) == ["half", "i", "other", "streamed"]
+    });
+    for index in ["i", "streamed"] {
+        assert!(
+            made(&target, index).contains("new:"),
+            "{}",
+            made(&target, index)
+        );
+        wait_until("it is built", LIMIT, || count(&target, index) == "1");
+    }
+    assert!(made(&target, "other").contains("x:"));
+    stop(running);
+    let answer = verified(&plan, 1);
+    assert_eq!(state_of(&answer, "other"), "different", "{answer}");
+    assert_eq!(state_of(&answer, "i"), "equal", "{answer}");
+}
+
+/// A target that cannot search gets the documents; what is missing is said, and ends nothing.
+#[test]
+fn a_target_without_search_gets_the_documents() {
+    let Some([name, plain]) = need(["modules-7.4", "valkey-9.1"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&plain));
+    ok(&source, HASHES);
+    ok(&source, "HSET h:1 name hello");
+    let plan = Plan::new(&source.url(), &target.url());
+    let report = plan.run("check --json").exits(0).json;
+    let findings = report["findings"].as_array().expect("findings");
+    let one = findings.iter().find(|f| f["id"] == "search_indexes");
+    let one = one.expect("a finding");
+    assert_eq!(one["severity"], "warning");
+    assert!(one["message"].to_string().contains("hashes"), "{one}");
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, LIMIT);
+    ok(&source, "FT.CREATE later PREFIX 1 h: SCHEMA n NUMERIC");
+    ok(&source, "HSET h:2 name hello");
+    wait_until("the stream goes on", LIMIT, || {
+        target.run("EXISTS h:2").int() == Some(1)
+    });
+    stop(running);
+    let done = plan.run("migrate --until caught-up --json").exits(0);
+    assert!(
+        done.json["skipped"]["search"].as_u64() >= Some(1),
+        "{}",
+        done.stdout
+    );
+    done.says(&["no search module"]);
+    let answer = verified(&plan, 0);
+    assert_eq!(state_of(&answer, "hashes"), "not_compared", "{answer}");
+    plan.run("report").exits(0);
+    let path = plan.work_dir().join("test/report/report.json");
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a report")).expect("JSON");
+    assert_eq!(
+        report["indexes"]["hashes"]["state"], "skipped",
+        "{}",
+        report["indexes"]
+    );
+    assert!(report["unproven"].to_string().contains("hashes"));
+}
+
+/// A user without FT.* at the target: a warning with the remedy, and the keys arrive.
+#[test]
+fn a_target_that_refuses_them_gets_the_documents() {
+    let Some([name]) = need(["modules-7.4"]) else {
+        return;
+    };
+    let source = Server::start(&name);
+    let target = Setup::new(&name)
+        .line("user ferry on >it ~* &* +@all -ft.create -ft._createifnx -ft._list")
+        .start();
+    ok(&source, HASHES);
+    ok(&source, "HSET h:1 name hello");
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/target/username", json!("ferry"));
+    plan.set("/target/password", json!("it"));
+    let done = plan.run("migrate --until caught-up --json").exits(0);
+    done.says(&["hashes", "+@search"]);
+    assert_eq!(target.run("EXISTS h:1").int(), Some(1));
+    assert!(list(&target).is_empty());
+}
+
+/// Nodes whose modules do not work together: each index goes to the node that takes it, and what that means is said.
+#[test]
+fn a_cluster_gets_each_index_where_it_is_taken() {
+    let Some([name, clustered]) = need(["modules-7.4", "modules-8.2"]) else {
+        return;
+    };
+    let cluster = Cluster::start(&clustered, 3);
+    let (source, plan) = scene(&name, &cluster.url(), "replica");
+    let mut running = plan.start("migrate --json");
+    plan.wait_caught_up(&mut running, LIMIT);
+    ok(&source, "FT.CREATE later PREFIX 1 h: SCHEMA n NUMERIC");
+    ok(&source, "FT.ALTER hashes SCHEMA ADD more TAG");
+    ok(&source, "FT.DROPINDEX full");
+    ok(&source, "FT.DICTADD words one");
+    let everywhere = || {
+        let mut names: Vec<String> = cluster.masters().iter().flat_map(list).collect();
+        names.sort();
+        names
+    };
+    wait_until("the stream is followed", LIMIT, || {
+        everywhere() == ["documents", "hashes", "later"]
+            && (cluster.masters().iter()).all(|m| m.run("FT.DICTDUMP words").items().len() == 1)
+    });
+    let holder = cluster
+        .masters()
+        .iter()
+        .find(|m| list(m).contains(&"hashes".to_owned()));
+    wait_until("it is altered", LIMIT, || {
+        made(holder.expect("a node"), "hashes") == made(&source, "hashes")
+    });
+    stop(running);
+    let answer = verified(&plan, 0);
+    assert_eq!(state_of(&answer, "hashes"), "not_compared", "{answer}");
+    assert!(
+        answer.to_string().contains("do not work together"),
+        "{answer}"
+    );
+}
+
+/// A file's definitions are not made, which is said.
+#[test]
+fn a_file_says_that_its_indexes_are_not_made() {
+    let Some([name]) = need(["modules-7.4"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&name), Server::start(&name));
+    ok(&source, HASHES);
+    ok(&source, "HSET h:1 name hello");
+    ok(&source, "SAVE");
+    let file = source.dir().join("dump.rdb");
+    let plan = Plan::of(
+        json!({"name": "test", "source": {"mode": "rdb", "path": file}, "target": {"url": target.url()}}),
+    );
+    plan.run("migrate --json")
+        .exits(0)
+        .says(&["search indexes", "FT.CREATE"]);
+    assert_eq!(target.run("EXISTS h:1").int(), Some(1));
 }

@@ -324,7 +324,7 @@ fn migration(report: &Report) -> Vec<Table> {
         ],
     )];
     tables.extend(source_cost(report));
-    tables.extend(super::indexes::table(report));
+    tables.extend(report.index_table());
     let phases = report.phases.iter().map(|p| {
         let took = p.left_ms.map_or("-".into(), |left| {
             duration(u64::try_from(left - p.entered_ms).unwrap_or(0))

@@ -157,7 +157,7 @@ pub fn render(report: &Report) -> String {
         page.0 += &table.markdown();
     }
 
-    if let Some(table) = super::indexes::table(report) {
+    if let Some(table) = report.index_table() {
         page.heading("Search indexes");
         page.0 += &table.markdown();
     }

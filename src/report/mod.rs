@@ -169,6 +169,12 @@ impl Report {
         Ok(())
     }
 
+    /// One row for each search index.
+    fn index_table(&self) -> Option<view::Table> {
+        let answer = self.verify.as_ref().map(|v| &v.run.answer);
+        indexes::table(self.indexes.as_ref(), answer)
+    }
+
     /// The comparison that the first screen tells: the first one that allows a verdict.
     fn told_result(&self) -> Option<&Value> {
         let results = self.latency.as_ref()?["results"].as_array()?;
@@ -286,7 +292,7 @@ fn unproven(report: &Report) -> Vec<String> {
             }
         }
     }
-    list.extend(indexes::unproven(report));
+    list.extend(indexes::unproven(report.indexes.as_ref()));
     let job = &report.job;
     if !job.filter.is_empty() {
         list.push(format!(

@@ -13,6 +13,11 @@ const WIDE: &[(&str, &str, &str)] = &[
         "one side in the answer of `check --json`, field by field",
     ),
     (
+        "src/plan/document.rs",
+        "Plan",
+        "the keys of a plan, as they are typed",
+    ),
+    (
         "src/plan/job.rs",
         "Job",
         "the plan's own parts, after validation",
