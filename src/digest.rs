@@ -146,7 +146,7 @@ pub fn of_payload(dump: &[u8], now_ms: i64, width: Width) -> Result<Option<KeyDi
         p.type_id,
         p.dialect,
         u32::from(p.version),
-        p.body,
+        &p.body,
         0,
         &mut digester,
     )?;
@@ -270,6 +270,10 @@ impl ValueSink for Digester {
 
     fn array_cursor(&mut self, next: Option<u64>) -> Result<()> {
         self.each(|s| s.array_cursor(next))
+    }
+
+    fn path_field(&mut self, path: &[u8], field: &[u8], value: &[u8]) -> Result<()> {
+        self.each(|s| s.path_field(path, field, value))
     }
 
     fn number(&mut self, n: u64) -> Result<()> {
@@ -520,6 +524,12 @@ impl ValueSink for State {
 
     fn array_cursor(&mut self, next: Option<u64>) -> Result<()> {
         self.sum(mix(next.map_or(0, |n| n.wrapping_add(1))));
+        Ok(())
+    }
+
+    fn path_field(&mut self, path: &[u8], field: &[u8], value: &[u8]) -> Result<()> {
+        let name = mix(self.lane.hash(path)) ^ mix(self.lane.hash(field)).rotate_left(21);
+        self.sum(mix(name) ^ mix(self.lane.hash(value)).rotate_left(42));
         Ok(())
     }
 

@@ -71,7 +71,7 @@ fn every_changed_byte_ends_in_order() {
 /// What claims much and holds little.
 #[test]
 fn lies_are_refused_in_little_memory() {
-    let huge: [&[u8]; 10] = [
+    let huge: [&[u8]; 16] = [
         b"\x00\x01k\x81\x7f\xff\xff\xff\xff\xff\xff\xff", // a string of 2^63 bytes
         b"\x00\x01k\x80\xff\xff\xff\xffabc",              // of 4 GB
         b"\x01\x01k\x81\x80\x00\x00\x00\x00\x00\x00\x00", // a list of 2^63 items
@@ -81,12 +81,18 @@ fn lies_are_refused_in_little_memory() {
         b"\x0f\x01k\x81\x00\x00\x00\x40\x00\x00\x00\x00", // a stream of 2^38 nodes
         b"\x12\x01k\x02\x01\x81\x00\x00\x00\x40\x00\x00\x00\x00", // a list node of 256 GB
         b"\x1c\x01k\x81\x00\x00\x00\x40\x00\x00\x00\x00\x00", // an array
-        b"\xfa\x81\x00\x00\x00\x40\x00\x00\x00\x00k",     // an AUX name
+        b"\xf2\x00\x81\x00\x00\x00\x40\x00\x00\x00\x00\x01a", // a template of 2^38 names
+        b"\xf2\x00\x01\x81\x00\x00\x00\x40\x00\x00\x00\x00", // a name of 256 GB
+        b"\x1d\x01k\x00\x81\x00\x00\x00\x40\x00\x00\x00\x00", // a listpack of names
+        b"\x1f\x01k\x01\x81\x00\x00\x00\x40\x00\x00\x00\x00\x01a", // 2^38 names in a hash
+        b"\xf2\x00\x01\x01a\x20\x01k\x00\x81\x00\x00\x00\x40\x00\x00\x00\x00", // a value of 256 GB
+        b"\xf2\x00\x01\x01a\x1e\x01k\xc3\x04\x81\x00\x00\x00\x10\x00\x00\x00\x00abcd", // LZF to 64 GB
+        b"\xfa\x81\x00\x00\x00\x40\x00\x00\x00\x00k", // an AUX name
     ];
     let dir = tempfile::tempdir().expect("a folder");
     for (i, record) in huge.iter().enumerate() {
         let path = dir.path().join(format!("lie-{i}.rdb"));
-        std::fs::write(&path, [b"REDIS0014".as_slice(), record].concat()).expect("it is written");
+        std::fs::write(&path, [b"REDIS0015".as_slice(), record].concat()).expect("it is written");
         for form in ["json", "resp", "summary"] {
             let out = limited(64)
                 .arg(format!(

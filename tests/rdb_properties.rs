@@ -23,7 +23,7 @@ struct Made {
 }
 
 fn made(type_id: u8, body: Vec<u8>) -> Made {
-    let valkey = type_id == op::HASH_22;
+    let valkey = type_id == op::HASH_22 || type_id == op::PATH_HASH;
     Made {
         type_id,
         dialect: if valkey {
@@ -118,6 +118,18 @@ fn value() -> impl Strategy<Value = Made> {
             }
             made(op::HASH_22, body)
         }),
+        (map(), map()).prop_map(|(a, b)| {
+            let mut body = vec![2];
+            for (path, fields) in [(&b""[..], &a), (b"/p", &b)] {
+                put_string(&mut body, path);
+                put_length(&mut body, fields.len() as u64);
+                for (field, value) in fields {
+                    put_string(&mut body, field);
+                    put_string(&mut body, value);
+                }
+            }
+            made(op::PATH_HASH, body)
+        }),
         timed().prop_map(|m| {
             let least = m.values().filter_map(|v| v.1).min().unwrap_or(1);
             let mut body = least.to_le_bytes().to_vec();
@@ -164,6 +176,10 @@ impl ValueSink for Told {
         self.0.push(format!("{field:?} {value:?} {at:?}"));
         Ok(())
     }
+    fn path_field(&mut self, path: &[u8], field: &[u8], value: &[u8]) -> Result<()> {
+        self.0.push(format!("{path:?} {field:?} {value:?}"));
+        Ok(())
+    }
     fn stream_entry(&mut self, id: StreamId, fields: &[(Vec<u8>, Vec<u8>)]) -> Result<()> {
         self.0.push(format!("{id} {fields:?}"));
         Ok(())
@@ -176,8 +192,8 @@ impl ValueSink for Told {
 
 fn file_of(made: &Made) -> Vec<u8> {
     let magic: &[u8] = match made.dialect {
-        Dialect::Redis => b"REDIS0012",
-        Dialect::Valkey => b"VALKEY080",
+        Dialect::Redis => b"REDIS0015",
+        Dialect::Valkey => b"VALKEY081",
     };
     let mut file = [magic, &[made.type_id, 3], b"key", &made.body].concat();
     file.extend_from_slice(&[op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -228,7 +244,68 @@ proptest! {
             prop_assert_eq!(payload::fit(new, Dialect::of_version(footer), footer, &out, &target), Fit::AsIs);
             converted += 1;
         }
-        prop_assert!(converted > 0 || made.type_id < op::ZSET_2);
+        prop_assert!(converted > 0 || made.type_id < op::ZSET_2 || made.type_id == op::PATH_HASH);
+    }
+
+    #[test]
+    fn a_hash_with_a_template_is_the_plain_hash(m in btree_map(bytes(), bytes(), 1..40)) {
+        let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = m.into_iter().collect();
+        pairs.sort_by(|a, b| (a.0.len(), &a.0).cmp(&(b.0.len(), &b.0)));
+        let (mut names, mut values) = (Vec::new(), Vec::new());
+        let mut plain = Vec::new();
+        put_length(&mut plain, pairs.len() as u64);
+        for (name, value) in &pairs {
+            put_string(&mut names, name);
+            put_string(&mut values, value);
+            put_string(&mut plain, name);
+            put_string(&mut plain, value);
+        }
+        let mut count = Vec::new();
+        put_length(&mut count, pairs.len() as u64);
+        let mut packed = vec![b"0".to_vec()];
+        packed.extend(pairs.iter().map(|p| p.1.clone()));
+        let packed = listpack(&packed);
+        let records = [
+            &[242, 0][..], &count, &names,
+            &[29, 1, b'a', 1], &count, &names, &packed,
+            &[30, 1, b'a'], &packed,
+            &[31, 1, b'a', 1], &count, &names, &values,
+            &[32, 1, b'a', 0], &values,
+        ].concat();
+        let file = [b"REDIS0015".as_slice(), &records, &[op::EOF], &[0; 8]].concat();
+        let mut expected = Told::default();
+        value::decode(op::HASH, Dialect::Redis, 15, &plain, 0, &mut expected).unwrap();
+        for limit in [0, 1 << 20] {
+            let options = Options { whole_value_limit: limit, ..Options::default() };
+            let mut snapshot = Snapshot::open(file.as_slice(), options).unwrap();
+            let mut keys = 0;
+            loop {
+                let mut told = Told::default();
+                match snapshot.next().unwrap() {
+                    Item::End => break,
+                    Item::Large(large) => large.decode(&mut told).unwrap(),
+                    Item::Entry(e) => {
+                        prop_assert_eq!(e.header.type_id, op::HASH);
+                        value::decode(op::HASH, Dialect::Redis, 15, e.value, 0, &mut told).unwrap();
+                    }
+                    _ => continue,
+                }
+                keys += 1;
+                prop_assert_eq!(&told, &expected);
+            }
+            prop_assert_eq!(keys, 4);
+        }
+        for (type_id, body) in [
+            (29, [&[1][..], &count, &names, &packed].concat()),
+            (31, [&[1][..], &count, &names, &values].concat()),
+        ] {
+            let mut dump = Vec::new();
+            payload::seal(&mut dump, &[], type_id, &body, 15);
+            let opened = payload::open(&dump).unwrap();
+            let mut told = Told::default();
+            value::decode(opened.type_id, Dialect::Redis, 15, &opened.body, 0, &mut told).unwrap();
+            prop_assert_eq!(&told, &expected);
+        }
     }
 
     #[test]

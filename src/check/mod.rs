@@ -5,6 +5,7 @@
 //! Invariant: the user's keys are not touched; the probe's own key has a random name and ends by itself.
 
 mod differences;
+mod files;
 mod finding;
 mod indexes;
 mod merge;
@@ -87,7 +88,10 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
             let facts = probe::facts(endpoint, false).await;
             rules::reached("source", facts, &mut findings)
         }
-        Source::Rdb { .. } => None,
+        Source::Rdb { path } => {
+            files::findings(path, &mut findings);
+            None
+        }
     };
     let target = probe::facts(&job.target, write).await;
     let mut target = rules::reached("target", target, &mut findings);

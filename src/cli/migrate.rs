@@ -55,6 +55,9 @@ pub struct Arguments {
     /// later ones.
     #[arg(long)]
     accept_loss: bool,
+    /// Refuse a snapshot whose RDB version is newer than all that are known (else: a warning)
+    #[arg(long)]
+    strict: bool,
     /// Forget the saved state and begin anew
     #[arg(long)]
     fresh: bool,
@@ -107,6 +110,7 @@ pub fn run(arguments: &Arguments, common: &Common) -> Result<u8> {
         dry_run: arguments.dry_run,
         until_caught_up: matches!(arguments.until, Some(Until::CaughtUp)),
         accept_loss: arguments.accept_loss,
+        strict: arguments.strict,
         fresh: arguments.fresh,
         work_dir: common.state_dir(&job),
         share,

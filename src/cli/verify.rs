@@ -210,6 +210,7 @@ async fn write_again(
         dry_run: false,
         until_caught_up: true,
         accept_loss: false,
+        strict: false,
         fresh: false,
         work_dir: work_dir.to_owned(),
         share,

@@ -33,6 +33,8 @@ pub(crate) struct RunOptions {
     pub until_caught_up: bool,
     /// What a new full sync or sweep at the start of this run would remove may go.
     pub accept_loss: bool,
+    /// Snapshots of unknown versions are refused.
+    pub strict: bool,
     /// The source is read by SCAN and DUMP: it has no stream.
     pub scan: bool,
     /// How long a side may be away before the run gives up.

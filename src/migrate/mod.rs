@@ -73,6 +73,8 @@ pub struct Options {
     pub until_caught_up: bool,
     /// What the source has lost since an earlier run is removed from the target too.
     pub accept_loss: bool,
+    /// A snapshot of a version that is newer than all that are known is refused.
+    pub strict: bool,
     /// Forget the saved state and begin anew.
     pub fresh: bool,
     /// The plan's own folder.
@@ -353,6 +355,7 @@ async fn migrate(
             dry_run: options.dry_run,
             until_caught_up: options.until_caught_up,
             accept_loss: options.accept_loss,
+            strict: options.strict,
             scan,
             patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
             load_estimate_ms: estimate,

@@ -7,7 +7,7 @@ use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
 use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::rdb::modules::ways::Takes;
-use crate::source::psync;
+use crate::source::{files, psync};
 use crate::store::{Existing, MODE, ShardState, Store};
 use crate::target::topology::Topology;
 use crate::types::{DbIndex, ShardId, SlotSet, unix_ms};
@@ -26,9 +26,7 @@ pub(super) fn source_name(source: &Source) -> String {
         Source::Rdb {
             path: RdbPath::Stdin,
         } => "-".into(),
-        Source::Rdb {
-            path: RdbPath::File(path),
-        } => path.display().to_string(),
+        Source::Rdb { path } => path.to_string(),
     }
 }
 
@@ -78,7 +76,12 @@ pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
                 scan,
             })
         }
-        Source::Rdb { .. } => {
+        Source::Rdb { path } => {
+            let named = files::named(path)?;
+            // What one file is, is looked at when it is read: that of an append-only file may take a while.
+            if named.len() > 1 {
+                files::parts(&named)?;
+            }
             let master = Master {
                 address: source_name(&job.source),
                 slots: SlotSet::all(),

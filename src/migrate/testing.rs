@@ -45,6 +45,7 @@ pub(crate) fn shared(dir: &Path, job: Job) -> Shared {
             dry_run: false,
             until_caught_up: false,
             accept_loss: false,
+            strict: false,
             scan: false,
             patience: Duration::from_secs(1),
             load_estimate_ms: 0,

@@ -2,6 +2,7 @@
 
 use super::cutover::CutoverPlan;
 use super::indexes::Indexes;
+use super::path::PathPlan;
 use super::unknown::UnknownCommands;
 use super::{shape, url};
 use crate::error::{Error, ErrorKind, Result};
@@ -78,9 +79,9 @@ pub struct SourcePlan {
     /// answers is taken. redis+sentinel://host:26379,host:26379/NAME, or a socket: redis+unix:///path?db=1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// The snapshot file of mode "rdb"; "-" is standard input.
+    /// The snapshot of mode "rdb": a file, several (one of each shard), or globs; "-" is standard input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
+    pub path: Option<PathPlan>,
     /// The ACL user; absent means "default".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,

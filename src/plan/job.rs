@@ -108,14 +108,18 @@ impl fmt::Display for Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RdbPath {
     Stdin,
-    File(PathBuf),
+    /// Files and globs.
+    Files(Vec<PathBuf>),
 }
 
 impl fmt::Display for RdbPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RdbPath::Stdin => f.write_str("standard input"),
-            RdbPath::File(path) => path.display().fmt(f),
+            RdbPath::Files(paths) => {
+                let paths: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
+                f.write_str(&paths.join(", "))
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ mod indexes;
 mod job;
 mod learnt;
 mod names;
+mod path;
 mod rename;
 mod secret;
 mod shape;

@@ -178,6 +178,12 @@ impl<R: Read> Input<R> {
         self.base += n as u64;
     }
 
+    /// Begins a new checksum with the next byte.
+    pub fn restart_checksum(&mut self, checksum: bool) {
+        let digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Redis);
+        self.crc = checksum.then_some((digest, self.start));
+    }
+
     fn absorb(&mut self) {
         if let Some((digest, from)) = &mut self.crc {
             digest.update(self.buf.get(*from..self.start).unwrap_or_default());

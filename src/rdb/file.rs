@@ -3,15 +3,21 @@
 //! Values come framed, their bytes untouched; one that is larger than the limit comes as [`LargeEntry`] in pieces.
 //! Invariant: [`Snapshot::position`] is always the start of a record, so reading can begin there again.
 
+mod ending;
+mod head;
 mod pieces;
+mod templates;
 
-use crate::error::{Context, Error, ErrorKind, Result};
+pub use head::{Head, newer};
+
+use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
 use crate::rdb::encoding::{self, Len};
 use crate::rdb::frame::Walk;
 use crate::rdb::old_module;
 use crate::rdb::opcode::{self as op, Dialect};
-use crate::rdb::value::{self, ValueSink, module_name};
+use crate::rdb::payload;
+use crate::rdb::value::{ValueSink, module_name, template};
 use crate::types::{DbIndex, ExpireAt};
 use std::io::{BufWriter, Read, Write};
 
@@ -23,6 +29,10 @@ pub struct Options {
     /// So does a compressed string that is longer than this when it is unpacked.
     pub unpacked_limit: u64,
     pub ignore_checksum: bool,
+    /// What follows a snapshot's end is looked at: another one is read on, anything else is an error.
+    pub joined: bool,
+    /// A version that is newer than all that are known is refused.
+    pub strict: bool,
 }
 
 impl Default for Options {
@@ -31,6 +41,8 @@ impl Default for Options {
             whole_value_limit: 8 << 20,
             unpacked_limit: u64::MAX,
             ignore_checksum: false,
+            joined: false,
+            strict: false,
         }
     }
 }
@@ -57,6 +69,8 @@ pub enum Item<'a, R: Read> {
     },
     Entry(Entry<'a>),
     Large(LargeEntry<'a, R>),
+    /// Another snapshot begins right behind the one before, in the same file.
+    Joined(Dialect, u32),
     End,
 }
 
@@ -88,6 +102,8 @@ pub struct Entry<'a> {
 pub struct LargeEntry<'a, R: Read> {
     snapshot: &'a mut Snapshot<R>,
     type_id: u8,
+    /// The number in the file; another one where the value is read as a plain hash.
+    stored: u8,
     attributes: Attributes,
     value_at: u64,
 }
@@ -103,61 +119,34 @@ struct Attributes {
 pub struct Snapshot<R> {
     input: Input<R>,
     options: Options,
-    dialect: Dialect,
-    version: u32,
+    head: Head,
     db: DbIndex,
     key: Vec<u8>,
     text: Vec<u8>,
     meta: Vec<u8>,
+    /// The last value whose field names stand in a template, as a plain hash.
+    plain: Vec<u8>,
     record_at: u64,
     /// Bytes lent by the last item, to be consumed before the next.
     lent: usize,
     /// A large value that may not have been read.
     unread: Option<u8>,
     checksum: bool,
+    /// The snapshot says of itself that it is the beginning of an append-only file.
+    commands_follow: bool,
 }
-
-const WHAT_MAGIC: &str = "the magic";
 
 impl<R: Read> Snapshot<R> {
     /// Reads the magic and version.
     pub fn open(reader: R, options: Options) -> Result<Self> {
-        let mut input = Input::new(reader, 0, !options.ignore_checksum);
-        input.ensure(9, WHAT_MAGIC)?;
-        let magic = input.peek().get(..9).unwrap_or_default().to_vec();
-        let number = |from: usize| -> Option<u32> {
-            std::str::from_utf8(magic.get(from..)?).ok()?.parse().ok()
-        };
-        let (dialect, version) = if magic.starts_with(b"VALKEY") {
-            (Dialect::Valkey, number(6))
-        } else if magic.starts_with(b"REDIS") {
-            (Dialect::Redis, number(5))
-        } else {
-            return Err(corrupt(0, WHAT_MAGIC, "this is not an RDB file"));
-        };
-        let version =
-            version.ok_or_else(|| corrupt(5, WHAT_MAGIC, "the version is not a number"))?;
-        let known = match dialect {
-            Dialect::Redis => (1..=14).contains(&version),
-            Dialect::Valkey => version == 80,
-        };
-        if !known {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "the snapshot has the RDB version {version} ({dialect:?}), which is not known yet"
-                ),
-            ));
-        }
-        input.consume(9);
-        Ok(Snapshot::from_input(
-            input,
-            DbIndex::ZERO,
-            dialect,
-            version,
-            options,
-            version >= 5 && !options.ignore_checksum,
-        ))
+        Snapshot::open_at(reader, 0, options)
+    }
+
+    /// The same for a snapshot that begins at byte `at` of its file.
+    pub fn open_at(reader: R, at: u64, options: Options) -> Result<Self> {
+        let mut input = Input::new(reader, at, !options.ignore_checksum);
+        let head = Head::read(&mut input, options.strict)?;
+        Ok(Snapshot::from_input(input, DbIndex::ZERO, head, options))
     }
 
     /// Goes on at a position that [`Snapshot::position`] told; the checksum cannot be verified then.
@@ -169,38 +158,34 @@ impl<R: Read> Snapshot<R> {
         version: u32,
         options: Options,
     ) -> Self {
-        Snapshot::from_input(
-            Input::new(reader, at, false),
-            db,
-            dialect,
-            version,
-            options,
-            false,
-        )
+        let head = Head::of(dialect, version);
+        Snapshot::resume_with(reader, at, db, head, options)
     }
 
-    fn from_input(
-        input: Input<R>,
-        db: DbIndex,
-        dialect: Dialect,
-        version: u32,
-        options: Options,
-        checksum: bool,
-    ) -> Self {
+    /// The same with what the snapshot's beginning says.
+    pub fn resume_with(reader: R, at: u64, db: DbIndex, head: Head, options: Options) -> Self {
+        let input = Input::new(reader, at, false);
+        let mut snapshot = Snapshot::from_input(input, db, head, options);
+        snapshot.checksum = false;
+        snapshot
+    }
+
+    fn from_input(input: Input<R>, db: DbIndex, head: Head, options: Options) -> Self {
         let record_at = input.position();
         Snapshot {
+            checksum: head.has_checksum() && !options.ignore_checksum,
             input,
             options,
-            dialect,
-            version,
+            head,
             db,
             key: Vec::new(),
             text: Vec::new(),
             meta: Vec::new(),
+            plain: Vec::new(),
             record_at,
             lent: 0,
             unread: None,
-            checksum,
+            commands_follow: false,
         }
     }
 
@@ -218,11 +203,11 @@ impl<R: Read> Snapshot<R> {
     }
 
     pub fn dialect(&self) -> Dialect {
-        self.dialect
+        self.head.dialect()
     }
 
     pub fn version(&self) -> u32 {
-        self.version
+        self.head.version()
     }
 
     /// The next record; after [`Item::End`] there is none.
@@ -256,13 +241,18 @@ impl<R: Read> Snapshot<R> {
                     self.input.consume(1);
                     attributes.idle_s = Some(self.length("an idle time")?);
                 }
-                op::KEY_META if self.dialect == Dialect::Redis && self.version >= 13 => {
+                op::KEY_META
+                    if self.head.dialect() == Dialect::Redis && self.head.version() >= 13 =>
+                {
                     self.key_meta()?
                 }
                 op::AUX => {
                     self.input.consume(1);
                     self.string_into_key("an AUX name")?;
                     self.string_into_text("an AUX value")?;
+                    self.commands_follow |=
+                        matches!(self.key.as_slice(), b"aof-preamble" | b"aof-base")
+                            && self.text == b"1";
                     return Ok(Item::Aux {
                         name: &self.key,
                         value: &self.text,
@@ -290,7 +280,7 @@ impl<R: Read> Snapshot<R> {
                     }
                     return Ok(Item::SlotInfo);
                 }
-                op::KEY_META if self.dialect == Dialect::Valkey => {
+                op::KEY_META if self.head.dialect() == Dialect::Valkey => {
                     self.input.consume(1);
                     self.string_into_key("a slot import")?;
                     for _ in 0..self.length("a slot import")? {
@@ -331,9 +321,20 @@ impl<R: Read> Snapshot<R> {
                         module: module_name(id),
                     });
                 }
+                op::SLOT_NUM | op::RAM_LRU if self.head.dialect() == Dialect::Redis => {
+                    self.input.consume(1);
+                    self.length("a hint of Redis Enterprise")?;
+                }
+                op::OPCODE_242 if self.has_templates() => self.template()?,
+                op::OPCODE_242 if self.head.has_updates() => {
+                    return Err(self.refuse_update());
+                }
                 op::EOF => {
                     self.input.consume(1);
                     self.end()?;
+                    if self.options.joined && self.joined()? {
+                        return Ok(Item::Joined(self.head.dialect(), self.head.version()));
+                    }
                     return Ok(Item::End);
                 }
                 type_id => return self.entry(type_id, attributes),
@@ -344,8 +345,10 @@ impl<R: Read> Snapshot<R> {
     fn entry(&mut self, type_id: u8, attributes: Attributes) -> Result<Item<'_, R>> {
         let at = self.input.position();
         // Names an unknown type before anything else is read.
-        value::layout(type_id, self.dialect)
-            .map_err(|e| e.context(format!("byte {at}, reading a type")))?;
+        (self.head.known(type_id)).map_err(|e| e.context(format!("byte {at}, reading a type")))?;
+        let stored = type_id;
+        let templated = self.head.is_templated(stored);
+        let type_id = if templated { op::HASH } else { stored };
         let mut walk = Walk::new(&mut self.input, 1, usize::MAX);
         let head = walk.length_or_encoding()?;
         let text_at = walk.at;
@@ -377,8 +380,11 @@ impl<R: Read> Snapshot<R> {
                 op::STRING if self.options.unpacked_limit < u64::MAX => walk.plain_length()?,
                 _ => 0,
             };
-            let fits = walk.value(type_id, self.dialect)?.is_ok()
-                && unpacked <= self.options.unpacked_limit;
+            let walked = match templated {
+                true => template::walk(&mut walk, stored, self.head.templates())?,
+                false => walk.value(type_id, self.head.dialect())?,
+            };
+            let fits = walked.is_ok() && unpacked <= self.options.unpacked_limit;
             fits.then_some(walk.at)
         };
         let Some(end) = end else {
@@ -388,10 +394,11 @@ impl<R: Read> Snapshot<R> {
                 self.key.extend_from_slice(key);
             }
             self.input.consume(key_end);
-            self.unread = Some(type_id);
+            self.unread = Some(stored);
             let value_at = self.input.position();
             return Ok(Item::Large(LargeEntry {
                 type_id,
+                stored,
                 attributes,
                 value_at,
                 snapshot: self,
@@ -400,6 +407,13 @@ impl<R: Read> Snapshot<R> {
         self.input.ensure(end, "a value")?;
         self.lent = end;
         let bytes = self.input.peek();
+        let mut value = bytes.get(key_end..end).unwrap_or_default();
+        if templated {
+            let mut r = Reader::new(value, at.saturating_add(key_end as u64));
+            self.plain.clear();
+            template::plain(stored, &mut r, self.head.templates(), &mut self.plain)?;
+            value = &self.plain;
+        }
         let key = if plain {
             bytes.get(text_at..key_end).unwrap_or_default()
         } else {
@@ -416,26 +430,30 @@ impl<R: Read> Snapshot<R> {
             at: self.record_at,
             value_at: at + key_end as u64,
         };
-        Ok(Item::Entry(Entry {
-            header,
-            value: bytes.get(key_end..end).unwrap_or_default(),
-        }))
+        Ok(Item::Entry(Entry { header, value }))
     }
 
     /// The value of a DUMP payload, which begins at [`Snapshot::resume`]'s first byte: without a key, in pieces.
     pub fn dumped(&mut self) -> Result<LargeEntry<'_, R>> {
         const WHAT: &str = "a DUMP payload";
         self.input.ensure(1, WHAT)?;
-        if self.input.peek().first() == Some(&op::KEY_META) && self.dialect == Dialect::Redis {
+        if self.input.peek().first() == Some(&op::KEY_META) && self.head.dialect() == Dialect::Redis
+        {
             self.key_meta()?;
             self.input.ensure(1, WHAT)?;
         }
         let type_id = self.input.peek().first().copied().unwrap_or_default();
-        value::layout(type_id, self.dialect)?;
+        self.head.known(type_id)?;
+        let stored = type_id;
+        let templated = self.head.is_templated(stored);
+        if templated {
+            payload::refuse_reference(stored)?;
+        }
         self.input.consume(1);
-        self.unread = Some(type_id);
+        self.unread = Some(stored);
         Ok(LargeEntry {
-            type_id,
+            type_id: if templated { op::HASH } else { stored },
+            stored,
             attributes: Attributes::default(),
             value_at: self.input.position(),
             snapshot: self,
@@ -492,31 +510,6 @@ impl<R: Read> Snapshot<R> {
         self.input.consume(n);
         Ok(())
     }
-
-    fn end(&mut self) -> Result<()> {
-        if self.version < 5 {
-            return Ok(());
-        }
-        let computed = self.input.checksum();
-        self.input.ensure(8, "the checksum")?;
-        let stored = self
-            .input
-            .peek()
-            .get(..8)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, u64::from_le_bytes);
-        let at = self.input.position();
-        self.input.consume(8);
-        match computed {
-            // Zero means that the writer was told not to compute one.
-            Some(computed) if self.checksum && stored != 0 && computed != stored => Err(corrupt(
-                at,
-                "the checksum",
-                format_args!("the file says {stored:016x}, its bytes give {computed:016x}"),
-            )),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl<R: Read> LargeEntry<'_, R> {
@@ -535,14 +528,14 @@ impl<R: Read> LargeEntry<'_, R> {
     }
 
     pub fn dialect(&self) -> Dialect {
-        self.snapshot.dialect
+        self.snapshot.head.dialect()
     }
 
     /// Reads the value into `sink` in bounded memory.
     ///
     /// After an error the snapshot is in the middle of the value: open it again at its position.
     pub fn decode(self, sink: &mut impl ValueSink) -> Result<()> {
-        self.snapshot.pieces(self.type_id, sink)?;
+        self.snapshot.pieces(self.stored, sink)?;
         self.snapshot.unread = None;
         Ok(())
     }
@@ -552,7 +545,7 @@ impl<R: Read> LargeEntry<'_, R> {
     pub fn copy(self, out: impl Write) -> Result<u64> {
         let (mut out, mut len) = (BufWriter::new(out), 0);
         let failed = || "copy a large value".to_owned();
-        self.snapshot.raw(self.type_id, |part| {
+        self.snapshot.raw(self.stored, |part| {
             len += part.len() as u64;
             out.write_all(part).context(ErrorKind::Disk, failed)
         })?;

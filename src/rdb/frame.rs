@@ -196,6 +196,11 @@ impl<'b, B: Bytes> Walk<'b, B> {
                     step!(self.array_element());
                 }
             }
+            Layout::Paths => {
+                for _ in 0..self.length("a path hash")? {
+                    step!(self.path());
+                }
+            }
             Layout::Number => {
                 self.length("a number")?;
             }
@@ -339,6 +344,32 @@ impl<'b, B: Bytes> Walk<'b, B> {
                 ));
             }
         })
+    }
+
+    /// Where the walk is in the file.
+    pub fn position(&self) -> u64 {
+        self.bytes.base().saturating_add(self.at as u64)
+    }
+
+    /// Reads again what lies between `from` and the walk's place, which must be available.
+    pub fn since<T>(
+        &mut self,
+        from: usize,
+        read: impl FnOnce(&mut Reader<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let at = self.bytes.base().saturating_add(from as u64);
+        let bytes = self.bytes.peek().get(from..self.at).unwrap_or_default();
+        read(&mut Reader::new(bytes, at))
+    }
+
+    /// One path of a path hash (Valkey 9.2): its name, then fields and values.
+    pub fn path(&mut self) -> Step {
+        step!(self.string());
+        for _ in 0..self.length("a path hash")? {
+            step!(self.string());
+            step!(self.string());
+        }
+        Ok(Ok(()))
     }
 
     /// Makes the bytes walked over available.

@@ -16,6 +16,14 @@ impl Dialect {
             Dialect::Redis
         }
     }
+
+    /// The newest version whose types and opcodes are all known.
+    pub fn newest(self) -> u32 {
+        match self {
+            Dialect::Redis => 15,
+            Dialect::Valkey => 81,
+        }
+    }
 }
 
 pub const STRING: u8 = 0;
@@ -48,7 +56,24 @@ pub const HASH_LISTPACK_EX: u8 = 25;
 pub const STREAM_4: u8 = 26;
 pub const STREAM_5: u8 = 27;
 pub const ARRAY: u8 = 28;
-pub const GCRA: u8 = 29;
+/// Only builds of Redis 8.8 with ENABLE_GCRA, under version 14.
+pub const GCRA_8_8: u8 = 29;
+/// From version 15 on (Redis 8.10): hashes whose field names stand in a template. What is read as such comes out as
+/// [`HASH`].
+pub const HASH_TEMPLATE_LISTPACK: u8 = 29;
+pub const HASH_TEMPLATE_LISTPACK_REF: u8 = 30;
+pub const HASH_TEMPLATE_ARRAY: u8 = 31;
+pub const HASH_TEMPLATE_ARRAY_REF: u8 = 32;
+pub const GCRA: u8 = 33;
+/// Valkey 9.2 (version 81), where Redis has [`HASH_LISTPACK_EX_PRE_GA`].
+pub const PATH_HASH: u8 = 23;
+
+/// Redis Enterprise: a hint before a key, with one length.
+pub const RAM_LRU: u8 = 107;
+/// The same, of the key's slot.
+pub const SLOT_NUM: u8 = 121;
+/// Redis 8.10: the field names of hashes. Valkey 9.2: a command that ran while the snapshot was written.
+pub const OPCODE_242: u8 = 242;
 
 pub const KEY_META: u8 = 243;
 pub const SLOT_INFO: u8 = 244;

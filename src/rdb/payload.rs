@@ -11,8 +11,10 @@ use crate::rdb::encoding::{Len, length, length_or_encoding, put_length, put_stri
 use crate::rdb::frame::Walk;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::value::stream::{self, StreamMeta};
+use crate::rdb::value::template::{self, Templates};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::ExpireAt;
+use std::borrow::Cow;
 
 /// CRC-64 as Redis computes it ("123456789" gives e9c6d914c4b8d9ca).
 pub fn crc(bytes: &[u8]) -> u64 {
@@ -49,19 +51,21 @@ impl Target {
             op::STREAM => self.valkey || self.at_least(5, 0),
             op::HASH_LISTPACK..=op::STREAM_2 => self.valkey || self.at_least(7, 0),
             op::SET_LISTPACK | op::STREAM_3 => self.valkey || self.at_least(7, 2),
+            op::PATH_HASH if dialect == Dialect::Valkey => self.valkey && self.at_least(9, 2),
             op::HASH_22 => self.valkey == (dialect == Dialect::Valkey) && self.field_expiry(),
             op::HASH_LISTPACK_EX_PRE_GA..=op::HASH_LISTPACK_EX => {
                 !self.valkey && self.at_least(7, 4)
             }
             op::STREAM_4 => !self.valkey && self.at_least(8, 6),
-            op::STREAM_5..=op::GCRA => !self.valkey && self.at_least(8, 8),
+            op::STREAM_5..=op::GCRA_8_8 => !self.valkey && self.at_least(8, 8),
+            op::GCRA => !self.valkey && self.at_least(8, 10),
             _ => false,
         }
     }
 }
 
 /// The versions that a summary looks at.
-pub const KNOWN: [(&str, Target); 15] = [
+pub const KNOWN: [(&str, Target); 17] = [
     ("redis 2.8", redis(2, 8)),
     ("redis 3.2", redis(3, 2)),
     ("redis 4.0", redis(4, 0)),
@@ -73,10 +77,12 @@ pub const KNOWN: [(&str, Target); 15] = [
     ("redis 8.0", redis(8, 0)),
     ("redis 8.6", redis(8, 6)),
     ("redis 8.8", redis(8, 8)),
+    ("redis 8.10", redis(8, 10)),
     ("valkey 7.2", valkey(7, 2)),
     ("valkey 8.0", valkey(8, 0)),
     ("valkey 8.1", valkey(8, 1)),
     ("valkey 9.0", valkey(9, 0)),
+    ("valkey 9.2", valkey(9, 2)),
 ];
 
 const fn redis(major: u32, minor: u32) -> Target {
@@ -96,9 +102,14 @@ const fn valkey(major: u32, minor: u32) -> Target {
 /// The footer version that opens the gate of `target`.
 pub fn footer_version(target: &Target) -> u16 {
     if target.valkey {
-        return if target.at_least(9, 0) { 80 } else { 11 };
+        return match target.version {
+            (9, 2.., _) | (10.., _, _) => 81,
+            (9, ..) => 80,
+            _ => 11,
+        };
     }
     match target.version {
+        (8, 10.., _) | (9.., _, _) => 15,
         (8, 8.., _) => 14,
         (8, 6.., _) => 13,
         (8.., _, _) | (7, 4.., _) => 12,
@@ -123,13 +134,14 @@ pub fn seal(out: &mut Vec<u8>, meta: &[u8], type_id: u8, body: &[u8], rdb_versio
 }
 
 /// A payload taken apart.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Payload<'a> {
     pub meta: &'a [u8],
     pub type_id: u8,
     pub dialect: Dialect,
     pub version: u16,
-    pub body: &'a [u8],
+    /// As it is; that of a hash with a template as the body of a plain one.
+    pub body: Cow<'a, [u8]>,
 }
 
 /// The first version in whose payloads the types from [`LATER_TYPES`] on are those of Redis: Dragonfly has types of its
@@ -188,13 +200,41 @@ pub fn open(bytes: &[u8]) -> Result<Payload<'_>> {
     let (type_id, body) = value
         .split_first()
         .ok_or_else(|| corrupt(0, WHAT, "it has no value"))?;
-    Ok(Payload {
+    let type_id = *type_id;
+    value::known(type_id, dialect, u32::from(version))?;
+    let mut payload = Payload {
         meta,
-        type_id: *type_id,
+        type_id,
         dialect,
         version,
-        body,
-    })
+        body: Cow::Borrowed(body),
+    };
+    if value::is_templated(type_id, dialect, u32::from(version)) {
+        refuse_reference(type_id)?;
+        let at = rest.len().saturating_sub(body.len()) as u64;
+        let mut plain = Vec::with_capacity(body.len());
+        template::plain(
+            type_id,
+            &mut Reader::new(body, at),
+            &Templates::default(),
+            &mut plain,
+        )?;
+        payload.type_id = op::HASH;
+        payload.body = Cow::Owned(plain);
+    }
+    Ok(payload)
+}
+
+/// A payload holds the names of its fields itself; only files have a table of them.
+pub fn refuse_reference(type_id: u8) -> Result<()> {
+    match template::is_reference(type_id) {
+        true => Err(corrupt(
+            0,
+            "a DUMP payload",
+            format_args!("the type {type_id} references a template of a file"),
+        )),
+        false => Ok(()),
+    }
 }
 
 /// How a value gets to the target.
@@ -303,6 +343,12 @@ pub fn fit_of(
     let known = target.knows(type_id, dialect);
     match type_id {
         op::MODULE_PRE_GA | op::MODULE_2 => Fit::Module,
+        op::PATH_HASH if dialect == Dialect::Valkey => match known {
+            true => Fit::AsIs,
+            false => Fit::Impossible(
+                "it is a path hash (Valkey 9.2), which the target's version does not have",
+            ),
+        },
         _ if disputed => match type_id {
             op::STREAM | op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5 => Fit::Rebuild,
             _ => Fit::Transcode,
@@ -317,7 +363,7 @@ pub fn fit_of(
             Fit::Impossible("it is a stream, which the target's version does not have")
         }
         op::ARRAY => Fit::Impossible("it is an array (Redis 8.8), which the target does not have"),
-        op::GCRA => {
+        op::GCRA_8_8 | op::GCRA => {
             Fit::Impossible("it is a rate limiter (Redis 8.8), which the target does not have")
         }
         op::HASH_22 | op::HASH_LISTPACK_EX_PRE_GA | op::HASH_METADATA | op::HASH_LISTPACK_EX => {
@@ -554,7 +600,7 @@ mod tests {
         seal(&mut bytes, &[], op::STRING, b"\x03abc", 11);
         let payload = open(&bytes).unwrap();
         assert_eq!(
-            (payload.type_id, payload.body, payload.version),
+            (payload.type_id, &*payload.body, payload.version),
             (0, b"\x03abc".as_slice(), 11)
         );
         for i in 0..bytes.len() {

@@ -5,8 +5,8 @@
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::rdb::file::{Item, Options, Snapshot};
 use crate::resp;
-use crate::source::gzip;
 use crate::source::spool::SpoolWriter;
+use crate::source::unpack;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -18,12 +18,13 @@ const CHUNK: usize = 1 << 20;
 pub struct Parts {
     /// The file that holds (or begins with) a snapshot.
     pub snapshot: Option<PathBuf>,
-    pub gzipped: bool,
+    /// It is compressed.
+    pub packed: bool,
     /// Files of commands in order, each from a position on.
     pub commands: Vec<(PathBuf, u64)>,
 }
 
-/// Looks at what `path` names: an RDB file, gzipped or not, an append-only file, its folder, or its manifest.
+/// Looks at what `path` names: an RDB file, packed or not, an append-only file, its folder, or its manifest.
 pub fn parts(path: &Path) -> Result<Parts> {
     let failed = || format!("open the snapshot {}", path.display());
     let meta = std::fs::metadata(path).context(ErrorKind::Disk, failed)?;
@@ -43,10 +44,10 @@ fn single(path: &Path) -> Result<Parts> {
         .context(ErrorKind::Disk, || {
             format!("open the snapshot {}", path.display())
         })?;
-    if gzip::is_gzip(&start) {
+    if unpack::is_packed(&start) {
         return Ok(Parts {
             snapshot: Some(path.to_owned()),
-            gzipped: true,
+            packed: true,
             commands: Vec::new(),
         });
     }
@@ -70,7 +71,7 @@ fn single(path: &Path) -> Result<Parts> {
         ErrorKind::Corrupt,
         format!("{} is neither an RDB file nor an append-only file", path.display()),
     )
-    .hint("name a file written by SAVE, BGSAVE or BGREWRITEAOF (also gzipped), or the folder of a multi-part append-only file"))
+    .hint("name a file written by SAVE, BGSAVE or BGREWRITEAOF (also compressed), or the folder of a multi-part append-only file"))
 }
 
 /// Where the commands begin in a file that says of itself that commands follow its snapshot.

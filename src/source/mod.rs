@@ -1,7 +1,7 @@
 //! The source: its masters, the replication link to each, and the spool between link and decoder.
 
 pub mod aof;
-pub mod gzip;
+pub mod files;
 pub mod handshake;
 pub mod keys;
 pub mod lead;
@@ -11,3 +11,4 @@ pub mod psync;
 pub mod pulse;
 mod receiver;
 pub mod spool;
+pub mod unpack;

@@ -22,8 +22,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Valkey 9.1 chooses the snapshot's version by this; a lower one gets an old format that cannot hold field expiry.
-const ANNOUNCED_VERSION: &[u8] = b"255.255.255";
+/// Valkey 9.1 and later choose the snapshot's version by this: one below 9.0 gets an old format that cannot hold field
+/// expiry, 9.0 to 9.1 the version 80, and a higher one formats that were never tried on a server, or do not exist yet.
+const ANNOUNCED_VERSION: &[u8] = b"9.1.0";
 const ACK_EVERY: Duration = Duration::from_secs(1);
 /// The same right after a snapshot: a diskless source that has not yet noticed that its child is done ignores an ACK,
 /// and sends nothing before the first one that it takes.

@@ -7,6 +7,7 @@
 mod arrivals;
 mod files;
 mod link;
+mod parts;
 mod shared;
 mod state;
 mod tail;

@@ -9,7 +9,7 @@ use crate::keyset::KeySet;
 use crate::plan::{Limits, RdbPath};
 use crate::rdb::file::{Options, Snapshot};
 use crate::source::keys::fact::{Found, KeyFact};
-use crate::source::{aof, gzip};
+use crate::source::{files, unpack};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The file, and what the comparison has to remember of it.
 pub struct Snap {
-    pub path: PathBuf,
+    pub paths: Vec<PathBuf>,
     keys: AtomicU64,
     state: Mutex<State>,
 }
@@ -36,29 +36,29 @@ struct State {
 impl Snap {
     /// Errors: `Unsupported` for standard input, and for an append-only file with commands behind its snapshot.
     pub fn open(path: &RdbPath) -> Result<Snap> {
-        let RdbPath::File(path) = path else {
+        if *path == RdbPath::Stdin {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "standard input can only be read once",
             )
             .hint("save it to a file, and give its path in the plan"));
-        };
-        let parts = aof::parts(path)?;
-        match parts.snapshot {
-            Some(snapshot) if parts.commands.is_empty() => Ok(Snap {
-                path: snapshot,
-                keys: AtomicU64::new(0),
-                state: Mutex::default(),
-            }),
-            _ => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "{} holds commands, which only a server can run",
-                    path.display()
-                ),
-            )
-            .hint("load it into a server, and verify against that")),
         }
+        let parts = files::parts(&files::named(path)?)?;
+        if parts
+            .iter()
+            .any(|p| p.snapshot.is_none() || !p.commands.is_empty())
+        {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{path} holds commands, which only a server can run"),
+            )
+            .hint("load it into a server, and verify against that"));
+        }
+        Ok(Snap {
+            paths: parts.into_iter().filter_map(|p| p.snapshot).collect(),
+            keys: AtomicU64::new(0),
+            state: Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -120,6 +120,10 @@ impl Snap {
 pub fn open(path: &Path) -> Result<Snapshot<Box<dyn Read>>> {
     let failed = || format!("read {}", path.display());
     let file = std::fs::File::open(path).context(ErrorKind::Disk, failed)?;
-    let input = gzip::unpacked(Box::new(file)).context(ErrorKind::Disk, failed)?;
-    Snapshot::open(input, Options::default()).map_err(|e| e.context(failed()))
+    let input = unpack::unpacked(Box::new(file)).map_err(|e| e.context(failed()))?;
+    let options = Options {
+        joined: true,
+        ..Options::default()
+    };
+    Snapshot::open(input, options).map_err(|e| e.context(failed()))
 }

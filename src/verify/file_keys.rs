@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 /// Sends the file's keys with what they hold.
 pub async fn list(file: &Snap, check: &Arc<Check>, pages: mpsc::Sender<Page>) -> Result<()> {
-    let (check, path) = (check.clone(), file.path.clone());
+    let (check, paths) = (check.clone(), file.paths.clone());
     let read = tokio::task::spawn_blocking(move || {
         let mut batch = Batch {
             out: Out::new(pages),
@@ -26,7 +26,12 @@ pub async fn list(file: &Snap, check: &Arc<Check>, pages: mpsc::Sender<Page>) ->
             keys: Vec::new(),
             facts: Vec::new(),
         };
-        let functions = read(&path, &check, |h, fact| batch.add(h, fact))?;
+        let mut functions = BTreeMap::new();
+        for path in &paths {
+            if !read(path, &check, &mut functions, |h, fact| batch.add(h, fact))? {
+                break;
+            }
+        }
         batch.send();
         Ok::<_, Error>(functions)
     });
@@ -39,10 +44,13 @@ pub async fn list(file: &Snap, check: &Arc<Check>, pages: mpsc::Sender<Page>) ->
 
 /// Takes the keys of some slots.
 pub async fn search(file: &Snap, check: &Arc<Check>, slots: SlotSet) -> Result<()> {
-    let (check, path) = (check.clone(), file.path.clone());
+    let (check, paths) = (check.clone(), file.paths.clone());
     let work = tokio::task::spawn_blocking(move || {
         let mut there = KeySet::unbounded();
-        let mut snapshot = open(&path)?;
+        let mut paths = paths.iter();
+        let Some(mut snapshot) = paths.next().map(|path| open(path)).transpose()? else {
+            return Ok(there);
+        };
         loop {
             check.go_on()?;
             let mut note = |h: &Header<'_>| {
@@ -53,7 +61,10 @@ pub async fn search(file: &Snap, check: &Arc<Check>, slots: SlotSet) -> Result<(
                 }
             };
             match snapshot.next()? {
-                Item::End => return Ok::<_, Error>(there),
+                Item::End => match paths.next() {
+                    Some(path) => snapshot = open(path)?,
+                    None => return Ok::<_, Error>(there),
+                },
                 Item::Entry(entry) => note(&entry.header),
                 Item::Large(large) => note(&large.header()),
                 _ => {}
@@ -67,15 +78,15 @@ pub async fn search(file: &Snap, check: &Arc<Check>, slots: SlotSet) -> Result<(
     Ok(())
 }
 
-/// Reads every key that is compared; returns the libraries of functions.
+/// Reads every key of a file that is compared, and the libraries of functions; false when nobody listens any more.
 fn read(
     path: &Path,
     check: &Check,
+    functions: &mut BTreeMap<String, Vec<u8>>,
     mut each: impl FnMut(&Header<'_>, KeyFact) -> bool,
-) -> Result<BTreeMap<String, Vec<u8>>> {
-    let mut functions = BTreeMap::new();
+) -> Result<bool> {
     let mut snapshot = open(path)?;
-    let (dialect, version) = (snapshot.dialect(), snapshot.version());
+    let (mut dialect, mut version) = (snapshot.dialect(), snapshot.version());
     loop {
         check.go_on()?;
         let (now, width) = (unix_ms(), check.width);
@@ -93,7 +104,8 @@ fn read(
         let gone = |h: &Header<'_>| expiry(h).is_some_and(|e| e.0 <= now);
         let failed = |e: Error| e.context(format!("read {}", path.display()));
         match snapshot.next().map_err(failed)? {
-            Item::End => return Ok(functions),
+            Item::End => return Ok(true),
+            Item::Joined(next, number) => (dialect, version) = (next, number),
             Item::Function(code) => {
                 if let Some(name) = library_name(code) {
                     functions.insert(name, code.to_vec());
@@ -118,7 +130,7 @@ fn read(
                 if let Some(digest) = digester.finish()
                     && !each(h, KeyFact { digest, expire })
                 {
-                    return Ok(functions);
+                    return Ok(false);
                 }
             }
             Item::Large(large) => {
@@ -145,7 +157,7 @@ fn read(
                 if let Some(digest) = digester.finish()
                     && !each(&header, KeyFact { digest, expire })
                 {
-                    return Ok(functions);
+                    return Ok(false);
                 }
             }
             _ => {}

@@ -28,6 +28,7 @@ pub mod rng;
 pub mod sceptic;
 pub mod server;
 pub mod side;
+pub mod snapshot;
 pub mod story;
 pub mod tell;
 pub mod tls;

@@ -3,11 +3,11 @@
 //! Memory is bounded: members are sorted in [`Members`], long strings and streams wait in a temporary file.
 
 use super::members::Members;
-use super::shared::{library, options, temporary, to_stdout};
+use super::shared::{library, temporary, to_stdout, warn_of};
 use crate::cli::output::escaped;
 use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::score_text;
-use crate::rdb::file::{Header, Item, Snapshot};
+use crate::rdb::file::{Header, Item, Options, Snapshot, newer};
 use crate::rdb::value::stream::{StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::ExpireAt;
@@ -20,15 +20,20 @@ use tempfile::SpooledTempFile;
 const HELD: usize = 8 << 20;
 
 /// Writes every key as one line.
-pub fn write_json(input: impl Read, out: &mut impl Write, ignore_checksum: bool) -> Result<()> {
-    let mut snapshot = Snapshot::open(input, options(ignore_checksum))?;
-    let (dialect, version) = (snapshot.dialect(), snapshot.version());
+pub fn write_json(input: impl Read, out: &mut impl Write, options: Options) -> Result<()> {
+    let mut snapshot = Snapshot::open(input, options)?;
+    warn_of(snapshot.head().newer());
+    let (mut dialect, mut version) = (snapshot.dialect(), snapshot.version());
     let mut members = Members::default();
     // The line of a small value: only a value that is whole is written.
     let mut whole = Vec::new();
     loop {
         match snapshot.next()? {
             Item::End => return Ok(()),
+            Item::Joined(next, number) => {
+                (dialect, version) = (next, number);
+                warn_of(newer(dialect, version));
+            }
             Item::Function(code) => function(out, code)?,
             Item::FunctionPreGa { name, engine, code } => {
                 function(out, &library(name, engine, code))?;
@@ -154,7 +159,9 @@ impl<'a, W: Write> Line<'a, W> {
 
     fn end(mut self) -> Result<()> {
         match self.kind {
-            ValueKind::Set | ValueKind::Zset | ValueKind::Hash => self.put_members()?,
+            ValueKind::Set | ValueKind::Zset | ValueKind::Hash | ValueKind::PathHash => {
+                self.put_members()?
+            }
             ValueKind::List if self.first => put(self.out, b"[]")?,
             ValueKind::List => put(self.out, b"]")?,
             ValueKind::Array if self.first => put(self.out, b"[]}")?,
@@ -180,6 +187,14 @@ impl<'a, W: Write> Line<'a, W> {
                     put(out, b"[")?;
                     text(out, member)?;
                     put(out, format!(",\"{}\"]", score_text(score)).as_bytes())
+                }
+                ValueKind::PathHash => {
+                    let (path, field) = unjoined(member);
+                    for (mark, part) in [("[", path.as_slice()), (",", field), (",", rest)] {
+                        put(out, mark.as_bytes())?;
+                        text(out, part)?;
+                    }
+                    put(out, b"]")
                 }
                 _ => {
                     let (expire, value) = rest.split_first_chunk().unwrap_or((&[0; 8], &[]));
@@ -256,6 +271,37 @@ impl<'a, W: Write> Line<'a, W> {
         }
         put(self.out, b"\"")
     }
+}
+
+/// A path and a field as one string, in whose order they come by path, then by field: a zero of the path is marked.
+fn joined(path: &[u8], field: &[u8]) -> Vec<u8> {
+    let mut both = Vec::with_capacity(path.len() + field.len() + 2);
+    for byte in path {
+        both.push(*byte);
+        if *byte == 0 {
+            both.push(1);
+        }
+    }
+    both.extend_from_slice(&[0, 0]);
+    both.extend_from_slice(field);
+    both
+}
+
+/// The path and the field again.
+fn unjoined(both: &[u8]) -> (Vec<u8>, &[u8]) {
+    let (mut path, mut rest) = (Vec::new(), both);
+    while let Some((byte, more)) = rest.split_first() {
+        rest = more;
+        if *byte == 0 {
+            let mark = rest.first().copied();
+            rest = rest.get(1..).unwrap_or_default();
+            if mark != Some(1) {
+                break;
+            }
+        }
+        path.push(*byte);
+    }
+    (path, rest)
 }
 
 /// How a field without an expiry is kept.
@@ -383,6 +429,10 @@ impl<W: Write> ValueSink for Line<'_, W> {
         put(self.out, format!("[{index},").as_bytes())?;
         text(self.out, element)?;
         put(self.out, b"]")
+    }
+
+    fn path_field(&mut self, path: &[u8], field: &[u8], value: &[u8]) -> Result<()> {
+        self.members.push(&joined(path, field), &[value])
     }
 
     fn number(&mut self, n: u64) -> Result<()> {

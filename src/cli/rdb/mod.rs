@@ -6,65 +6,89 @@ mod resp;
 mod shared;
 mod summary;
 
-pub use json::write_json;
-pub use resp::write_resp;
-
 use self::shared::{options, to_stdout};
 use super::output::print;
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::source::gzip;
-use clap::Subcommand;
-use std::io::{BufWriter, Read, Write};
+use crate::source::{files, unpack};
+use clap::{Args, Subcommand};
+use std::io::{BufWriter, Read, StdoutLock, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(Subcommand)]
 pub enum RdbCommand {
     /// Print each key as a line of JSON, in the file's order
     Json {
-        /// The snapshot, also gzipped; "-" is standard input
-        file: PathBuf,
-        /// Read on although the file's checksum is wrong
-        #[arg(long)]
-        ignore_checksum: bool,
+        #[command(flatten)]
+        files: Files,
     },
     /// Write commands that recreate the data, for `redis-cli --pipe`
     Resp {
-        /// The snapshot, also gzipped; "-" is standard input
-        file: PathBuf,
-        /// Read on although the file's checksum is wrong
-        #[arg(long)]
-        ignore_checksum: bool,
+        #[command(flatten)]
+        files: Files,
     },
     /// Count keys, bytes and memory by type, encoding, database and prefix; name the largest keys and what each server version would take
     Summary {
-        /// The snapshot, also gzipped; "-" is standard input
-        file: PathBuf,
+        #[command(flatten)]
+        files: Files,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
-        /// Read on although the file's checksum is wrong
-        #[arg(long)]
-        ignore_checksum: bool,
     },
+}
+
+/// What is read, and how.
+#[derive(Args)]
+pub struct Files {
+    /// The snapshot, also compressed (gzip, zstd, LZ4); several files, or a glob in quotes, are one data set; "-" is standard input
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Read on although a file's checksum is wrong
+    #[arg(long)]
+    ignore_checksum: bool,
+    /// Refuse a snapshot whose RDB version is newer than all that are known (else: a warning)
+    #[arg(long)]
+    strict: bool,
+}
+
+impl Files {
+    /// Reads one file after the other.
+    fn each(&self, mut read: impl FnMut(Box<dyn Read>) -> Result<()>) -> Result<()> {
+        for file in files::expanded(&self.files)? {
+            open(&file)
+                .and_then(&mut read)
+                .map_err(|e| e.context(format!("read {}", file.display())))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes every key of a snapshot as a line of JSON.
+pub fn write_json(input: impl Read, out: &mut impl Write, ignore_checksum: bool) -> Result<()> {
+    json::write_json(input, out, options(ignore_checksum, false))
+}
+
+/// Writes commands for every key of a snapshot.
+pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool) -> Result<()> {
+    resp::write_resp(input, out, options(ignore_checksum, false), &mut 0)
 }
 
 pub fn run(command: RdbCommand) -> Result<u8> {
     match command {
-        RdbCommand::Json {
-            file,
-            ignore_checksum,
-        } => stream_out(&file, |input, out| write_json(input, out, ignore_checksum))?,
-        RdbCommand::Resp {
-            file,
-            ignore_checksum,
-        } => stream_out(&file, |input, out| write_resp(input, out, ignore_checksum))?,
-        RdbCommand::Summary {
-            file,
-            json,
-            ignore_checksum,
-        } => {
-            let summary = summary::read(open(&file)?, options(ignore_checksum))
-                .map_err(|e| e.context(format!("read {}", file.display())))?;
+        RdbCommand::Json { files } => {
+            let options = options(files.ignore_checksum, files.strict);
+            stream_out(|out| files.each(|input| json::write_json(input, out, options)))?;
+        }
+        RdbCommand::Resp { files } => {
+            let options = options(files.ignore_checksum, files.strict);
+            let mut selected = 0;
+            stream_out(|out| {
+                files.each(|input| resp::write_resp(input, out, options, &mut selected))
+            })?;
+        }
+        RdbCommand::Summary { files, json } => {
+            let options = options(files.ignore_checksum, files.strict);
+            let mut summary = summary::Summary::default();
+            files.each(|input| summary::read(&mut summary, input, options))?;
             print(&if json {
                 summary.json().to_string()
             } else {
@@ -75,18 +99,15 @@ pub fn run(command: RdbCommand) -> Result<u8> {
     Ok(0)
 }
 
-/// Runs `work` from the file to standard output; what came before a break is written whatever broke.
-fn stream_out(
-    file: &Path,
-    work: impl FnOnce(Box<dyn Read>, &mut BufWriter<std::io::StdoutLock<'static>>) -> Result<()>,
-) -> Result<()> {
+/// Runs `work` to standard output; what came before a break is written whatever broke.
+fn stream_out(work: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> Result<()>) -> Result<()> {
     let mut out = BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
-    let written = work(open(file)?, &mut out);
+    let written = work(&mut out);
     let flushed = out.flush();
     match (written, flushed) {
         // The reader of a pipe has seen enough.
         (Err(e), _) if is_broken_pipe(&e) => Ok(()),
-        (Err(e), _) => Err(e.context(format!("read {}", file.display()))),
+        (Err(e), _) => Err(e),
         (Ok(()), Err(e)) if e.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(e).context(ErrorKind::Disk, to_stdout)
         }
@@ -107,5 +128,5 @@ fn open(path: &Path) -> Result<Box<dyn Read>> {
             .context(ErrorKind::Disk, || format!("open {}", path.display()))?;
         Box::new(file)
     };
-    gzip::unpacked(input).context(ErrorKind::Disk, || format!("read {}", path.display()))
+    unpack::unpacked(input)
 }

@@ -1,12 +1,12 @@
 //! Commands that recreate the data of a snapshot, as RESP for `redis-cli --pipe`.
 
-use super::shared::{library, options, to_stdout};
+use super::shared::{library, to_stdout, warn_of};
 use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::Rebuild;
-use crate::rdb::file::{Item, LargeEntry, Snapshot};
+use crate::rdb::file::{Item, LargeEntry, Options, Snapshot, newer};
 use crate::rdb::large::Restore;
 use crate::rdb::modules::commands;
-use crate::rdb::opcode::MODULE_2;
+use crate::rdb::opcode::{Dialect, MODULE_2};
 use crate::rdb::payload::Target;
 use crate::rdb::tombstones::Tombstones;
 use crate::rdb::value;
@@ -22,16 +22,27 @@ const DIALECT: Target = Target {
 
 /// Writes commands for every key; an array, a rate limiter, and a value of a module that its commands do not make exactly
 /// come as RESTORE.
-pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool) -> Result<()> {
-    let mut snapshot = Snapshot::open(input, options(ignore_checksum))?;
-    let (dialect, version) = (snapshot.dialect(), snapshot.version());
-    let mut selected = 0;
+///
+/// `selected` is the database that the commands before have selected.
+pub fn write_resp(
+    input: impl Read,
+    out: &mut impl Write,
+    options: Options,
+    selected: &mut u32,
+) -> Result<()> {
+    let mut snapshot = Snapshot::open(input, options)?;
+    warn_of(snapshot.head().newer());
+    let (mut dialect, mut version) = (snapshot.dialect(), snapshot.version());
     let mut buf = Vec::new();
     loop {
         let db = snapshot.db().0;
         buf.clear();
         match snapshot.next()? {
             Item::End => return Ok(()),
+            Item::Joined(next, number) => {
+                (dialect, version) = (next, number);
+                warn_of(newer(dialect, version));
+            }
             Item::Function(code) => {
                 resp::command(&mut buf, &[b"FUNCTION", b"LOAD", b"REPLACE", code]);
             }
@@ -41,7 +52,7 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
             }
             Item::Entry(e) => {
                 let h = &e.header;
-                select(&mut buf, &mut selected, db);
+                select(&mut buf, selected, db);
                 match value::kind(h.type_id, dialect)?.has_commands() {
                     false if h.type_id == MODULE_2 && commands::exact(e.value)? => {
                         let mut bytes = Vec::new();
@@ -52,7 +63,7 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                     }
                     false => {
                         let (body, len) = (e.value, e.value.len() as u64);
-                        let footer = u16::try_from(version).unwrap_or(u16::MAX);
+                        let footer = footer(dialect, version);
                         let mut restore =
                             Restore::new(h.key, h.expire, h.type_id, body, len, footer);
                         while restore.piece(&mut buf)? {}
@@ -78,12 +89,19 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
                 }
             }
             Item::Large(large) => {
-                select(&mut buf, &mut selected, db);
+                select(&mut buf, selected, db);
                 let h = large.header();
                 let (key, expire) = (h.key.to_vec(), h.expire);
                 if !value::kind(h.type_id, dialect)?.has_commands() {
                     out.write_all(&buf).context(ErrorKind::Disk, to_stdout)?;
-                    restore(out, h.type_id, version, &key, expire, large)?;
+                    restore(
+                        out,
+                        h.type_id,
+                        footer(dialect, version),
+                        &key,
+                        expire,
+                        large,
+                    )?;
                     continue;
                 }
                 let mut bytes = Vec::new();
@@ -104,11 +122,16 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
     }
 }
 
+/// The version of a payload: that of the file, and none that nobody knows.
+fn footer(dialect: Dialect, version: u32) -> u16 {
+    u16::try_from(version.min(dialect.newest())).unwrap_or(u16::MAX)
+}
+
 /// Writes RESTORE of a value too large to be held, which stays in a file until its length is known.
 fn restore<R: Read>(
     out: &mut impl Write,
     type_id: u8,
-    version: u32,
+    footer: u16,
     key: &[u8],
     expire: Option<ExpireAt>,
     large: LargeEntry<'_, R>,
@@ -117,7 +140,6 @@ fn restore<R: Read>(
     let mut file = tempfile::tempfile().context(ErrorKind::Disk, to_file)?;
     let len = large.copy(&mut file).map_err(|e| e.context(to_file()))?;
     file.rewind().context(ErrorKind::Disk, to_file)?;
-    let footer = u16::try_from(version).unwrap_or(u16::MAX);
     let mut restore = Restore::new(key, expire, type_id, file, len, footer);
     let mut buf = Vec::new();
     while restore.piece(&mut buf)? {

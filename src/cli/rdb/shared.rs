@@ -1,13 +1,23 @@
 //! What every form of a snapshot file's output has in common.
 
+use crate::cli::output::say;
 use crate::rdb::file::Options;
 
 /// How a file is read.
-pub fn options(ignore_checksum: bool) -> Options {
+pub fn options(ignore_checksum: bool, strict: bool) -> Options {
     Options {
         ignore_checksum,
+        strict,
+        joined: true,
         unpacked_limit: 8 << 20,
         ..Options::default()
+    }
+}
+
+/// Prints a warning, if there is one, where it does not mix with the results.
+pub fn warn_of(warning: Option<String>) {
+    if let Some(warning) = warning {
+        say(&format!("warning: {warning}"));
     }
 }
 

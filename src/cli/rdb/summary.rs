@@ -1,7 +1,8 @@
 //! What is in a snapshot: numbers by type, encoding, database and prefix, and what each server version would take.
 
+use super::shared::warn_of;
 use crate::error::Result;
-use crate::rdb::file::{Header, Item, Options, Snapshot};
+use crate::rdb::file::{Header, Item, Options, Snapshot, newer};
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::payload::{self, Fit, Traits};
 use crate::rdb::value::stream::{StreamId, StreamMeta};
@@ -57,8 +58,8 @@ struct Ways {
 
 /// The numbers of one snapshot.
 pub struct Summary {
-    magic: &'static str,
-    version: u32,
+    /// Magic and version of each format that was read, and of how many snapshots.
+    formats: BTreeMap<(&'static str, u32), u64>,
     written_by: BTreeMap<String, String>,
     total: Tally,
     types: BTreeMap<&'static str, Tally>,
@@ -85,29 +86,12 @@ struct Open {
     memory: u64,
 }
 
-/// Reads the whole file.
-pub fn read(input: Box<dyn Read>, options: Options) -> Result<Summary> {
+/// Reads a whole file, and adds it to what was read of others.
+pub fn read(s: &mut Summary, input: impl Read, options: Options) -> Result<()> {
     let mut snapshot = Snapshot::open(input, options)?;
-    let (dialect, version) = (snapshot.dialect(), snapshot.version());
-    let mut s = Summary {
-        magic: match dialect {
-            Dialect::Valkey => "VALKEY",
-            Dialect::Redis => "REDIS",
-        },
-        version,
-        written_by: BTreeMap::new(),
-        total: Tally::default(),
-        types: BTreeMap::new(),
-        encodings: BTreeMap::new(),
-        dbs: BTreeMap::new(),
-        prefixes: BTreeMap::new(),
-        expiries: [0; LEFT.len()],
-        no_expiry: 0,
-        field_expiries: 0,
-        functions: 0,
-        largest: Vec::new(),
-        targets: vec![Ways::default(); payload::KNOWN.len()],
-    };
+    warn_of(snapshot.head().newer());
+    let (mut dialect, mut version) = (snapshot.dialect(), snapshot.version());
+    s.format(dialect, version);
     let now = unix_ms();
     let mut open: Option<Open> = None;
     loop {
@@ -117,7 +101,12 @@ pub fn read(input: Box<dyn Read>, options: Options) -> Result<Summary> {
             s.close(open, at);
         }
         match snapshot.next()? {
-            Item::End => return Ok(s),
+            Item::End => return Ok(()),
+            Item::Joined(next, number) => {
+                (dialect, version) = (next, number);
+                warn_of(newer(dialect, version));
+                s.format(dialect, version);
+            }
             Item::Aux { name, value } => {
                 let name = String::from_utf8_lossy(name).into_owned();
                 if matches!(
@@ -169,7 +158,49 @@ pub fn read(input: Box<dyn Read>, options: Options) -> Result<Summary> {
     }
 }
 
+impl Default for Summary {
+    fn default() -> Summary {
+        Summary {
+            formats: BTreeMap::new(),
+            written_by: BTreeMap::new(),
+            total: Tally::default(),
+            types: BTreeMap::new(),
+            encodings: BTreeMap::new(),
+            dbs: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            expiries: [0; LEFT.len()],
+            no_expiry: 0,
+            field_expiries: 0,
+            functions: 0,
+            largest: Vec::new(),
+            targets: vec![Ways::default(); payload::KNOWN.len()],
+        }
+    }
+}
+
 impl Summary {
+    /// A snapshot of this format begins.
+    fn format(&mut self, dialect: Dialect, version: u32) {
+        let magic = match dialect {
+            Dialect::Valkey => "VALKEY",
+            Dialect::Redis => "REDIS",
+        };
+        *self.formats.entry((magic, version)).or_default() += 1;
+    }
+
+    /// The formats as text, `between` magic and version.
+    fn formats(&self, between: &str) -> String {
+        let all = self.formats.keys();
+        let all: Vec<String> = all
+            .map(|(magic, v)| format!("{magic}{between}{v}"))
+            .collect();
+        all.join(", ")
+    }
+
+    fn snapshots(&self) -> u64 {
+        self.formats.values().sum()
+    }
+
     fn fits(&mut self, type_id: u8, dialect: Dialect, traits: Traits) {
         for (ways, (_, target)) in self.targets.iter_mut().zip(payload::KNOWN) {
             match payload::fit_of(
@@ -280,7 +311,7 @@ impl Summary {
             })
             .collect();
         json!({
-            "format": format!("{} {}", self.magic, self.version), "written_by": self.written_by,
+            "format": self.formats(" "), "snapshots": self.snapshots(), "written_by": self.written_by,
             "total": self.total.json(), "functions": self.functions,
             "types": tallies(&self.types), "encodings": tallies(&self.encodings),
             "databases": self.dbs.iter().map(|(db, t)| (db.to_string(), t.json())).collect::<Value>(),
@@ -291,9 +322,12 @@ impl Summary {
 
     pub fn text(&self) -> String {
         let mut out = vec![format!(
-            "{} RDB version {}{}",
-            self.magic,
-            self.version,
+            "{}{}{}",
+            self.formats(" RDB version "),
+            match self.snapshots() {
+                0 | 1 => String::new(),
+                n => format!(", {n} snapshots"),
+            },
             self.written_by
                 .iter()
                 .map(|(k, v)| format!(", {k} {v}"))
@@ -392,10 +426,11 @@ fn encoding(type_id: u8, dialect: Dialect) -> &'static str {
         op::SET_LISTPACK => "set listpack",
         op::HASH_22 if dialect == Dialect::Valkey => "hash table with field expiry",
         op::HASH_22 | op::HASH_METADATA => "hash table with field expiry",
+        op::PATH_HASH if dialect == Dialect::Valkey => "path hash",
         op::HASH_LISTPACK_EX_PRE_GA | op::HASH_LISTPACK_EX => "hash listpack with field expiry",
         op::STREAM | op::STREAM_2 | op::STREAM_3 | op::STREAM_4 | op::STREAM_5 => "stream",
         op::ARRAY => "array",
-        op::GCRA => "rate limiter",
+        op::GCRA_8_8 | op::GCRA => "rate limiter",
         _ => "module",
     }
 }
@@ -480,6 +515,10 @@ impl ValueSink for Measure {
     fn stream_meta(&mut self, meta: &StreamMeta) -> Result<()> {
         let pending: usize = meta.groups.iter().map(|g| g.pending.len()).sum();
         self.extra = 100 * meta.groups.len() as u64 + 80 * pending as u64;
+        Ok(())
+    }
+    fn path_field(&mut self, path: &[u8], field: &[u8], value: &[u8]) -> Result<()> {
+        self.add(path.len() + field.len() + value.len());
         Ok(())
     }
     fn vector(&mut self, name: &[u8], _: &[u8], vector: &[u8], _: u64) -> Result<()> {

@@ -6,7 +6,8 @@ use crate::migrate::heal::fenced_reader::ReadStates;
 use crate::migrate::load::loader::{Large, Loader};
 use crate::migrate::stream::functions;
 use crate::migrate::write::losses;
-use crate::rdb::file::{Item, Options, Snapshot};
+use crate::plan::Source;
+use crate::rdb::file::{Head, Header, Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
 use crate::source::spool::{End, SnapshotTail};
 use crate::target::Pipe;
@@ -20,7 +21,19 @@ const RECORDS: u32 = 256;
 const MEMBER_EXPIRY: &[u8] = b"keydb-subexpire-key";
 
 /// The key that was read last, and where its record begins.
-type Last = Option<(u64, DbIndex, Vec<u8>)>;
+#[derive(Default)]
+struct Last {
+    place: Option<(u64, DbIndex)>,
+    key: Vec<u8>,
+}
+
+impl Last {
+    fn is(&mut self, at: u64, h: &Header<'_>) {
+        self.place = Some((at, h.db));
+        self.key.clear();
+        self.key.extend_from_slice(h.key);
+    }
+}
 
 impl ApplyLoop {
     /// Loads the snapshot from the saved mark on; `Some` when the run ends before it is loaded.
@@ -29,36 +42,16 @@ impl ApplyLoop {
             self.applier.loading.take_again();
             let shard = self.applier.marks.shard();
             let (from, from_db) = (shard.snapshot_at, shard.snapshot_db);
-            let options = Options {
-                whole_value_limit: self.ctx.whole_value(),
-                ..Options::default()
+            let mut snapshot = match self.open_snapshot(from, from_db) {
+                Ok(snapshot) => snapshot,
+                Err(e) => return self.load_error(e, from),
             };
-            let tail = SnapshotTail::new(self.ctx.spool.clone(), from);
-            let mut snapshot = if from == 0 {
-                match Snapshot::open(tail, options) {
-                    Ok(snapshot) => snapshot,
-                    Err(e) => return self.load_error(e),
-                }
-            } else {
-                let dialect = match shard.snapshot_valkey {
-                    true => Dialect::Valkey,
-                    false => Dialect::Redis,
-                };
-                Snapshot::resume(
-                    tail,
-                    from,
-                    from_db,
-                    dialect,
-                    shard.snapshot_version,
-                    options,
-                )
-            };
-            let (dialect, version) = (snapshot.dialect(), snapshot.version());
-            self.applier.marks.snapshot_is(dialect, version);
+            let mut part = self.ctx.spool.part(from).map_or(0, |part| part.from);
+            let (mut dialect, mut version) = self.begins(snapshot.head());
             self.applier.loading.seek(from, from_db);
             let mut records: u32 = 0;
             // The key before: what KeyDB tells of its members stands behind it.
-            let mut last: Last = None;
+            let mut last = Last::default();
             loop {
                 if self.applier.writer.troubled() {
                     self.applier.resolve()?;
@@ -90,7 +83,7 @@ impl ApplyLoop {
                 let (here, mark) = (self.applier.loading.at(), self.applier.loading.mark());
                 let item = match snapshot.next() {
                     Ok(item) => item,
-                    Err(e) => return self.load_error(e),
+                    Err(e) => return self.load_error(e, part),
                 };
                 let mut again = false;
                 match item {
@@ -98,11 +91,11 @@ impl ApplyLoop {
                         self.lose_member_expiry(&last)?;
                     }
                     Item::Entry(entry) => {
-                        last = Some((here, entry.header.db, entry.header.key.to_vec()));
+                        last.is(here, &entry.header);
                         self.loader().entry(&entry, dialect, version, mark)?
                     }
                     Item::Large(large) => {
-                        last = Some((here, large.header().db, large.header().key.to_vec()));
+                        last.is(here, &large.header());
                         self.applier.loading.set_in_large(true);
                         let written = self.loader().large(large, mark)?;
                         again = self.finish_large(written)?;
@@ -133,7 +126,22 @@ impl ApplyLoop {
                     | Item::Resize { .. }
                     | Item::SlotInfo { .. }
                     | Item::SlotImport => {}
-                    Item::End => break,
+                    Item::Joined(..) => {
+                        self.ctx.spool.note_joined(snapshot.start())?;
+                        (dialect, version) = self.begins(snapshot.head());
+                    }
+                    Item::End => {
+                        let Some(next) = self.ctx.spool.part_after(part) else {
+                            break;
+                        };
+                        snapshot = match self.open_snapshot(next, DbIndex::ZERO) {
+                            Ok(snapshot) => snapshot,
+                            Err(e) => return self.load_error(e, next),
+                        };
+                        part = next;
+                        (dialect, version) = self.begins(snapshot.head());
+                        self.applier.loading.seek(next, DbIndex::ZERO);
+                    }
                 }
                 if again {
                     if self.ctx.shared.stop.requested() {
@@ -153,18 +161,50 @@ impl ApplyLoop {
 
     /// A member of the key before expires by itself. Should that end the run, the next one begins with the key.
     fn lose_member_expiry(&mut self, last: &Last) -> Result<()> {
-        let Some((at, db, key)) = last else {
+        let (Some((at, db)), key) = (last.place, &last.key) else {
             return Ok(());
         };
-        self.applier.loading.seek(*at, *db);
+        self.applier.loading.seek(at, db);
         let job = self.ctx.job();
-        match job.databases.map(*db).filter(|_| job.filter.accepts(key)) {
+        match job.databases.map(db).filter(|_| job.filter.accepts(key)) {
             Some(to) => {
                 let why = losses::HAS_MEMBER_EXPIRY;
                 (self.ctx).lose_source_key(to, key, losses::MEMBER_EXPIRY, why)
             }
             None => Ok(()),
         }
+    }
+
+    /// Reads the snapshot from byte `from` on, where a record or a whole snapshot begins.
+    fn open_snapshot(&self, from: u64, db: DbIndex) -> Result<Snapshot<SnapshotTail>> {
+        let spool = &self.ctx.spool;
+        let options = Options {
+            whole_value_limit: self.ctx.whole_value(),
+            // What a link brings ends where the link says.
+            joined: matches!(self.ctx.job().source, Source::Rdb { .. }),
+            strict: self.ctx.shared.run.strict,
+            ..Options::default()
+        };
+        if from == 0 {
+            spool.forget_joined()?;
+        }
+        let start = spool.snapshot_start(from)?;
+        let tail = |at| SnapshotTail::new(spool.clone(), at);
+        if from == start {
+            return Snapshot::open_at(tail(from), from, options);
+        }
+        let head = Snapshot::head_at(tail(start), start, options)?;
+        Ok(Snapshot::resume_with(tail(from), from, db, head, options))
+    }
+
+    /// A snapshot begins: whose numbers it uses, and of which version.
+    fn begins(&mut self, head: &Head) -> (Dialect, u32) {
+        let (dialect, version) = (head.dialect(), head.version());
+        self.applier.marks.snapshot_is(dialect, version);
+        if let Some(newer) = head.newer() {
+            self.ctx.note("newer_format", &newer);
+        }
+        (dialect, version)
     }
 
     fn loader(&mut self) -> Loader<'_, Pipe> {
@@ -240,13 +280,19 @@ impl ApplyLoop {
         }
     }
 
-    fn load_error(&mut self, e: Error) -> Result<Option<Ended>> {
+    /// What becomes of an error in the file that `at` lies in.
+    fn load_error(&mut self, e: Error, at: u64) -> Result<Option<Ended>> {
         match self.ctx.spool.ended() {
             Some(End::Superseded) => Ok(Some(Ended::Superseded)),
             Some(End::Stopped) => self.stop_loading().map(Some),
-            Some(End::Finished) | None => {
-                Err(e.context(format!("read the snapshot of {}", self.ctx.address)))
-            }
+            Some(End::Finished) | None => Err(e.context(match self.ctx.spool.part(at) {
+                Some(part) if part.from > 0 || self.ctx.spool.part_after(0).is_some() => format!(
+                    "read the snapshot {}, which begins at byte {} of all files",
+                    part.path.display(),
+                    part.from
+                ),
+                _ => format!("read the snapshot of {}", self.ctx.address),
+            })),
         }
     }
 

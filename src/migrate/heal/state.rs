@@ -107,7 +107,7 @@ impl<W: Wire> StateWriter<'_, W> {
             return self.remove(pass, key, mark);
         }
         let version = u32::from(value.version);
-        if payload::is_empty(value.type_id, value.dialect, version, value.body) {
+        if payload::is_empty(value.type_id, value.dialect, version, &value.body) {
             note_empty(self.ctx, key);
             return self.remove(pass, key, mark);
         }
@@ -122,15 +122,15 @@ impl<W: Wire> StateWriter<'_, W> {
             at: 0,
             value_at: 0,
         };
-        (self.expiry).note_value(&header, Some((value.body, version)), value.dialect);
+        (self.expiry).note_value(&header, Some((&value.body, version)), value.dialect);
         let encoded = Encoded {
             dialect: value.dialect,
             version,
-            body: value.body,
+            body: &value.body,
         };
         let fit = self.writer.fit(value.type_id, encoded);
         if fit == Fit::Module {
-            module_way::note_dumped(self.ctx, value.body);
+            module_way::note_dumped(self.ctx, &value.body);
         }
         Ok(
             match (self.writer).put(pass, &header, encoded, fit, state.expire, mark)? {

@@ -18,8 +18,8 @@ use crate::source::handshake::Start;
 use crate::source::place::Place;
 use crate::source::psync::{self, Link};
 use crate::source::spool::{End, Spool, SpoolWriter};
-use crate::source::{aof, gzip};
-use crate::store::ShardState;
+use crate::source::{aof, files, unpack};
+use crate::store::{ShardState, Store};
 use crate::target::topology::Topology;
 use crate::target::{KnownDatabases, Pipe, PipeOptions};
 use crate::task::event_loop::EventLoop;
@@ -104,10 +104,12 @@ impl Runner {
         spool: Arc<Spool>,
         path: &RdbPath,
     ) -> Result<Ended> {
-        let parts = match path {
-            RdbPath::File(path) => aof::parts(path)?,
-            RdbPath::Stdin => aof::Parts::default(),
-        };
+        let files = files::named(path)?;
+        let mut parts = files::parts(&files)?;
+        if parts.len() > 1 {
+            return self.several(events, shard, spool, &files, parts).await;
+        }
+        let parts = parts.pop().unwrap_or_default();
         if !parts.commands.is_empty() && shard.snapshot_loaded && !shard.clean {
             // Which commands have run is not known, and a file cannot be asked: everything is loaded again.
             self.shared.event(
@@ -127,8 +129,8 @@ impl Runner {
         let unpacked = shard.snapshot_complete && spool.snapshot().0 > 0;
         if !shard.snapshot_loaded && !unpacked {
             match (&parts.snapshot, path) {
-                (Some(file), _) if !parts.gzipped => spool.use_file(file)?,
-                (None, RdbPath::File(_)) => shard.snapshot_loaded = true,
+                (Some(file), _) if !parts.packed => spool.use_files(std::slice::from_ref(file))?,
+                (None, RdbPath::Files(_)) => shard.snapshot_loaded = true,
                 (unpack, _) => {
                     let (mut writer, unpack) = (SpoolWriter::new(spool.clone()), unpack.clone());
                     tokio::task::spawn_blocking(move || {
@@ -157,6 +159,43 @@ impl Runner {
             }
             spool.end(End::Finished);
         }
+        self.apply(events, shard.clone(), spool, None, ReplOffset(0))
+            .await
+    }
+
+    /// Several snapshot files, one behind the other; packed ones are unpacked into the spool first.
+    async fn several(
+        &self,
+        events: &EventLoop,
+        shard: &mut ShardState,
+        spool: Arc<Spool>,
+        files: &[PathBuf],
+        parts: Vec<aof::Parts>,
+    ) -> Result<Ended> {
+        self.shared
+            .store(|s| same_files(s, files, shard.snapshot_complete))?;
+        if !shard.snapshot_loaded {
+            let (spool, stop) = (spool.clone(), self.stop.clone());
+            tokio::task::spawn_blocking(move || {
+                let mut paths = Vec::new();
+                for (n, part) in parts.into_iter().enumerate() {
+                    if stop.requested() {
+                        return Ok(());
+                    }
+                    paths.extend(match (part.snapshot, part.packed) {
+                        (Some(file), true) => Some(spool.unpack(n, &file)?),
+                        (file, _) => file,
+                    });
+                }
+                spool.use_files(&paths)
+            })
+            .await
+            .map_err(|e| Error::new(ErrorKind::Bug, "unpack the snapshots").cause(e))??;
+            if self.stop.requested() {
+                return Ok(Ended::Stopped);
+            }
+        }
+        shard.snapshot_complete = true;
         self.apply(events, shard.clone(), spool, None, ReplOffset(0))
             .await
     }
@@ -343,13 +382,36 @@ impl Runner {
     }
 }
 
+/// Where the names and sizes of several files are kept.
+const FILES: &str = "files";
+
+/// Remembers the files; a run that resumes, whose position counts through all of them, must find the same ones.
+fn same_files(store: &mut Store, files: &[PathBuf], resumes: bool) -> Result<()> {
+    let mut now = Vec::new();
+    for file in files {
+        let meta = std::fs::metadata(file).context(ErrorKind::Disk, || {
+            format!("open the snapshot {}", file.display())
+        })?;
+        now.push(serde_json::json!([file.to_string_lossy(), meta.len()]));
+    }
+    let now = serde_json::Value::from(now);
+    match store.json(FILES)? {
+        Some(before) if resumes && before != now => Err(Error::new(
+            ErrorKind::State,
+            "the snapshot files are not those that this migration began with (other names, or other sizes)",
+        )
+        .hint("put the same files back, or begin anew with `keyferry migrate --fresh`")),
+        _ => store.put_json(FILES, &now),
+    }
+}
+
 /// What to do about a source that has cut the link so often before its snapshot was complete; nothing the first time.
 fn cut_while_arriving(cuts: u32) -> String {
     if cuts < 2 {
         return String::new();
     }
     format!(
-        "the source has cut the link {cuts} times while its snapshot was arriving; its log says why: a replica buffer that is too small (client-output-buffer-limit), no memory for the fork (BGSAVE), or a key that it cannot save, as a hash without fields of Valkey 9.1 (HLEN 0): delete that key there"
+        "the source has cut the link {cuts} times while its snapshot was arriving; its log says why: a replica buffer that is too small (client-output-buffer-limit), no memory for the fork (BGSAVE), or a key that it cannot save, as a hash without fields of Valkey 9.1 (HLEN 0): delete that key there; or a path hash of Valkey 9.2, which only source.mode \"scan\" reads"
     )
 }
 
@@ -368,7 +430,7 @@ fn room(dir: &Path) -> Result<u64> {
     Ok((stat.f_bavail.saturating_mul(stat.f_frsize) / 10 * 8).max(64 << 20))
 }
 
-/// Copies a gzipped file, or standard input, into the spool.
+/// Copies a compressed file, or standard input, into the spool.
 fn unpack_into(writer: &mut SpoolWriter, file: Option<&Path>) -> Result<()> {
     let failed = || match file {
         Some(file) => format!("unpack {}", file.display()),
@@ -378,7 +440,7 @@ fn unpack_into(writer: &mut SpoolWriter, file: Option<&Path>) -> Result<()> {
         Some(file) => Box::new(std::fs::File::open(file).context(ErrorKind::Disk, failed)?),
         None => Box::new(std::io::stdin().lock()),
     };
-    let mut input = gzip::unpacked(input).context(ErrorKind::Disk, failed)?;
+    let mut input = unpack::unpacked(input).map_err(|e| e.context(failed()))?;
     let mut buf = vec![0u8; 1 << 20];
     loop {
         let n = input.read(&mut buf).context(ErrorKind::Disk, failed)?;

@@ -236,16 +236,23 @@ fn rdb_source(plan: &Plan) -> Result<Source> {
                 .hint("leave it out, or choose another source.mode"),
         );
     }
-    match typed.path.as_deref() {
-        None | Some("") => Err(wrong("source.path is missing")
-            .hint("mode \"rdb\" needs the path of a snapshot; \"-\" is standard input")),
-        Some("-") => Ok(Source::Rdb {
-            path: RdbPath::Stdin,
-        }),
-        Some(path) => Ok(Source::Rdb {
-            path: RdbPath::File(path.into()),
-        }),
-    }
+    let path = match typed.path.as_ref().map_or(&[][..], |path| path.all()) {
+        [] => None,
+        [one] if one == "-" => Some(RdbPath::Stdin),
+        all if all.iter().any(String::is_empty) => None,
+        all if all.iter().any(|path| path == "-") => {
+            return Err(
+                wrong("source.path names standard input (\"-\") among files")
+                    .hint("name files only, or \"-\" alone"),
+            );
+        }
+        all => Some(RdbPath::Files(all.iter().map(Into::into).collect())),
+    };
+    let path = path.ok_or_else(|| {
+        wrong("source.path is missing")
+            .hint("mode \"rdb\" needs the path of a snapshot; \"-\" is standard input")
+    })?;
+    Ok(Source::Rdb { path })
 }
 
 fn same_server(a: &Endpoint, b: &Endpoint) -> bool {

@@ -3,7 +3,7 @@
 use super::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, Input, Reader, corrupt};
-use crate::rdb::encoding::{Len, lzf};
+use crate::rdb::encoding::{Len, lzf, string};
 use crate::rdb::frame::{ModuleOpcode, TooLarge, Walk};
 use crate::rdb::opcode as op;
 use crate::rdb::value::{self, Layout, ValueSink, module_name, module_version, vectorset};
@@ -13,14 +13,17 @@ use std::io::Read;
 const PIECE: usize = 1 << 20;
 
 /// A walk without a limit: only a length that no value has is too large for it.
-fn all(walked: Result<std::result::Result<(), TooLarge>>) -> Result<()> {
+pub(super) fn all(walked: Result<std::result::Result<(), TooLarge>>) -> Result<()> {
     walked?.map_err(|TooLarge| Error::new(ErrorKind::Corrupt, "a length in a value is beyond all"))
 }
 
 impl<R: Read> Snapshot<R> {
     /// Reads the value at the cursor item by item.
     pub(super) fn pieces(&mut self, type_id: u8, sink: &mut impl ValueSink) -> Result<()> {
-        match value::layout(type_id, self.dialect)? {
+        if self.head.is_templated(type_id) {
+            return self.templated_pieces(type_id, sink);
+        }
+        match value::layout(type_id, self.head.dialect())? {
             Layout::Items => {
                 self.input.ensure(1, "a value")?;
                 let mut walk = Walk::new(
@@ -36,14 +39,14 @@ impl<R: Read> Snapshot<R> {
                 self.input.consume(n);
                 for _ in 0..head.items {
                     let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-                    let _ = walk.item(type_id, self.dialect)?;
+                    let _ = walk.item(type_id, self.head.dialect())?;
                     walk.there("an item")?;
                     let n = walk.at;
                     let at = self.input.position();
                     let bytes = self.input.peek().get(..n).unwrap_or_default();
                     value::item(
                         type_id,
-                        self.dialect,
+                        self.head.dialect(),
                         &head,
                         &mut Reader::new(bytes, at),
                         sink,
@@ -90,14 +93,35 @@ impl<R: Read> Snapshot<R> {
                 }
                 Ok(())
             }
+            Layout::Paths => {
+                let mut context = (sink, Vec::new());
+                self.paths(
+                    &mut context,
+                    |(_, path), r| {
+                        *path = string(r, "a path")?.into_owned();
+                        Ok(())
+                    },
+                    |(sink, path), r| {
+                        let name = string(r, "a field")?;
+                        sink.path_field(path, &name, &string(r, "a value")?)
+                    },
+                )
+            }
             _ => {
                 let mut walk = Walk::new(&mut self.input, 0, usize::MAX);
-                let _ = walk.value(type_id, self.dialect)?;
+                let _ = walk.value(type_id, self.head.dialect())?;
                 walk.there("a value")?;
                 let n = walk.at;
                 let at = self.input.position();
                 let bytes = self.input.peek().get(..n).unwrap_or_default();
-                value::decode(type_id, self.dialect, self.version, bytes, at, sink)?;
+                value::decode(
+                    type_id,
+                    self.head.dialect(),
+                    self.head.version(),
+                    bytes,
+                    at,
+                    sink,
+                )?;
                 self.input.consume(n);
                 Ok(())
             }
@@ -110,7 +134,7 @@ impl<R: Read> Snapshot<R> {
         type_id: u8,
         mut out: impl FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        match value::layout(type_id, self.dialect)? {
+        match value::layout(type_id, self.head.dialect())? {
             Layout::Module if type_id == op::MODULE_2 => self.module_pieces(|part, _| out(part)),
             Layout::Array => {
                 let head = |count, r: &mut Reader<'_>| out(r.rest()).map(|()| count);
@@ -119,8 +143,21 @@ impl<R: Read> Snapshot<R> {
                 }
                 Ok(())
             }
+            Layout::Paths => {
+                // The number of paths is looked at first, and shown as it is.
+                let head = self.walked(
+                    |walk| walk.length("a path hash"),
+                    |n, r| out(r.rest()).map(|()| n),
+                )?;
+                self.paths_of(
+                    head,
+                    &mut out,
+                    |out, r| out(r.rest()),
+                    |out, r| out(r.rest()),
+                )
+            }
             _ => {
-                let dialect = self.dialect;
+                let dialect = self.head.dialect();
                 self.walked(
                     |walk| all(walk.value(type_id, dialect)),
                     |_, r| out(r.rest()),
@@ -130,7 +167,7 @@ impl<R: Read> Snapshot<R> {
     }
 
     /// Shows what `walk` walks over to `take`, and consumes it.
-    fn walked<T, U>(
+    pub(super) fn walked<T, U>(
         &mut self,
         walk: impl FnOnce(&mut Walk<'_, Input<R>>) -> Result<T>,
         take: impl FnOnce(T, &mut Reader<'_>) -> Result<U>,

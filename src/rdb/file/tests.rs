@@ -1,6 +1,7 @@
 //! What the file loop must survive and where it can go on.
 
 use super::*;
+use crate::rdb::value;
 
 fn drain(bytes: &[u8]) -> Result<usize> {
     let mut snapshot = Snapshot::open(bytes, Options::default())?;

@@ -14,6 +14,8 @@ pub enum ValueKind {
     Stream,
     Array,
     Gcra,
+    /// Valkey 9.2: fields below paths.
+    PathHash,
     Module,
 }
 
@@ -29,6 +31,7 @@ impl ValueKind {
             ValueKind::Stream => "stream",
             ValueKind::Array => "array",
             ValueKind::Gcra => "gcra",
+            ValueKind::PathHash => "path-hash",
             ValueKind::Module => "module",
         }
     }
@@ -43,7 +46,10 @@ impl ValueKind {
 
     /// Whether commands put such a value together; without them it only goes by RESTORE.
     pub fn has_commands(self) -> bool {
-        !matches!(self, ValueKind::Array | ValueKind::Gcra | ValueKind::Module)
+        !matches!(
+            self,
+            ValueKind::Array | ValueKind::Gcra | ValueKind::PathHash | ValueKind::Module
+        )
     }
 }
 
@@ -66,14 +72,43 @@ pub fn kind(type_id: u8, dialect: Dialect) -> Result<ValueKind> {
         }
         op::STREAM_4 | op::STREAM_5 if dialect == Dialect::Redis => ValueKind::Stream,
         op::ARRAY if dialect == Dialect::Redis => ValueKind::Array,
-        op::GCRA if dialect == Dialect::Redis => ValueKind::Gcra,
+        op::GCRA_8_8 | op::GCRA if dialect == Dialect::Redis => ValueKind::Gcra,
+        op::PATH_HASH if dialect == Dialect::Valkey => ValueKind::PathHash,
         other => {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("the value type {other} ({dialect:?}) is not known"),
-            ));
+            return Err(unknown(other, dialect));
         }
     })
+}
+
+/// Whether the type is a hash whose field names stand in a template; below version 15 the numbers mean other things.
+pub fn is_templated(type_id: u8, dialect: Dialect, version: u32) -> bool {
+    dialect == Dialect::Redis
+        && version >= 15
+        && (op::HASH_TEMPLATE_LISTPACK..=op::HASH_TEMPLATE_ARRAY_REF).contains(&type_id)
+}
+
+/// Refuses a type number that means nothing, or something else, in bytes of this version.
+pub fn known(type_id: u8, dialect: Dialect, version: u32) -> Result<()> {
+    let since = match (dialect, type_id) {
+        (Dialect::Redis, op::GCRA_8_8) => 14,
+        (Dialect::Redis, op::HASH_TEMPLATE_LISTPACK_REF..=op::GCRA) => 15,
+        (Dialect::Valkey, op::PATH_HASH) => 81,
+        _ => 0,
+    };
+    if version < since {
+        return Err(unknown(type_id, dialect));
+    }
+    if is_templated(type_id, dialect, version) {
+        return Ok(());
+    }
+    kind(type_id, dialect).map(|_| ())
+}
+
+fn unknown(type_id: u8, dialect: Dialect) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("the value type {type_id} ({dialect:?}) is not known"),
+    )
 }
 
 /// How a type's bytes are laid out.
@@ -87,6 +122,8 @@ pub enum Layout {
     Items,
     Stream,
     Array,
+    /// A number of paths, each with fields.
+    Paths,
     Number,
     Module,
 }
@@ -107,6 +144,7 @@ pub fn layout(type_id: u8, dialect: Dialect) -> Result<Layout> {
             ValueKind::Stream => Layout::Stream,
             ValueKind::Array => Layout::Array,
             ValueKind::Gcra => Layout::Number,
+            ValueKind::PathHash => Layout::Paths,
             ValueKind::Module => Layout::Module,
             _ => Layout::Packed,
         },

@@ -8,9 +8,10 @@ pub mod layout;
 mod module;
 mod sink;
 pub mod stream;
+pub mod template;
 pub mod vectorset;
 
-pub use layout::{Layout, ValueKind, kind, layout};
+pub use layout::{Layout, ValueKind, is_templated, kind, known, layout};
 pub use module::{ModuleItem, ModuleValue, module_name, module_version};
 pub use sink::ValueSink;
 
@@ -179,6 +180,11 @@ pub fn decode(
         }
         Layout::Stream => entries::decode(type_id, &mut r, sink)?,
         Layout::Array => array(&mut r, sink)?,
+        Layout::Paths => {
+            for _ in 0..length(&mut r, "a path hash")? {
+                path(&mut r, sink)?;
+            }
+        }
         Layout::Number => {
             let n = length(&mut r, "a number")?;
             sink.number(n)?;
@@ -256,6 +262,21 @@ pub fn packed(type_id: u8, bytes: &[u8], at: u64, sink: &mut impl ValueSink) -> 
                 .fail("a value", format_args!("the type {other} is not packed")))
         }
     }
+}
+
+/// One path of a path hash, with its fields.
+pub fn path(r: &mut Reader<'_>, sink: &mut impl ValueSink) -> Result<()> {
+    const WHAT: &str = "a path hash";
+    let path = string(r, WHAT)?;
+    let fields = length(r, WHAT)?;
+    if fields == 0 {
+        return Err(r.fail(WHAT, "a path without fields"));
+    }
+    for _ in 0..fields {
+        let field = string(r, WHAT)?;
+        sink.path_field(&path, &field, &string(r, WHAT)?)?;
+    }
+    Ok(())
 }
 
 /// Redis 8.8 arrays (rdb.c rdbSaveArrayElement).

@@ -76,6 +76,10 @@ pub trait ValueSink {
     fn array_element(&mut self, index: u64, text: &[u8]) -> Result<()> {
         Ok(())
     }
+    /// A field of a path hash (Valkey 9.2).
+    fn path_field(&mut self, path: &[u8], field: &[u8], value: &[u8]) -> Result<()> {
+        Ok(())
+    }
     fn number(&mut self, n: u64) -> Result<()> {
         Ok(())
     }

@@ -60,6 +60,7 @@ pub async fn kind(conn: &mut Conn, key: &[u8]) -> Result<Option<ValueKind>> {
         "hash" => ValueKind::Hash,
         "stream" => ValueKind::Stream,
         "array" => ValueKind::Array,
+        "path-hash" => ValueKind::PathHash,
         // What a module calls its type.
         _ => ValueKind::Module,
     }))

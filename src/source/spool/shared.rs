@@ -68,6 +68,7 @@ impl Spool {
                 _ => {}
             }
         }
+        self.remove_parts()?;
         let none = ReplOffset(0);
         let mut arrivals = Arrivals::open(&self.dir, none, none, unix_ms());
         arrivals.begin(none);
@@ -85,24 +86,7 @@ impl Spool {
     }
 
     pub fn snapshot_path(&self) -> PathBuf {
-        self.state()
-            .snapshot
-            .file
-            .clone()
-            .unwrap_or_else(|| self.dir.join(SNAPSHOT))
-    }
-
-    /// Takes a snapshot file of the user's for the snapshot.
-    pub fn use_file(&self, path: &Path) -> Result<()> {
-        let meta = std::fs::metadata(path).context(ErrorKind::Disk, || {
-            format!("open the snapshot {}", path.display())
-        })?;
-        let mut state = self.state();
-        state.snapshot.file = Some(path.to_owned());
-        state.snapshot.len = meta.len();
-        state.snapshot.complete = true;
-        state.snapshot.durable = true;
-        Ok(())
+        self.dir.join(SNAPSHOT)
     }
 
     pub fn replid(&self) -> Option<ReplId> {
@@ -276,7 +260,7 @@ impl Spool {
     pub fn leave_to_disk(&self, at: u64) {
         let mut state = self.state();
         let (free_from, sent_to) = state.snapshot.on_disk;
-        if state.snapshot.file.is_some() || at < sent_to.saturating_add(UNREAD_BYTES) {
+        if !state.snapshot.parts.is_empty() || at < sent_to.saturating_add(UNREAD_BYTES) {
             return;
         }
         state.snapshot.on_disk = (sent_to, at);
@@ -296,6 +280,7 @@ impl Spool {
             }
             _ => {}
         }
+        self.remove_parts()?;
         self.state().snapshot.len = 0;
         Ok(())
     }

@@ -46,8 +46,23 @@ pub struct Snapshot {
     pub complete: bool,
     /// Also after a power cut.
     pub durable: bool,
-    /// A file of the user's, read where it lies.
-    pub file: Option<PathBuf>,
+    /// Files of the user's, read where they lie.
+    pub parts: Vec<Part>,
+}
+
+/// A file that is a part of the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    pub path: PathBuf,
+    /// Where it begins in the whole.
+    pub from: u64,
+    pub len: u64,
+}
+
+impl Part {
+    pub fn end(&self) -> u64 {
+        self.from.saturating_add(self.len)
+    }
 }
 
 impl State {

@@ -2,6 +2,7 @@
 
 use super::files::segments;
 use super::shared::Spool;
+use super::state::Part;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::types::ReplOffset;
 use std::fs::File;
@@ -13,11 +14,15 @@ pub struct SnapshotTail {
     spool: Arc<Spool>,
     file: Option<File>,
     at: u64,
+    /// Of several files it reads one.
+    part: Option<Part>,
 }
 
 impl SnapshotTail {
+    /// Reads from byte `at` on, to the end of the file that it lies in.
     pub fn new(spool: Arc<Spool>, at: u64) -> SnapshotTail {
         SnapshotTail {
+            part: spool.part(at),
             spool,
             file: None,
             at,
@@ -45,13 +50,18 @@ impl Read for SnapshotTail {
         if state.ended_early() {
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
-        let there = state.snapshot.len.saturating_sub(self.at);
+        let end = self.part.as_ref().map_or(state.snapshot.len, Part::end);
+        let there = end.saturating_sub(self.at);
         drop(state);
         let file = match &mut self.file {
             Some(file) => file,
             None => {
-                let mut file = File::open(self.spool.snapshot_path())?;
-                file.seek(SeekFrom::Start(self.at))?;
+                let (path, from) = match &self.part {
+                    Some(part) => (part.path.clone(), part.from),
+                    None => (self.spool.snapshot_path(), 0),
+                };
+                let mut file = File::open(path)?;
+                file.seek(SeekFrom::Start(self.at.saturating_sub(from)))?;
                 self.file.insert(file)
             }
         };
