@@ -103,7 +103,7 @@ fn each_blocker_is_named() {
     );
     let (_source, _target, plan) = pair(&name, &[], &["maxclients 20"]);
     blocks(&plan, "target_clients");
-    let acl = "user default on nopass ~* +@all -restore";
+    let acl = "user default on nopass ~* +@all -del";
     let (_source, _target, plan) = pair(&name, &[], &[acl]);
     blocks(&plan, "target_commands");
     let (source, target, plan) = pair(&name, &[], &[]);

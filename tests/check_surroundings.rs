@@ -503,7 +503,13 @@ fn clients_with_caches_behind_a_proxy() {
 /// Servers that refuse most of what is asked are asked once, and their plans are not filled with warnings.
 #[test]
 fn providers_are_asked_once_and_told_what_matters() {
-    let usual = ["notifications", "functions", "replica_buffer", "old_side"];
+    let usual = [
+        "notifications",
+        "functions",
+        "replica_buffer",
+        "old_side",
+        "restore_refused",
+    ];
     for (name, from, to, closed) in [
         // Redis 6.0 cannot pause writers alone.
         (
@@ -516,6 +522,12 @@ fn providers_are_asked_once_and_told_what_matters() {
             "aiven-valkey-to-azure-managed",
             &profile::AIVEN_VALKEY,
             &profile::AZURE_MANAGED_OSS,
+            "CLIENT PAUSE",
+        ),
+        (
+            "aiven-valkey-to-azure-managed",
+            &profile::AIVEN_VALKEY,
+            &profile::AZURE_MANAGED_ACTIVE_GEO,
             "CLIENT PAUSE",
         ),
         (
@@ -549,6 +561,9 @@ fn providers_are_asked_once_and_told_what_matters() {
         let all = findings(&report);
         let expected = |f: &Value| usual.iter().any(|id| f["id"] == *id);
         assert!(all.iter().all(expected), "{name}: {all:?}");
+        let active = to.name == profile::AZURE_MANAGED_ACTIVE_GEO.name;
+        let refused = all.iter().any(|f| f["id"] == "restore_refused");
+        assert_eq!(refused, active, "{name}: {all:?}");
         let side = all.iter().find(|f| f["id"] == "old_side");
         let said = side.expect("it is said")["message"].to_string();
         assert!(said.contains(closed), "{name}: {said}");

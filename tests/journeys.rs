@@ -136,6 +136,13 @@ fn aiven_valkey_to_azure_managed() {
 }
 
 #[test]
+fn aiven_valkey_to_azure_managed_with_active_geo_replication() {
+    let name = "aiven-valkey-to-azure-managed";
+    let to = &profile::AZURE_MANAGED_ACTIVE_GEO;
+    live(name, &profile::AIVEN_VALKEY, to);
+}
+
+#[test]
 fn azure_cache_by_scan_to_azure_managed() {
     live(
         "azure-cache-scan",

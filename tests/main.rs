@@ -36,6 +36,7 @@ mod migrate_resume;
 mod migrate_trouble;
 mod module_ways;
 mod new_formats;
+mod no_restore;
 mod notified;
 mod rdb_hostile;
 mod rdb_properties;

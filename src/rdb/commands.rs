@@ -8,8 +8,7 @@ use crate::rdb::value::stream::{Group, Pending, StreamId, StreamMeta};
 use crate::resp;
 use crate::types::ExpireAt;
 
-/// Whether the target can be told how many entries a stream has had, and a group has read. Since then XCLAIM also drops
-/// what is no longer in the stream.
+/// Whether the target can be told how many entries a stream has had, and a group has read.
 fn knows_counts(target: &Target) -> bool {
     target.valkey || target.version >= (7, 0, 0)
 }
@@ -62,12 +61,8 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
     }
 
     /// Takes the deleted messages that a stream's groups still wait for.
-    ///
-    /// Before Redis 7.0, XCLAIM makes them pending as they are.
     pub fn with_tombstones(mut self, tombstones: Tombstones) -> Self {
-        if knows_counts(self.target) {
-            self.tombstones = tombstones;
-        }
+        self.tombstones = tombstones;
         self
     }
 
@@ -166,10 +161,9 @@ impl<'a, F: FnMut(&mut Vec<u8>, u32) -> Result<()>> Rebuild<'a, F> {
         let key = self.key;
         let (trimmed, deleted) = tombstones.parted();
         // XTRIM does not count as a deletion: what the source has trimmed has left no other trace there either.
-        match tombstones.first_entry {
-            _ if trimmed.is_empty() => {}
-            Some(first) => self.push(&[b"XTRIM", key, b"MINID", first.to_string().as_bytes()]),
-            None => self.push(&[b"XTRIM", key, b"MAXLEN", b"0"]),
+        if !trimmed.is_empty() {
+            let left = self.entries.saturating_add(deleted.len() as u64);
+            self.push(&[b"XTRIM", key, b"MAXLEN", left.to_string().as_bytes()]);
         }
         for chunk in deleted.chunks(CHUNK_ITEMS) {
             let ids: Vec<String> = chunk.iter().map(StreamId::to_string).collect();
@@ -277,10 +271,23 @@ impl<F: FnMut(&mut Vec<u8>, u32) -> Result<()>> ValueSink for Rebuild<'_, F> {
         self.sent()
     }
 
-    fn stream_consumer(&mut self, group: &[u8], name: &[u8], _: bool) -> Result<()> {
+    fn stream_consumer(&mut self, group: &[u8], name: &[u8], idle: bool) -> Result<()> {
+        let key = self.key;
         if self.target.valkey || self.target.version >= (6, 2, 0) {
-            let key = self.key;
             self.push(&[b"XGROUP", b"CREATECONSUMER", key, group, name]);
+        } else if idle {
+            // Reading its empty history makes a consumer; XCLAIM makes the others.
+            self.push(&[
+                b"XREADGROUP",
+                b"GROUP",
+                group,
+                name,
+                b"COUNT",
+                b"1",
+                b"STREAMS",
+                key,
+                b"0",
+            ]);
         }
         self.sent()
     }

@@ -120,6 +120,33 @@ pub const AZURE_MANAGED_NONCLUSTERED: Profile = Profile {
     lines: &[],
 };
 
+/// Azure Managed Redis with active geo-replication, OSS cluster policy: no RESTORE, and nobody flushes.
+pub const AZURE_MANAGED_ACTIVE_GEO: Profile = Profile {
+    name: "azure-managed-active-geo",
+    server: "redis-8.0",
+    shape: Shape::Cluster,
+    refused: managed![
+        "PSYNC",
+        "SYNC",
+        "REPLCONF",
+        "SELECT",
+        "MOVE",
+        "CONFIG|SET",
+        "ACL",
+        "MODULE",
+        "READONLY",
+        "CLUSTER|GETKEYSINSLOT",
+        "CLUSTER|COUNTKEYSINSLOT",
+        "CLIENT|PAUSE",
+        "ROLE",
+        "WAIT",
+        "RESTORE",
+        "FLUSHALL",
+        "FLUSHDB"
+    ],
+    lines: &[],
+};
+
 /// Aiven for Valkey: replication is not on the list of what is refused.
 pub const AIVEN_VALKEY: Profile = Profile {
     name: "aiven-valkey",
