@@ -1,7 +1,7 @@
 //! The commands of the stream that were not known, by name and source: how many, and where the first one stood.
 
-use super::Store;
 use super::column::{big, int};
+use super::state::Store;
 use crate::error::Result;
 use rusqlite::params;
 use serde::Serialize;
