@@ -176,6 +176,22 @@ fn a_target_that_refuses_restore_gets_its_values_by_commands() {
         plan.run(run).exits(0);
         alike(&source, &target);
     }
+    // A document that is larger than what is held of a value in passing.
+    let item = "abcdefghij ".repeat(1000);
+    let items: Vec<String> = (0..900).map(|n| format!("{n} {item}")).collect();
+    source.run("DEL m:cms");
+    let set = Command::new("JSON.SET large $").arg(json!(items).to_string());
+    assert!(!source.client().expect(&set).expect("an answer").is_error());
+    let target = Server::start(&two);
+    target.run("ACL SETUSER default -restore");
+    let run = "migrate --json --until caught-up --ignore target_commands";
+    let mut plan = Plan::new(&source.url(), &target.url());
+    plan.set("/limits", json!({ "memory_bytes": 256 << 20 }));
+    plan.run(run).exits(0);
+    let length = |server: &Server| server.run("JSON.STRLEN large $[899]").items()[0].int();
+    assert_eq!(length(&target), length(&source));
+    assert!(length(&target) > Some(11_000));
+    source.run("DEL large");
     // What no command can make is a loss that says why.
     source.run("CMS.INITBYDIM m:cms 10 3");
     source.run("CMS.INCRBY m:cms a 4");
@@ -183,7 +199,6 @@ fn a_target_that_refuses_restore_gets_its_values_by_commands() {
     source.run("TS.CREATERULE m:ts m:filled AGGREGATION avg 1000");
     let target = Server::start(&two);
     target.run("ACL SETUSER default -restore");
-    let run = "migrate --json --until caught-up --ignore target_commands";
     let ended = Plan::new(&source.url(), &target.url()).run(run);
     ended.exits(3).says(&["m:"]);
     let mut plan = Plan::new(&source.url(), &target.url());
@@ -270,6 +285,36 @@ fn bytes(text: &str) -> String {
     format!("{:?}", text.as_bytes())
         .trim_matches(['[', ']'])
         .to_owned()
+}
+
+/// DUMP does not tell rules: a scan says so beforehand and in the run.
+#[test]
+fn a_scan_says_that_it_brings_no_rules() {
+    let Some([one, two]) = need(["modules-7.4", "modules-8.2"]) else {
+        return;
+    };
+    let (source, target) = (Server::start(&one), Server::start(&two));
+    for words in [
+        "TS.CREATE raw",
+        "TS.CREATE avg",
+        "TS.CREATERULE raw avg AGGREGATION avg 1000",
+        "TS.ADD raw 1500 1",
+    ] {
+        assert!(!source.run(words).is_error(), "{words}");
+    }
+    let mut plan = Plan::new(&source.url(), &target.url());
+    let report = plan.run("check --json").json;
+    let ids = |report: &serde_json::Value| {
+        let list = report["findings"].as_array().expect("findings").iter();
+        list.filter(|f| f["id"] == "series_rules").count()
+    };
+    assert_eq!(ids(&report), 0, "{report}");
+    plan.set("/source/mode", json!("scan"));
+    let report = plan.run("check --json").json;
+    assert_eq!(ids(&report), 1, "{report}");
+    plan.run("migrate --json --until caught-up")
+        .says(&["TS.CREATERULE"]);
+    assert_eq!(target.run("TS.INFO raw").items()[1].int(), Some(1));
 }
 
 /// A cluster drops a rule that fills a series of another slot: it is a loss with its name.

@@ -15,7 +15,7 @@ use crate::rdb::large;
 use crate::rdb::opcode::Dialect;
 use crate::rdb::payload::{self, Fit};
 use crate::rdb::value;
-use crate::types::{DbIndex, Mark, shown};
+use crate::types::{DbIndex, ExpireAt, Mark, shown};
 use std::fs::File;
 use std::io::{Read, Seek};
 
@@ -192,7 +192,7 @@ impl<W: Wire> StateWriter<'_, W> {
             from,
             len: (len - large::FOOTER).saturating_sub(from),
         };
-        self.deliver(pass, key, value, expire)
+        self.deliver(pass, key, value, expire, mark)
     }
 
     /// Prepares a value for a connection of its own, if the target can hold it.
@@ -201,9 +201,18 @@ impl<W: Wire> StateWriter<'_, W> {
         pass: Pass,
         key: &[u8],
         mut value: Carried,
-        expire: Option<crate::types::ExpireAt>,
+        expire: Option<ExpireAt>,
+        mark: Mark,
     ) -> Result<Written> {
         let format = *self.writer.format();
+        if let Some(body) = large_value::for_commands(self.ctx, &format, &mut value)? {
+            let sent = (self.writer).put_large_module(pass, key, &body, expire, mark)?;
+            return Ok(if sent {
+                Written::Value
+            } else {
+                Written::Nothing
+            });
+        }
         if !large_value::is_held(self.ctx, &format, pass, key, &mut value)? {
             return Ok(Written::Nothing);
         }

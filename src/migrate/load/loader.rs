@@ -167,6 +167,10 @@ impl<W: Wire> Loader<'_, W> {
         }
         let mut value = large_value::spill(self.ctx, large)?;
         let format = *self.writer.format();
+        if let Some(body) = large_value::for_commands(self.ctx, &format, &mut value)? {
+            let sent = (self.writer).put_large_module(pass, &key, &body, expire, mark)?;
+            return Ok(if sent { Large::Sent } else { Large::Nothing });
+        }
         if !large_value::is_held(self.ctx, &format, pass, &key, &mut value)? {
             return Ok(Large::Nothing);
         }

@@ -10,7 +10,7 @@ use crate::plan::Endpoint;
 use crate::rdb::file::LargeEntry;
 use crate::rdb::large::Restore;
 use crate::rdb::modules::ways::Way;
-use crate::rdb::opcode::Dialect;
+use crate::rdb::opcode::{Dialect, MODULE_2};
 use crate::rdb::payload::{self, Fit};
 use crate::resp::Reply;
 use crate::types::ExpireAt;
@@ -58,6 +58,32 @@ pub(crate) fn spill<R: Read>(ctx: &ShardContext, large: LargeEntry<'_, R>) -> Re
     })
 }
 
+/// The bytes of a module's value that only commands bring, where it can be held.
+pub(crate) fn for_commands(
+    ctx: &ShardContext,
+    format: &payload::Target,
+    value: &mut Carried,
+) -> Result<Option<Vec<u8>>> {
+    let most = ctx.job().limits.element() as u64;
+    if value.type_id != MODULE_2 || value.len > most {
+        return Ok(None);
+    }
+    if module_way::way(ctx, format, &beginning(value, 16)?) != Way::Commands {
+        return Ok(None);
+    }
+    beginning(value, value.len).map(Some)
+}
+
+/// The first bytes of a value, or all of them.
+fn beginning(value: &mut Carried, len: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let (from, file) = (value.from, &mut value.file);
+    file.seek(SeekFrom::Start(from))
+        .and_then(|_| file.take(len).read_to_end(&mut bytes))
+        .context(ErrorKind::Disk, failed)?;
+    Ok(bytes)
+}
+
 /// Whether the target can hold a value at all; false when it is a listed loss.
 pub(crate) fn is_held(
     ctx: &ShardContext,
@@ -72,11 +98,7 @@ pub(crate) fn is_held(
             return Ok(false);
         }
         Fit::Module => {
-            let mut head = Vec::new();
-            let file = &mut value.file;
-            file.seek(SeekFrom::Start(value.from))
-                .and_then(|_| file.take(16).read_to_end(&mut head))
-                .context(ErrorKind::Disk, failed)?;
+            let head = beginning(value, 16)?;
             match module_way::way(ctx, format, &head) {
                 Way::Restore => {}
                 Way::Commands => {

@@ -10,6 +10,7 @@ use crate::migrate::write::wire::Wire;
 use crate::rdb::file::Header;
 use crate::rdb::modules::ways::Way;
 use crate::rdb::modules::{self, commands};
+use crate::rdb::opcode::MODULE_2;
 use crate::rdb::payload;
 use crate::types::{ExpireAt, Mark, Slot, shown};
 use std::borrow::Cow;
@@ -78,6 +79,29 @@ impl<W: Wire> TargetWriter<W> {
                 Ok(true)
             }
         }
+    }
+
+    /// Writes a large value that only commands bring; false when it is a listed loss.
+    pub fn put_large_module(
+        &mut self,
+        pass: Pass,
+        key: &[u8],
+        body: &[u8],
+        expire: Option<ExpireAt>,
+        mark: Mark,
+    ) -> Result<bool> {
+        let h = Header {
+            db: pass.db(),
+            key,
+            expire,
+            idle_s: None,
+            freq: None,
+            meta: &[],
+            type_id: MODULE_2,
+            at: 0,
+            value_at: 0,
+        };
+        self.put_module(pass, &h, body, expire, mark)
     }
 
     /// Names a series whose rules the target drops, as they fill series of other slots than its own.

@@ -95,3 +95,100 @@ fn quoted(bytes: &[u8], out: &mut String) -> Result<()> {
     out.push('"');
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::expect_used)]
+mod tests {
+    use super::*;
+    use crate::rdb::encoding::{put_length, put_string};
+
+    /// The id of the type, without a version.
+    const ID: u64 = 0x45e2_5238_df91_2c00;
+
+    enum Part {
+        N(u64),
+        D(f64),
+        T(&'static [u8]),
+    }
+    use Part::{D, N, T};
+
+    fn body(version: u64, parts: &[Part]) -> Vec<u8> {
+        let mut out = Vec::new();
+        put_length(&mut out, ID | version);
+        for part in parts {
+            match part {
+                N(n) => {
+                    put_length(&mut out, 2);
+                    put_length(&mut out, *n);
+                }
+                D(n) => {
+                    put_length(&mut out, 4);
+                    out.extend(n.to_le_bytes());
+                }
+                T(text) => {
+                    put_length(&mut out, 5);
+                    put_string(&mut out, text);
+                }
+            }
+        }
+        out.push(0);
+        out
+    }
+
+    fn text_of(body: &[u8]) -> Result<Option<String>> {
+        let text = text(&mut Fields::new(body)?)?;
+        Ok(text.map(|t| String::from_utf8_lossy(&t).into_owned()))
+    }
+
+    /// Each kind of node of RedisJSON 1.0, as RedisJSON 2.8 reads it.
+    #[test]
+    fn a_tree_becomes_text_and_a_text_stays() {
+        let tree = [
+            N(0x20),
+            N(4),
+            N(0x80),
+            T(b"a\"\n"),
+            N(0x40),
+            N(3),
+            N(0x01),
+            N(0x10),
+            T(b"1"),
+            N(0x10),
+            T(b"0"),
+            N(0x80),
+            T(b"int"),
+            N(0x08),
+            N(-5i64 as u64),
+            N(0x80),
+            T(b"float"),
+            N(0x04),
+            D(2.0),
+            N(0x80),
+            T(b"s"),
+            N(0x02),
+            T("é\\".as_bytes()),
+        ];
+        let text = text_of(&body(0, &tree)).expect("a document");
+        let wanted = r#"{"a\"\u000a":[null,true,false],"int":-5,"float":2.0,"s":"é\\"}"#;
+        assert_eq!(text.as_deref(), Some(wanted));
+        for version in [2, 3] {
+            let text = text_of(&body(version, &[T(b"{}"), N(0)])).expect("a document");
+            assert_eq!(text.as_deref(), Some("{}"));
+        }
+        assert_eq!(text_of(&body(4, &[T(b"{}")])).expect("a document"), None);
+    }
+
+    #[test]
+    fn what_is_no_document_is_an_error() {
+        let deep: Vec<Part> = (0..2000).map(|n| N([0x40, 1][n % 2])).collect();
+        for parts in [
+            [N(0x04), D(f64::NAN)].as_slice(),
+            &[N(0x03)],
+            &[N(0x02), T(b"\xff")],
+            &[N(0x20), N(1), N(0x02), T(b"a")],
+            &deep,
+        ] {
+            assert!(text_of(&body(0, parts)).is_err());
+        }
+    }
+}

@@ -159,6 +159,8 @@ pub(super) fn write<F: FnMut(&mut Vec<u8>, u32) -> Result<()>>(
         false => b"COMPRESSED",
     };
     let mut create: Vec<&[u8]> = vec![b"TS.CREATE", key, b"ENCODING", encoding];
+    // Without it, the server's own default would keep samples out.
+    create.extend([b"RETENTION".as_slice(), b"0"]);
     create.extend([b"CHUNK_SIZE", chunk_size.as_bytes()]);
     let policy = usize::try_from(head.policy).ok();
     if let Some(policy) = policy

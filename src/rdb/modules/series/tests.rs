@@ -42,7 +42,7 @@ fn samples_come_out_as_they_went_in() {
         commands_of(&bytes(COMPRESSED)),
         [
             "DEL k",
-            "TS.CREATE k ENCODING COMPRESSED CHUNK_SIZE 48 DUPLICATE_POLICY LAST LABELS l v",
+            "TS.CREATE k ENCODING COMPRESSED RETENTION 0 CHUNK_SIZE 48 DUPLICATE_POLICY LAST LABELS l v",
             "TS.MADD k 1000 1 k 1500 2 k 2100 5.25 k 2200 -6.5 k 900000 1e+300",
         ]
     );
@@ -50,7 +50,7 @@ fn samples_come_out_as_they_went_in() {
         commands_of(&bytes(PLAIN)),
         [
             "DEL k",
-            "TS.CREATE k ENCODING UNCOMPRESSED CHUNK_SIZE 48",
+            "TS.CREATE k ENCODING UNCOMPRESSED RETENTION 0 CHUNK_SIZE 48",
             "TS.MADD k 1000 1.5 k 2000 -0.625",
         ]
     );
