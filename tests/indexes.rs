@@ -143,6 +143,8 @@ fn scene(name: &str, target: &str, mode: &str) -> (Server, Plan) {
         ok(&source, create);
     }
     ok(&source, "FT.SYNUPDATE hashes g1 hello salut");
+    ok(&source, "FT.ALIASADD before hashes");
+    ok(&source, "FT.DICTADD earlier three four");
     fill(&mut source.client(), 0..300);
     let mut plan = Plan::new(&source.url(), target);
     plan.set("/source/mode", json!(mode));
@@ -217,6 +219,8 @@ fn indexes_arrive_and_follow_the_stream() {
             running.stderr_now()
         );
         for words in [
+            "FT.SEARCH before hello LIMIT 0 0",
+            "FT.DICTDUMP earlier",
             "FT.SEARCH al hello LIMIT 0 0",
             "FT.DICTDUMP words",
             "EXISTS d:1",

@@ -8,10 +8,11 @@ use crate::error::Result;
 use crate::migrate::context::Shared;
 use crate::net::search::{self, Found, NO_SEARCH, Taken, Told, led, left_out};
 use crate::net::server;
+use crate::plan::Endpoint;
 use crate::search::TOLD_BY_NOBODY;
 use crate::store::INDEXES;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// How long a run that ends when caught up waits for indexes to be built.
@@ -25,6 +26,11 @@ const SAY_EVERY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub indexes: BTreeMap<String, Entry>,
+    /// Names that the snapshot has told.
+    #[serde(default)]
+    pub aliases: BTreeSet<String>,
+    #[serde(default)]
+    pub dictionaries: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,7 +94,7 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
         Told::Indexes(ours) => ours,
     };
     let mut record = read(shared)?;
-    if ours.is_empty() && record.indexes.is_empty() {
+    if ours.is_empty() && record == Record::default() {
         return Ok(());
     }
     let before = record.clone();
@@ -120,6 +126,7 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
                 let entry = make(shared, nodes, found, there, record.of(found), renew).await?;
                 record.indexes.insert(found.definition.shown(), entry);
             }
+            make_named(shared, endpoint, &masters, nodes, &record).await?;
             look_again(shared, nodes, &ours, &mut record).await?;
             if record != before {
                 say(shared, &record);
@@ -127,6 +134,71 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
         }
     }
     write(shared, &record)
+}
+
+/// Keeps which of some strings the source knows as aliases, or as dictionaries.
+pub(crate) async fn find_names(
+    shared: &Shared,
+    texts: &BTreeSet<Vec<u8>>,
+    dictionaries: bool,
+) -> Result<()> {
+    let Some(endpoint) = shared.job.source.endpoint() else {
+        return Ok(());
+    };
+    let (layout, _) = server::layout(endpoint).await?;
+    let mut found: BTreeSet<String> = BTreeSet::new();
+    for master in &layout.masters {
+        let words = texts.iter().map(Vec::as_slice);
+        let names: Vec<Vec<u8>> = match dictionaries {
+            true => (search::dictionaries(endpoint, &master.address, words).await?)
+                .into_keys()
+                .collect(),
+            false => (search::aliases(endpoint, &master.address, words).await?)
+                .into_keys()
+                .collect(),
+        };
+        found.extend(names.into_iter().filter_map(|n| String::from_utf8(n).ok()));
+    }
+    let mut record = read(shared)?;
+    match dictionaries {
+        true => record.dictionaries.extend(found),
+        false => record.aliases.extend(found),
+    }
+    write(shared, &record)
+}
+
+/// Terms that one FT.DICTADD brings.
+const TERMS: usize = 1000;
+
+/// Makes the aliases and dictionaries whose names are known.
+async fn make_named(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    masters: &[String],
+    nodes: &[String],
+    record: &Record,
+) -> Result<()> {
+    let to = &shared.job.target;
+    for master in masters {
+        let names = record.aliases.iter().map(String::as_bytes);
+        for (alias, index) in search::aliases(endpoint, master, names).await? {
+            let words = [b"FT._ALIASADDIFNX".to_vec(), alias.clone(), index];
+            if let Taken::Refused(why) = search::tell(to, nodes, &words).await? {
+                let alias = String::from_utf8_lossy(&alias).into_owned();
+                let what = format!("the target refuses the alias {alias} of a search index: {why}");
+                shared.event("warning", "indexes", &what);
+            }
+        }
+        let names = record.dictionaries.iter().map(String::as_bytes);
+        for (name, terms) in search::dictionaries(endpoint, master, names).await? {
+            for terms in terms.chunks(TERMS) {
+                let head = [b"FT.DICTADD".to_vec(), name.clone()];
+                let words: Vec<Vec<u8>> = head.into_iter().chain(terms.iter().cloned()).collect();
+                search::tell(to, nodes, &words).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Makes one index, where it is missing.

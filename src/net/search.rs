@@ -95,6 +95,63 @@ async fn synonyms(conn: &mut Control, index: &[u8]) -> Result<Synonyms> {
     Ok(found)
 }
 
+/// Questions sent at a time.
+const AT_A_TIME: usize = 32;
+
+/// Which of some words are aliases, and of which index.
+pub async fn aliases<'w>(
+    endpoint: &Endpoint,
+    node: &str,
+    words: impl Iterator<Item = &'w [u8]>,
+) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for (word, reply) in of_each(endpoint, node, b"FT.INFO", words).await? {
+        let index = Definition::from_info(&reply);
+        if let Some(index) = index.filter(|i| i.name() != word) {
+            found.insert(word, index.name().to_vec());
+        }
+    }
+    Ok(found)
+}
+
+/// Which of some words are dictionaries, and what they hold.
+pub async fn dictionaries<'w>(
+    endpoint: &Endpoint,
+    node: &str,
+    words: impl Iterator<Item = &'w [u8]>,
+) -> Result<BTreeMap<Vec<u8>, Vec<Vec<u8>>>> {
+    let mut found = BTreeMap::new();
+    for (word, reply) in of_each(endpoint, node, b"FT.DICTDUMP", words).await? {
+        let terms = reply.array().unwrap_or_default().iter();
+        let terms: Vec<Vec<u8>> = terms.filter_map(Reply::bytes).map(<[u8]>::to_vec).collect();
+        if !terms.is_empty() {
+            found.insert(word, terms);
+        }
+    }
+    Ok(found)
+}
+
+/// The answers of a command that takes one word.
+async fn of_each<'w>(
+    endpoint: &Endpoint,
+    node: &str,
+    command: &[u8],
+    words: impl Iterator<Item = &'w [u8]>,
+) -> Result<Vec<(Vec<u8>, Reply)>> {
+    let mut conn = control(endpoint, node).await?;
+    let words: Vec<&[u8]> = words.collect();
+    let mut answers = Vec::new();
+    for some in words.chunks(AT_A_TIME) {
+        let asked: Vec<[&[u8]; 2]> = some.iter().map(|word| [command, word]).collect();
+        let asked: Vec<&[&[u8]]> = asked.iter().map(|words| words.as_slice()).collect();
+        let replies = conn.ask_all(&asked).await?;
+        let told = some.iter().zip(replies);
+        let told = told.filter(|(_, reply)| !matches!(reply, Reply::Error(_)));
+        answers.extend(told.map(|(word, reply)| (word.to_vec(), reply)));
+    }
+    Ok(answers)
+}
+
 /// What has become of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Taken {

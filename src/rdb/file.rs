@@ -17,8 +17,9 @@ use crate::rdb::frame::Walk;
 use crate::rdb::old_module;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::payload;
-use crate::rdb::value::{ValueSink, module_name, template};
+use crate::rdb::value::{ValueSink, aux_texts, is_of_search, module_name, template};
 use crate::types::{DbIndex, ExpireAt};
+use std::collections::BTreeSet;
 use std::io::{BufWriter, Read, Write};
 
 /// How a snapshot is read.
@@ -66,6 +67,8 @@ pub enum Item<'a, R: Read> {
     },
     ModuleAux {
         module: String,
+        /// Short strings of a search module's data; none of others'.
+        texts: BTreeSet<Vec<u8>>,
     },
     Entry(Entry<'a>),
     Large(LargeEntry<'a, R>),
@@ -316,10 +319,14 @@ impl<R: Read> Snapshot<R> {
                     let _ = walk.module_opcodes()?;
                     walk.there("a module's data")?;
                     let n = walk.at;
+                    let module = module_name(id);
+                    let body = self.input.peek().get(..n).unwrap_or_default();
+                    let texts = match is_of_search(&module) {
+                        true => aux_texts(id, body),
+                        false => BTreeSet::new(),
+                    };
                     self.input.consume(n);
-                    return Ok(Item::ModuleAux {
-                        module: module_name(id),
-                    });
+                    return Ok(Item::ModuleAux { module, texts });
                 }
                 op::SLOT_NUM | op::RAM_LRU if self.head.dialect() == Dialect::Redis => {
                     self.input.consume(1);

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// What an index may have and FT.INFO does not tell, for reports.
-pub const TOLD_BY_NOBODY: &str = "FT.INFO tells neither aliases nor TEMPORARY, PHONETIC, EF_RUNTIME, EPSILON, INITIAL_CAP and BLOCK_SIZE, and no command lists dictionaries (FT.DICTADD): those that were set before the migration began are missing at the target";
+pub const TOLD_BY_NOBODY: &str = "FT.INFO tells neither TEMPORARY, PHONETIC, EF_RUNTIME, EPSILON, INITIAL_CAP nor BLOCK_SIZE of an index: where they were set before the migration began, they are missing at the target; no command lists aliases and dictionaries (FT.DICTADD), which mode \"replica\" finds by the names in the snapshot and mode \"scan\" does not";
 
 /// Members of FT.INFO that say how an index does, not what it is.
 const STATE: [&str; 33] = [

@@ -2,13 +2,13 @@
 
 use crate::error::{Error, Result};
 use crate::migrate::apply::apply_loop::{ApplyLoop, Ended, TICK};
-use crate::migrate::heal::fenced_reader::ReadStates;
 use crate::migrate::load::loader::{Large, Loader};
 use crate::migrate::stream::functions;
 use crate::migrate::write::losses;
 use crate::plan::Source;
 use crate::rdb::file::{Head, Header, Item, Options, Snapshot};
 use crate::rdb::opcode::Dialect;
+use crate::rdb::value::is_of_search;
 use crate::source::spool::{End, SnapshotTail};
 use crate::target::Pipe;
 use crate::task::failpoint;
@@ -110,13 +110,10 @@ impl ApplyLoop {
                         ),
                     ),
                     Item::Aux { name, value } => self.aux(name, value),
-                    Item::ModuleAux { module } if module.starts_with("ft_index") || module.starts_with("scdtype") => {
-                        // A server tells its indexes itself.
-                        if !self.applier.reader.asks() {
-                            self.ctx.note("skipped.indexes", "the file holds definitions of search indexes or dictionaries, which are not made at the target: run FT.CREATE there for each index (load the file into a server with the search module: FT._LIST and FT.INFO tell them, or move that server)");
-                        }
+                    Item::ModuleAux { module, texts } if is_of_search(&module) => {
+                        self.search_names(&module, &texts)?;
                     }
-                    Item::ModuleAux { module } => self.ctx.note(
+                    Item::ModuleAux { module, .. } => self.ctx.note(
                         "module_aux",
                         &format!(
                             "the snapshot holds data of the module {module} outside of keys; it is left out"

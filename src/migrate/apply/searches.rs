@@ -12,6 +12,7 @@ use crate::migrate::indexes;
 use crate::migrate::write::wire::Wire;
 use crate::net::search::{Taken, left_out, tell};
 use crate::search;
+use std::collections::BTreeSet;
 
 impl<W: Wire, S: ReadStates> Applier<W, S> {
     /// A command of a search module.
@@ -62,6 +63,26 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
 }
 
 impl ApplyLoop {
+    /// What a search module has saved outside of keys: names of aliases and of dictionaries, which nothing else tells,
+    /// are among these strings, and the source says which.
+    pub(super) fn search_names(&mut self, module: &str, texts: &BTreeSet<Vec<u8>>) -> Result<()> {
+        let ctx = self.ctx.clone();
+        if !self.applier.reader.asks() {
+            ctx.note("skipped.indexes", "the file holds definitions of search indexes or dictionaries, which are not made at the target: load the file into a server with the search module, where FT._LIST and FT.INFO tell them, and move that server, or run FT.CREATE at the target");
+            return Ok(());
+        }
+        let left_out = left_out(ctx.job(), ctx.facts().modules.target.as_deref()).is_some();
+        if texts.is_empty() || left_out || ctx.dry_run() {
+            return Ok(());
+        }
+        let dictionaries = module.starts_with("scdtype");
+        self.applier
+            .asked("looking for aliases and dictionaries", |_| {
+                let found = indexes::find_names(&ctx.shared, texts, dictionaries);
+                ctx.shared.runtime.block_on(found)
+            })
+    }
+
     /// Makes the target's indexes those of the source; `renew` as in [`indexes::bring`].
     pub fn bring_indexes(&mut self, renew: bool) -> Result<()> {
         let ctx = self.ctx.clone();

@@ -3,6 +3,7 @@
 //! A value is a head and items ([`head`], [`item`]), a packed string, a stream, or a module's opcodes.
 //! A new consumer is a new [`ValueSink`], never a second parser.
 
+mod aux_texts;
 pub mod entries;
 pub mod layout;
 mod module;
@@ -11,6 +12,7 @@ pub mod stream;
 pub mod template;
 pub mod vectorset;
 
+pub use aux_texts::{aux_texts, is_of_search};
 pub use layout::{Layout, ValueKind, is_templated, kind, known, layout};
 pub use module::{ModuleItem, ModuleValue, module_name, module_version};
 pub use sink::ValueSink;

@@ -55,6 +55,12 @@ impl<'a> ModuleValue<'a> {
         Ok(ModuleValue { id, rest })
     }
 
+    /// The same where the id was read already.
+    pub fn behind_id(id: u64, body: &'a [u8], base: u64) -> ModuleValue<'a> {
+        let rest = Reader::new(body, base);
+        ModuleValue { id, rest }
+    }
+
     pub fn name(&self) -> String {
         module_name(self.id)
     }
