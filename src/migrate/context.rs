@@ -58,6 +58,8 @@ pub(crate) struct Facts {
     pub loses_field_expiry: bool,
     /// What is known of the modules of both sides.
     pub modules: Takes,
+    /// The source has modules, so perhaps search indexes.
+    pub source_has_modules: bool,
     pub target_has_functions: bool,
     /// The target refuses RESTORE: values go to it by commands.
     pub restore_refused: bool,

@@ -31,6 +31,9 @@ pub(crate) struct Record {
     pub aliases: BTreeSet<String>,
     #[serde(default)]
     pub dictionaries: BTreeSet<String>,
+    /// The source does not tell its indexes, which was said.
+    #[serde(default)]
+    pub untold: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +86,9 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
     let masters: Vec<String> = layout.masters.iter().map(|m| m.address.clone()).collect();
     let ours = match search::indexes(endpoint, &masters).await? {
         Told::NoSearch => return Ok(()),
+        Told::Refused(_) if read(shared)?.untold => return Ok(()),
         Told::Refused(why) => {
+            change(shared, |record| record.untold = true)?;
             shared.event(
                 "warning",
                 "indexes",
@@ -128,12 +133,17 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
             }
             make_named(shared, endpoint, &masters, nodes, &record).await?;
             look_again(shared, nodes, &ours, &mut record).await?;
-            if record != before {
+            if record.without_counts() != before.without_counts() {
                 say(shared, &record);
             }
         }
     }
-    write(shared, &record)
+    change(shared, |now| {
+        let gone =
+            |name: &String| before.indexes.contains_key(name) && !record.indexes.contains_key(name);
+        now.indexes.retain(|name, _| !gone(name));
+        now.indexes.extend(record.indexes.clone());
+    })
 }
 
 /// Keeps which of some strings the source knows as aliases, or as dictionaries.
@@ -159,12 +169,10 @@ pub(crate) async fn find_names(
         };
         found.extend(names.into_iter().filter_map(|n| String::from_utf8(n).ok()));
     }
-    let mut record = read(shared)?;
-    match dictionaries {
+    change(shared, |record| match dictionaries {
         true => record.dictionaries.extend(found),
         false => record.aliases.extend(found),
-    }
-    write(shared, &record)
+    })
 }
 
 /// Terms that one FT.DICTADD brings.
@@ -356,6 +364,15 @@ impl Record {
         self.indexes.get(&found.definition.shown())
     }
 
+    /// What does not change with every write.
+    fn without_counts(&self) -> Record {
+        let mut record = self.clone();
+        for entry in record.indexes.values_mut() {
+            (entry.documents, entry.built) = (0, false);
+        }
+        record
+    }
+
     fn is_built(&self) -> bool {
         (self.indexes.values())
             .all(|e| e.built || !matches!(e.state, State::Created | State::Present))
@@ -370,9 +387,20 @@ fn read(shared: &Shared) -> Result<Record> {
         .unwrap_or_default())
 }
 
-fn write(shared: &Shared, record: &Record) -> Result<()> {
-    let value = serde_json::to_value(record).unwrap_or_default();
-    shared.store(|s| s.put_json(INDEXES, &value))
+/// Changes the record as it is now: every shard, and the watch over the phases, keep it.
+fn change(shared: &Shared, change: impl FnOnce(&mut Record)) -> Result<()> {
+    shared.store(|store| {
+        let saved = store.json(INDEXES)?;
+        let before: Record = saved
+            .and_then(|v| serde_json::from_value(v).ok())
+            .unwrap_or_default();
+        let mut record = before.clone();
+        change(&mut record);
+        match record == before {
+            true => Ok(()),
+            false => store.put_json(INDEXES, &serde_json::to_value(&record).unwrap_or_default()),
+        }
+    })
 }
 
 /// Notes what a command of the stream has made or dropped at the target.
@@ -380,18 +408,17 @@ pub(crate) fn note_streamed(shared: &Shared, words: &[Vec<u8>]) -> Result<()> {
     let [command, name, ..] = words else {
         return Ok(());
     };
-    let mut record = read(shared)?;
     let name = String::from_utf8_lossy(name).into_owned();
-    match command.as_slice() {
-        b"FT.CREATE" | b"FT._CREATEIFNX" if !record.indexes.contains_key(&name) => {
-            let entry = Entry::new(State::Created, Vec::new());
-            record.indexes.insert(name, entry);
+    change(shared, |record| match command.as_slice() {
+        b"FT.CREATE" | b"FT._CREATEIFNX" => {
+            let new = || Entry::new(State::Created, Vec::new());
+            record.indexes.entry(name).or_insert_with(new);
         }
-        b"FT.DROP" | b"FT.DROPINDEX" | b"FT._DROPIFX" | b"FT._DROPINDEXIFX"
-            if record.indexes.remove(&name).is_some() => {}
-        _ => return Ok(()),
-    }
-    write(shared, &record)
+        b"FT.DROP" | b"FT.DROPINDEX" | b"FT._DROPIFX" | b"FT._DROPINDEXIFX" => {
+            record.indexes.remove(&name);
+        }
+        _ => {}
+    })
 }
 
 /// Looks whether the target has built its indexes.
@@ -446,28 +473,26 @@ impl Building {
     }
 
     async fn look(&mut self, shared: &Shared, nodes: &[String]) -> Result<bool> {
-        let mut record = read(shared)?;
-        if record.is_built() {
+        if read(shared)?.is_built() {
             return Ok(true);
         }
         let theirs = match search::indexes(&shared.job.target, nodes).await? {
             Told::Indexes(theirs) => theirs,
             Told::NoSearch | Told::Refused(_) => return Ok(true),
         };
-        // Meanwhile the stream may have made one, or dropped one.
-        record = read(shared)?;
         let mut open = Vec::new();
-        for (name, entry) in &mut record.indexes {
-            match theirs.get(name.as_bytes()).map(|f| &f.definition) {
-                Some(there) if there.is_indexing() => {
-                    entry.documents = there.documents();
-                    open.push(format!("{name} ({} documents so far)", entry.documents));
+        change(shared, |record| {
+            for (name, entry) in &mut record.indexes {
+                match theirs.get(name.as_bytes()).map(|f| &f.definition) {
+                    Some(there) if there.is_indexing() => {
+                        entry.documents = there.documents();
+                        open.push(format!("{name} ({} documents so far)", entry.documents));
+                    }
+                    Some(there) => (entry.documents, entry.built) = (there.documents(), true),
+                    None => entry.built = true,
                 }
-                Some(there) => (entry.documents, entry.built) = (there.documents(), true),
-                None => entry.built = true,
             }
-        }
-        write(shared, &record)?;
+        })?;
         if open.is_empty() {
             shared.event("info", "indexes", "the target has built its search indexes");
         } else if self.said.elapsed() > SAY_EVERY {

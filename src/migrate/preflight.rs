@@ -130,6 +130,7 @@ pub(super) fn facts(
             && !target.has_field_expiry(),
         modules,
         restore_refused,
+        source_has_modules: source.is_some_and(|s| s.modules),
         target_has_functions: target.has_functions(),
         target_has_set_pxat: target.has_set_pxat(),
     }

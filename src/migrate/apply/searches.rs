@@ -86,7 +86,7 @@ impl ApplyLoop {
     /// Makes the target's indexes those of the source; `renew` as in [`indexes::bring`].
     pub fn bring_indexes(&mut self, renew: bool) -> Result<()> {
         let ctx = self.ctx.clone();
-        if ctx.dry_run() || ctx.job().source.endpoint().is_none() {
+        if ctx.dry_run() || !ctx.facts().source_has_modules {
             return Ok(());
         }
         self.applier.asked("looking at the search indexes", |me| {
