@@ -2,8 +2,14 @@
 //!
 //! A sink of the one decoder; crc64fast over the bytes, then a non-linear mix, so that sums do not cancel out.
 //! Covered: type, value, field expiry, stream metadata, groups, consumers' names, pending entries with their times.
+//! A module's value is its items, whatever the compression and the encoding version.
 //! A string that is a HyperLogLog is its registers, in whichever of its two encodings.
 //! Not covered, because servers invent or forget them: seen and active times, access frequency, idle time.
+
+mod document;
+mod lane;
+mod module;
+mod samples;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::encoding::hyperloglog;
@@ -12,8 +18,8 @@ use crate::rdb::payload;
 use crate::rdb::value::stream::{Group, Pending, StreamId, StreamMeta};
 use crate::rdb::value::{self, ValueKind, ValueSink};
 use crate::types::{DbIndex, ExpireAt};
-use siphasher::sip::SipHasher24;
-use std::hash::Hasher;
+use lane::{Lane, LaneHasher, mix};
+use module::ModuleDigest;
 
 /// A key's value in 64 bits (or 128), and beside it what is not its elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,14 +132,6 @@ impl SlotSum {
         self.sum = self.sum.wrapping_add(other.sum);
         self.count = self.count.saturating_add(other.count);
     }
-}
-
-/// A bijection without linear structure (the finalizer of SplitMix64).
-fn mix(mut x: u64) -> u64 {
-    x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// The digest of a DUMP answer as of `now_ms`: hash fields that have expired count as gone, as readers see it.
@@ -297,51 +295,6 @@ impl ValueSink for Digester {
     }
 }
 
-/// Which hash an element's bytes go through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lane {
-    Crc,
-    Sip,
-}
-
-impl Lane {
-    fn hash(self, bytes: &[u8]) -> u64 {
-        let mut hasher = self.hasher();
-        hasher.write(bytes);
-        hasher.finish(bytes.len() as u64)
-    }
-
-    fn hasher(self) -> LaneHasher {
-        match self {
-            Lane::Crc => LaneHasher::Crc(crc64fast::Digest::new()),
-            Lane::Sip => LaneHasher::Sip(SipHasher24::new()),
-        }
-    }
-}
-
-enum LaneHasher {
-    Crc(crc64fast::Digest),
-    Sip(SipHasher24),
-}
-
-impl LaneHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        match self {
-            LaneHasher::Crc(digest) => digest.write(bytes),
-            LaneHasher::Sip(hasher) => hasher.write(bytes),
-        }
-    }
-
-    fn finish(&self, len: u64) -> u64 {
-        let hash = match self {
-            LaneHasher::Crc(digest) => digest.sum64(),
-            LaneHasher::Sip(hasher) => hasher.finish(),
-        };
-        // The length keeps apart what leading zeros would not.
-        hash ^ len.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-}
-
 struct State {
     acc: u64,
     count: u64,
@@ -355,6 +308,7 @@ struct State {
     part: Option<(LaneHasher, u64)>,
     /// Its first part, while it may be a HyperLogLog.
     first: Vec<u8>,
+    module: Option<Box<ModuleDigest>>,
 }
 
 impl State {
@@ -370,6 +324,7 @@ impl State {
             lane,
             part: None,
             first: Vec::new(),
+            module: None,
         }
     }
 
@@ -538,9 +493,8 @@ impl ValueSink for State {
         Ok(())
     }
 
-    fn module(&mut self, _: &str, _: u16, raw: &[u8]) -> Result<()> {
-        self.chain(self.lane.hash(raw));
-        Ok(())
+    fn module(&mut self, name: &str, version: u16, raw: &[u8]) -> Result<()> {
+        self.module_part(name, version, raw, true)
     }
 
     fn vector_set(&mut self, dimensions: u64, config: u64, projection: &[u8]) -> Result<()> {
@@ -558,8 +512,14 @@ impl ValueSink for State {
         Ok(())
     }
 
-    fn module_part(&mut self, _: &str, _: u16, part: &[u8], last: bool) -> Result<()> {
-        self.string_part(part, last)
+    fn module_part(&mut self, name: &str, _: u16, part: &[u8], last: bool) -> Result<()> {
+        let lane = self.lane;
+        let begin = || Box::new(ModuleDigest::new(name, lane));
+        self.module.get_or_insert_with(begin).feed(part);
+        if last && let Some(module) = self.module.take() {
+            self.chain(module.finish());
+        }
+        Ok(())
     }
 }
 

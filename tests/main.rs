@@ -35,6 +35,7 @@ mod migrate_matrix;
 mod migrate_resume;
 mod migrate_trouble;
 mod module_ways;
+mod modules;
 mod new_formats;
 mod no_restore;
 mod notified;

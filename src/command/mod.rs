@@ -2,11 +2,13 @@
 
 pub mod expiry;
 pub mod fields;
+mod replay;
 mod search;
 pub mod split;
 mod table;
 mod what;
 
+pub use replay::repeats;
 pub use table::Spec;
 pub use what::{Access, Command, KeyArg, Kind, SplitKind};
 

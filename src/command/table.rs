@@ -311,6 +311,7 @@ pub static SPECS: &[Spec] = &[
     write("TOPK.RESERVE"),
     write("TOPK.ADD"),
     write("TOPK.INCRBY"),
+    read("TOPK.COUNT"),
     write("TDIGEST.CREATE"),
     write("TDIGEST.RESET"),
     write("TDIGEST.ADD"),
@@ -324,6 +325,8 @@ pub static SPECS: &[Spec] = &[
     write("TS.DEL"),
     keyed("TS.CREATERULE", BOTH),
     keyed("TS.DELETERULE", BOTH),
+    write("FT.SUGADD"),
+    write("FT.SUGDEL"),
     // scripts as they were called
     spec(
         "EVAL",

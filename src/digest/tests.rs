@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::rdb::encoding::listpack::{Builder, Packed};
-use crate::rdb::encoding::put_string;
+use crate::rdb::encoding::{put_length, put_string};
 use crate::rdb::file::{Options, Snapshot};
 use crate::rdb::opcode;
 
@@ -173,5 +173,43 @@ fn a_hyperloglog_is_the_same_in_both_layouts_and_in_parts() {
             of_string(not, width).unwrap(),
             of_bytes(not, width).unwrap()
         );
+    }
+}
+
+/// A module's value of these items, a string as it is or as LZF packs it.
+fn module_value(version: u64, run: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    put_length(&mut body, 0x1234_5678_9abc_d000 | version);
+    body.extend_from_slice(&[2, 7, 5]);
+    body.extend_from_slice(run);
+    body.push(0);
+    body
+}
+
+#[test]
+fn a_module_value_is_the_same_packed_or_not_and_in_parts() {
+    let mut plain = Vec::new();
+    put_string(&mut plain, &[b'a'; 100]);
+    let packed = [0xc3, 5, 0x40, 100, 0, b'a', 0xe0, 90, 0];
+    for width in [Width::Bits64, Width::Bits128] {
+        let held = |body: &[u8]| {
+            let mut d = Digester::new(ValueKind::Module, 0, width);
+            d.module("some-type", 1, body).unwrap();
+            d.finish().unwrap()
+        };
+        let whole = held(&module_value(1, &plain));
+        assert_eq!(held(&module_value(2, &packed)), whole);
+        assert_ne!(held(&module_value(1, &plain[..100])), whole);
+        for size in [1, 2, 3, 7] {
+            let mut d = Digester::new(ValueKind::Module, 0, width);
+            for part in module_value(1, &packed).chunks(size) {
+                d.module_part("some-type", 1, part, false).unwrap();
+            }
+            d.module_part("some-type", 1, &[], true).unwrap();
+            assert_eq!(d.finish().unwrap(), whole, "pieces of {size}");
+        }
+        let mut other = Digester::new(ValueKind::Module, 0, width);
+        (other.module("some-tyqe", 1, &module_value(1, &plain))).unwrap();
+        assert_ne!(other.finish().unwrap(), whole, "the type's name counts");
     }
 }

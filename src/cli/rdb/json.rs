@@ -9,7 +9,7 @@ use crate::error::{Context, ErrorKind, Result};
 use crate::rdb::commands::score_text;
 use crate::rdb::file::{Header, Item, Options, Snapshot, newer};
 use crate::rdb::value::stream::{StreamId, StreamMeta};
-use crate::rdb::value::{self, ValueKind, ValueSink};
+use crate::rdb::value::{self, ValueKind, ValueSink, module_holds};
 use crate::types::ExpireAt;
 use base64::engine::general_purpose::STANDARD;
 use base64::write::EncoderWriter;
@@ -442,6 +442,10 @@ impl<W: Write> ValueSink for Line<'_, W> {
     fn module(&mut self, name: &str, version: u16, _: &[u8]) -> Result<()> {
         put(self.out, b"{\"module\":")?;
         text(self.out, name.as_bytes())?;
+        if let Some(holds) = module_holds(name) {
+            put(self.out, b",\"holds\":")?;
+            text(self.out, holds.as_bytes())?;
+        }
         put(self.out, format!(",\"version\":{version}}}").as_bytes())
     }
 

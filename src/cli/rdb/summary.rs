@@ -6,7 +6,7 @@ use crate::rdb::file::{Header, Item, Options, Snapshot, newer};
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::payload::{self, Fit, Traits};
 use crate::rdb::value::stream::{StreamId, StreamMeta};
-use crate::rdb::value::{self, ValueKind, ValueSink};
+use crate::rdb::value::{self, ValueKind, ValueSink, module_holds};
 use crate::types::unix_ms;
 use crate::types::{ExpireAt, shown};
 use serde_json::{Value, json};
@@ -245,7 +245,7 @@ impl Summary {
             key: shown(h.key),
             prefix: prefix(h.key),
             kind: kind.name(),
-            encoding: encoding(h.type_id, dialect),
+            encoding: (measure.module).unwrap_or_else(|| encoding(h.type_id, dialect)),
             items: measure.items,
             memory: measure.memory(h, kind, body),
         })
@@ -442,6 +442,8 @@ struct Measure {
     bytes: u64,
     expiries: u64,
     extra: u64,
+    /// What a module's type holds, where that is known.
+    module: Option<&'static str>,
 }
 
 impl Measure {
@@ -525,7 +527,12 @@ impl ValueSink for Measure {
         self.add(name.len() + vector.len());
         Ok(())
     }
-    fn module_part(&mut self, _: &str, _: u16, part: &[u8], _: bool) -> Result<()> {
+    fn module(&mut self, name: &str, _: u16, _: &[u8]) -> Result<()> {
+        self.module = module_holds(name);
+        Ok(())
+    }
+    fn module_part(&mut self, name: &str, _: u16, part: &[u8], _: bool) -> Result<()> {
+        self.module = module_holds(name);
         self.items = 1;
         self.bytes += part.len() as u64;
         Ok(())

@@ -360,7 +360,9 @@ fn runs_as_it_is(cmd: &Command<'_>, spec: &'static Spec, view: &View<'_>) -> boo
     let copies_loss =
         view.ctx.facts().loses_field_expiry && matches!(spec.name, "RENAME" | "RENAMENX" | "COPY");
     let elsewhere = command::copy_db(cmd).is_some();
-    let unsure = spec.name == "HIMPORT";
+    // Of a file only its commands are to be had.
+    let repeats = !view.asks || command::repeats(cmd, spec);
+    let unsure = spec.name == "HIMPORT" || !repeats;
     !elsewhere && !unsure && !copies_loss && !is_restore(spec) && !view.forms.has(cmd)
 }
 

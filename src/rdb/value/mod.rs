@@ -7,6 +7,7 @@ mod aux_texts;
 pub mod entries;
 pub mod layout;
 mod module;
+mod module_pieces;
 mod sink;
 pub mod stream;
 pub mod template;
@@ -14,7 +15,8 @@ pub mod vectorset;
 
 pub use aux_texts::{aux_texts, is_of_search};
 pub use layout::{Layout, ValueKind, is_templated, kind, known, layout};
-pub use module::{ModuleItem, ModuleValue, module_name, module_version};
+pub use module::{ModuleItem, ModuleValue, module_holds, module_name, module_version};
+pub use module_pieces::{ModulePieces, ModuleSink};
 pub use sink::ValueSink;
 
 use crate::error::Result;

@@ -25,6 +25,21 @@ pub fn module_name(id: u64) -> String {
         .collect()
 }
 
+/// What the type of this name holds, in its users' words; `None` for one that is not known.
+pub fn module_holds(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "ReJSON-RL" => "JSON",
+        "MBbloom--" | "bloomfltr" => "Bloom filter",
+        "MBbloomCF" => "cuckoo filter",
+        "CMSk-TYPE" => "count-min sketch",
+        "TopK-TYPE" => "top-k",
+        "TDIS-TYPE" => "t-digest",
+        "TSDB-TYPE" => "time series",
+        "trietype0" => "suggestions",
+        _ => return None,
+    })
+}
+
 /// One number or string that a module saved.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ModuleItem<'a> {
