@@ -1,7 +1,8 @@
 //! The digest of a module's value: its items, in a form that equal values share whatever server wrote them.
 //!
 //! Measured on Redis Stack 7.4 and redis 8.2 with its modules. What differs in the items of equal values: a document's
-//! spelling; addresses of memory in top-k; the order of suggestions; a time series' own name, how its samples are cut
+//! spelling; addresses of memory in top-k; the order of
+//! suggestions, and what lies behind their payloads; a time series' own name, how its samples are cut
 //! into chunks, and what lies behind them. A series' compaction rules are left out: DUMP does not tell them.
 
 use super::document::Document;
@@ -69,6 +70,8 @@ struct Items {
     one: u64,
     text: LaneHasher,
     len: u64,
+    /// The last byte of a suggestion's text, which counts only when more comes.
+    held: Option<u8>,
 }
 
 impl Items {
@@ -83,6 +86,7 @@ impl Items {
             one: 0,
             text: lane.hasher(),
             len: 0,
+            held: None,
         }
     }
 
@@ -161,10 +165,20 @@ impl ModuleSink for Items {
                     .collect();
                 self.text.write(&masked);
             }
+            // Saved with the byte behind it: behind a payload lies whatever was in that memory.
+            Form::Suggestions(_) => {
+                if let Some((end, rest)) = part.split_last() {
+                    if let Some(held) = self.held.replace(*end) {
+                        self.text.write(&[held]);
+                    }
+                    self.text.write(rest);
+                }
+            }
             _ => self.text.write(part),
         }
         self.len = self.len.saturating_add(part.len() as u64);
         if last {
+            self.held = None;
             let text = std::mem::replace(&mut self.text, self.lane.hasher());
             let h = text.finish(std::mem::take(&mut self.len));
             self.item(h);
