@@ -24,6 +24,7 @@ pub fn repeats(cmd: &Command<'_>, spec: &Spec) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)]
 mod tests {
     use super::*;
     use crate::resp;

@@ -277,6 +277,7 @@ fn in_text(text: &mut Text, part: &[u8]) -> Option<(usize, bool)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::indexing_slicing)]
 mod tests {
     use super::*;
 

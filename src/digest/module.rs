@@ -100,7 +100,7 @@ impl Items {
         self.count = self.count.saturating_add(1);
         match &self.form {
             Form::Suggestions(each) if at > 0 => {
-                let last = at % each == 0;
+                let last = at.is_multiple_of(*each);
                 self.one = mix(self.one.rotate_left(5) ^ h);
                 if last {
                     self.acc = self.acc.wrapping_add(mix(std::mem::take(&mut self.one)));
@@ -327,7 +327,7 @@ impl Series {
             Next::Source if self.version == 7 => Next::Labels,
             Next::Source => Next::Ignored(0),
             Next::Label { left } => {
-                if left % 2 == 0 {
+                if left.is_multiple_of(2) {
                     self.label = mix(h);
                 } else {
                     let one = mix(self.label ^ mix(h).rotate_left(21));

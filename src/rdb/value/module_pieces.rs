@@ -210,6 +210,7 @@ fn text_head(whole: &[u8], at: u64, sink: &mut impl ModuleSink) -> Result<State>
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 mod tests {
     use super::*;
     use crate::rdb::encoding::{put_length, put_string};
