@@ -68,13 +68,17 @@ fn an_unknown_command_stops_the_run_and_the_plan_lets_the_next_one_go_on() {
     let mut plan = Plan::new(&fork.url(), &target.url());
     let running = follow(&plan);
     source.run("SET a 1");
-    source.run("SETRANGE lost 0 v");
+    let mut client = source.client();
+    for line in ["MULTI", "SET in:first 1", "SETRANGE lost 0 v", "EXEC"] {
+        client.expect(&Command::new(line)).expect("it is taken");
+    }
     source.run("SET b 2");
     let stopped = running.wait(SOON);
     let remedy = ["FOOBARED", "at offset", "unknown_commands"];
     let code = stopped.says(&remedy).code;
     assert!(code != 0 && code != 130, "{code}");
-    assert_eq!(values(&target, "before"), ["1"]);
+    // Nothing of its transaction either.
+    assert_eq!(values(&target, "before in:first"), ["1", ""]);
     // Without another plan it stops there again.
     let again = plan.run("migrate --json --until caught-up");
     again.exits(code).says(&remedy);
@@ -86,7 +90,7 @@ fn an_unknown_command_stops_the_run_and_the_plan_lets_the_next_one_go_on() {
         (&json!("FOOBARED"), &json!(1))
     );
     assert!(listed["first_offset"].as_u64() > Some(0), "{listed}");
-    assert_eq!(values(&target, "before a b"), ["1", "1", "2"]);
+    assert_eq!(values(&target, "before a in:first b"), ["1", "1", "1", "2"]);
     assert_eq!(plan.status()["unknown_commands"][0], *listed);
     assert!(fork.struck().1 > 0);
 

@@ -77,9 +77,9 @@ impl Server {
         (self.version.0, self.version.1) >= (major, minor)
     }
 
-    /// PEXPIRETIME exists (Redis 7.0; every Valkey and Redict).
+    /// PEXPIRETIME exists (Redis 7.0; every Valkey and Redict). What a fork has of the version that it tells is not known.
     pub fn has_pexpiretime(&self) -> bool {
-        self.product != Product::Redis || self.at_least(7, 0)
+        self.fork.is_none() && self.has_functions()
     }
 
     /// SET takes PXAT (Redis 6.2).
@@ -97,7 +97,7 @@ impl Server {
 
     /// Libraries of functions (Redis 7.0).
     pub fn has_functions(&self) -> bool {
-        self.has_pexpiretime()
+        self.product != Product::Redis || self.at_least(7, 0)
     }
 
     /// What groups have read of a stream is not replicated (Redis before 7.4, Valkey before 8.0).
@@ -117,6 +117,7 @@ impl Server {
     /// Hash fields may expire (Redis 7.4, Valkey 9.0).
     pub fn has_field_expiry(&self) -> bool {
         match self.product {
+            _ if self.fork.is_some() => false,
             Product::Redis => self.at_least(7, 4),
             Product::Valkey => self.at_least(9, 0),
             Product::Redict => false,

@@ -23,10 +23,15 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             let Some(len) = parsed.map_err(|e| self.in_stream(e, begin))? else {
                 return Ok(None);
             };
-            let name = args.first().and_then(|r| rest.get(r.clone()));
+            let raw = rest.get(..len).unwrap_or_default();
+            let cmd = Command { raw, args: &args };
             to += len;
-            if is_end(name.unwrap_or_default()) {
+            if is_end(cmd.name()) {
                 break;
+            }
+            if !cmd.is_empty() && command::lookup(cmd.name()).is_none() {
+                // Before anything of the transaction is sent.
+                router::may_skip(&cmd, &self.ctx).map_err(|e| self.in_stream(e, begin))?;
             }
             ends.push(to);
         }

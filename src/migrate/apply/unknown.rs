@@ -8,16 +8,13 @@ use crate::migrate::heal::queue::Key;
 use crate::migrate::stream::router;
 use crate::migrate::write::losses;
 use crate::migrate::write::wire::Wire;
-use crate::plan::UnknownCommands;
 use crate::types::Mark;
 
 impl<W: Wire, S: ReadStates> Applier<W, S> {
     /// Stops, or reads the keys that the source says it has, or leaves it out.
     pub(super) fn unknown(&mut self, cmd: &Command<'_>, mark: Mark) -> Result<()> {
         let ctx = self.ctx.clone();
-        if ctx.job().unknown_commands == UnknownCommands::Fail && !ctx.dry_run() {
-            return Err(router::unknown(cmd));
-        }
+        router::may_skip(cmd, &ctx)?;
         let at = match mark {
             Mark::Stream { at, .. } => at,
             Mark::Snapshot { .. } => self.position.at(),

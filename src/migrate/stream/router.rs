@@ -13,6 +13,7 @@ use crate::migrate::stream::forms::Forms;
 use crate::migrate::stream::position::StreamPosition;
 use crate::migrate::write::door::{Admission, Barred, Door, Pass, Replacement};
 use crate::migrate::write::losses;
+use crate::plan::UnknownCommands;
 use crate::resp;
 use crate::types::{DbIndex, ReplOffset, Slot, shown};
 
@@ -99,8 +100,15 @@ pub(crate) fn known(cmd: &Command<'_>) -> Result<&'static Spec> {
     command::lookup(cmd.name()).ok_or_else(|| unknown(cmd))
 }
 
-/// The stop at a command that is not known (`unknown_commands: "fail"`).
-pub(crate) fn unknown(cmd: &Command<'_>) -> Error {
+/// Whether a run goes on past a command that is not known; an error where the plan does not say so.
+pub(crate) fn may_skip(cmd: &Command<'_>, ctx: &ShardContext) -> Result<()> {
+    match ctx.job().unknown_commands {
+        UnknownCommands::Fail if !ctx.dry_run() => Err(unknown(cmd)),
+        _ => Ok(()),
+    }
+}
+
+fn unknown(cmd: &Command<'_>) -> Error {
     Error::new(
         ErrorKind::Unsupported,
         format!(
