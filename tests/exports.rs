@@ -344,3 +344,32 @@ fn a_packed_snapshot_comes_through_a_pipe() {
         assert_eq!(target.run("GET two:99").text(), "two:99");
     }
 }
+
+/// An append-only file with a preamble goes on with commands, whatever is in them.
+#[test]
+fn commands_behind_a_preamble_are_no_rubbish() {
+    let Some([name]) = need(["any"]) else {
+        return;
+    };
+    let dir = folder();
+    let head = [
+        vec![250],
+        string("aof-preamble"),
+        string("1"),
+        keys("one", 3),
+    ]
+    .concat();
+    let value = "REDIS0009".repeat(3);
+    let commands = format!(
+        "*3\r\n$3\r\nSET\r\n$8\r\nafter:it\r\n${}\r\n{value}\r\n",
+        value.len()
+    );
+    let file = [snapshot("REDIS0009", &head), commands.into_bytes()].concat();
+    let path = write(&dir, "appendonly.aof", &file);
+    assert_eq!(rdb(&["json"], &[&path]).exits(0).stdout.lines().count(), 3);
+    let target = Server::start(&name);
+    let plan = plan_of(json!([path]), &target);
+    plan.run("migrate --json").exits(0);
+    assert_eq!(target.run("GET after:it").text(), value);
+    assert_eq!(target.run("DBSIZE").int(), Some(4));
+}

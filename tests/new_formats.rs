@@ -491,3 +491,32 @@ fn cut_or_changed_they_end_in_an_error() {
         }
     }
 }
+
+/// Valkey 9.1 and later choose the version of what they send by the one that a replica announces; hash fields with an
+/// expiry are in no version below 80.
+#[test]
+fn a_valkey_sends_a_version_that_was_tried() {
+    for (source, version) in [("valkey-9.1", 80), ("valkey-8.1", 11)] {
+        let Some([source]) = need([source]) else {
+            return;
+        };
+        let (ours, theirs) = (Server::start(&source), Server::start(&source));
+        ours.run("HSET h f v g w");
+        if version == 80 {
+            ours.run("HPEXPIREAT h 4102444800000 FIELDS 1 f");
+        }
+        let plan = Plan::new(&ours.url(), &theirs.url());
+        plan.run("migrate --until caught-up").exits(0);
+        let state = plan.work_dir().join("test/state.sqlite");
+        let state = rusqlite::Connection::open(state).expect("the state");
+        let told: u32 = state
+            .query_row("SELECT snapshot_version FROM shard", [], |row| row.get(0))
+            .expect("a shard");
+        assert_eq!(told, version, "{source}");
+        assert_eq!(theirs.run("HGET h f").text(), "v");
+        if version == 80 {
+            let at = theirs.run("HPEXPIRETIME h FIELDS 1 f");
+            assert_eq!(at.items()[0].int(), Some(4_102_444_800_000));
+        }
+    }
+}

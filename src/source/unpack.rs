@@ -15,6 +15,8 @@ const LZ4: &[u8] = &[0x04, 0x22, 0x4d, 0x18];
 /// So much tells what a file is.
 const START: usize = 12;
 const BUFFER: usize = 256 << 10;
+/// How far back a zstd frame may refer, all of which is held: `zstd` without `--ultra` and `--long` writes 8 MiB at most.
+const WINDOW: u64 = 32 << 20;
 
 /// How a file is packed, and the length of what stands before the packed bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +95,7 @@ fn buffered<R: Read>(input: R) -> BufReader<R> {
     BufReader::with_capacity(BUFFER, input)
 }
 
-/// zstd frames, one after the other; the decoder refuses windows of more than 100 MiB.
+/// zstd frames, one after the other.
 struct Zstd<R: Read> {
     waiting: Option<R>,
     frame: Option<Box<StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>>,
@@ -117,7 +119,8 @@ impl<R: BufRead> Read for Zstd<R> {
             if input.fill_buf()?.is_empty() {
                 return Ok(0);
             }
-            let frame = StreamingDecoder::new(input).map_err(io::Error::other)?;
+            let frame = StreamingDecoder::new_with_max_window_size(input, WINDOW)
+                .map_err(|e| io::Error::other(format!("a zstd frame: {e}")))?;
             self.frame = Some(Box::new(frame));
         }
     }

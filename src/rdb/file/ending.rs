@@ -75,7 +75,16 @@ impl<R: Read> Snapshot<R> {
     /// Looks behind the end: true when another snapshot begins there, which is read from now on.
     pub(super) fn joined(&mut self) -> Result<bool> {
         for stray in STRAY {
-            if self.is_left(stray)? {
+            // Commands may hold anything.
+            if stray > 0 && self.commands_follow {
+                return Ok(false);
+            }
+            let is_left = self.is_left(stray)?;
+            let mark = self.input.peek().get(..stray).unwrap_or_default();
+            if stray > 1 && !mark.iter().all(u8::is_ascii_alphanumeric) {
+                continue;
+            }
+            if is_left {
                 return Ok(false);
             }
             // Less may be there.
@@ -91,9 +100,6 @@ impl<R: Read> Snapshot<R> {
                 self.commands_follow = false;
                 return Ok(true);
             }
-        }
-        if self.commands_follow {
-            return Ok(false);
         }
         Err(corrupt(
             self.input.position(),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// The starts of snapshots that are joined in a file, as far as they were read.
 const STARTS: &str = "joined";
 /// More are not joined by anyone.
-const MOST_STARTS: u64 = 1 << 16;
+const MOST_STARTS: u64 = 1 << 12;
 
 impl Spool {
     /// Takes files of the user's, one behind the other, for the snapshot.
@@ -89,6 +89,9 @@ impl Spool {
 
     /// Remembers, also for the next run, that a snapshot begins at `start` in the middle of a file.
     pub fn note_joined(&self, start: u64) -> Result<()> {
+        if self.snapshot_start(start)? == start {
+            return Ok(());
+        }
         let path = self.dir().join(STARTS);
         let failed = || format!("write {}", path.display());
         let mut file = create(&path, false)?;
