@@ -121,6 +121,7 @@ fn joined_snapshots_are_one_data_set_and_other_bytes_behind_the_end_are_named() 
         &b"rubbish, and more of it"[..],
         b"ab",
         b"REDIS00x9 and so on",
+        &[7; 40],
         b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
     ] {
         let path = write(&dir, "behind.rdb", &[&one[..], behind].concat());
