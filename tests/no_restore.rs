@@ -399,6 +399,7 @@ fn a_proxy_that_knows_no_restore_gets_it_by_commands() {
             "MODULE",
             "MONITOR",
             "MOVE",
+            "MULTI",
             "PSYNC",
             "READONLY",
             "REPLCONF",

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::net;
 use crate::plan::{self, Endpoint};
 use crate::resp::Reply;
-use crate::target::topology;
+use crate::target::topology::Topology;
 
 /// A name that nobody uses; the payload is refused before anything is written to it.
 const PROBE_KEY: &[u8] = b"keyferry-probe:restore";
@@ -62,8 +62,12 @@ pub async fn refused(endpoint: &Endpoint, nodes: &[String]) -> bool {
 
 /// Whether any master of a target refuses RESTORE, for those who have no picture of it yet.
 pub async fn refused_at(endpoint: &Endpoint) -> bool {
-    match topology::discover(endpoint).await {
-        Ok((topology, _)) => refused(endpoint, &topology.nodes).await,
+    let Ok((layout, _)) = net::server::layout(endpoint).await else {
+        return false;
+    };
+    let proxy = endpoint.topology == plan::Topology::Proxy;
+    match Topology::of(&layout, proxy) {
+        Ok(topology) => refused(endpoint, &topology.nodes).await,
         Err(_) => false,
     }
 }

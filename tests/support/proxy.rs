@@ -165,7 +165,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             let raw = &rest[..len];
             let cmd = Command { raw, args: &args };
             let name = cmd.name().to_ascii_uppercase();
-            if name == b"MULTI" {
+            if name == b"MULTI" && !inner.rules.refused.contains(&"MULTI") {
                 let Some((whole, commands)) = transaction(rest) else {
                     break;
                 };
