@@ -258,7 +258,7 @@ fn a_restore_in_the_stream_becomes_commands() {
             let dump = client.run(&Command::new("DUMP").key(key)).expect("a dump");
             for (ttl, copy) in [("0", "copied"), ("600000", "timed")] {
                 let restore = Command::new("RESTORE")
-                    .key(&format!("{copy}:{key}"))
+                    .key(format!("{copy}:{key}"))
                     .arg(ttl)
                     .arg(dump.bytes());
                 client.expect(&restore).expect("it is restored");
