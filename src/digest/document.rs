@@ -55,7 +55,7 @@ impl Text {
     fn unit(&mut self, unit: u32) {
         match (self.high.take(), unit) {
             (Some(high), 0xdc00..0xe000) => {
-                let whole = 0x10000 + ((high - 0xd800) << 10) + (unit - 0xdc00);
+                let whole = ((high & 0x3ff) << 10 | unit & 0x3ff).wrapping_add(0x10000);
                 let whole = char::from_u32(whole).unwrap_or_default();
                 self.write(whole.encode_utf8(&mut [0; 4]).as_bytes());
             }
@@ -265,7 +265,7 @@ fn in_text(text: &mut Text, part: &[u8]) -> Option<(usize, bool)> {
         }
         Escape::Hex { digits, value } => {
             *value = *value << 4 | char::from(byte).to_digit(16)?;
-            *digits += 1;
+            *digits = digits.saturating_add(1);
             if *digits == 4 {
                 let unit = *value;
                 text.escape = Escape::None;

@@ -280,7 +280,7 @@ impl Series {
                 if at == 6 {
                     Next::HasSource
                 } else {
-                    Next::Head(at + 1)
+                    Next::Head(at.saturating_add(1))
                 }
             }
             Next::HasSource if n != 0 => Next::Source,
@@ -335,14 +335,18 @@ impl Series {
                 }
                 match left {
                     0 | 1 => Next::Rules,
-                    _ => Next::Label { left: left - 1 },
+                    _ => Next::Label {
+                        left: left.saturating_sub(1),
+                    },
                 }
             }
             Next::Chunks { rules: 0 } => {
                 self.chunk(h, len);
                 Next::Chunks { rules: 0 }
             }
-            Next::Chunks { rules } => Next::Chunks { rules: rules - 1 },
+            Next::Chunks { rules } => Next::Chunks {
+                rules: rules.saturating_sub(1),
+            },
             other => other,
         };
     }

@@ -15,10 +15,10 @@ impl Bits<'_> {
         while have < n {
             let byte = u64::from(*self.bytes.get(self.at / 8)?);
             let from = (self.at % 8) as u32;
-            let more = (8 - from).min(n - have);
-            out |= (byte >> from & ((1 << more) - 1)) << have;
-            have += more;
-            self.at += more as usize;
+            let more = (8u32.saturating_sub(from)).min(n.saturating_sub(have));
+            out |= (byte >> from & (1u64 << more).wrapping_sub(1)) << have;
+            have = have.saturating_add(more);
+            self.at = self.at.saturating_add(more as usize);
         }
         Some(out)
     }
@@ -30,7 +30,8 @@ impl Bits<'_> {
     /// A number of `n` bits with a sign.
     fn signed(&mut self, n: u32) -> Option<u64> {
         let raw = self.take(n)?;
-        Some((((raw << (64 - n)) as i64) >> (64 - n)) as u64)
+        let above = 64u32.saturating_sub(n);
+        Some((((raw << above) as i64) >> above) as u64)
     }
 }
 
@@ -65,9 +66,9 @@ pub(super) fn compressed(
         if bits.is_set()? {
             if bits.is_set()? {
                 leading = bits.take(5)? as u32;
-                width = bits.take(6)? as u32 + 1;
+                width = (bits.take(6)? as u32).saturating_add(1);
             }
-            let trailing = 64u32.checked_sub(leading + width)?;
+            let trailing = 64u32.checked_sub(leading.saturating_add(width))?;
             value ^= bits.take(width)? << trailing;
         }
         each(time, value);
