@@ -211,6 +211,10 @@ fn every_replicated_command_is_known_and_its_keys_are_where_the_servers_find_the
         let sampled: BTreeSet<&str> = CALLS.iter().map(|c| words(c)[0]).collect();
         for row in &rows {
             let head = row.name.split('|').next().unwrap_or_default();
+            // The servers take the name of an index for a key.
+            if head.starts_with("FT.") && !head.starts_with("FT.SUG") || head.starts_with("_FT.") {
+                continue;
+            }
             if lookup(head.as_bytes()).is_none() && head.contains('.') {
                 unknown.insert(head.to_owned());
             } else if lookup(head.as_bytes()).is_none() {

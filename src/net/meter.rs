@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Elements of one reply. CLUSTER SLOTS has the most: 393,216 where 16384 slots alternate between masters of two replicas
 /// and each node's hostname is told.
-const MAX_ELEMENTS: u64 = 7 << 16;
+const MAX_ELEMENTS: u64 = 13 << 15;
 /// COMMAND DOCS, the deepest reply, has 7.
 const MAX_DEPTH: usize = 16;
 /// A status, an error or a number.

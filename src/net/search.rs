@@ -4,7 +4,7 @@
 //! of its own, and a command whose index another node has is answered with MOVED.
 
 use super::refusals::{is_elsewhere, passes, refusal, said};
-use super::{Control, control};
+use super::{Control, control, server};
 use crate::error::Result;
 use crate::plan::{Endpoint, Indexes, Job};
 use crate::rdb::modules::ways::Loaded;
@@ -43,6 +43,13 @@ pub enum Told {
 /// Errors: of the connection, and what passes by itself.
 pub async fn indexes(endpoint: &Endpoint, nodes: &[String]) -> Result<Told> {
     let mut found: BTreeMap<Vec<u8>, Found> = BTreeMap::new();
+    // A server without modules would count the question as an error of its own.
+    if server::modules(endpoint)
+        .await?
+        .is_some_and(|all| !has_search(&all))
+    {
+        return Ok(Told::NoSearch);
+    }
     for node in nodes {
         let mut conn = control(endpoint, node).await?;
         let list = match conn.ask(&[b"FT._LIST"]).await? {
@@ -201,6 +208,10 @@ async fn ask(conn: &mut Control, words: &[Vec<u8>]) -> Result<Reply> {
     conn.ask(&words).await
 }
 
+fn has_search(modules: &[Loaded]) -> bool {
+    modules.iter().any(|m| m.name.starts_with("search"))
+}
+
 /// Why indexes are left out; `None` where they are brought. A target that does not tell its modules is asked.
 pub fn left_out(job: &Job, target_modules: Option<&[Loaded]>) -> Option<&'static str> {
     if job.indexes == Indexes::Skip {
@@ -209,7 +220,7 @@ pub fn left_out(job: &Job, target_modules: Option<&[Loaded]>) -> Option<&'static
         Some(
             "search indexes are of database 0, which the plan does not move to database 0 of the target",
         )
-    } else if target_modules.is_some_and(|all| !all.iter().any(|m| m.name.starts_with("search"))) {
+    } else if target_modules.is_some_and(|all| !has_search(all)) {
         Some(NO_SEARCH)
     } else {
         None

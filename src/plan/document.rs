@@ -3,6 +3,7 @@
 use super::cutover::CutoverPlan;
 use super::indexes::Indexes;
 use super::path::PathPlan;
+use super::price::PricePlan;
 use super::unknown::UnknownCommands;
 use super::{shape, url};
 use crate::error::{Error, ErrorKind, Result};
@@ -462,18 +463,6 @@ pub const WORKLOADS: [&str; 6] = [
 
 /// Before the path of a file with a workload of the user's.
 pub const WORKLOAD_FILE: &str = "file:";
-
-/// What a month costs; shown in the report beside what it brings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PricePlan {
-    /// Of the source, for a month.
-    pub source: f64,
-    /// Of the target, for a month.
-    pub target: f64,
-    /// As it is to be written: EUR, USD.
-    pub currency: String,
-}
 
 impl Default for LatencyPlan {
     fn default() -> LatencyPlan {

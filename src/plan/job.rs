@@ -4,12 +4,13 @@
 
 use super::cutover::CutoverPlan;
 use super::document::{
-    Expired, ExpiryFilter, LatencyPlan, OnExisting, OnLoss, PricePlan, TlsVerify, Topology,
+    Expired, ExpiryFilter, LatencyPlan, OnExisting, OnLoss, TlsVerify, Topology,
 };
 use super::glob::Glob;
 use super::indexes::Indexes;
 use super::learnt::Learnt;
 use super::names::CommandNames;
+use super::price::PricePlan;
 use super::rename::Renames;
 use super::secret::{Redacted, Secret};
 use super::unknown::UnknownCommands;

@@ -12,6 +12,7 @@ mod job;
 mod learnt;
 mod names;
 mod path;
+mod price;
 mod rename;
 mod secret;
 mod shape;
@@ -38,6 +39,6 @@ pub use url::Location;
 pub use validate::validate;
 
 #[cfg(test)]
-pub use document::PricePlan;
+pub use price::PricePlan;
 #[cfg(test)]
 mod tests;

@@ -180,7 +180,9 @@ mod tests {
 
     #[test]
     fn what_is_no_document_is_an_error() {
-        let deep: Vec<Part> = (0..2000).map(|n| N([0x40, 1][n % 2])).collect();
+        let deep: Vec<Part> = (0..2000)
+            .map(|n| N(if n % 2 == 0 { 0x40 } else { 1 }))
+            .collect();
         for parts in [
             [N(0x04), D(f64::NAN)].as_slice(),
             &[N(0x03)],
