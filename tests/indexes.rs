@@ -32,7 +32,7 @@ fn ok(server: &Server, words: &str) {
 }
 
 /// Documents number `range`, a hash and a JSON document each.
-fn fill(client: &mut Client, range: std::ops::Range<u32>) {
+pub fn fill(client: &mut Client, range: std::ops::Range<u32>) {
     for n in range {
         let tag = ["red", "green", "blue"][n as usize % 3];
         let (lon, lat) = (f64::from(n % 60) / 10.0 + 10.0, 52.5);
@@ -99,7 +99,7 @@ fn list(server: &Server) -> Vec<String> {
     names
 }
 
-fn same_answers(a: &Server, b: &Server) {
+pub fn same_answers(a: &Server, b: &Server) {
     for search in SEARCHES {
         let (ours, theirs) = (a.run(search), b.run(search));
         assert!(ours.items().len() > 2, "{search}: {ours:?}");
@@ -137,11 +137,16 @@ fn state_of<'v>(answer: &'v Value, name: &str) -> &'v Value {
 }
 
 /// A source with both kinds of documents and three indexes, and a plan to `target`.
+/// One of every kind of field, one of hashes, one of documents.
+pub fn create(server: &Server) {
+    for create in [FULL, HASHES, DOCUMENTS] {
+        ok(server, create);
+    }
+}
+
 fn scene(name: &str, target: &str, mode: &str) -> (Server, Plan) {
     let source = Server::start(name);
-    for create in [FULL, HASHES, DOCUMENTS] {
-        ok(&source, create);
-    }
+    create(&source);
     ok(&source, "FT.SYNUPDATE hashes g1 hello salut");
     ok(&source, "FT.ALIASADD before hashes");
     ok(&source, "FT.DICTADD earlier three four");

@@ -2,14 +2,19 @@
 //!
 //! `KEYFERRY_FULL=1`: 200,000 keys with 2,000 writes a second.
 
+use crate::indexes;
+use crate::modules;
 use crate::support::compare::{Rules, compare};
 use crate::support::dataset::{Fill, fill};
 use crate::support::keyferry::Plan;
 use crate::support::profile::{self, Profile, Provided};
 use crate::support::story::{Endpoint, Story};
 use crate::support::traffic;
+use crate::support::versions::seeded;
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 fn full() -> bool {
@@ -161,6 +166,43 @@ fn a_self_hosted_cluster_to_elasticache() {
 fn redis_cloud_to_a_valkey_cluster() {
     let name = "redis-cloud-to-valkey-cluster";
     live(name, &profile::REDIS_CLOUD, &profile::VALKEY_CLUSTER);
+}
+
+/// JSON, filters, sketches, time series, suggestions and search indexes, under writes, to a target that refuses MODULE.
+#[test]
+fn a_redis_stack_to_azure_managed_with_modules() {
+    let (name, from) = ("redis-stack-to-azure-managed", &profile::REDIS_STACK);
+    let Some((story, _, theirs)) = story(name, None, from, &profile::AZURE_MANAGED_MODULES) else {
+        return;
+    };
+    let (source, target) = (&story.source.nodes()[0], &story.target.nodes()[0]);
+    let (mut client, mut rng) = (source.client(), seeded());
+    modules::begin(&mut client, &mut rng);
+    indexes::fill(&mut client, 0..200);
+    indexes::create(source);
+    let report = story.plan.run("check --json").exits(0).json;
+    let told = |id: &str| {
+        let all = report["findings"].as_array().cloned().unwrap_or_default();
+        let texts = all.iter().filter(|f| f["id"] == id).map(Value::to_string);
+        texts.collect::<String>()
+    };
+    assert!(told("module_types").contains("RESTORE"), "{report}");
+    assert!(told("search_indexes").contains("documents"), "{report}");
+    theirs.refused(&story.target);
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = modules::traffic(source, rng.next(), &stop);
+    let mut running = story.migrate();
+    story.wait_loaded(&mut running);
+    indexes::fill(&mut client, 200..300);
+    std::thread::sleep(Duration::from_secs(1));
+    stop.store(true, Ordering::Relaxed);
+    writer.join().expect("the writer ends");
+    story.catch_up_and_stop(running);
+    story.verify();
+    modules::judge(&mut story.source.side(), &mut story.target.side());
+    indexes::same_answers(source, target);
+    let found = theirs.refused(&story.target);
+    assert!(found.values().all(|n| *n == 1), "{found:?}");
 }
 
 /// An exported file into the endpoint in front of a cluster.

@@ -76,7 +76,7 @@ fn write(rng: &mut Rng, n: u64) -> Command {
 }
 
 /// Makes the keys, with something in each.
-fn begin(client: &mut Client, rng: &mut Rng) {
+pub fn begin(client: &mut Client, rng: &mut Rng) {
     for n in 0..4 {
         for words in [
             format!(
@@ -120,7 +120,7 @@ fn begin(client: &mut Client, rng: &mut Rng) {
 }
 
 /// Writes until it is told to stop.
-fn traffic(server: &Server, seed: u64, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+pub fn traffic(server: &Server, seed: u64, stop: &Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
     let (mut client, stop) = (server.client(), stop.clone());
     std::thread::spawn(move || {
         let mut rng = Rng::new(seed);
@@ -146,7 +146,7 @@ fn suggestions(answer: &Value) -> Vec<String> {
 
 /// The modules' own answers are the same on both sides.
 #[track_caller]
-fn judge(source: &mut Side, target: &mut Side) {
+pub fn judge(source: &mut Side, target: &mut Side) {
     let questions = questions();
     let ours = source.all(&questions).expect("answers");
     let theirs = target.all(&questions).expect("answers");

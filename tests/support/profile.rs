@@ -147,6 +147,25 @@ pub const AZURE_MANAGED_ACTIVE_GEO: Profile = Profile {
     lines: &[],
 };
 
+/// Azure Managed Redis with JSON, search, Bloom and time series, not clustered: what it has of them is not told by
+/// MODULE LIST.
+pub const AZURE_MANAGED_MODULES: Profile = Profile {
+    name: "azure-managed-modules",
+    server: "modules-7.4",
+    shape: Shape::Alone,
+    refused: AZURE_MANAGED_NONCLUSTERED.refused,
+    lines: &[],
+};
+
+/// A self-hosted Redis Stack.
+pub const REDIS_STACK: Profile = Profile {
+    name: "redis-stack",
+    server: "modules-7.4",
+    shape: Shape::Alone,
+    refused: &[],
+    lines: &["rdbcompression no"],
+};
+
 /// Aiven for Valkey: replication is not on the list of what is refused.
 pub const AIVEN_VALKEY: Profile = Profile {
     name: "aiven-valkey",
