@@ -130,6 +130,8 @@ enum Answer {
     Own(Vec<u8>),
     /// So many replies of one node.
     Of(usize, u32),
+    /// The last of so many: the client has the others.
+    LastOf(usize, u32),
     /// One reply of each node; the first is handed on.
     All,
     /// INFO of each node, with the keys added up.
@@ -153,6 +155,8 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
     let (mut buf, mut args) = (Vec::with_capacity(64 << 10), Vec::new());
     let mut known = false;
+    // A transaction that came without its end: its bytes, and how many commands.
+    let mut open: Option<(Vec<u8>, u32)> = None;
     loop {
         let mut answers = Vec::new();
         let mut to_nodes = vec![Vec::new(); nodes.len()];
@@ -165,9 +169,31 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
             let raw = &rest[..len];
             let cmd = Command { raw, args: &args };
             let name = cmd.name().to_ascii_uppercase();
+            if let Some((mut bytes, commands)) = open.take() {
+                used += len;
+                bytes.extend_from_slice(raw);
+                let keys = command::keys_in(&bytes);
+                let place = inner.place(keys.iter().map(|(k, _)| k.as_slice()));
+                answers.push(match (name.as_slice(), place) {
+                    (b"DISCARD", _) => Answer::Own(b"+OK\r\n".to_vec()),
+                    (b"EXEC", Some(node)) => {
+                        to_nodes[node].extend_from_slice(&bytes);
+                        Answer::LastOf(node, commands + 1)
+                    }
+                    (_, None) => Answer::Own(inner.reject("MULTI", CROSSSLOT)),
+                    _ => Answer::Own(b"+QUEUED\r\n".to_vec()),
+                });
+                if !matches!(name.as_slice(), b"EXEC" | b"DISCARD") {
+                    open = Some((bytes, commands + 1));
+                }
+                continue;
+            }
             if name == b"MULTI" && !inner.rules.refused.contains(&"MULTI") {
                 let Some((whole, commands)) = transaction(rest) else {
-                    break;
+                    answers.push(Answer::Own(b"+OK\r\n".to_vec()));
+                    open = Some((raw.to_vec(), 1));
+                    used += len;
+                    continue;
                 };
                 let keys = command::keys_in(&rest[..whole]);
                 answers.push(match inner.place(keys.iter().map(|(k, _)| k.as_slice())) {
@@ -210,6 +236,13 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
                     for _ in 0..replies {
                         out.extend(nodes[node].reply().await?);
                     }
+                }
+                Answer::LastOf(node, replies) => {
+                    let mut last = Vec::new();
+                    for _ in 0..replies {
+                        last = nodes[node].reply().await?;
+                    }
+                    out.extend(last);
                 }
                 Answer::All => {
                     let mut first = None;
