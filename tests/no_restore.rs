@@ -337,7 +337,7 @@ fn values_that_no_command_writes_are_named() {
                 .exits(0)
         }
     };
-    assert_eq!(done.json["skipped"]["type"], 1, "{}", done.stdout);
+    assert_eq!(done.json["skipped"]["module"], 1, "{}", done.stdout);
     assert_eq!(target.run("LRANGE list 0 -1").items().len(), 2);
 }
 

@@ -5,7 +5,7 @@ use crate::command;
 use crate::error::Result;
 use crate::net::server::{self, Product, Server};
 use crate::net::{Control, connect, control, enter, is_elsewhere, question};
-use crate::plan::{Endpoint, Topology};
+use crate::plan::{self, Endpoint, Topology};
 use crate::rdb::modules::ways::Loaded;
 use crate::rdb::payload;
 use crate::resp::{Reply, info};
@@ -147,7 +147,7 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     }
     times.sort_unstable();
     facts.rtt_us = times.get(PINGS / 2).copied().unwrap_or(0);
-    commands(&mut conn, &server, layout.cluster, &mut facts).await?;
+    commands(&mut conn, &server, layout.cluster, write, &mut facts).await?;
     facts.surroundings.ask(&mut conn, &facts.modules).await?;
     if write {
         let name = random_name();
@@ -298,6 +298,7 @@ async fn commands(
     conn: &mut Control,
     server: &Server,
     cluster: bool,
+    write: bool,
     facts: &mut Facts,
 ) -> Result<()> {
     let nobody = random_name();
@@ -383,6 +384,11 @@ async fn commands(
             // A call would be taken for a client's by the next check.
             (_, "WAIT") => continue,
             (_, "ACL SETUSER") if user.is_none() => false,
+            // Redis 6 counts the arguments before it looks at the rights. There is no such key.
+            (_, "DEL") if write => {
+                let reply = conn.ask(&args).await?;
+                !matches!(reply, Reply::Error(text) if plan::is_for_good(&text))
+            }
             // No DRYRUN here: what is allowed complains of its arguments, or that there are none.
             _ => {
                 let bare = args.get(..if what.contains(' ') { args.len() } else { 1 });
