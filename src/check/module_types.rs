@@ -35,7 +35,6 @@ pub async fn count(endpoint: &Endpoint, facts: &mut Facts) -> Result<()> {
     }
     let databases: Vec<u32> = facts.databases.keys().copied().collect();
     let (layout, _) = server::layout(endpoint).await?;
-    let began = Instant::now();
     let mut found: Vec<(&'static str, Counted)> = (types.into_iter())
         .map(|name| {
             let complete = true;
@@ -48,14 +47,17 @@ pub async fn count(endpoint: &Endpoint, facts: &mut Facts) -> Result<()> {
             )
         })
         .collect();
-    for master in &layout.masters {
-        let mut conn = control(endpoint, &master.address).await?;
-        for db in &databases {
-            if *db > 0 && conn.select(crate::types::DbIndex(*db)).await.is_err() {
-                continue;
-            }
-            for (name, counted) in &mut found {
-                scan(&mut conn, name, counted, began).await?;
+    // Each type has its share of the time, so that a large keyspace hides none behind the first.
+    let share = LIMIT / u32::try_from(found.len()).unwrap_or(1).max(1);
+    for (name, counted) in &mut found {
+        let began = Instant::now();
+        for master in &layout.masters {
+            let mut conn = control(endpoint, &master.address).await?;
+            for db in &databases {
+                if *db > 0 && conn.select(crate::types::DbIndex(*db)).await.is_err() {
+                    continue;
+                }
+                scan(&mut conn, name, counted, (began, share)).await?;
             }
         }
     }
@@ -66,10 +68,15 @@ pub async fn count(endpoint: &Endpoint, facts: &mut Facts) -> Result<()> {
 }
 
 /// Counts the keys of a type in the selected database of one master.
-async fn scan(conn: &mut Control, name: &str, counted: &mut Counted, began: Instant) -> Result<()> {
+async fn scan(
+    conn: &mut Control,
+    name: &str,
+    counted: &mut Counted,
+    (began, limit): (Instant, Duration),
+) -> Result<()> {
     let mut cursor = b"0".to_vec();
     loop {
-        if began.elapsed() > LIMIT {
+        if began.elapsed() > limit {
             counted.complete = false;
             return Ok(());
         }

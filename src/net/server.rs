@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::dial::by_known;
 use crate::net::fork::Fork;
-use crate::net::{Control, control, question, slots};
+use crate::net::{Control, control, passes, question, refusal, slots};
 use crate::plan::{Endpoint, Topology};
 use crate::rdb::modules::ways::{BY_COMMAND, Loaded};
 use crate::resp::{Reply, info};
@@ -299,8 +299,10 @@ pub fn time_ms(reply: &Reply) -> Option<i64> {
 /// it tells neither.
 pub async fn modules(endpoint: &Endpoint) -> Result<Option<Vec<Loaded>>> {
     let mut conn = question(endpoint).await?;
-    if let Reply::Array(list) = conn.ask(&[b"MODULE", b"LIST"]).await? {
-        return Ok(Some(list.iter().filter_map(loaded).collect()));
+    match conn.ask(&[b"MODULE", b"LIST"]).await? {
+        Reply::Array(list) => return Ok(Some(list.iter().filter_map(loaded).collect())),
+        Reply::Error(text) if passes(&text) => return Err(refusal("MODULE LIST", &text)),
+        _ => {}
     }
     let mut ask: Vec<&[u8]> = vec![b"COMMAND", b"INFO"];
     let commands = BY_COMMAND.map(|(_, command)| endpoint.commands.of(command.as_bytes()));

@@ -13,6 +13,8 @@ use crate::source::keys::reader::Dumped;
 use crate::source::keys::window;
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -165,9 +167,13 @@ impl Sweeper<'_> {
             return Ok(());
         };
         let runtime = self.ctx.shared.runtime.clone();
-        let kind = runtime.block_on(self.source.kind(db, key))?;
-        if kind.is_some_and(|kind| !kind.has_commands()) {
-            return self.write_whole(db, key, &name);
+        let timed = job.filter.looks_at_expiry();
+        match runtime.block_on(self.source.kind(db, key, timed))? {
+            Some((kind, expires)) if !job.filter.accepts_value(kind.name(), expires) => {
+                return self.core.writer().remove(pass, &name, MARK);
+            }
+            Some((kind, _)) if !kind.has_commands() => return self.write_whole(db, key, &name),
+            _ => {}
         }
         let mut out = Vec::new();
         let writer = &mut self.core.writer();
@@ -201,7 +207,18 @@ impl Sweeper<'_> {
             "keep a large value in a file".to_owned()
         })?;
         let runtime = self.ctx.shared.runtime.clone();
-        let read = runtime.block_on(self.source.dump_to(db, key, &mut file))?;
+        let read = match runtime.block_on(self.source.dump_to(db, key, &mut file)) {
+            // Neither DUMP nor a command tells it.
+            Err(e) if e.kind() == ErrorKind::Refused => {
+                return self.lose_untold(db, name);
+            }
+            read => read?,
+        };
+        if let Some((len, _)) = &read
+            && is_foreign(&mut file, *len)?
+        {
+            return self.lose_untold(db, name);
+        }
         let (payload, expire) = match read {
             Some((len, expire)) => (Some(Dump::File(file, len)), expire),
             None if self.unproven => return Ok(()),
@@ -211,6 +228,14 @@ impl Sweeper<'_> {
         let written = self.core.write_state(db, name, &state, MARK)?;
         self.count(written);
         Ok(())
+    }
+
+    /// A value that the source gives in no form that anyone else reads.
+    fn lose_untold(&mut self, db: DbIndex, name: &[u8]) -> Result<()> {
+        match self.ctx.job().databases.map(db) {
+            Some(to) => self.ctx.lose(to, name, losses::TYPE, UNTOLD),
+            None => Ok(()),
+        }
     }
 
     /// Writes up to so many keys whose change was told; returns how many.
@@ -252,3 +277,27 @@ pub(super) fn by_database(names: &[Name]) -> BTreeMap<DbIndex, Vec<Vec<u8>>> {
     }
     by_db
 }
+
+/// Why a key is listed whose value cannot be read.
+const UNTOLD: &str = "the source gives its value in no form that another server reads, neither by DUMP nor by commands";
+
+/// Whether a payload in a file is of a kind that no server of ours writes; the file stands at its beginning before and
+/// after.
+fn is_foreign(file: &mut File, len: u64) -> Result<bool> {
+    let mut ends = [0; 1 + FOOTER];
+    let read = |file: &mut File, ends: &mut [u8; 1 + FOOTER]| {
+        let (first, footer) = ends.split_at_mut(1);
+        file.read_exact(first)?;
+        file.seek(SeekFrom::Start(len.saturating_sub(FOOTER as u64)))?;
+        file.read_exact(footer)?;
+        file.rewind()
+    };
+    if len <= FOOTER as u64 {
+        return Ok(true);
+    }
+    read(file, &mut ends).context(ErrorKind::Disk, || "read a large value again".to_owned())?;
+    Ok(payload::is_foreign(&ends))
+}
+
+/// Version and checksum behind a payload.
+const FOOTER: usize = 10;

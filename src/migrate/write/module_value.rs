@@ -1,6 +1,6 @@
 //! A module's value onto the target: by RESTORE, under other names where it holds its own, or by the module's commands.
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::migrate::write::door::Pass;
 use crate::migrate::write::losses;
 use crate::migrate::write::module_way::{RULES_OF_RENAMED, TOO_LARGE, can_be_held, is_series, way};
@@ -17,6 +17,7 @@ use std::borrow::Cow;
 
 const NOT_MADE: &str = "its compaction rules are not made at the target, which it reaches by commands: create them with TS.CREATERULE";
 const ACROSS_SLOTS: &str = "a compaction rule fills a series of another slot, which a cluster drops: give both names the same hash tag {…}, and create the rule there";
+const OTHERWISE: &str = "its payload is laid out otherwise than this version of its module is known to do it, and the target does not take it by RESTORE";
 const NO_NAME: &str =
     "by `rename`, a series that its rules fill or that it is filled from has no name at the target";
 
@@ -55,15 +56,25 @@ impl<W: Wire> TargetWriter<W> {
                 let named = |e: crate::error::Error| {
                     e.context(format!("make the key {} by commands", shown(h.key)))
                 };
-                if !can_be_held(&ctx, body).map_err(named)? {
-                    lost(TOO_LARGE)?;
-                    return Ok(false);
-                }
-                if let Some(why) = commands::inexact(body).map_err(named)? {
+                let looked_at = || -> Result<_> {
+                    let held = can_be_held(&ctx, body)?;
+                    let why = match held {
+                        true => commands::inexact(body)?,
+                        false => Some(TOO_LARGE),
+                    };
+                    let rules =
+                        why.is_none() && is_series(body) && !modules::rules(body)?.is_empty();
+                    Ok((why, rules))
+                };
+                let (why, rules) = match looked_at() {
+                    Err(e) if e.kind() == ErrorKind::Corrupt => (Some(OTHERWISE), false),
+                    looked_at => looked_at.map_err(named)?,
+                };
+                if let Some(why) = why {
                     lost(why)?;
                     return Ok(false);
                 }
-                if is_series(body) && !modules::rules(body).map_err(named)?.is_empty() {
+                if rules {
                     ctx.lose(pass.db(), h.key, losses::SERIES_RULES, NOT_MADE)?;
                 }
                 let node = self.wire.node_of(Slot::of(h.key));
@@ -110,7 +121,9 @@ impl<W: Wire> TargetWriter<W> {
             return Ok(());
         }
         let slot = Slot::of(key);
-        match modules::rules(body)?.iter().all(|to| Slot::of(to) == slot) {
+        // One that is laid out otherwise is the target's to judge.
+        let rules = modules::rules(body).unwrap_or_default();
+        match rules.iter().all(|to| Slot::of(to) == slot) {
             true => Ok(()),
             false => (self.ctx).lose(pass.db(), key, losses::SERIES_RULES, ACROSS_SLOTS),
         }
@@ -122,13 +135,19 @@ impl<W: Wire> TargetWriter<W> {
         if renames.is_empty() || !is_series(body) {
             return Ok(Some(Cow::Borrowed(body)));
         }
-        if !modules::holds_known_names(body)? || !can_be_held(&self.ctx, body)? {
+        let known = modules::holds_known_names(body).unwrap_or(false);
+        if !known || !can_be_held(&self.ctx, body).unwrap_or(false) {
             self.ctx.note("series_rules", RULES_OF_RENAMED);
             return Ok(Some(Cow::Borrowed(body)));
         }
         let name = |name: &[u8]| renames.to_target(name).map(Cow::into_owned);
-        let new = modules::renamed(body, name)
-            .map_err(|e| e.context(format!("rename the key {}", shown(key))))?;
-        Ok(new.map(Cow::Owned))
+        match modules::renamed(body, name) {
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                self.ctx.note("series_rules", RULES_OF_RENAMED);
+                Ok(Some(Cow::Borrowed(body)))
+            }
+            Err(e) => Err(e.context(format!("rename the key {}", shown(key)))),
+            Ok(new) => Ok(new.map(Cow::Owned)),
+        }
     }
 }

@@ -428,13 +428,21 @@ impl Reader {
     }
 
     /// What kind of value a key has; `None` when it is gone or elsewhere.
-    pub async fn kind(&mut self, db: DbIndex, key: &[u8]) -> Result<Option<ValueKind>> {
+    ///
+    /// Whether it expires is asked only when `timed` says so.
+    pub async fn kind(
+        &mut self,
+        db: DbIndex,
+        key: &[u8],
+        timed: bool,
+    ) -> Result<Option<(ValueKind, bool)>> {
         let Some((name, address, mut conn)) = self.place(db, key).await? else {
             return Ok(None);
         };
         let kind = typed::kind(&mut conn, &name).await?;
+        let expires = timed && typed::expire(&mut conn, &self.side, &name).await?.is_some();
         self.keep(&address, conn);
-        Ok(kind)
+        Ok(kind.map(|kind| (kind, expires)))
     }
 
     /// Takes a value's payload to a file and returns its length and expiry; `None` when the key is gone.
