@@ -406,7 +406,7 @@ fn a_target_without_the_modules_is_told_of_beforehand_and_loses_by_name() {
         assert!(blockers.iter().any(|b| one(&b)), "{words:?}: {blockers:?}");
     };
     says(["3 keys", "TSDB-TYPE", "timeseries 1.12.2"]);
-    says(["1 key ", "ReJSON-RL", "does not have that module"]);
+    says(["1 key", "ReJSON-RL", "does not have that module"]);
     assert_eq!(
         report["source"]["module_types"]["MBbloom--"],
         json!({ "keys": 2, "complete": true })

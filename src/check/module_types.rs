@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::net::{Control, control, server};
 use crate::plan::{Endpoint, Job, OnLoss};
 use crate::rdb::modules::ways::{Takes, Way};
+use crate::rdb::value::module_holds;
 use crate::resp::Reply;
 use std::time::{Duration, Instant};
 
@@ -129,21 +130,23 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, scan: bool, findings: &mu
             ),
         };
         let (from, to) = takes.between(name, &format);
-        let text =
-            |way: &str| format!("{keys} of the module type {name} ({from}; target: {to}) {way}");
+        let holds = module_holds(name).unwrap_or("module");
+        let text = |way: &str| {
+            format!("{holds} ({name}), {keys}: {way} ({from} at the source, {to} at the target)")
+        };
         match takes.way_of_type(name, &format) {
             Way::Restore => add(
                 findings,
                 ID,
                 Severity::Info,
-                text("are copied as they are, by RESTORE"),
+                text("copied by RESTORE"),
                 "nothing to do",
             ),
             Way::Commands => add(
                 findings,
                 ID,
                 Severity::Info,
-                text("are made anew by the commands of their module"),
+                text("written by the module's own commands"),
                 "nothing to do; compaction rules of time series have to be created after the run (TS.CREATERULE)",
             ),
             Way::Lost(why) => add(
@@ -153,7 +156,7 @@ pub fn both(job: &Job, source: &Facts, target: &Facts, scan: bool, findings: &mu
                     OnLoss::Fail if counted.keys > 0 => Severity::Blocker,
                     _ => Severity::Warning,
                 },
-                text(&format!("are not copied: {why}")),
+                text(&format!("not copied, {why}")),
                 "load the module at the target, leave the keys out with filter.exclude, or set on_loss to \"list\"",
             ),
         }

@@ -215,7 +215,7 @@ async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
     );
     for (name, of) in info::commands(&text) {
         let calls = of.count("calls");
-        if calls > Some(0) {
+        if calls > Some(0) && !OURS.contains(&name.as_str()) {
             let command = name.split('|').next().unwrap_or_default();
             facts.called.insert(command.to_ascii_uppercase());
         }
@@ -234,6 +234,15 @@ async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
     facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
     Ok(text)
 }
+
+/// What keyferry asks modules, and hardly a client does.
+const OURS: [&str; 5] = [
+    "ft._list",
+    "ft.info",
+    "ft.syndump",
+    "ft.dictdump",
+    "ts.info",
+];
 
 /// Those of the commands that a server's clients have called that write, by its own word, and that keyferry does not
 /// know; none where it does not tell.

@@ -181,7 +181,8 @@ impl Takes {
     /// The modules of both sides that have a type, for people.
     pub fn between(&self, type_name: &str, target: &Target) -> (String, String) {
         let text = |of: &[Loaded], valkey| {
-            Takes::holder(of, type_name, valkey).map_or_else(|| "none".to_owned(), Loaded::text)
+            Takes::holder(of, type_name, valkey)
+                .map_or_else(|| "no such module".to_owned(), Loaded::text)
         };
         (
             text(&self.source, self.source_valkey),
