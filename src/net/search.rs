@@ -6,7 +6,7 @@
 use super::refusals::{is_elsewhere, passes, refusal, said};
 use super::{Control, control, server};
 use crate::error::Result;
-use crate::plan::{Endpoint, Indexes, Job};
+use crate::plan::{Endpoint, Indexes, Job, is_for_good};
 use crate::rdb::modules::ways::Loaded;
 use crate::resp::Reply;
 use crate::search::{Definition, is_moot, lacks_search, public_form};
@@ -176,14 +176,21 @@ pub enum Taken {
 /// Errors: of the connection, and what passes by itself.
 pub async fn tell(endpoint: &Endpoint, nodes: &[String], words: &[Vec<u8>]) -> Result<Taken> {
     let (mut took, mut moot, mut refused, mut elsewhere) = (0usize, false, None, None);
+    let public = public_form(words);
     for node in nodes {
         let mut conn = control(endpoint, node).await?;
-        let mut reply = ask(&mut conn, words).await?;
-        if matches!(&reply, Reply::Error(text) if lacks_search(text))
-            && let Some(public) = public_form(words)
-        {
-            reply = ask(&mut conn, &public).await?;
-        }
+        let known = |words: &[Vec<u8>]| {
+            let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+            endpoint.learnt.refuses(&words)
+        };
+        let reply = match &public {
+            Some(public) if known(words) => ask(&mut conn, public).await?,
+            Some(public) => match ask(&mut conn, words).await? {
+                Reply::Error(text) if is_for_good(&text) => ask(&mut conn, public).await?,
+                reply => reply,
+            },
+            None => ask(&mut conn, words).await?,
+        };
         match reply {
             Reply::Error(text) if lacks_search(&text) => return Ok(Taken::NoSearch),
             Reply::Error(text) if is_elsewhere(&text) => elsewhere = Some(text),
@@ -248,4 +255,100 @@ pub fn led(job: &Job, ours: &Definition) -> (Definition, Vec<String>) {
         });
     }
     (ours.clone().with_prefixes(prefixes), notes)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::net::testing;
+    use std::sync::{Arc, Mutex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// An endpoint that stands in for a server whose rights and whose replies are to be set; and what it was asked.
+    async fn stand_in(answer: fn(&str) -> String) -> (Endpoint, String, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let asked = heard.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let asked = asked.clone();
+                tokio::spawn(async move {
+                    let mut buf = vec![0; 1 << 16];
+                    while let Ok(n @ 1..) = stream.read(&mut buf).await {
+                        for command in String::from_utf8_lossy(&buf[..n]).split('*').skip(1) {
+                            let words = command.split("\r\n").skip(2).step_by(2);
+                            let words = words.collect::<Vec<_>>().join(" ");
+                            let reply = match words.as_str() {
+                                "PING" => "+PONG\r\n".to_owned(),
+                                words => answer(words),
+                            };
+                            asked.lock().unwrap().push(words);
+                            if stream.write_all(reply.as_bytes()).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        (testing::endpoint(address, None), address.to_string(), heard)
+    }
+
+    fn words(line: &str) -> Vec<Vec<u8>> {
+        line.split(' ').map(|w| w.as_bytes().to_vec()).collect()
+    }
+
+    fn heard_of(heard: &Mutex<Vec<String>>) -> Vec<String> {
+        let mut heard = heard.lock().unwrap();
+        heard.retain(|words| words.starts_with("FT."));
+        std::mem::take(&mut heard)
+    }
+
+    #[tokio::test]
+    async fn the_form_for_everybody_is_used_wherever_the_other_is_not_to_be_had() {
+        let answers: [fn(&str) -> String; 2] = [
+            |words| match words.starts_with("FT._") {
+                true => {
+                    "-NOPERM this user has no permissions to run the 'ft._createifnx' command\r\n"
+                        .into()
+                }
+                false => "+OK\r\n".into(),
+            },
+            |words| match words.starts_with("FT._") {
+                true => "-ERR unknown command 'FT._CREATEIFNX'\r\n".into(),
+                false => "+OK\r\n".into(),
+            },
+        ];
+        for answer in answers {
+            let (endpoint, node, heard) = stand_in(answer).await;
+            for name in ["a", "b"] {
+                let create = words(&format!("FT._CREATEIFNX {name} SCHEMA t TEXT"));
+                let taken = tell(&endpoint, std::slice::from_ref(&node), &create).await;
+                assert_eq!(taken.unwrap(), Taken::By(1), "{name}");
+                let heard = heard_of(&heard);
+                let last = format!("FT.CREATE {name} SCHEMA t TEXT");
+                assert_eq!(heard.last(), Some(&last), "{heard:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_without_search_says_so_each_time() {
+        let (endpoint, node, _heard) = stand_in(|words| match words.starts_with("FT.") {
+            true => "-ERR unknown command 'FT._LIST', with args beginning with: \r\n".into(),
+            false => {
+                "-NOPERM this user has no permissions to run the 'module|list' command\r\n".into()
+            }
+        })
+        .await;
+        for _ in 0..2 {
+            let told = indexes(&endpoint, std::slice::from_ref(&node))
+                .await
+                .unwrap();
+            assert!(matches!(told, Told::NoSearch), "{told:?}");
+        }
+    }
 }

@@ -131,7 +131,10 @@ impl Learnt {
     /// Not of a command that has worked before: then somebody is changing the user's rights right now.
     pub fn note(&self, args: &[&[u8]], error: &str) {
         let name = name(args);
-        if is_for_good(error) && !self.allowed().contains(&name) {
+        // A module may be loaded at any time, and a refusal that is repeated no longer says that there is none.
+        let lacks_module =
+            name.starts_with("FT.") && error.to_ascii_lowercase().contains("unknown command");
+        if is_for_good(error) && !lacks_module && !self.allowed().contains(&name) {
             self.refused().insert(name);
         }
     }

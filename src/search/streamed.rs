@@ -78,7 +78,8 @@ fn place(words: &[Vec<u8>], option: &[u8]) -> Option<usize> {
         at += 1;
         if is(b"PREFIX") || is(b"STOPWORDS") {
             let count = words.get(at).and_then(|n| std::str::from_utf8(n).ok());
-            at = at.saturating_add(1 + count.and_then(|n| n.parse::<usize>().ok()).unwrap_or(0));
+            let count = count.and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+            at = at.saturating_add(count).saturating_add(1);
         } else if valued.iter().any(|name| is(name)) {
             at += 1;
         }
@@ -169,6 +170,16 @@ mod tests {
                 true,
             ),
             ("FT.INTERNAL_UPDATE i x y", "", false),
+            (
+                "FT.CREATE i PREFIX 18446744073709551615 b: SCHEMA t TEXT",
+                "FT.CREATE i PREFIX 18446744073709551615 b: SCHEMA t TEXT",
+                false,
+            ),
+            (
+                "FT.CREATE i STOPWORDS 18446744073709551615 PREFIX SCHEMA t TEXT",
+                "FT.CREATE i STOPWORDS 18446744073709551615 PREFIX SCHEMA t TEXT",
+                false,
+            ),
         ] {
             assert_eq!(sent(line), (expected.into(), warned), "{line}");
         }
