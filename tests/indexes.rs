@@ -280,6 +280,8 @@ fn a_scan_brings_indexes_and_sees_them_change() {
         list(&target).len() == 3 && count(&target, "hashes") == "300"
     });
     same_answers(&source, &target);
+    // Not as at the source for ever, as at a server that tells more of each: it is not made anew for that.
+    ok(&target, "FT.ALTER hashes SCHEMA ADD own TAG");
     ok(&source, "FT.DROPINDEX full");
     ok(&source, "FT.ALTER documents SCHEMA ADD $.more AS more TAG");
     ok(&source, "FT.CREATE later PREFIX 1 h: SCHEMA n NUMERIC");
@@ -287,12 +289,20 @@ fn a_scan_brings_indexes_and_sees_them_change() {
     wait_until("the changes are there", LIMIT, || {
         list(&target) == names && made(&source, "documents") == made(&target, "documents")
     });
+    assert!(made(&target, "hashes").contains("own"));
     plan.wait_caught_up(&mut running, LIMIT);
-    let answer = verified(&plan, 0);
-    for name in names {
+    let answer = verified(&plan, 1);
+    for name in ["documents", "later"] {
         assert_eq!(state_of(&answer, name), "equal", "{answer}");
     }
+    assert_eq!(state_of(&answer, "hashes"), "different", "{answer}");
     stop(running);
+    // An emptied source, of which nobody knows that it was meant, takes no index away.
+    ok(&source, "FLUSHALL");
+    assert!(list(&source).is_empty());
+    let told = plan.run("migrate --until caught-up --json");
+    told.says(&["the target's indexes stay", "--accept-loss"]);
+    assert_eq!(list(&target), names);
 }
 
 /// Killed when all is loaded and nothing is made yet, it makes them in the next run; they are waited for.
@@ -312,8 +322,20 @@ fn a_killed_run_makes_them_in_the_next() {
     assert!(list(&target).is_empty());
     ok(&source, "FT.CREATE between PREFIX 1 h: SCHEMA n NUMERIC");
     ok(&source, "FT.DROPINDEX full");
+    // What a killed run has made is ours.
+    let killed = plan.start_with("migrate --json", &[("KEYFERRY_FAILPOINT", "index-made:1")]);
+    assert_eq!(killed.wait(LIMIT).code, -1);
+    assert_eq!(list(&target).len(), 1);
     plan.run("migrate --until caught-up --json").exits(0);
     assert_eq!(list(&target), ["between", "documents", "hashes"]);
+    plan.run("report").exits(0);
+    let path = plan.work_dir().join("test/report/report.json");
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a report")).expect("JSON");
+    for name in list(&target) {
+        let state = &report["indexes"][&name]["state"];
+        assert_eq!(state, "created", "{}", report["indexes"]);
+    }
     same_answers(&source, &target);
     verified(&plan, 0);
     // The plan leaves them out: what is there stays, and no command of the stream ends the run.
@@ -351,10 +373,22 @@ fn prefixes_are_renamed_and_another_index_is_left_alone() {
     }
     let mut running = plan.start("migrate --json");
     plan.wait_caught_up(&mut running, LIMIT);
+    // None of these is ours, whatever the stream says.
+    let own = ["mine", "other"];
+    ok(&target, "FT.CREATE mine PREFIX 1 x: SCHEMA b TAG");
+    let before = own.map(|name| made(&target, name));
+    ok(&source, "FT.ALTER other SCHEMA ADD c TEXT");
+    ok(&source, "FT.SYNUPDATE other group one two");
+    for line in ["CREATE mine SCHEMA a TEXT", "ALTER mine SCHEMA ADD c TEXT"] {
+        ok(&source, &format!("FT.{line}"));
+    }
+    ok(&source, "FT.DROPINDEX mine");
     ok(&source, "FT.CREATE streamed PREFIX 1 old: SCHEMA a TEXT");
     wait_until("the stream is followed", LIMIT, || {
-        list(&target) == ["half", "i", "other", "streamed"]
+        list(&target) == ["half", "i", "mine", "other", "streamed"]
     });
+    assert_eq!(own.map(|name| made(&target, name)), before);
+    assert!(target.run("FT.SYNDUMP other").items().is_empty());
     for index in ["i", "streamed"] {
         assert!(
             made(&target, index).contains("new:"),

@@ -4,16 +4,22 @@
 //! the load is over; from then on the stream does, whose commands may run again on what was made already.
 //! Invariant: nothing that we have not made is dropped or changed; what cannot be made alike is said by name.
 
+mod record;
+
 use crate::error::Result;
 use crate::migrate::context::Shared;
 use crate::net::search::{self, Found, NO_SEARCH, Taken, Told, led, left_out};
-use crate::net::server;
+use crate::net::{control, server};
 use crate::plan::Endpoint;
 use crate::search::TOLD_BY_NOBODY;
-use crate::store::INDEXES;
-use serde::{Deserialize, Serialize};
+use crate::task::failpoint;
+use record::{Does, Entry, Record, State, change, read, stamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
+use tokio::sync::Mutex;
+
+/// What is said of an index that the target had.
+const OWN: &str = "the target has another index of this name, which is left as it is: drop it there (FT.DROPINDEX) and start again, or search it as it is";
 
 /// How long a run that ends when caught up waits for indexes to be built.
 const BUILT_WITHIN: Duration = Duration::from_secs(600);
@@ -22,62 +28,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often it is said which are not.
 const SAY_EVERY: Duration = Duration::from_secs(10);
 
-/// What has become of the indexes, by their names: the document that a report shows.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub indexes: BTreeMap<String, Entry>,
-    /// Names that the snapshot has told.
-    #[serde(default)]
-    pub aliases: BTreeSet<String>,
-    #[serde(default)]
-    pub dictionaries: BTreeSet<String>,
-    /// The source does not tell its indexes, which was said.
-    #[serde(default)]
-    pub untold: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub state: State,
-    /// What of it is not as at the source, and why.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub notes: Vec<String>,
-    /// As the target counted them last.
-    #[serde(default)]
-    pub documents: u64,
-    #[serde(default)]
-    pub built: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum State {
-    /// By us.
-    Created,
-    /// The target had one that is made alike.
-    Present,
-    /// The target had another one of that name.
-    Different,
-    Refused,
-    Skipped,
-}
-
-impl Entry {
-    fn new(state: State, notes: Vec<String>) -> Entry {
-        Entry {
-            state,
-            notes,
-            documents: 0,
-            built: false,
-        }
-    }
-}
+/// Brings, and follows the stream, one shard at a time: between what is read of both sides and what is made of it, no other
+/// makes or drops an index.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// Makes the target's indexes those of the source, as far as they are missing; `renew`: those of ours that have become
 /// others are made anew, as no stream will say so.
 ///
 /// Errors: of a connection to either side, and what passes by itself.
 pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Result<()> {
+    let _one = ONE_AT_A_TIME.lock().await;
     let job = &shared.job;
     let Some(endpoint) = job.source.endpoint() else {
         return Ok(());
@@ -117,6 +77,7 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
         Err(why) => {
             for found in ours.values() {
                 let entry = Entry::new(State::Skipped, vec![why.clone()]);
+                let entry = entry.behind(record.of(found));
                 record.indexes.insert(found.definition.shown(), entry);
             }
             if record != before {
@@ -125,7 +86,9 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
             }
         }
         Ok(theirs) => {
-            drop_gone(shared, nodes, &ours, &mut record).await?;
+            if renew {
+                drop_gone(shared, endpoint, &masters, nodes, &ours, &mut record).await?;
+            }
             for (name, found) in &ours {
                 let there = theirs.get(name);
                 let entry = make(shared, nodes, found, there, record.of(found), renew).await?;
@@ -139,10 +102,7 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
         }
     }
     change(shared, |now| {
-        let gone =
-            |name: &String| before.indexes.contains_key(name) && !record.indexes.contains_key(name);
-        now.indexes.retain(|name, _| !gone(name));
-        now.indexes.extend(record.indexes.clone());
+        now.merge(&before, record);
     })
 }
 
@@ -219,29 +179,52 @@ async fn make(
     renew: bool,
 ) -> Result<Entry> {
     let (endpoint, (wanted, notes)) = (&shared.job.target, led(&shared.job, &ours.definition));
-    let created = known.is_some_and(|e| e.state == State::Created);
+    let created = known.is_some_and(Entry::is_ours);
     let alike = theirs.is_some_and(|t| t.definition.is_made_like(&wanted));
-    let mut state = match (created, alike) {
-        (true, _) => State::Created,
-        (false, true) => State::Present,
-        (false, false) => State::Different,
+    let mut entry = match (created, alike) {
+        (true, _) => Entry::created(known.and_then(|e| e.made.clone())),
+        (false, true) => Entry::new(State::Present, Vec::new()),
+        (false, false) => Entry::new(State::Different, Vec::new()),
     };
+    entry.notes = notes;
     let name = wanted.name().to_vec();
-    if created && !alike && renew && theirs.is_some() {
+    // A target whose FT.INFO tells more, or of other defaults, never tells the same: what was asked for counts.
+    let stamp = stamp(&wanted.create())?;
+    let renewed = created && !alike && renew && theirs.is_some() && !entry.is_made_by(&stamp);
+    if renewed {
         let drop: [&[u8]; 3] = [b"FT._DROPINDEXIFX", &name, b"_FORCEKEEPDOCS"];
-        search::tell(endpoint, nodes, &drop.map(<[u8]>::to_vec)).await?;
+        let dropped = search::tell(endpoint, nodes, &drop.map(<[u8]>::to_vec)).await?;
+        if let Taken::Refused(why) = dropped {
+            let why = format!("it has changed, and the target refuses FT.DROPINDEX: {why}");
+            entry.notes.push(why);
+            return Ok(entry);
+        }
     }
-    if theirs.is_none() || (created && !alike && renew) {
-        state = match search::tell(endpoint, nodes, &wanted.create()).await? {
-            Taken::By(_) | Taken::Moot => State::Created,
+    if theirs.is_none() || renewed {
+        let notes = std::mem::take(&mut entry.notes);
+        entry = Entry::created(Some(stamp));
+        entry.notes = notes;
+        // Before it is sent: it must not be taken for the target's own by the run after a kill.
+        change(shared, |record| {
+            record
+                .indexes
+                .insert(ours.definition.shown(), entry.clone());
+        })?;
+        match search::tell(endpoint, nodes, &wanted.create()).await? {
+            Taken::By(_) | Taken::Moot => failpoint("index-made"),
             Taken::NoSearch => return Ok(Entry::new(State::Skipped, vec![NO_SEARCH.to_owned()])),
             Taken::Refused(why) => {
                 let why = format!("the target refuses FT.CREATE: {why}; make it there by hand");
-                return Ok(Entry::new(State::Refused, [notes, vec![why]].concat()));
+                return Ok(Entry::new(
+                    State::Refused,
+                    [entry.notes, vec![why]].concat(),
+                ));
             }
         };
+    } else if created && alike {
+        entry.made = Some(stamp);
     }
-    if state != State::Different {
+    if entry.state != State::Different {
         for (group, terms) in &ours.synonyms {
             let has = theirs.and_then(|t| t.synonyms.get(group));
             if has.is_some_and(|has| terms.is_subset(has)) {
@@ -254,29 +237,64 @@ async fn make(
             search::tell(endpoint, nodes, &words).await?;
         }
     }
-    Ok(Entry::new(state, notes))
+    Ok(entry)
 }
 
 /// Drops what we have made and the source has no more; documents stay.
 async fn drop_gone(
     shared: &Shared,
+    endpoint: &Endpoint,
+    masters: &[String],
     nodes: &[String],
     ours: &BTreeMap<Vec<u8>, Found>,
     record: &mut Record,
 ) -> Result<()> {
-    let gone: Vec<(String, State)> = (record.indexes.iter())
-        .filter(|(name, _)| !ours.contains_key(name.as_bytes()))
-        .map(|(name, entry)| (name.clone(), entry.state))
-        .collect();
-    for (name, state) in gone {
-        if state == State::Created {
+    let mut gone = record.gone(|name| ours.contains_key(name));
+    if gone.is_empty() {
+        return Ok(());
+    }
+    // One whose FT.INFO was answered by an error is listed all the same.
+    let listed = search::listed(endpoint, masters).await?;
+    gone.retain(|(name, _)| !listed.contains(name.as_bytes()));
+    if gone.is_empty() {
+        return Ok(());
+    }
+    if listed.is_empty() && !shared.run.accept_loss && !holds_keys(endpoint, masters).await? {
+        shared.event(
+            "warning",
+            "indexes",
+            "the source holds neither keys nor search indexes: it has lost its data or is another one, so the target's indexes stay; if it was emptied on purpose, start again with --accept-loss",
+        );
+        return Ok(());
+    }
+    for (name, is_ours) in gone {
+        if is_ours {
             let drop: [&[u8]; 3] = [b"FT._DROPINDEXIFX", name.as_bytes(), b"_FORCEKEEPDOCS"];
             let drop = drop.map(<[u8]>::to_vec);
-            search::tell(&shared.job.target, nodes, &drop).await?;
+            if let Taken::Refused(why) = search::tell(&shared.job.target, nodes, &drop).await? {
+                let what = format!(
+                    "search index {name} is gone at the source, and the target refuses FT.DROPINDEX: {why}"
+                );
+                shared.event("warning", "indexes", &what);
+            }
         }
         record.indexes.remove(&name);
+        change(shared, |now| {
+            now.indexes.remove(&name);
+        })?;
     }
     Ok(())
+}
+
+async fn holds_keys(endpoint: &Endpoint, masters: &[String]) -> Result<bool> {
+    for master in masters {
+        let mut conn = control(endpoint, master).await?;
+        let sizes = server::databases(&mut conn).await?;
+        if sizes.into_iter().any(|(_, keys)| keys > 0) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Looks at what was made.
@@ -307,7 +325,7 @@ async fn look_again(
         entry.built = !there.definition.is_indexing();
         if !there.definition.is_made_like(&wanted) {
             entry.notes.push(match entry.state {
-                State::Different => "the target has another index of this name, which is left as it is: drop it there (FT.DROPINDEX) and start again, or search it as it is".into(),
+                State::Different => OWN.into(),
                 _ => "FT.INFO of the target tells another schema or other options".into(),
             });
         }
@@ -359,66 +377,54 @@ pub(crate) fn some<S: AsRef<str>>(names: &[S]) -> String {
     format!("{}{more}", shown.join(", "))
 }
 
-impl Record {
-    fn of(&self, found: &Found) -> Option<&Entry> {
-        self.indexes.get(&found.definition.shown())
-    }
-
-    /// What does not change with every write.
-    fn without_counts(&self) -> Record {
-        let mut record = self.clone();
-        for entry in record.indexes.values_mut() {
-            (entry.documents, entry.built) = (0, false);
-        }
-        record
-    }
-
-    fn is_built(&self) -> bool {
-        (self.indexes.values())
-            .all(|e| e.built || !matches!(e.state, State::Created | State::Present))
-    }
-}
-
-fn read(shared: &Shared) -> Result<Record> {
-    let saved = shared.store(|s| s.json(INDEXES))?;
-    // One that an earlier version has saved, and we cannot read, is made anew.
-    Ok(saved
-        .and_then(|v| serde_json::from_value(v).ok())
-        .unwrap_or_default())
-}
-
-/// Changes the record as it is now: every shard, and the watch over the phases, keep it.
-fn change(shared: &Shared, change: impl FnOnce(&mut Record)) -> Result<()> {
-    shared.store(|store| {
-        let saved = store.json(INDEXES)?;
-        let before: Record = saved
-            .and_then(|v| serde_json::from_value(v).ok())
-            .unwrap_or_default();
-        let mut record = before.clone();
-        change(&mut record);
-        match record == before {
-            true => Ok(()),
-            false => store.put_json(INDEXES, &serde_json::to_value(&record).unwrap_or_default()),
-        }
-    })
-}
-
-/// Notes what a command of the stream has made or dropped at the target.
-pub(crate) fn note_streamed(shared: &Shared, words: &[Vec<u8>]) -> Result<()> {
+/// Sends the target a command of the stream, and keeps what it has made or dropped; `None` where that is of an index of
+/// the target's own.
+///
+/// Errors: as of [`search::tell`].
+pub(crate) async fn follow(
+    shared: &Shared,
+    nodes: &[String],
+    words: &[Vec<u8>],
+) -> Result<Option<Taken>> {
+    let _one = ONE_AT_A_TIME.lock().await;
+    let to = &shared.job.target;
     let [command, name, ..] = words else {
-        return Ok(());
+        return search::tell(to, nodes, words).await.map(Some);
     };
-    let name = String::from_utf8_lossy(name).into_owned();
-    change(shared, |record| match command.as_slice() {
-        b"FT.CREATE" | b"FT._CREATEIFNX" => {
-            let new = || Entry::new(State::Created, Vec::new());
-            record.indexes.entry(name).or_insert_with(new);
+    let shown = String::from_utf8_lossy(name).into_owned();
+    let is_own = |e: &Entry| !e.is_ours() && e.state == State::Different;
+    let known = read(shared)?.indexes.remove(&shown);
+    let does = Does::of(command);
+    if does == Does::Create && !known.as_ref().is_some_and(Entry::is_ours) {
+        let look = [b"FT.INFO".to_vec(), name.clone()];
+        let made = match search::tell(to, nodes, &look).await? {
+            // Before it is sent: it must not be taken for the target's own by the run after a kill.
+            Taken::Moot => Entry::created(None),
+            Taken::By(_) => known.unwrap_or_else(|| Entry::new(State::Different, vec![OWN.into()])),
+            taken => return Ok(Some(taken)),
+        };
+        let own = is_own(&made);
+        change(shared, |record| {
+            record.indexes.insert(shown, made);
+        })?;
+        if own {
+            return Ok(None);
         }
-        b"FT.DROP" | b"FT.DROPINDEX" | b"FT._DROPIFX" | b"FT._DROPINDEXIFX" => {
-            record.indexes.remove(&name);
-        }
+        return search::tell(to, nodes, words).await.map(Some);
+    }
+    match (does, &known) {
+        // Dropped at the source before we looked: what we make is known.
+        (Does::Drop | Does::Change, None) => return Ok(Some(Taken::Moot)),
+        (Does::Drop | Does::Change, Some(known)) if is_own(known) => return Ok(None),
         _ => {}
-    })
+    }
+    let taken = search::tell(to, nodes, words).await?;
+    if does == Does::Drop && matches!(taken, Taken::By(_) | Taken::Moot) {
+        change(shared, |record| {
+            record.indexes.remove(&shown);
+        })?;
+    }
+    Ok(Some(taken))
 }
 
 /// Looks whether the target has built its indexes.

@@ -85,6 +85,19 @@ pub async fn indexes(endpoint: &Endpoint, nodes: &[String]) -> Result<Told> {
     Ok(Told::Indexes(found))
 }
 
+/// Names of all that some nodes list.
+///
+/// Errors: of the connection, and of a node that does not list any more.
+pub async fn listed(endpoint: &Endpoint, nodes: &[String]) -> Result<BTreeSet<Vec<u8>>> {
+    let mut listed = BTreeSet::new();
+    for node in nodes {
+        let list = control(endpoint, node).await?.call(&[b"FT._LIST"]).await?;
+        let names = list.array().unwrap_or_default().iter();
+        listed.extend(names.filter_map(Reply::bytes).map(<[u8]>::to_vec));
+    }
+    Ok(listed)
+}
+
 /// None where it does not tell.
 async fn synonyms(conn: &mut Control, index: &[u8]) -> Result<Synonyms> {
     let reply = conn.ask(&[b"FT.SYNDUMP", index]).await?;

@@ -10,7 +10,7 @@ use crate::migrate::apply::apply_loop::ApplyLoop;
 use crate::migrate::heal::fenced_reader::ReadStates;
 use crate::migrate::indexes;
 use crate::migrate::write::wire::Wire;
-use crate::net::search::{Taken, left_out, tell};
+use crate::net::search::{Taken, left_out};
 use crate::search;
 use std::collections::BTreeSet;
 
@@ -37,14 +37,19 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
         self.settle_all()?;
         let taken = self.asked("sending a command of search indexes", |me| {
             let nodes = me.writer.addresses();
-            let (to, words) = (&ctx.job().target, &streamed.words);
-            ctx.shared.runtime.block_on(tell(to, &nodes, words))
+            let followed = indexes::follow(&ctx.shared, &nodes, &streamed.words);
+            ctx.shared.runtime.block_on(followed)
         })?;
+        let Some(taken) = taken else {
+            let what = format!(
+                "{} of the search index {name} is left out: the target has an index of its own of this name, which is left as it is",
+                String::from_utf8_lossy(cmd.name())
+            );
+            ctx.note("skipped.search_own", &what);
+            return Ok(());
+        };
         match taken {
-            Taken::By(_) => {
-                ctx.count("search_commands");
-                indexes::note_streamed(&ctx.shared, &streamed.words)?;
-            }
+            Taken::By(_) => ctx.count("search_commands"),
             Taken::Moot => ctx.count("search_commands_moot"),
             Taken::NoSearch => ctx.note(
                 "skipped.search",
