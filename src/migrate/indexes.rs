@@ -106,9 +106,10 @@ pub(crate) async fn bring(shared: &Shared, nodes: &[String], renew: bool) -> Res
     })
 }
 
-/// Keeps which of some strings the source knows as aliases, or as dictionaries.
+/// Keeps which of some strings the source knows as aliases, or as dictionaries; `shard`: whose snapshot holds them.
 pub(crate) async fn find_names(
     shared: &Shared,
+    shard: &str,
     texts: &BTreeSet<Vec<u8>>,
     dictionaries: bool,
 ) -> Result<()> {
@@ -116,23 +117,38 @@ pub(crate) async fn find_names(
         return Ok(());
     };
     let (layout, _) = server::layout(endpoint).await?;
-    let mut found: BTreeSet<String> = BTreeSet::new();
-    for master in &layout.masters {
-        let words = texts.iter().map(Vec::as_slice);
-        let names: Vec<Vec<u8>> = match dictionaries {
-            true => (search::dictionaries(endpoint, &master.address, words).await?)
-                .into_keys()
-                .collect(),
-            false => (search::aliases(endpoint, &master.address, words).await?)
-                .into_keys()
-                .collect(),
-        };
-        found.extend(names.into_iter().filter_map(|n| String::from_utf8(n).ok()));
-    }
+    // One that is asked knows what it has saved; where modules work together, any.
+    let own = layout.masters.iter().find(|m| m.address == shard);
+    let Some(master) = own.or(layout.masters.first()) else {
+        return Ok(());
+    };
+    let words = texts.iter().map(Vec::as_slice);
+    let names: Vec<Vec<u8>> = match dictionaries {
+        true => {
+            let named = search::dictionaries(endpoint, &master.address, words).await?;
+            say_untold(shared, "dictionaries", &named.untold);
+            named.found.into_keys().collect()
+        }
+        false => {
+            let named = search::aliases(endpoint, &master.address, words).await?;
+            say_untold(shared, "aliases", &named.untold);
+            named.found.into_keys().collect()
+        }
+    };
+    let names = names.into_iter();
+    let found: BTreeSet<String> = names.filter_map(|n| String::from_utf8(n).ok()).collect();
     change(shared, |record| match dictionaries {
         true => record.dictionaries.extend(found),
         false => record.aliases.extend(found),
     })
+}
+
+fn say_untold(shared: &Shared, what: &str, untold: &[String]) {
+    if !untold.is_empty() {
+        let why = some(untold);
+        let text = format!("the source does not tell {what} of its search: {why}");
+        shared.event("warning", "indexes", &text);
+    }
 }
 
 /// Terms that one FT.DICTADD brings.
@@ -149,7 +165,9 @@ async fn make_named(
     let to = &shared.job.target;
     for master in masters {
         let names = record.aliases.iter().map(String::as_bytes);
-        for (alias, index) in search::aliases(endpoint, master, names).await? {
+        let named = search::aliases(endpoint, master, names).await?;
+        say_untold(shared, "aliases", &named.untold);
+        for (alias, index) in named.found {
             let words = [b"FT._ALIASADDIFNX".to_vec(), alias.clone(), index];
             if let Taken::Refused(why) = search::tell(to, nodes, &words).await? {
                 let alias = String::from_utf8_lossy(&alias).into_owned();
@@ -158,11 +176,20 @@ async fn make_named(
             }
         }
         let names = record.dictionaries.iter().map(String::as_bytes);
-        for (name, terms) in search::dictionaries(endpoint, master, names).await? {
+        let named = search::dictionaries(endpoint, master, names).await?;
+        say_untold(shared, "dictionaries", &named.untold);
+        for (name, terms) in named.found {
             for terms in terms.chunks(TERMS) {
                 let head = [b"FT.DICTADD".to_vec(), name.clone()];
                 let words: Vec<Vec<u8>> = head.into_iter().chain(terms.iter().cloned()).collect();
-                search::tell(to, nodes, &words).await?;
+                if let Taken::Refused(why) = search::tell(to, nodes, &words).await? {
+                    let name = String::from_utf8_lossy(&name);
+                    let what = format!(
+                        "the target refuses the dictionary {name}: {why}; give keyferry's user +ft.dictadd there and start again"
+                    );
+                    shared.event("warning", "indexes", &what);
+                    break;
+                }
             }
         }
     }
@@ -234,7 +261,14 @@ async fn make(
             let words: Vec<Vec<u8>> = (head.iter().map(|w| w.to_vec()))
                 .chain(terms.iter().cloned())
                 .collect();
-            search::tell(endpoint, nodes, &words).await?;
+            if let Taken::Refused(why) = search::tell(endpoint, nodes, &words).await? {
+                entry.notes.push(format!("the target refuses its synonyms: {why}; give keyferry's user +ft.synupdate there and start again"));
+                break;
+            }
+        }
+        if let Some(why) = &ours.untold {
+            let what = format!("the source does not tell its synonyms: {why}");
+            entry.notes.push(what);
         }
     }
     Ok(entry)

@@ -5,7 +5,7 @@
 
 use super::refusals::{is_elsewhere, passes, refusal, said};
 use super::{Control, control, server};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Endpoint, Indexes, Job, is_for_good};
 use crate::rdb::modules::ways::Loaded;
 use crate::resp::Reply;
@@ -24,6 +24,8 @@ pub type Synonyms = BTreeMap<Vec<u8>, BTreeSet<Vec<u8>>>;
 pub struct Found {
     pub definition: Definition,
     pub synonyms: Synonyms,
+    /// Why its synonyms are not known.
+    pub untold: Option<String>,
     /// How many of the side's nodes have it.
     pub nodes: usize,
 }
@@ -72,10 +74,15 @@ pub async fn indexes(endpoint: &Endpoint, nodes: &[String]) -> Result<Told> {
                 reply => reply,
             };
             if let Some(definition) = Definition::from_info(&info) {
-                let synonyms = synonyms(&mut conn, name).await?;
+                let (synonyms, untold) = match one(endpoint, &mut conn, b"FT.SYNDUMP", name).await?
+                {
+                    Ok(reply) => (synonyms(&reply), None),
+                    Err(why) => (Synonyms::new(), why),
+                };
                 let index = Found {
                     definition,
                     synonyms,
+                    untold,
                     nodes: 1,
                 };
                 found.insert(name.to_vec(), index);
@@ -98,9 +105,46 @@ pub async fn listed(endpoint: &Endpoint, nodes: &[String]) -> Result<BTreeSet<Ve
     Ok(listed)
 }
 
-/// None where it does not tell.
-async fn synonyms(conn: &mut Control, index: &[u8]) -> Result<Synonyms> {
-    let reply = conn.ask(&[b"FT.SYNDUMP", index]).await?;
+/// The answer of a command that takes one word; or why there is none, where there is one to tell.
+///
+/// Errors: of the connection, and what passes by itself; a reply that is too large is no error.
+async fn one(
+    endpoint: &Endpoint,
+    conn: &mut Control,
+    command: &[u8],
+    word: &[u8],
+) -> Result<std::result::Result<Reply, Option<String>>> {
+    let shown = String::from_utf8_lossy(command).into_owned();
+    match conn.ask(&[command, word]).await {
+        Ok(Reply::Error(text)) if passes(&text) => Err(refusal(&shown, &text)),
+        Ok(Reply::Error(text)) if !is_refused(&text) => Ok(Err(None)),
+        Ok(Reply::Error(text)) => Ok(Err(Some(format!(
+            "{shown} is refused ({}): give keyferry's user +{} there and start again",
+            said(&text),
+            shown.to_ascii_lowercase()
+        )))),
+        Ok(reply) => Ok(Ok(reply)),
+        Err(e) if is_too_large(&e) => {
+            *conn = control(endpoint, conn.address()).await?;
+            Ok(Err(Some(format!(
+                "the reply of {shown} is too large to be taken"
+            ))))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether this user may not ask it, in a server's words or in ours.
+fn is_refused(text: &str) -> bool {
+    text.starts_with("NOPERM") || (is_for_good(text) && !lacks_search(text))
+}
+
+/// After it the connection is of no use.
+fn is_too_large(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::Oversized | ErrorKind::Protocol)
+}
+
+fn synonyms(reply: &Reply) -> Synonyms {
     let mut found = Synonyms::new();
     for pair in reply.array().unwrap_or_default().chunks_exact(2) {
         let [term, groups] = pair else { continue };
@@ -112,26 +156,30 @@ async fn synonyms(conn: &mut Control, index: &[u8]) -> Result<Synonyms> {
             terms.insert(term.to_vec());
         }
     }
-    Ok(found)
+    found
 }
 
 /// Questions sent at a time.
 const AT_A_TIME: usize = 32;
+
+/// What some words stand for, and what is not known of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named<T> {
+    pub found: BTreeMap<Vec<u8>, T>,
+    pub untold: Vec<String>,
+}
 
 /// Which of some words are aliases, and of which index.
 pub async fn aliases<'w>(
     endpoint: &Endpoint,
     node: &str,
     words: impl Iterator<Item = &'w [u8]>,
-) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    for (word, reply) in of_each(endpoint, node, b"FT.INFO", words).await? {
-        let index = Definition::from_info(&reply);
-        if let Some(index) = index.filter(|i| i.name() != word) {
-            found.insert(word, index.name().to_vec());
-        }
-    }
-    Ok(found)
+) -> Result<Named<Vec<u8>>> {
+    let take = |word: &[u8], reply: &Reply| {
+        let index = Definition::from_info(reply).filter(|i| i.name() != word);
+        index.map(|i| i.name().to_vec())
+    };
+    of_each(endpoint, node, b"FT.INFO", words, take).await
 }
 
 /// Which of some words are dictionaries, and what they hold.
@@ -139,37 +187,83 @@ pub async fn dictionaries<'w>(
     endpoint: &Endpoint,
     node: &str,
     words: impl Iterator<Item = &'w [u8]>,
-) -> Result<BTreeMap<Vec<u8>, Vec<Vec<u8>>>> {
-    let mut found = BTreeMap::new();
-    for (word, reply) in of_each(endpoint, node, b"FT.DICTDUMP", words).await? {
+) -> Result<Named<Vec<Vec<u8>>>> {
+    let take = |_: &[u8], reply: &Reply| {
         let terms = reply.array().unwrap_or_default().iter();
         let terms: Vec<Vec<u8>> = terms.filter_map(Reply::bytes).map(<[u8]>::to_vec).collect();
-        if !terms.is_empty() {
-            found.insert(word, terms);
-        }
-    }
-    Ok(found)
+        (!terms.is_empty()).then_some(terms)
+    };
+    of_each(endpoint, node, b"FT.DICTDUMP", words, take).await
 }
 
-/// The answers of a command that takes one word.
-async fn of_each<'w>(
+/// What is taken of the answers of a command that takes one word.
+async fn of_each<'w, T>(
     endpoint: &Endpoint,
     node: &str,
     command: &[u8],
     words: impl Iterator<Item = &'w [u8]>,
-) -> Result<Vec<(Vec<u8>, Reply)>> {
-    let mut conn = control(endpoint, node).await?;
+    take: impl Fn(&[u8], &Reply) -> Option<T>,
+) -> Result<Named<T>> {
+    let mut named = Named {
+        found: BTreeMap::new(),
+        untold: Vec::new(),
+    };
     let words: Vec<&[u8]> = words.collect();
-    let mut answers = Vec::new();
-    for some in words.chunks(AT_A_TIME) {
+    let Some((first, rest)) = words.split_first() else {
+        return Ok(named);
+    };
+    let mut conn = control(endpoint, node).await?;
+    // One alone shows whether the others need to be sent.
+    match one(endpoint, &mut conn, command, first).await? {
+        Ok(reply) => named
+            .found
+            .extend(take(first, &reply).map(|t| (first.to_vec(), t))),
+        Err(why) => {
+            named.untold.extend(
+                why.map(|why| match endpoint.learnt.refuses(&[command, first]) {
+                    true => why,
+                    false => format!("{} is left out: {why}", String::from_utf8_lossy(first)),
+                }),
+            )
+        }
+    }
+    if endpoint.learnt.refuses(&[command, first]) {
+        return Ok(named);
+    }
+    for some in rest.chunks(AT_A_TIME) {
         let asked: Vec<[&[u8]; 2]> = some.iter().map(|word| [command, word]).collect();
         let asked: Vec<&[&[u8]]> = asked.iter().map(|words| words.as_slice()).collect();
-        let replies = conn.ask_all(&asked).await?;
-        let told = some.iter().zip(replies);
-        let told = told.filter(|(_, reply)| !matches!(reply, Reply::Error(_)));
-        answers.extend(told.map(|(word, reply)| (word.to_vec(), reply)));
+        let replies = match conn.ask_all(&asked).await {
+            Ok(replies) => replies,
+            Err(e) if is_too_large(&e) => {
+                conn = control(endpoint, node).await?;
+                for word in some {
+                    match one(endpoint, &mut conn, command, word).await? {
+                        Ok(reply) => {
+                            let taken = take(word, &reply).map(|t| (word.to_vec(), t));
+                            named.found.extend(taken);
+                        }
+                        Err(why) => named.untold.extend(why.map(|why| {
+                            format!("{} is left out: {why}", String::from_utf8_lossy(word))
+                        })),
+                    }
+                }
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        for (word, reply) in some.iter().zip(&replies) {
+            match reply {
+                Reply::Error(text) if passes(text) => return Err(refusal("FT.*", text)),
+                Reply::Error(_) => {}
+                reply => {
+                    let taken = take(word, reply).map(|t| (word.to_vec(), t));
+                    named.found.extend(taken);
+                }
+            }
+        }
     }
-    Ok(answers)
+    Ok(named)
 }
 
 /// What has become of a command.
@@ -279,8 +373,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
+    type Answer = fn(&str) -> String;
+
     /// An endpoint that stands in for a server whose rights and whose replies are to be set; and what it was asked.
-    async fn stand_in(answer: fn(&str) -> String) -> (Endpoint, String, Arc<Mutex<Vec<String>>>) {
+    async fn stand_in(answer: Answer) -> (Endpoint, String, Arc<Mutex<Vec<String>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let heard = Arc::new(Mutex::new(Vec::new()));
@@ -322,7 +418,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_form_for_everybody_is_used_wherever_the_other_is_not_to_be_had() {
-        let answers: [fn(&str) -> String; 2] = [
+        let answers: [Answer; 2] = [
             |words| match words.starts_with("FT._") {
                 true => {
                     "-NOPERM this user has no permissions to run the 'ft._createifnx' command\r\n"
@@ -362,6 +458,71 @@ mod tests {
                 .await
                 .unwrap();
             assert!(matches!(told, Told::NoSearch), "{told:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_asked_once_and_what_is_too_large_is_named() {
+        let texts: Vec<Vec<u8>> = (0..100).map(|n| format!("d{n}").into_bytes()).collect();
+        let all = || texts.iter().map(Vec::as_slice);
+        let (endpoint, node, heard) = stand_in(|_| {
+            "-NOPERM this user has no permissions to run the 'ft.dictdump' command\r\n".into()
+        })
+        .await;
+        let named = dictionaries(&endpoint, &node, all()).await.unwrap();
+        assert_eq!(heard_of(&heard), ["FT.DICTDUMP d0"]);
+        assert!(named.untold[0].contains("+ft.dictdump"), "{named:?}");
+        let (endpoint, node, _heard) = stand_in(|words| match words {
+            "FT.DICTDUMP d7" => "*1\r\n$99999999999\r\n".into(),
+            "FT.DICTDUMP d5" | "FT.DICTDUMP d9" => "*1\r\n$1\r\na\r\n".into(),
+            _ => "*0\r\n".into(),
+        })
+        .await;
+        let named = dictionaries(&endpoint, &node, all()).await.unwrap();
+        assert_eq!(named.found.len(), 2, "{named:?}");
+        assert_eq!(named.untold.len(), 1, "{named:?}");
+        assert!(named.untold[0].contains("d7"), "{named:?}");
+    }
+
+    #[tokio::test]
+    async fn synonyms_that_are_not_told_are_not_taken_for_none() {
+        fn answer(words: &str, synonyms: &str) -> String {
+            match words {
+                "FT._LIST" => "*1\r\n$1\r\ni\r\n",
+                "FT.INFO i" => "*2\r\n$10\r\nindex_name\r\n$1\r\ni\r\n",
+                "FT.SYNDUMP i" => synonyms,
+                _ => "-ERR unknown command\r\n",
+            }
+            .to_owned()
+        }
+        let answers: [(Answer, bool); 3] = [
+            (
+                |w| {
+                    answer(
+                        w,
+                        "-NOPERM this user has no permissions to run the 'ft.syndump' command\r\n",
+                    )
+                },
+                true,
+            ),
+            (|w| answer(w, "*1\r\n$99999999999\r\n"), true),
+            // A server that has no synonyms.
+            (
+                |w| answer(w, "-ERR unknown command 'FT.SYNDUMP'\r\n"),
+                false,
+            ),
+        ];
+        for (answer, untold) in answers {
+            let (endpoint, node, _heard) = stand_in(answer).await;
+            for _ in 0..2 {
+                let Told::Indexes(all) = indexes(&endpoint, std::slice::from_ref(&node))
+                    .await
+                    .unwrap()
+                else {
+                    panic!("no indexes");
+                };
+                assert_eq!(all[b"i".as_slice()].untold.is_some(), untold, "{all:?}");
+            }
         }
     }
 }

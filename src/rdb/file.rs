@@ -17,9 +17,8 @@ use crate::rdb::frame::Walk;
 use crate::rdb::old_module;
 use crate::rdb::opcode::{self as op, Dialect};
 use crate::rdb::payload;
-use crate::rdb::value::{ValueSink, aux_texts, is_of_search, module_name, template};
+use crate::rdb::value::{AuxTexts, ValueSink, aux_texts, is_of_search, module_name, template};
 use crate::types::{DbIndex, ExpireAt};
-use std::collections::BTreeSet;
 use std::io::{BufWriter, Read, Write};
 
 /// How a snapshot is read.
@@ -68,7 +67,7 @@ pub enum Item<'a, R: Read> {
     ModuleAux {
         module: String,
         /// Short strings of a search module's data; none of others'.
-        texts: BTreeSet<Vec<u8>>,
+        texts: AuxTexts,
     },
     Entry(Entry<'a>),
     Large(LargeEntry<'a, R>),
@@ -323,7 +322,7 @@ impl<R: Read> Snapshot<R> {
                     let body = self.input.peek().get(..n).unwrap_or_default();
                     let texts = match is_of_search(&module) {
                         true => aux_texts(id, body),
-                        false => BTreeSet::new(),
+                        false => AuxTexts::default(),
                     };
                     self.input.consume(n);
                     return Ok(Item::ModuleAux { module, texts });

@@ -11,8 +11,8 @@ use crate::migrate::heal::fenced_reader::ReadStates;
 use crate::migrate::indexes;
 use crate::migrate::write::wire::Wire;
 use crate::net::search::{Taken, left_out};
+use crate::rdb::value::AuxTexts;
 use crate::search;
-use std::collections::BTreeSet;
 
 impl<W: Wire, S: ReadStates> Applier<W, S> {
     /// A command of a search module.
@@ -70,20 +70,29 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
 impl ApplyLoop {
     /// What a search module has saved outside of keys: names of aliases and of dictionaries, which nothing else tells,
     /// are among these strings, and the source says which.
-    pub(super) fn search_names(&mut self, module: &str, texts: &BTreeSet<Vec<u8>>) -> Result<()> {
+    pub(super) fn search_names(&mut self, module: &str, found: &AuxTexts) -> Result<()> {
         let ctx = self.ctx.clone();
         if !self.applier.reader.asks() {
             ctx.note("skipped.indexes", "the file holds definitions of search indexes or dictionaries, which are not made at the target: load the file into a server with the search module, where FT._LIST and FT.INFO tell them, and move that server, or run FT.CREATE at the target");
             return Ok(());
         }
         let left_out = left_out(ctx.job(), ctx.facts().modules.target.as_deref()).is_some();
+        let texts = &found.texts;
         if texts.is_empty() || left_out || ctx.dry_run() {
             return Ok(());
         }
         let dictionaries = module.starts_with("scdtype");
+        if found.cut {
+            let what = match dictionaries {
+                true => "dictionaries",
+                false => "aliases of search indexes",
+            };
+            let names = texts.len();
+            ctx.note("search_names_cut", &format!("the snapshot holds more than {names} strings that may be names of {what}: those behind are not looked at; make what is missing at the target by hand (FT.DICTADD, FT.ALIASADD)"));
+        }
         self.applier
             .asked("looking for aliases and dictionaries", |_| {
-                let found = indexes::find_names(&ctx.shared, texts, dictionaries);
+                let found = indexes::find_names(&ctx.shared, &ctx.address, texts, dictionaries);
                 ctx.shared.runtime.block_on(found)
             })
     }

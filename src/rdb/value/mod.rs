@@ -13,7 +13,7 @@ pub mod stream;
 pub mod template;
 pub mod vectorset;
 
-pub use aux_texts::{aux_texts, is_of_search};
+pub use aux_texts::{AuxTexts, aux_texts, is_of_search};
 pub use layout::{Layout, ValueKind, is_templated, kind, known, layout};
 pub use module::{ModuleItem, ModuleValue, module_holds, module_name, module_version};
 pub use module_pieces::{ModulePieces, ModuleSink};
