@@ -134,8 +134,6 @@ pub struct Snapshot<R> {
     /// A large value that may not have been read.
     unread: Option<u8>,
     checksum: bool,
-    /// The snapshot says of itself that it is the beginning of an append-only file.
-    commands_follow: bool,
 }
 
 impl<R: Read> Snapshot<R> {
@@ -187,7 +185,6 @@ impl<R: Read> Snapshot<R> {
             record_at,
             lent: 0,
             unread: None,
-            commands_follow: false,
         }
     }
 
@@ -252,9 +249,7 @@ impl<R: Read> Snapshot<R> {
                     self.input.consume(1);
                     self.string_into_key("an AUX name")?;
                     self.string_into_text("an AUX value")?;
-                    self.commands_follow |=
-                        matches!(self.key.as_slice(), b"aof-preamble" | b"aof-base")
-                            && self.text == b"1";
+                    self.head.aux(&self.key, &self.text);
                     return Ok(Item::Aux {
                         name: &self.key,
                         value: &self.text,

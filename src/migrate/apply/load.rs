@@ -190,7 +190,7 @@ impl ApplyLoop {
         if from == start {
             return Snapshot::open_at(tail(from), from, options);
         }
-        let head = Snapshot::head_at(tail(start), start, options)?;
+        let head = Snapshot::head_at(tail(start), start, from, options)?;
         Ok(Snapshot::resume_with(tail(from), from, db, head, options))
     }
 

@@ -11,16 +11,16 @@ use std::io::Read;
 const STRAY: [usize; 3] = [0, 1, 40];
 
 impl<R: Read> Snapshot<R> {
-    /// Reads a snapshot that begins at byte `start` of its file as far as its keys.
-    pub fn head_at(reader: R, start: u64, options: Options) -> Result<Head> {
+    /// Reads a snapshot that begins at byte `start` of its file as far as its keys, but not what stands at `until`
+    /// and behind it.
+    pub fn head_at(reader: R, start: u64, until: u64, options: Options) -> Result<Head> {
         let mut snapshot = Snapshot::open_at(reader, start, options)?;
-        if snapshot.has_templates() {
-            // They come before all keys.
-            while !matches!(
+        while snapshot.position() < until
+            && !matches!(
                 snapshot.next()?,
                 Item::Entry(_) | Item::Large(_) | Item::Joined(..) | Item::End
-            ) {}
-        }
+            )
+        {}
         Ok(snapshot.head)
     }
 
@@ -76,7 +76,7 @@ impl<R: Read> Snapshot<R> {
     pub(super) fn joined(&mut self) -> Result<bool> {
         for stray in STRAY {
             // Commands may hold anything.
-            if stray > 0 && self.commands_follow {
+            if stray > 0 && self.head.commands_follow() {
                 return Ok(false);
             }
             let is_left = self.is_left(stray)?;
@@ -97,7 +97,6 @@ impl<R: Read> Snapshot<R> {
                 self.head = Head::read(&mut self.input, self.options.strict)?;
                 self.checksum = self.head.has_checksum() && !self.options.ignore_checksum;
                 self.db = DbIndex::ZERO;
-                self.commands_follow = false;
                 return Ok(true);
             }
         }

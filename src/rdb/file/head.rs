@@ -1,4 +1,4 @@
-//! What a snapshot begins with, and what that says of all that follows: magic, version and templates.
+//! What a snapshot begins with, and what that says of all that follows: magic, version, fields and templates.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, Input, corrupt};
@@ -16,6 +16,8 @@ pub struct Head {
     dialect: Dialect,
     version: u32,
     templates: Templates,
+    /// The snapshot says of itself that it is the beginning of an append-only file.
+    commands_follow: bool,
 }
 
 /// The dialect and version that a magic names.
@@ -39,6 +41,7 @@ impl Head {
             dialect,
             version,
             templates: Templates::default(),
+            commands_follow: false,
         }
     }
 
@@ -90,6 +93,15 @@ impl Head {
 
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// Takes what a field of the snapshot's beginning says.
+    pub(super) fn aux(&mut self, name: &[u8], value: &[u8]) {
+        self.commands_follow |= matches!(name, b"aof-preamble" | b"aof-base") && value == b"1";
+    }
+
+    pub(super) fn commands_follow(&self) -> bool {
+        self.commands_follow
     }
 
     pub(super) fn templates(&self) -> &Templates {

@@ -136,3 +136,64 @@ fn large_values_of_modules_come_as_they_are() {
         assert!(matches!(snapshot.next().unwrap(), Item::End));
     }
 }
+
+/// Reads a snapshot again from each place where a record begins.
+fn read_again_from_everywhere(bytes: &[u8], options: Options) {
+    let mut snapshot = Snapshot::open(bytes, options).unwrap();
+    let mut places = vec![(snapshot.position(), snapshot.db())];
+    let mut keys = Vec::new();
+    loop {
+        let place = (snapshot.position(), snapshot.db());
+        match snapshot.next().unwrap() {
+            Item::End => break,
+            Item::Entry(e) => keys.push((place.0, e.header.key.to_vec())),
+            _ => {}
+        }
+        places.push(place);
+    }
+    for (from, db) in places {
+        let head = Snapshot::head_at(bytes, 0, from, options).unwrap();
+        let mut rest = Snapshot::resume_with(&bytes[from as usize..], from, db, head, options);
+        let mut found = Vec::new();
+        loop {
+            let at = rest.position();
+            match rest.next().unwrap_or_else(|e| panic!("from {from}: {e}")) {
+                Item::End => break,
+                Item::Entry(e) => found.push((at, e.header.key.to_vec())),
+                _ => {}
+            }
+        }
+        let expected: Vec<_> = keys.iter().filter(|(at, _)| *at >= from).cloned().collect();
+        assert_eq!(found, expected, "from {from}");
+    }
+}
+
+const JOINED: Options = Options {
+    whole_value_limit: 8 << 20,
+    unpacked_limit: u64::MAX,
+    ignore_checksum: false,
+    joined: true,
+    strict: false,
+};
+
+#[test]
+fn commands_behind_a_preamble_are_left_alone_wherever_reading_begins() {
+    let mut bytes = b"REDIS0011\xfa\x0caof-preamble\xc0\x01\xfe\x00".to_vec();
+    for key in [b'a', b'b', b'c'] {
+        bytes.extend([op::STRING, 1, key, 1, b'v']);
+    }
+    bytes.extend([op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
+    bytes.extend(b"*1\r\n$4\r\nPING\r\n");
+    read_again_from_everywhere(&bytes, JOINED);
+}
+
+#[test]
+fn a_snapshot_with_templates_is_read_again_from_before_and_behind_them() {
+    let mut bytes = b"REDIS0015\xfa\x01x\x01y".to_vec();
+    bytes.extend([op::OPCODE_242, 0, 1, 1, b'f', op::SELECTDB, 0]);
+    bytes.extend([op::OPCODE_242, 1, 1, 1, b'g', op::RESIZEDB, 2, 0]);
+    bytes.extend([op::HASH_TEMPLATE_ARRAY_REF, 1, b'a', 0, 1, b'v']);
+    bytes.extend([op::HASH_TEMPLATE_ARRAY_REF, 1, b'b', 1, 1, b'w']);
+    bytes.extend([op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
+    read_again_from_everywhere(&bytes, JOINED);
+}
