@@ -373,4 +373,43 @@ fn commands_behind_a_preamble_are_no_rubbish() {
     plan.run("migrate --json").exits(0);
     assert_eq!(target.run("GET after:it").text(), value);
     assert_eq!(target.run("DBSIZE").int(), Some(4));
+
+    // Packed, the commands are out of reach: that is said.
+    let packed = write(&dir, "appendonly.aof.gz", &gzip(&file));
+    let whole = write(&dir, "whole.rdb.gz", &gzip(&snapshot("REDIS0009", &head)));
+    let wanted = [
+        "commands follow the snapshot",
+        "unpack the append-only file",
+    ];
+    for words in ["json", "resp", "summary"] {
+        rdb(&[words], &[&packed]).exits(3).says(&wanted);
+        rdb(&[words], &[&whole]).exits(0);
+    }
+    for path in [json!([packed]), json!([whole, packed])] {
+        let target = Server::start(&name);
+        let plan = plan_of(path, &target);
+        plan.run("migrate").exits(3).says(&wanted);
+        plan.run("verify").exits(3).says(&wanted);
+    }
+    let mut cat = Command::new("cat")
+        .arg(&path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("cat starts");
+    let from = cat.stdout.take().expect("its output");
+    let target = Server::start(&name);
+    let plan = plan_of(json!("-"), &target);
+    let migrated = crate::support::keyferry::program()
+        .arg("migrate")
+        .arg(plan.path())
+        .arg("--work-dir")
+        .arg(plan.work_dir())
+        .arg("--no-progress")
+        .stdin(from)
+        .output()
+        .expect("keyferry runs");
+    cat.wait().expect("cat ends");
+    assert_eq!(migrated.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&migrated.stderr);
+    assert!(said.contains(wanted[0]), "{said}");
 }

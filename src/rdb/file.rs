@@ -31,6 +31,8 @@ pub struct Options {
     pub ignore_checksum: bool,
     /// What follows a snapshot's end is looked at: another one is read on, anything else is an error.
     pub joined: bool,
+    /// With `joined`: commands that follow, as the snapshot says, are the caller's matter; else they are an error.
+    pub commands: bool,
     /// A version that is newer than all that are known is refused.
     pub strict: bool,
 }
@@ -42,6 +44,7 @@ impl Default for Options {
             unpacked_limit: u64::MAX,
             ignore_checksum: false,
             joined: false,
+            commands: false,
             strict: false,
         }
     }

@@ -69,7 +69,12 @@ fn packing(start: &[u8]) -> Result<Packing> {
 /// The plain bytes of `input`, packed or not.
 ///
 /// Errors: `Unsupported` for an envelope in an unknown form.
-pub fn unpacked(mut input: Box<dyn Read>) -> Result<Box<dyn Read>> {
+pub fn unpacked(input: Box<dyn Read>) -> Result<Box<dyn Read>> {
+    Ok(unpacked_or_plain(input)?.0)
+}
+
+/// The same, and whether they were packed.
+pub fn unpacked_or_plain(mut input: Box<dyn Read>) -> Result<(Box<dyn Read>, bool)> {
     let mut start = Vec::with_capacity(START);
     (input.by_ref().take(START as u64))
         .read_to_end(&mut start)
@@ -80,7 +85,7 @@ pub fn unpacked(mut input: Box<dyn Read>) -> Result<Box<dyn Read>> {
         Packing::Not | Packing::Gzip => 0,
     };
     let whole = Cursor::new(start.split_off(skip)).chain(input);
-    Ok(match packing {
+    let plain: Box<dyn Read> = match packing {
         Packing::Not => Box::new(whole),
         Packing::Gzip => Box::new(MultiGzDecoder::new(buffered(whole))),
         Packing::Zstd(_) => Box::new(Zstd {
@@ -88,7 +93,8 @@ pub fn unpacked(mut input: Box<dyn Read>) -> Result<Box<dyn Read>> {
             frame: None,
         }),
         Packing::Lz4(_) => Box::new(Lz4(lz4_flex::frame::FrameDecoder::new(buffered(whole)))),
-    })
+    };
+    Ok((plain, packing != Packing::Not))
 }
 
 fn buffered<R: Read>(input: R) -> BufReader<R> {

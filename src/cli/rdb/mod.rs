@@ -9,6 +9,7 @@ mod summary;
 use self::shared::{options, to_stdout};
 use super::output::print;
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::rdb::file::Options;
 use crate::source::{files, unpack};
 use clap::{Args, Subcommand};
 use std::io::{BufWriter, Read, StdoutLock, Write};
@@ -52,10 +53,16 @@ pub struct Files {
 
 impl Files {
     /// Reads one file after the other.
-    fn each(&self, mut read: impl FnMut(Box<dyn Read>) -> Result<()>) -> Result<()> {
+    fn each(&self, mut read: impl FnMut(Box<dyn Read>, Options) -> Result<()>) -> Result<()> {
         for file in files::expanded(&self.files)? {
             open(&file)
-                .and_then(&mut read)
+                .and_then(|(input, commands)| {
+                    let options = Options {
+                        commands,
+                        ..options(self.ignore_checksum, self.strict)
+                    };
+                    read(input, options)
+                })
                 .map_err(|e| e.context(format!("read {}", file.display())))?;
         }
         Ok(())
@@ -75,20 +82,17 @@ pub fn write_resp(input: impl Read, out: &mut impl Write, ignore_checksum: bool)
 pub fn run(command: RdbCommand) -> Result<u8> {
     match command {
         RdbCommand::Json { files } => {
-            let options = options(files.ignore_checksum, files.strict);
-            stream_out(|out| files.each(|input| json::write_json(input, out, options)))?;
+            stream_out(|out| files.each(|input, options| json::write_json(input, out, options)))?;
         }
         RdbCommand::Resp { files } => {
-            let options = options(files.ignore_checksum, files.strict);
             let mut selected = 0;
             stream_out(|out| {
-                files.each(|input| resp::write_resp(input, out, options, &mut selected))
+                files.each(|input, options| resp::write_resp(input, out, options, &mut selected))
             })?;
         }
         RdbCommand::Summary { files, json } => {
-            let options = options(files.ignore_checksum, files.strict);
             let mut summary = summary::Summary::default();
-            files.each(|input| summary::read(&mut summary, input, options))?;
+            files.each(|input, options| summary::read(&mut summary, input, options))?;
             print(&if json {
                 summary.json().to_string()
             } else {
@@ -120,13 +124,17 @@ fn is_broken_pipe(e: &Error) -> bool {
     cause.is_some_and(|c| c.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-fn open(path: &Path) -> Result<Box<dyn Read>> {
-    let input: Box<dyn Read> = if path.as_os_str() == "-" {
+/// The file's bytes, unpacked; and whether commands behind a snapshot are passed over, as in an append-only file that
+/// lies there as it was written.
+fn open(path: &Path) -> Result<(Box<dyn Read>, bool)> {
+    let is_stdin = path.as_os_str() == "-";
+    let input: Box<dyn Read> = if is_stdin {
         Box::new(std::io::stdin().lock())
     } else {
         let file = std::fs::File::open(path)
             .context(ErrorKind::Disk, || format!("open {}", path.display()))?;
         Box::new(file)
     };
-    unpack::unpacked(input)
+    let (input, packed) = unpack::unpacked_or_plain(input)?;
+    Ok((input, !packed && !is_stdin))
 }

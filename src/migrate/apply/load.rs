@@ -179,6 +179,7 @@ impl ApplyLoop {
             whole_value_limit: self.ctx.whole_value(),
             // What a link brings ends where the link says.
             joined: matches!(self.ctx.job().source, Source::Rdb { .. }),
+            commands: spool.has_commands(),
             strict: self.ctx.shared.run.strict,
             ..Options::default()
         };

@@ -129,7 +129,9 @@ impl Runner {
         let unpacked = shard.snapshot_complete && spool.snapshot().0 > 0;
         if !shard.snapshot_loaded && !unpacked {
             match (&parts.snapshot, path) {
-                (Some(file), _) if !parts.packed => spool.use_files(std::slice::from_ref(file))?,
+                (Some(file), _) if !parts.packed => {
+                    spool.use_files(std::slice::from_ref(file), !parts.commands.is_empty())?
+                }
                 (None, RdbPath::Files(_)) => shard.snapshot_loaded = true,
                 (unpack, _) => {
                     let (mut writer, unpack) = (SpoolWriter::new(spool.clone()), unpack.clone());
@@ -187,7 +189,7 @@ impl Runner {
                         (file, _) => file,
                     });
                 }
-                spool.use_files(&paths)
+                spool.use_files(&paths, false)
             })
             .await
             .map_err(|e| Error::new(ErrorKind::Bug, "unpack the snapshots").cause(e))??;

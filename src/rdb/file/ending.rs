@@ -2,7 +2,7 @@
 
 use super::head::{Head, MAGIC_LEN, WHAT_MAGIC, magic};
 use super::{Item, Options, Snapshot};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::rdb::cursor::{Bytes, corrupt};
 use crate::types::DbIndex;
 use std::io::Read;
@@ -72,12 +72,24 @@ impl<R: Read> Snapshot<R> {
         Ok(true)
     }
 
+    fn refuse_commands(&self) -> Error {
+        let at = self.input.position();
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("byte {at}: commands follow the snapshot, which can only be read from an append-only file that lies there as it was written"),
+        )
+        .hint("unpack the append-only file first, save it to a file, and name that")
+    }
+
     /// Looks behind the end: true when another snapshot begins there, which is read from now on.
     pub(super) fn joined(&mut self) -> Result<bool> {
         for stray in STRAY {
             // Commands may hold anything.
             if stray > 0 && self.head.commands_follow() {
-                return Ok(false);
+                return match self.options.commands {
+                    true => Ok(false),
+                    false => Err(self.refuse_commands()),
+                };
             }
             let is_left = self.is_left(stray)?;
             let mark = self.input.peek().get(..stray).unwrap_or_default();

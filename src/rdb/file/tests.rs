@@ -138,7 +138,12 @@ fn large_values_of_modules_come_as_they_are() {
 }
 
 /// Reads a snapshot again from each place where a record begins.
-fn read_again_from_everywhere(bytes: &[u8], options: Options) {
+fn read_again_from_everywhere(bytes: &[u8]) {
+    let options = Options {
+        joined: true,
+        commands: true,
+        ..Options::default()
+    };
     let mut snapshot = Snapshot::open(bytes, options).unwrap();
     let mut places = vec![(snapshot.position(), snapshot.db())];
     let mut keys = Vec::new();
@@ -168,14 +173,6 @@ fn read_again_from_everywhere(bytes: &[u8], options: Options) {
     }
 }
 
-const JOINED: Options = Options {
-    whole_value_limit: 8 << 20,
-    unpacked_limit: u64::MAX,
-    ignore_checksum: false,
-    joined: true,
-    strict: false,
-};
-
 #[test]
 fn commands_behind_a_preamble_are_left_alone_wherever_reading_begins() {
     let mut bytes = b"REDIS0011\xfa\x0caof-preamble\xc0\x01\xfe\x00".to_vec();
@@ -184,7 +181,7 @@ fn commands_behind_a_preamble_are_left_alone_wherever_reading_begins() {
     }
     bytes.extend([op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
     bytes.extend(b"*1\r\n$4\r\nPING\r\n");
-    read_again_from_everywhere(&bytes, JOINED);
+    read_again_from_everywhere(&bytes);
 }
 
 #[test]
@@ -195,5 +192,5 @@ fn a_snapshot_with_templates_is_read_again_from_before_and_behind_them() {
     bytes.extend([op::HASH_TEMPLATE_ARRAY_REF, 1, b'a', 0, 1, b'v']);
     bytes.extend([op::HASH_TEMPLATE_ARRAY_REF, 1, b'b', 1, 1, b'w']);
     bytes.extend([op::EOF, 0, 0, 0, 0, 0, 0, 0, 0]);
-    read_again_from_everywhere(&bytes, JOINED);
+    read_again_from_everywhere(&bytes);
 }

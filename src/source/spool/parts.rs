@@ -16,8 +16,9 @@ const STARTS: &str = "joined";
 const MOST_STARTS: u64 = 1 << 12;
 
 impl Spool {
-    /// Takes files of the user's, one behind the other, for the snapshot.
-    pub fn use_files(&self, paths: &[PathBuf]) -> Result<()> {
+    /// Takes files of the user's, one behind the other, for the snapshot; `commands`: what is behind it comes as the
+    /// stream.
+    pub fn use_files(&self, paths: &[PathBuf], commands: bool) -> Result<()> {
         let (mut parts, mut from) = (Vec::new(), 0u64);
         for path in paths {
             let meta = std::fs::metadata(path).context(ErrorKind::Disk, || {
@@ -33,6 +34,7 @@ impl Spool {
         }
         let mut state = self.state();
         state.snapshot.parts = parts;
+        state.snapshot.commands = commands;
         state.snapshot.len = from;
         state.snapshot.complete = true;
         state.snapshot.durable = true;
@@ -67,6 +69,11 @@ impl Spool {
         out.sync_data().context(ErrorKind::Disk, failed)?;
         std::fs::rename(&half, &path).context(ErrorKind::Disk, failed)?;
         Ok(path)
+    }
+
+    /// Commands behind the snapshot's files come as the stream.
+    pub fn has_commands(&self) -> bool {
+        self.state().snapshot.commands
     }
 
     /// The file that byte `at` of the snapshot lies in, or the last one.

@@ -48,6 +48,8 @@ pub struct Snapshot {
     pub durable: bool,
     /// Files of the user's, read where they lie.
     pub parts: Vec<Part>,
+    /// Commands behind them come as the stream.
+    pub commands: bool,
 }
 
 /// A file that is a part of the snapshot.
