@@ -6,7 +6,9 @@ use super::shared::Spool;
 use super::state::Part;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::source::unpack;
+use siphasher::sip::SipHasher13;
 use std::fs::File;
+use std::hash::{Hash, Hasher};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -41,18 +43,20 @@ impl Spool {
         Ok(())
     }
 
-    /// Where the unpacked form of the `n`th file lies.
-    pub fn unpacked_path(&self, n: usize) -> PathBuf {
-        self.dir().join(format!("part-{n}.rdb"))
-    }
-
-    /// Unpacks the `n`th file beside the spool; what is there of an earlier run under this name is whole.
+    /// Unpacks the `n`th file beside the spool; what is there of an earlier run is whole, and is taken if it is of the
+    /// same file.
     pub fn unpack(&self, n: usize, packed: &Path) -> Result<PathBuf> {
-        let path = self.unpacked_path(n);
+        let failed = || format!("unpack {}", packed.display());
+        let meta = std::fs::metadata(packed).context(ErrorKind::Disk, failed)?;
+        let mut hasher = SipHasher13::new();
+        (packed, meta.len(), meta.modified().ok()).hash(&mut hasher);
+        let names = format!("part-{n}-");
+        let name = format!("{names}{:016x}.rdb", hasher.finish());
+        let path = self.dir().join(&name);
         if path.exists() {
             return Ok(path);
         }
-        let failed = || format!("unpack {}", packed.display());
+        self.remove_named(|other| other.starts_with(&names))?;
         let input = File::open(packed).context(ErrorKind::Disk, failed)?;
         let mut input = unpack::unpacked(Box::new(input)).map_err(|e| e.context(failed()))?;
         let half = path.with_extension("half");
@@ -136,14 +140,18 @@ impl Spool {
     /// Removes what was unpacked, and what was remembered of files.
     pub(super) fn remove_parts(&self) -> Result<()> {
         self.forget_joined()?;
+        self.remove_named(|name| {
+            name.starts_with("part-") && (name.ends_with(".rdb") || name.ends_with(".half"))
+        })
+    }
+
+    fn remove_named(&self, is_one: impl Fn(&str) -> bool) -> Result<()> {
         for entry in std::fs::read_dir(self.dir())
             .into_iter()
             .flatten()
             .flatten()
         {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with("part-") && (name.ends_with(".rdb") || name.ends_with(".half")) {
+            if is_one(&entry.file_name().to_string_lossy()) {
                 remove(&entry.path())?;
             }
         }

@@ -117,3 +117,25 @@ fn what_was_written_while_the_link_was_down_is_as_old_as_the_outage() {
     next_run.set_link(true, 10_000);
     assert_eq!(next_run.behind_ms(after, 10_000), 0);
 }
+
+#[test]
+fn what_is_unpacked_of_another_file_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let spool = Spool::open(&dir.path().join("spool"), 1 << 30).unwrap();
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    for (path, text) in [(&a, "first"), (&b, "other")] {
+        std::fs::write(path, text).unwrap();
+    }
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();
+    let first = spool.unpack(0, &a).unwrap();
+    let tenth = spool.unpack(10, &a).unwrap();
+    assert_eq!(read(&first), "first");
+    assert_eq!(spool.unpack(0, &a).unwrap(), first);
+    assert_eq!(read(&spool.unpack(0, &b).unwrap()), "other");
+    assert!(!first.exists() && tenth.exists());
+    // The same name, and other bytes.
+    std::fs::write(&b, "longer than before").unwrap();
+    assert_eq!(read(&spool.unpack(0, &b).unwrap()), "longer than before");
+    spool.drop_snapshot().unwrap();
+    assert!(!tenth.exists());
+}
