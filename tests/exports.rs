@@ -303,6 +303,46 @@ fn a_run_that_is_killed_in_the_second_file_resumes_there() {
         .says(&["not those that this migration began with", "--fresh"]);
 }
 
+#[test]
+fn a_glob_that_matches_more_or_fewer_files_than_before_is_refused() {
+    let Some([name]) = need(["any"]) else {
+        return;
+    };
+    let dir = folder();
+    let one = snapshot("REDIS0009", &keys("one", 2000));
+    write(&dir, "b.rdb", &one);
+    for more in [true, false] {
+        let target = Server::start(&name);
+        let mut plan = plan_of(json!(dir.path().join("*.rdb")), &target);
+        plan.set("/limits", json!({ "keys_per_s": 500 }));
+        let mut running = plan.start("migrate");
+        plan.wait_status(&mut running, "a beginning", Duration::from_secs(30), |s| {
+            s["snapshot"]["keys_written"].as_u64() >= Some(400)
+        });
+        running.interrupt();
+        running.wait(Duration::from_secs(20));
+        let other = dir.path().join("a.rdb");
+        match more {
+            true => drop(write(
+                &dir,
+                "a.rdb",
+                &snapshot("REDIS0009", &keys("two", 9)),
+            )),
+            false => std::fs::remove_file(&other).expect("removed"),
+        }
+        plan.run("migrate")
+            .exits(3)
+            .says(&["not those that this migration began with", "--fresh"]);
+    }
+    // A file of the same name that has grown meanwhile is another one too.
+    let target = Server::start(&name);
+    let plan = plan_of(json!(dir.path().join("*.rdb")), &target);
+    plan.run("migrate").exits(0);
+    plan.run("migrate").exits(0);
+    write(&dir, "b.rdb", &snapshot("REDIS0009", &keys("one", 2001)));
+    plan.run("migrate").exits(3).says(&["--fresh"]);
+}
+
 /// As an object store's client would: `az storage blob download … | keyferry migrate PLAN`.
 #[test]
 fn a_packed_snapshot_comes_through_a_pipe() {

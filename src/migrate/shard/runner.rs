@@ -106,8 +106,13 @@ impl Runner {
     ) -> Result<Ended> {
         let files = files::named(path)?;
         let mut parts = files::parts(&files)?;
+        if *path != RdbPath::Stdin {
+            let resumes = shard.snapshot_complete;
+            self.shared
+                .store(|s| same_files(s, &files, &parts, resumes))?;
+        }
         if parts.len() > 1 {
-            return self.several(events, shard, spool, &files, parts).await;
+            return self.several(events, shard, spool, parts).await;
         }
         let parts = parts.pop().unwrap_or_default();
         if !parts.commands.is_empty() && shard.snapshot_loaded && !shard.clean {
@@ -171,11 +176,8 @@ impl Runner {
         events: &EventLoop,
         shard: &mut ShardState,
         spool: Arc<Spool>,
-        files: &[PathBuf],
         parts: Vec<aof::Parts>,
     ) -> Result<Ended> {
-        self.shared
-            .store(|s| same_files(s, files, shard.snapshot_complete))?;
         if !shard.snapshot_loaded {
             let (spool, stop) = (spool.clone(), self.stop.clone());
             tokio::task::spawn_blocking(move || {
@@ -384,27 +386,40 @@ impl Runner {
     }
 }
 
-/// Where the names and sizes of several files are kept.
+/// Where the names and sizes of the files are kept.
 const FILES: &str = "files";
 
 /// Remembers the files; a run that resumes, whose position counts through all of them, must find the same ones.
-fn same_files(store: &mut Store, files: &[PathBuf], resumes: bool) -> Result<()> {
+///
+/// An append-only file may have grown.
+fn same_files(
+    store: &mut Store,
+    files: &[PathBuf],
+    parts: &[aof::Parts],
+    resumes: bool,
+) -> Result<()> {
     let mut now = Vec::new();
-    for file in files {
+    for (file, part) in files.iter().zip(parts) {
         let meta = std::fs::metadata(file).context(ErrorKind::Disk, || {
             format!("open the snapshot {}", file.display())
         })?;
-        now.push(serde_json::json!([file.to_string_lossy(), meta.len()]));
+        let len = (part.commands.is_empty() && meta.is_file()).then_some(meta.len());
+        now.push(serde_json::json!([file.to_string_lossy(), len]));
     }
     let now = serde_json::Value::from(now);
-    match store.json(FILES)? {
-        Some(before) if resumes && before != now => Err(Error::new(
+    let same = match store.json(FILES)? {
+        Some(before) => before == now,
+        // An older keyferry did not remember a single file.
+        None => files.len() == 1,
+    };
+    if resumes && !same {
+        return Err(Error::new(
             ErrorKind::State,
             "the snapshot files are not those that this migration began with (other names, or other sizes)",
         )
-        .hint("put the same files back, or begin anew with `keyferry migrate --fresh`")),
-        _ => store.put_json(FILES, &now),
+        .hint("put the same files back, or begin anew with `keyferry migrate --fresh`"));
     }
+    store.put_json(FILES, &now)
 }
 
 /// What to do about a source that has cut the link so often before its snapshot was complete; nothing the first time.
