@@ -11,6 +11,7 @@ use crate::rdb::file::{Options, Snapshot};
 use crate::source::keys::fact::{Found, KeyFact};
 use crate::source::{files, unpack};
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet, unix_ms};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,19 @@ impl Snap {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers what the file says of a key that did not agree.
+    /// Takes what the file says of a key that agrees; true when an earlier snapshot said something else, which counts
+    /// no longer: it is left to be confirmed.
+    pub fn overrules(&self, name: Name, fact: &KeyFact) -> bool {
+        match self.state().apart.entry(name) {
+            Entry::Occupied(mut before) => {
+                before.insert(fact.clone());
+                true
+            }
+            Entry::Vacant(_) => false,
+        }
+    }
+
+    /// Remembers what the file says of a key that did not agree; what it says last counts.
     pub fn keep(&self, name: Name, fact: KeyFact) {
         self.state().apart.insert(name, fact);
     }

@@ -14,7 +14,10 @@ use crate::types::{DbIndex, Slot, SlotSet, unix_ms};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
+
+const SETTLE_TICK: Duration = Duration::from_millis(2);
 
 /// Sends the file's keys with what they hold.
 pub async fn list(file: &Snap, check: &Arc<Check>, pages: mpsc::Sender<Page>) -> Result<()> {
@@ -28,11 +31,10 @@ pub async fn list(file: &Snap, check: &Arc<Check>, pages: mpsc::Sender<Page>) ->
         };
         let mut functions = BTreeMap::new();
         for path in &paths {
-            if !read(path, &check, &mut functions, |h, fact| batch.add(h, fact))? {
+            if !read(path, &check, &mut functions, &mut batch)? || !batch.settle(&check)? {
                 break;
             }
         }
-        batch.send();
         Ok::<_, Error>(functions)
     });
     let read = read
@@ -83,7 +85,7 @@ fn read(
     path: &Path,
     check: &Check,
     functions: &mut BTreeMap<String, Vec<u8>>,
-    mut each: impl FnMut(&Header<'_>, KeyFact) -> bool,
+    batch: &mut Batch,
 ) -> Result<bool> {
     let mut snapshot = open(path)?;
     let (mut dialect, mut version) = (snapshot.dialect(), snapshot.version());
@@ -105,7 +107,12 @@ fn read(
         let failed = |e: Error| e.context(format!("read {}", path.display()));
         match snapshot.next().map_err(failed)? {
             Item::End => return Ok(true),
-            Item::Joined(next, number) => (dialect, version) = (next, number),
+            Item::Joined(next, number) => {
+                (dialect, version) = (next, number);
+                if !batch.settle(check)? {
+                    return Ok(false);
+                }
+            }
             Item::Function(code) => {
                 if let Some(name) = library_name(code) {
                     functions.insert(name, code.to_vec());
@@ -128,7 +135,7 @@ fn read(
                 .map_err(failed)?;
                 let expire = expiry(h);
                 if let Some(digest) = digester.finish()
-                    && !each(h, KeyFact { digest, expire })
+                    && !batch.add(h, KeyFact { digest, expire })
                 {
                     return Ok(false);
                 }
@@ -155,7 +162,7 @@ fn read(
                 };
                 large.decode(&mut digester).map_err(failed)?;
                 if let Some(digest) = digester.finish()
-                    && !each(&header, KeyFact { digest, expire })
+                    && !batch.add(&header, KeyFact { digest, expire })
                 {
                     return Ok(false);
                 }
@@ -193,6 +200,20 @@ impl Batch {
         self.keys.push(h.key.to_vec());
         self.facts.push(fact);
         true
+    }
+
+    /// Waits until all keys so far are compared: what a later snapshot says of the same key counts. False when nobody
+    /// listens any more.
+    fn settle(&mut self, check: &Check) -> Result<bool> {
+        let listening = self.send();
+        while check.progress().pages_done() < self.out.sent() {
+            check.go_on()?;
+            if !listening || self.out.is_closed() {
+                return Ok(false);
+            }
+            std::thread::sleep(SETTLE_TICK);
+        }
+        Ok(listening)
     }
 
     fn send(&mut self) -> bool {

@@ -183,6 +183,11 @@ impl Progress {
         self.next = 0;
     }
 
+    /// How many pages of the listing are done, and all before them.
+    pub fn pages_done(&self) -> u64 {
+        self.next
+    }
+
     /// Takes the result of a page, and of those after it that were done before.
     pub fn done(&mut self, seq: u64, page: Done) {
         self.early.insert(seq, page);

@@ -265,6 +265,10 @@ impl Tally<'_> {
         self.moved |= a == Found::Elsewhere || b == Found::Elsewhere;
         match (&a, &b) {
             (Found::Here(a), _) if !accepted(check, a) => {}
+            (Found::Here(a), Found::Here(b))
+                if check.agree(a, b)
+                    && matches!(&check.origin, Origin::File(file) if file.overrules((db, key.to_vec()), a)) =>
+                {}
             (Found::Here(a), Found::Here(b)) if check.agree(a, b) => {
                 // Within the tolerance an expiry counts as the source's.
                 let mut sum = SlotSum::default();

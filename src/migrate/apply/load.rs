@@ -126,11 +126,16 @@ impl ApplyLoop {
                     Item::Joined(..) => {
                         self.ctx.spool.note_joined(snapshot.start())?;
                         (dialect, version) = self.begins(snapshot.head());
+                        again = self.applier.settle_all()?;
                     }
                     Item::End => {
                         let Some(next) = self.ctx.spool.part_after(part) else {
                             break;
                         };
+                        // What waits of one snapshot must not be written over the next one's.
+                        if self.applier.settle_all()? {
+                            continue 'again;
+                        }
                         snapshot = match self.open_snapshot(next, DbIndex::ZERO) {
                             Ok(snapshot) => snapshot,
                             Err(e) => return self.load_error(e, next),

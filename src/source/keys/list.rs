@@ -89,6 +89,16 @@ impl Out {
         Out { pages, seq: 0 }
     }
 
+    /// How many pages were sent.
+    pub fn sent(&self) -> u64 {
+        self.seq
+    }
+
+    /// Nobody listens any more.
+    pub fn is_closed(&self) -> bool {
+        self.pages.is_closed()
+    }
+
     /// False when nobody listens any more.
     pub async fn send(
         &mut self,
