@@ -5,9 +5,11 @@ use crate::support::keyferry::{Outcome, Plan, run};
 use crate::support::need;
 use crate::support::server::Server;
 use crate::support::snapshot::{key, length, listpack, payload, snapshot, string, strings};
+use keyferry::ExpireAt;
 use keyferry::formats::digest::{self, Width};
 use keyferry::formats::rdb::file::{Item, Options, Snapshot};
 use keyferry::formats::rdb::payload as envelope;
+use keyferry::formats::rdb::value::ValueSink;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -184,6 +186,58 @@ fn hashes_with_templates_are_read_whole_and_in_parts() {
     assert_eq!(summary["types"]["hash"]["keys"], 8, "{summary}");
     assert_eq!(summary["targets"]["redis 6.2"]["as_is"], 8, "{summary}");
     rdb(&["resp"], &path).exits(0);
+}
+
+/// Else a record of a few bytes could be multiplied by all that its template names.
+#[test]
+fn the_names_of_a_template_count_for_the_size_of_a_value() {
+    let name = "n".repeat(2000);
+    let own = [length(1), length(1), strings(&[&name, "v"])].concat();
+    let records = [
+        template(0, &[&name]),
+        key(30, "packed", &listpack(&["#0", "v"])),
+        key(31, "own", &own),
+        key(32, "array", &[length(0), string("v")].concat()),
+    ]
+    .concat();
+    let file = snapshot("REDIS0015", &records);
+    for (limit, large) in [(100, 3), (8000, 0)] {
+        let options = Options {
+            whole_value_limit: limit,
+            ..Options::default()
+        };
+        let mut read = Snapshot::open(file.as_slice(), options).expect("it opens");
+        let mut found = 0;
+        loop {
+            match read.next().expect("it is read") {
+                Item::End => break,
+                Item::Large(l) => {
+                    found += 1;
+                    let mut told = Fields::default();
+                    l.decode(&mut told).expect("it is decoded");
+                    assert_eq!(told.0, [(name.clone(), "v".to_owned())]);
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(found, large, "above {limit}");
+    }
+}
+
+#[derive(Default)]
+struct Fields(Vec<(String, String)>);
+
+impl ValueSink for Fields {
+    fn hash_field(
+        &mut self,
+        name: &[u8],
+        value: &[u8],
+        _: Option<ExpireAt>,
+    ) -> keyferry::Result<()> {
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        self.0.push((text(name), text(value)));
+        Ok(())
+    }
 }
 
 #[test]

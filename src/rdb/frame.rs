@@ -351,6 +351,14 @@ impl<'b, B: Bytes> Walk<'b, B> {
         self.bytes.base().saturating_add(self.at as u64)
     }
 
+    /// Whether the limit leaves room for so many bytes more, which do not lie there.
+    pub fn room(&self, beside: usize) -> std::result::Result<(), TooLarge> {
+        match self.at.saturating_add(beside) <= self.limit {
+            true => Ok(()),
+            false => Err(TooLarge),
+        }
+    }
+
     /// Reads again what lies between `from` and the walk's place, which must be available.
     pub fn since<T>(
         &mut self,

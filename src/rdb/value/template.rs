@@ -157,13 +157,15 @@ impl Templates {
     }
 }
 
-/// Walks over a value.
+/// Walks over a value; its names count as well, wherever they stand.
 pub fn walk<B: Bytes>(walk: &mut Walk<'_, B>, type_id: u8, templates: &Templates) -> Step {
-    let mut strings = match type_id {
-        op::HASH_TEMPLATE_LISTPACK_REF => 0,
+    let start = walk.at;
+    let (mut strings, mut beside) = match type_id {
+        op::HASH_TEMPLATE_LISTPACK_REF => (0, 0),
         op::HASH_TEMPLATE_ARRAY_REF => {
             let id = walk.length(WHAT)?;
-            templates.get(id, walk.position())?.len()
+            let names = templates.get(id, walk.position())?;
+            (names.len(), names.bytes)
         }
         _ => {
             let from = walk.at;
@@ -171,7 +173,8 @@ pub fn walk<B: Bytes>(walk: &mut Walk<'_, B>, type_id: u8, templates: &Templates
                 return Ok(Err(large));
             }
             walk.there(WHAT)?;
-            walk.since(from, Names::read)?.len()
+            let names = walk.since(from, Names::read)?;
+            (names.len(), names.bytes)
         }
     };
     if is_packed(type_id) {
@@ -182,7 +185,22 @@ pub fn walk<B: Bytes>(walk: &mut Walk<'_, B>, type_id: u8, templates: &Templates
             return Ok(Err(large));
         }
     }
-    Ok(Ok(()))
+    if type_id == op::HASH_TEMPLATE_LISTPACK_REF {
+        walk.there(WHAT)?;
+        beside = walk.since(start, |r| {
+            let at = r.position();
+            let id = id(&mut Listpack::new(&string(r, WHAT)?, at)?, at)?;
+            Ok(templates.get(id, at)?.bytes)
+        })?;
+    }
+    Ok(walk.room(beside))
+}
+
+/// The template's id, which a listpack of values begins with.
+fn id(listpack: &mut Listpack<'_>, at: u64) -> Result<u64> {
+    (listpack.need()?.int())
+        .and_then(|id| u64::try_from(id).ok())
+        .ok_or_else(|| corrupt(at, WHAT, "its first element is no template's id"))
 }
 
 /// Walks over the names of a value that holds them.
@@ -244,9 +262,7 @@ fn packed(
     sink: &mut impl ValueSink,
 ) -> Result<()> {
     let mut listpack = Listpack::new(bytes, at)?;
-    let id = (listpack.need()?.int())
-        .and_then(|id| u64::try_from(id).ok())
-        .ok_or_else(|| corrupt(at, WHAT, "its first element is no template's id"))?;
+    let id = id(&mut listpack, at)?;
     let names = match names {
         Some(names) => names,
         None => Cow::Borrowed(templates.get(id, at)?),
