@@ -306,6 +306,42 @@ fn a_run_that_is_killed_in_the_second_file_resumes_there() {
 }
 
 #[test]
+fn an_append_only_file_resumes_amid_its_preamble() {
+    let Some([name]) = need(["any"]) else {
+        return;
+    };
+    let dir = folder();
+    let head = [
+        vec![250],
+        string("aof-preamble"),
+        string("1"),
+        keys("one", 2000),
+    ]
+    .concat();
+    let commands = b"*3\r\n$3\r\nSET\r\n$5\r\none:7\r\n$5\r\nafter\r\n";
+    let file = [&snapshot("REDIS0009", &head)[..], commands].concat();
+    let path = write(&dir, "appendonly.aof", &file);
+    let target = Server::start(&name);
+    let mut plan = plan_of(json!(path), &target);
+    plan.set("/limits", json!({ "keys_per_s": 1000 }));
+    let mut running = plan.start("migrate");
+    plan.wait_status(&mut running, "a beginning", Duration::from_secs(30), |s| {
+        s["snapshot"]["keys_written"].as_u64() >= Some(600)
+    });
+    running.interrupt();
+    running.wait(Duration::from_secs(20));
+    assert!(target.run("DBSIZE").int() < Some(2000));
+    // It may have grown meanwhile.
+    let more = b"*3\r\n$3\r\nSET\r\n$5\r\none:8\r\n$4\r\nmore\r\n";
+    write(&dir, "appendonly.aof", &[&file[..], more].concat());
+    plan.set("/limits", json!({ "keys_per_s": 0 }));
+    plan.run("migrate").exits(0);
+    assert_eq!(target.run("DBSIZE").int(), Some(2000));
+    assert_eq!(target.run("GET one:7").text(), "after");
+    assert_eq!(target.run("GET one:8").text(), "more");
+}
+
+#[test]
 fn a_glob_that_matches_more_or_fewer_files_than_before_is_refused() {
     let Some([name]) = need(["any"]) else {
         return;
@@ -377,7 +413,7 @@ fn a_key_in_two_snapshots_is_what_the_later_one_says() {
         let mut side = target.side();
         for i in 0..60 {
             let kind = side
-                .run(&Command::new("TYPE").key(&format!("k:{i}")))
+                .run(&Command::new("TYPE").key(format!("k:{i}")))
                 .expect("a type");
             assert_eq!(kind.text(), "list", "k:{i}, joined: {joined}");
         }
