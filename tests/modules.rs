@@ -209,8 +209,8 @@ fn carried(source: &str, target: &str, cluster: bool, mode: &str) {
     }
     // One of each is changed at the target, and every one of them is found.
     let changes = [
-        ("JSON.SET json:0 $.a 2", "json:0"),
-        ("BF.ADD bf:0 somethingnew", "bf:0"),
+        ("JSON.SET json:0 $.a -31337", "json:0"),
+        ("BF.MADD bf:0 new1 new2 new3 new4", "bf:0"),
         ("CF.ADD cf:0 somethingnew", "cf:0"),
         ("CMS.INCRBY cms:0 i1 1", "cms:0"),
         ("TOPK.INCRBY topk:0 i1 1000", "topk:0"),
