@@ -265,6 +265,11 @@ fn module_values_by_scan() {
     carried("modules-7.4", "modules-8.2", false, "scan");
 }
 
+#[test]
+fn module_values_by_scan_to_a_cluster_of_the_same() {
+    carried("modules-7.4", "modules-7.4", true, "scan");
+}
+
 /// Every command that these servers call a write is in the table, and takes its keys where they say.
 #[test]
 fn every_write_of_the_modules_is_known() {
