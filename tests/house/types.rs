@@ -23,11 +23,6 @@ const WIDE: &[(&str, &str, &str)] = &[
         "the plan's own parts, after validation",
     ),
     (
-        "src/plan/document.rs",
-        "Plan",
-        "the plan as it is typed, key by key",
-    ),
-    (
         "src/report/status.rs",
         "Status",
         "the answer of `status --json`, field by field",
