@@ -5,23 +5,18 @@ use crate::support::cluster::Cluster;
 use crate::support::keyferry::{Plan, run};
 use crate::support::need;
 use crate::support::server::Server;
-use crate::support::snapshot::{key, length, snapshot, string};
+use crate::support::snapshot::{folder, key, length, snapshot, string, write};
 use crate::support::wire::Command;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
-use tempfile::TempDir;
 
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
-}
-
-fn write(dir: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
-    let path = dir.path().join(name);
-    std::fs::write(&path, bytes).expect("a file");
-    path
+/// The records of an append-only file's beginning.
+fn preamble(keys: &[u8]) -> Vec<u8> {
+    let begins = [vec![250], string("aof-preamble"), string("1")].concat();
+    [&begins, keys].concat()
 }
 
 fn texts(paths: &[&Path]) -> Vec<String> {
@@ -311,13 +306,7 @@ fn an_append_only_file_resumes_amid_its_preamble() {
         return;
     };
     let dir = folder();
-    let head = [
-        vec![250],
-        string("aof-preamble"),
-        string("1"),
-        keys("one", 2000),
-    ]
-    .concat();
+    let head = preamble(&keys("one", 2000));
     let commands = b"*3\r\n$3\r\nSET\r\n$5\r\none:7\r\n$5\r\nafter\r\n";
     let file = [&snapshot("REDIS0009", &head)[..], commands].concat();
     let path = write(&dir, "appendonly.aof", &file);
@@ -476,13 +465,7 @@ fn commands_behind_a_preamble_are_no_rubbish() {
         return;
     };
     let dir = folder();
-    let head = [
-        vec![250],
-        string("aof-preamble"),
-        string("1"),
-        keys("one", 3),
-    ]
-    .concat();
+    let head = preamble(&keys("one", 3));
     let value = "REDIS0009".repeat(3);
     let commands = format!(
         "*3\r\n$3\r\nSET\r\n$8\r\nafter:it\r\n${}\r\n{value}\r\n",

@@ -4,7 +4,9 @@
 use crate::support::keyferry::{Outcome, Plan, run};
 use crate::support::need;
 use crate::support::server::Server;
-use crate::support::snapshot::{key, length, listpack, payload, snapshot, string, strings};
+use crate::support::snapshot::{
+    folder, key, length, listpack, payload, snapshot, string, strings, write,
+};
 use keyferry::ExpireAt;
 use keyferry::formats::digest::{self, Width};
 use keyferry::formats::rdb::file::{Item, Options, Snapshot};
@@ -12,18 +14,7 @@ use keyferry::formats::rdb::payload as envelope;
 use keyferry::formats::rdb::value::ValueSink;
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use tempfile::TempDir;
-
-fn folder() -> TempDir {
-    tempfile::tempdir().expect("a folder")
-}
-
-fn write(dir: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
-    let path = dir.path().join(name);
-    std::fs::write(&path, bytes).expect("a file");
-    path
-}
+use std::path::Path;
 
 fn rdb(words: &[&str], path: &Path) -> Outcome {
     let path = path.to_string_lossy();

@@ -37,6 +37,14 @@ fn no_restore_ran(target: &Endpoint) {
     }
 }
 
+/// From one server to another that refuses RESTORE.
+fn without_restore(source: &str, target: &str) -> Story {
+    Story::new(
+        Endpoint::alone(Setup::new(source)),
+        Endpoint::alone(refusing(target, "-restore")),
+    )
+}
+
 /// Migrates until all has come, and proves it twice.
 #[track_caller]
 fn arrives(story: &Story) {
@@ -58,10 +66,7 @@ fn every_core_type_arrives_by_commands() {
         let Some([source, target]) = need([from, to]) else {
             return;
         };
-        let story = Story::new(
-            Endpoint::alone(Setup::new(&source)),
-            Endpoint::alone(refusing(&target, "-restore")),
-        );
+        let story = without_restore(&source, &target);
         story.fill(1_500);
         let report = story.plan.run("check --json").exits(0).json;
         let found = report["findings"].as_array().into_iter().flatten();
@@ -99,10 +104,7 @@ fn nothing_is_applied_twice_when_it_is_killed() {
     let Some([source, target]) = need(["redis-8.2", "redis-8.2"]) else {
         return;
     };
-    let story = Story::new(
-        Endpoint::alone(Setup::new(&source)),
-        Endpoint::alone(refusing(&target, "-restore")),
-    );
+    let story = without_restore(&source, &target);
     story.fill(1_500);
     let options = traffic::Options {
         rate: 400,
@@ -147,10 +149,7 @@ fn deleted_messages_stay_pending() {
         let Some([source, target]) = need([from, to]) else {
             return;
         };
-        let story = Story::new(
-            Endpoint::alone(Setup::new(&source)),
-            Endpoint::alone(refusing(&target, "-restore")),
-        );
+        let story = without_restore(&source, &target);
         let Endpoint::Alone(server) = &story.source else {
             unreachable!("it is one server");
         };
@@ -347,10 +346,7 @@ fn what_stands_there_is_replaced_by_commands() {
     let Some([source, target]) = need(["redis-8.2", "redis-7.0"]) else {
         return;
     };
-    let mut story = Story::new(
-        Endpoint::alone(Setup::new(&source)),
-        Endpoint::alone(refusing(&target, "-restore")),
-    );
+    let mut story = without_restore(&source, &target);
     story.fill(600);
     let Endpoint::Alone(theirs) = &story.target else {
         unreachable!("it is one server");

@@ -61,8 +61,6 @@ pub(crate) struct Facts {
     /// The source has modules, so perhaps search indexes.
     pub source_has_modules: bool,
     pub target_has_functions: bool,
-    /// The target refuses RESTORE: values go to it by commands.
-    pub restore_refused: bool,
     /// The target's SET takes PXAT.
     pub target_has_set_pxat: bool,
 }

@@ -364,7 +364,6 @@ async fn migrate(
             source.as_ref(),
             &target,
             modules(job, source.as_ref(), no_restore).await?,
-            no_restore,
         ),
         reached: AtomicBool::new(false),
         health: watch.as_ref().map(health::Watch::health),

@@ -114,12 +114,7 @@ pub(super) async fn modules(job: &Job, source: Option<&Server>, no_restore: bool
 }
 
 /// What the versions of both sides can and cannot do; a file has no server.
-pub(super) fn facts(
-    source: Option<&Server>,
-    target: &Server,
-    modules: Takes,
-    restore_refused: bool,
-) -> Facts {
+pub(super) fn facts(source: Option<&Server>, target: &Server, modules: Takes) -> Facts {
     Facts {
         relative_ttls: source.is_some_and(|s| s.product == Product::Redis && !s.at_least(7, 0)),
         scripts_can_be_effects: source.is_some_and(|s| s.at_least(5, 0)),
@@ -129,7 +124,6 @@ pub(super) fn facts(
         loses_field_expiry: source.is_some_and(Server::has_field_expiry)
             && !target.has_field_expiry(),
         modules,
-        restore_refused,
         source_has_modules: source.is_some_and(|s| s.modules),
         target_has_functions: target.has_functions(),
         target_has_set_pxat: target.has_set_pxat(),
@@ -231,7 +225,7 @@ pub(super) async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
 
 /// What a target that refuses RESTORE costs is in the report.
 pub(super) fn note_refused_restore(shared: &Shared) {
-    if shared.facts.restore_refused {
+    if shared.facts.modules.no_restore {
         shared.event("warning", "restore_refused", losses::WITHOUT_RESTORE);
     }
 }

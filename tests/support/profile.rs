@@ -39,6 +39,29 @@ macro_rules! managed {
     };
 }
 
+/// Refused by Azure Managed Redis under the OSS cluster policy.
+macro_rules! managed_oss {
+    ($($more:literal),*) => {
+        managed![
+            "PSYNC",
+            "SYNC",
+            "REPLCONF",
+            "SELECT",
+            "MOVE",
+            "CONFIG|SET",
+            "ACL",
+            "MODULE",
+            "READONLY",
+            "CLUSTER|GETKEYSINSLOT",
+            "CLUSTER|COUNTKEYSINSLOT",
+            "CLIENT|PAUSE",
+            "ROLE",
+            "WAIT"
+            $(, $more)*
+        ]
+    };
+}
+
 /// Azure Cache for Redis: no replication, no CONFIG.
 pub const AZURE_CACHE: Profile = Profile {
     name: "azure-cache",
@@ -55,22 +78,7 @@ pub const AZURE_MANAGED_OSS: Profile = Profile {
     name: "azure-managed-oss",
     server: "redis-8.0",
     shape: Shape::Cluster,
-    refused: managed![
-        "PSYNC",
-        "SYNC",
-        "REPLCONF",
-        "SELECT",
-        "MOVE",
-        "CONFIG|SET",
-        "ACL",
-        "MODULE",
-        "READONLY",
-        "CLUSTER|GETKEYSINSLOT",
-        "CLUSTER|COUNTKEYSINSLOT",
-        "CLIENT|PAUSE",
-        "ROLE",
-        "WAIT"
-    ],
+    refused: managed_oss![],
     lines: &[],
 };
 
@@ -125,25 +133,7 @@ pub const AZURE_MANAGED_ACTIVE_GEO: Profile = Profile {
     name: "azure-managed-active-geo",
     server: "redis-8.0",
     shape: Shape::Cluster,
-    refused: managed![
-        "PSYNC",
-        "SYNC",
-        "REPLCONF",
-        "SELECT",
-        "MOVE",
-        "CONFIG|SET",
-        "ACL",
-        "MODULE",
-        "READONLY",
-        "CLUSTER|GETKEYSINSLOT",
-        "CLUSTER|COUNTKEYSINSLOT",
-        "CLIENT|PAUSE",
-        "ROLE",
-        "WAIT",
-        "RESTORE",
-        "FLUSHALL",
-        "FLUSHDB"
-    ],
+    refused: managed_oss!["RESTORE", "FLUSHALL", "FLUSHDB"],
     lines: &[],
 };
 

@@ -2,6 +2,8 @@
 
 use keyferry::formats::rdb::encoding::{Builder, Packed, put_length, put_string};
 use keyferry::formats::rdb::payload::crc;
+use std::path::PathBuf;
+use tempfile::TempDir;
 
 /// A whole snapshot: magic, records, end, and a checksum where the version has one.
 pub fn snapshot(magic: &str, records: &[u8]) -> Vec<u8> {
@@ -58,4 +60,14 @@ pub fn payload(type_id: u8, body: &[u8], version: u16) -> Vec<u8> {
     let mut out = Vec::new();
     keyferry::formats::rdb::payload::seal(&mut out, &[], type_id, body, version);
     out
+}
+
+pub fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+pub fn write(dir: &TempDir, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, bytes).expect("a file");
+    path
 }

@@ -114,7 +114,7 @@ pub(crate) fn is_held(
                 ctx.note("series_rules", module_way::RULES_OF_RENAMED);
             }
         }
-        Fit::AsIs | Fit::Transcode | Fit::Rebuild if ctx.facts().restore_refused => {
+        Fit::AsIs | Fit::Transcode | Fit::Rebuild if ctx.facts().modules.no_restore => {
             ctx.lose(pass.db(), key, losses::TYPE, losses::ONLY_BY_RESTORE)?;
             return Ok(false);
         }

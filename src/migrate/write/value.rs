@@ -40,7 +40,7 @@ impl<W: Wire> TargetWriter<W> {
 
     /// The same where the target refuses RESTORE: by commands, as far as there are any.
     fn without_restore(&self, fit: Fit, type_id: u8, dialect: Dialect) -> Fit {
-        if !self.ctx.facts().restore_refused {
+        if !self.ctx.facts().modules.no_restore {
             return fit;
         }
         let by_commands = value::kind(type_id, dialect).is_ok_and(ValueKind::has_commands);
