@@ -75,7 +75,7 @@ fn replica_mode_at_forty_milliseconds() {
     let Endpoint::Cluster(cluster) = &story.target else {
         return;
     };
-    let (_fars, map) = Far::before(cluster, &lines[1]);
+    let (_fars, map) = Far::before(cluster.addresses(), &lines[1]);
     story.plan.set("/target/address_map", map);
     let it = Move::with(story, json!({"watch_s": 1}));
     if full() {

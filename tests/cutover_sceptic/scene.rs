@@ -165,7 +165,7 @@ impl Scene {
         let line = Line::default();
         let fars = match &self.it.story.source {
             Endpoint::Cluster(cluster) => {
-                let (fars, map) = Far::before(cluster, &line);
+                let (fars, map) = Far::before(cluster.addresses(), &line);
                 self.it.story.plan.set("/source/address_map", map);
                 fars
             }

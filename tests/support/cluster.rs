@@ -40,6 +40,10 @@ impl Cluster {
         &self.nodes
     }
 
+    pub fn addresses(&self) -> impl Iterator<Item = String> + '_ {
+        self.nodes.iter().map(Server::address)
+    }
+
     pub fn masters(&self) -> &[Server] {
         &self.nodes[..self.masters]
     }

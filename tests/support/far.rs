@@ -4,7 +4,6 @@
 //! Silence holds what is under way and closes nothing, as a partition does, and ends as if nothing had been.
 //! Invariant: bytes that pass are never changed or reordered, and at most `BUFFERED` of a direction wait here.
 
-use super::cluster::Cluster;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -127,13 +126,16 @@ impl Far {
         *lock(&self.target) = target.to_owned();
     }
 
-    /// A proxy before each node of a cluster, and what a plan's `address_map` says of them.
-    pub fn before(cluster: &Cluster, line: &Line) -> (Vec<Far>, serde_json::Value) {
+    /// A proxy before each of some servers, and what a plan's `address_map` says of them.
+    pub fn before(
+        servers: impl IntoIterator<Item = String>,
+        line: &Line,
+    ) -> (Vec<Far>, serde_json::Value) {
         let mut map = serde_json::Map::new();
         let mut all = Vec::new();
-        for node in cluster.nodes() {
-            let far = Far::with(&node.address(), line.clone());
-            map.insert(node.address(), far.address().into());
+        for address in servers {
+            let far = Far::with(&address, line.clone());
+            map.insert(address, far.address().into());
             all.push(far);
         }
         (all, map.into())
@@ -267,6 +269,7 @@ fn hand_on(mut to: TcpStream, pipe: &Pipe, line: &Line, mut each: impl FnMut(&Li
     let _ = to.shutdown(Shutdown::Both);
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::support::server::Server;

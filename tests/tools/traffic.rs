@@ -3,6 +3,7 @@
 //!     traffic run --url redis://127.0.0.1:7000 --rate 3000 --seconds 10
 //!     traffic fill --url redis://127.0.0.1:7000 --keys 200000
 //!     traffic compare --a redis://127.0.0.1:7000 --b redis://127.0.0.1:7001 --b-cluster
+//!     traffic far --one-way-us 20000 127.0.0.1:7000
 //!     traffic cluster redis://127.0.0.1:7001 redis://127.0.0.1:7002 redis://127.0.0.1:7003
 
 #![allow(dead_code)] // the modules are shared with the integration tests
@@ -13,6 +14,8 @@ mod clients;
 mod compare;
 #[path = "../support/dataset.rs"]
 mod dataset;
+#[path = "../support/far.rs"]
+mod far;
 #[path = "../support/form.rs"]
 mod form;
 #[path = "../support/rng.rs"]
@@ -100,6 +103,16 @@ enum Task {
         #[arg(long, default_value_t = 1_000)]
         probes: u64,
     },
+    /// Make servers far away until Ctrl-C: prints the address of each and that of the proxy before it, in the end how
+    /// many round trips went through them all.
+    Far {
+        /// How much later every byte arrives, in each direction.
+        #[arg(long)]
+        one_way_us: u64,
+        /// Addresses, each host:port.
+        #[arg(required = true)]
+        servers: Vec<String>,
+    },
     /// Form a cluster of empty nodes: every node a master with its share of the slots.
     Cluster { urls: Vec<String> },
 }
@@ -174,6 +187,10 @@ fn main() -> ExitCode {
             rate,
         }),
         Some(Task::Lag { source, to, probes }) => lag(&source, &to, probes),
+        Some(Task::Far {
+            one_way_us,
+            servers,
+        }) => make_far(one_way_us, servers),
         Some(Task::Cluster { urls }) => form::form(&urls).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
@@ -242,13 +259,23 @@ fn run(arguments: RunArguments) -> io::Result<ExitCode> {
     })
 }
 
+fn make_far(one_way_us: u64, servers: Vec<String>) -> io::Result<ExitCode> {
+    let line = far::Line::default();
+    line.delay(std::time::Duration::from_micros(one_way_us));
+    let mut fars = Vec::new();
+    for server in servers {
+        let far = far::Far::with(&server, line.clone());
+        println!("{server} {}", far.address());
+        fars.push(far);
+    }
+    wait_for_signal();
+    println!("{} round trips", line.round_trips());
+    Ok(ExitCode::SUCCESS)
+}
+
 fn move_clients(options: &clients::Options) -> io::Result<ExitCode> {
     let running = clients::start(options)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    stop_on_signal(stop.clone());
-    while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    wait_for_signal();
     let report = running.stop();
     let at = std::fs::read_to_string(&options.file)?;
     let side = clients::SIDES.iter().position(|s| *s == at.trim());
@@ -309,6 +336,14 @@ fn lag(source: &str, to: &[String], probes: u64) -> io::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn wait_for_signal() {
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signal(stop.clone());
+    while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
 }
 
 /// SIGINT and SIGTERM end the traffic in order, so that the account is complete.

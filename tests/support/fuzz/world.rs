@@ -71,7 +71,7 @@ fn behind(end: &Endpoint, line: &Line) -> (Vec<Far>, String, serde_json::Value) 
             vec![Far::with(&server.address(), line.clone())],
             serde_json::json!({}),
         ),
-        Endpoint::Cluster(cluster) => Far::before(cluster, line),
+        Endpoint::Cluster(cluster) => Far::before(cluster.addresses(), line),
     };
     let url = proxies[0].url();
     (proxies, url, map)
