@@ -5,6 +5,7 @@
 use crate::error::{Error, ErrorKind};
 
 pub mod calls;
+pub mod depth;
 mod dumped;
 pub mod events;
 pub mod fact;

@@ -12,6 +12,10 @@ use crate::types::{DbIndex, Slot};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Of so many round trips the shortest is the distance.
+const PINGS: usize = 3;
 
 /// Which side: it decides how databases and filters apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,14 @@ impl Role {
     }
 }
 
+/// What of a side may have come to it without being replicated further.
+struct History {
+    /// Its version does not replicate how many entries a group has read.
+    silent_entries_read: bool,
+    /// A master has been a replica, or a replica is read: see [`Unreplicated::was_replica`].
+    was_replica: AtomicBool,
+}
+
 /// A side, shared by everything that reads it.
 pub struct Side {
     pub role: Role,
@@ -38,10 +50,7 @@ pub struct Side {
     pub cluster: bool,
     pub pexpiretime: bool,
     pub field_expiry: bool,
-    /// Its version does not replicate how many entries a group has read.
-    silent_entries_read: bool,
-    /// A master has been a replica, or a replica is read: see [`Unreplicated::was_replica`].
-    was_replica: AtomicBool,
+    history: History,
     /// What the source's keys are called here.
     pub renames: Renames,
     layout: Mutex<Arc<Layout>>,
@@ -57,6 +66,8 @@ pub struct Side {
     pub short: AtomicBool,
     /// False where MEMORY USAGE is refused: then every value is taken for small.
     pub memory: AtomicBool,
+    /// The shortest round trip that was measured, in microseconds.
+    round_trip_us: AtomicU64,
 }
 
 impl Side {
@@ -83,8 +94,10 @@ impl Side {
             cluster: layout.cluster,
             pexpiretime: server.has_pexpiretime(),
             field_expiry: server.has_field_expiry(),
-            silent_entries_read: server.silent_entries_read(),
-            was_replica: AtomicBool::new(false),
+            history: History {
+                silent_entries_read: server.silent_entries_read(),
+                was_replica: AtomicBool::new(false),
+            },
             renames,
             wide: Default::default(),
             layout: Mutex::new(Arc::new(layout)),
@@ -92,6 +105,7 @@ impl Side {
             dump: AtomicBool::new(server.fork.is_none_or(Fork::dumps)),
             short: AtomicBool::new(true),
             memory: AtomicBool::new(true),
+            round_trip_us: AtomicU64::new(0),
             replicas: Mutex::default(),
         };
         side.meet_replicas().await?;
@@ -105,9 +119,9 @@ impl Side {
     /// Where the master that a group was read at still is the master and is read itself, how much the group has read is
     /// known exactly and was brought over: then a difference of it is a real one.
     pub fn unreplicated(&self, settling: bool) -> Unreplicated {
-        let was_replica = self.was_replica.load(Relaxed);
+        let was_replica = self.history.was_replica.load(Relaxed);
         Unreplicated {
-            entries_read: self.silent_entries_read && (settling || was_replica),
+            entries_read: self.history.silent_entries_read && (settling || was_replica),
             was_replica,
         }
     }
@@ -126,7 +140,7 @@ impl Side {
             // What does not tell may have been anything.
             was_replica |= second.is_none_or(|id| id.bytes().any(|b| b != b'0'));
         }
-        self.was_replica.fetch_or(was_replica, Relaxed);
+        self.history.was_replica.fetch_or(was_replica, Relaxed);
         Ok(())
     }
 
@@ -197,6 +211,28 @@ impl Side {
     /// The same for questions.
     pub async fn control(&self, address: &str) -> Result<Control> {
         Control::over(self.connect(address).await?).await
+    }
+
+    /// Measures how far away this side is, which decides how much is asked of it at a time.
+    pub async fn measure(&self) -> Result<()> {
+        let Some(master) = self.layout().masters.first().cloned() else {
+            return Ok(());
+        };
+        let mut conn = self.control(&master.address).await?;
+        let mut shortest = u64::MAX;
+        for _ in 0..PINGS {
+            let began = Instant::now();
+            conn.ask(&[b"PING"]).await?;
+            let us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+            shortest = shortest.min(us);
+        }
+        self.round_trip_us.store(shortest, Relaxed);
+        Ok(())
+    }
+
+    /// How long an answer of this side takes, as far as that was measured.
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_micros(self.round_trip_us.load(Relaxed))
     }
 
     /// The keys of each database, as the masters count them.
