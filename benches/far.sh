@@ -31,16 +31,6 @@ done
 . benches/servers.sh
 [ -x "$traffic" ] || { echo "run cargo build --release --example traffic first" >&2; exit 2; }
 
-# Puts proxies before the source and the target; a server called far-NAME is the way to NAME.
-go_far() { # milliseconds one way
-    local us
-    us=$(awk -v ms="$1" 'BEGIN { printf "%d", ms * 1000 }')
-    "$traffic" far --one-way-us "$us" "127.0.0.1:${port_of[source]}" "127.0.0.1:${port_of[target]}" >"$dir/lines" &
-    pid_of[far]=$!
-    until [ "$(wc -l <"$dir/lines")" -ge 2 ]; do sleep 0.02; done
-    port_of[far-source]=$(sed -n '1s/.*://p' "$dir/lines") port_of[far-target]=$(sed -n '2s/.*://p' "$dir/lines")
-}
-come_near() { stop far; unset "port_of[far-source]" "port_of[far-target]"; }
 # A plan of benches/servers.sh between the proxies, changed by sed.
 far_plan() { plan far-source far-target standalone standalone; sed -i "${1:-}" "$dir/plan.json"; }
 
@@ -103,7 +93,7 @@ for round in $(seq "$rounds"); do
     for distance in $distances; do
         for way in $ways; do
             start target
-            go_far "$distance"
+            go_far "$(awk -v ms="$distance" 'BEGIN { printf "%d", ms * 1000 }')" source target
             figures=$(one "$way")
             come_near
             stop target

@@ -1,5 +1,6 @@
 # What the benchmarks share: servers of .servers on free ports of 127.0.0.1, CPU seconds, medians. Sourced, not run.
-# Wants `name` (a server of .servers); whatever it starts is ended with the script.
+# Wants `name` (a server of .servers); whatever it starts is ended with the script. With `tls` set, servers speak TLS to
+# keyferry and to each other; the scripts' own questions go to their plain ports.
 
 servers=${KEYFERRY_SERVERS:-$PWD/.servers}
 server=$servers/$name/redis-server cli=$servers/$name/redis-cli
@@ -24,14 +25,37 @@ trap 'exit 130' INT TERM
 next_port=$((12000 + RANDOM % 8000))
 is_free() { ! (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
+tls=${tls:-}
+declare -A tls_port_of=()
+# A certificate of 127.0.0.1 and the authority behind it.
+make_certificates() {
+    [ -e "$dir/ca.crt" ] && return
+    {
+        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj "/CN=bench CA" -keyout "$dir/ca.key" -out "$dir/ca.crt"
+        openssl req -newkey rsa:2048 -nodes -subj "/CN=localhost" -keyout "$dir/server.key" -out "$dir/server.csr"
+        openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
+            -extfile <(echo subjectAltName=IP:127.0.0.1) -out "$dir/server.crt"
+    } 2>"$dir/openssl" || { cat "$dir/openssl" >&2; exit 3; }
+}
+free_port() { # sets free
+    until is_free "$next_port" && is_free $((next_port + 10000)); do next_port=$((next_port + 1)); done
+    free=$next_port
+    next_port=$((next_port + 1))
+}
+
 start() { # name, more lines of configuration
-    local what=$1; shift
+    local what=$1 free; shift
     if [ -z "${port_of[$what]:-}" ]; then
-        until is_free "$next_port" && is_free $((next_port + 10000)); do next_port=$((next_port + 1)); done
-        port_of[$what]=$next_port
-        next_port=$((next_port + 1))
+        free_port
+        port_of[$what]=$free
+        if [ -n "$tls" ]; then free_port; tls_port_of[$what]=$free; fi
     fi
     rm -rf "${dir:?}/$what"; mkdir -p "$dir/$what"
+    if [ -n "$tls" ]; then
+        make_certificates
+        set -- --tls-port "${tls_port_of[$what]}" --tls-cert-file "$dir/server.crt" --tls-key-file "$dir/server.key" \
+            --tls-ca-cert-file "$dir/ca.crt" --tls-auth-clients no --tls-replication yes "$@"
+    fi
     "$server" --port "${port_of[$what]}" --bind 127.0.0.1 --save "" --appendonly no --dir "$dir/$what" \
         --logfile "$dir/$what/log" --repl-diskless-sync-delay 0 --repl-backlog-size 64mb \
         --client-output-buffer-limit "replica 0 0 0" "$@" >/dev/null 2>&1 &
@@ -49,15 +73,17 @@ stop() {
     done
 }
 ask() { local to=$1; shift; "$cli" -p "${port_of[$to]}" "$@"; }
+# Where others than the scripts reach a server.
+door() { echo "${tls_port_of[$1]:-${port_of[$1]}}"; }
 
 # A cluster of N masters called NAME0, NAME1, …, with the slots in equal parts.
 start_cluster() { # name, masters, more lines of configuration
     local of=$1 n=$2 i
     shift 2
     for i in $(seq 0 $((n - 1))); do
-        start "$of$i" --cluster-enabled yes --cluster-require-full-coverage no "$@"
+        start "$of$i" --cluster-enabled yes --cluster-require-full-coverage no ${tls:+--tls-cluster yes} "$@"
         ask "$of$i" cluster addslotsrange $((i * 16384 / n)) $(((i + 1) * 16384 / n - 1)) >/dev/null
-        [ "$i" = 0 ] || ask "$of$i" cluster meet 127.0.0.1 "${port_of[${of}0]}" >/dev/null
+        [ "$i" = 0 ] || ask "$of$i" cluster meet 127.0.0.1 "$(door "${of}0")" >/dev/null
     done
     for i in $(seq 0 $((n - 1))); do
         until ask "$of$i" cluster info | grep -q "cluster_known_nodes:$n" && ask "$of$i" cluster info | grep -q cluster_slots_ok:16384; do sleep 0.05; done
@@ -65,7 +91,7 @@ start_cluster() { # name, masters, more lines of configuration
     done
 }
 
-# Fills the source with as many keys of a data set (of A, B, C) as `keys` says.
+# Fills the source with as many keys of a data set (of A, B, C, P, R) as `keys` says.
 fill_source() { # set
     local set=$1
     local at=1 part=50000 script
@@ -81,6 +107,9 @@ fill_source() { # set
         C) part=20000 script='for i=ARGV[1],ARGV[2] do local k="session:"..i
              redis.call("hset",k,"user",i,"ip","10.0."..(i%256).."."..(i%200),"agent",string.rep("a",80),"csrf",string.format("%032d",i),"seen",1700000000+i)
              redis.call("expire",k,864000+i%1000) end' ;;
+        R) script='local pack=struct.pack for i=ARGV[1],ARGV[2] do local r=math.random
+             redis.call("set","key:"..i,string.sub(pack("=ddddddddddddddd",r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r()),1,100)) end' ;;
+        P) ask source debug populate "$keys" key 100 >/dev/null; return ;;
         *) echo "no such data set: $set" >&2; exit 2 ;;
     esac
     while [ "$at" -le "$keys" ]; do
@@ -106,15 +135,17 @@ median() { sort -n | awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] :
 # Native replication from the beginning to caught up. The target takes the snapshot off the wire if it was started with
 # --repl-diskless-load on-empty-db.
 replicate() { # target, source
-    ask "$1" replicaof 127.0.0.1 "${port_of[$2]}" >/dev/null
+    ask "$1" replicaof 127.0.0.1 "$(door "$2")" >/dev/null
     until ask "$1" info replication | grep -q master_link_status:up; do sleep 0.02; done
 }
 
 # The plan of a migration, and where its work goes.
 plan() { # source, target, topology of the source, of the target
     rm -rf "$dir/work"
-    printf '{"name":"bench","source":{"mode":"replica","url":"redis://127.0.0.1:%s","topology":"%s"},"target":{"url":"redis://127.0.0.1:%s","topology":"%s"}}' \
-        "${port_of[$1]}" "$3" "${port_of[$2]}" "$4" >"$dir/plan.json"
+    local scheme=redis trust=
+    if [ -n "$tls" ]; then scheme=rediss trust=",\"tls\":{\"ca\":\"$dir/ca.crt\"}"; fi
+    printf '{"name":"bench","source":{"mode":"replica","url":"%s://127.0.0.1:%s","topology":"%s"%s},"target":{"url":"%s://127.0.0.1:%s","topology":"%s"%s}}' \
+        "$scheme" "$(door "$1")" "$3" "$trust" "$scheme" "$(door "$2")" "$4" "$trust" >"$dir/plan.json"
 }
 # keyferry migrate --until caught-up; sets the seconds that it took, its CPU seconds, and its peak memory in MiB.
 ferry() { # as plan
@@ -136,3 +167,27 @@ begin_ferry() { # as plan
     pid_of[ferry]=$!
 }
 end_ferry() { kill -INT "${pid_of[ferry]}"; wait "${pid_of[ferry]}" || true; unset "pid_of[ferry]"; }
+
+# Puts the `traffic` example's proxies before servers; one called far-NAME is the way to NAME.
+go_far() { # microseconds one way, servers
+    local us=$1 what line=0
+    shift
+    rm -f "$dir/far"
+    mkfifo "$dir/far"
+    "$traffic" far --one-way-us "$us" $(for what in "$@"; do echo "127.0.0.1:$(door "$what")"; done) <"$dir/far" >"$dir/lines" &
+    pid_of[far]=$!
+    exec {far_words}>"$dir/far"
+    until [ "$(wc -l <"$dir/lines")" -ge $# ]; do sleep 0.02; done
+    for what in "$@"; do
+        line=$((line + 1))
+        port_of[far-$what]=$(sed -n "${line}s/.*://p" "$dir/lines")
+    done
+}
+# Cuts the lines of go_far until "up".
+say_far() { echo "$1" >&"$far_words"; } # down or up
+come_near() {
+    stop far
+    exec {far_words}>&-
+    local what
+    for what in "${!port_of[@]}"; do case $what in far-*) unset "port_of[$what]" ;; esac; done
+}

@@ -2,14 +2,17 @@
 # keyferry next to the server's own ways of moving data: the same data, the same minutes, one after the other.
 #
 #   benches/side-by-side.sh [OPTIONS]
-#     --set A|B|C       A: small strings, a fifth with an expiry (default)
+#     --set A|B|C|P|R   A: small strings, a fifth with an expiry (default)
 #                       B: strings 64 B–4 KB, hashes of 20 fields, sorted sets of 100, lists of 200, sets of 50, and two
 #                          keys of many elements
 #                       C: session hashes, all with an expiry
+#                       P: strings of 100 bytes that compress well, by DEBUG POPULATE
+#                       R: strings of 100 bytes that do not, numbers at random
 #     --keys N          how many keys (default 1000000; the issue's figures are for A with 5000000)
 #     --rounds N        how often each way is measured; medians are told (default 3)
 #     --ways LIST       of: diskless disk pipe benchmark keyferry cluster (default: all of them)
 #     --server NAME     a server of .servers (default: redis-7.0)
+#     --tls             servers and keyferry speak TLS to each other (pipe and benchmark do not)
 #     --json FILE       where to write all single measurements (default: none)
 #
 # Ways, each from the moment it is told to begin until the target has every key:
@@ -26,9 +29,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-set=A keys=1000000 rounds=3 ways="diskless disk pipe benchmark keyferry cluster" name=redis-7.0 json=
+set=A keys=1000000 rounds=3 ways="diskless disk pipe benchmark keyferry cluster" name=redis-7.0 json= tls=
 while [ $# -gt 0 ]; do
     case $1 in
+        --tls) tls=yes; shift; continue ;;
         --set) set=$2 ;; --keys) keys=$2 ;; --rounds) rounds=$2 ;; --ways) ways=$2 ;;
         --server) name=$2 ;; --json) json=$2 ;;
         *) sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
@@ -84,7 +88,7 @@ one() {
     stop "${targets[@]}"
 }
 
-echo "data set $set, $keys keys, $("$server" --version | sed 's/ sha.*//'), $(nproc) cores, $rounds rounds" >&2
+echo "data set $set${tls:+, TLS}, $keys keys, $("$server" --version | sed 's/ sha.*//'), $(nproc) cores, $rounds rounds" >&2
 start source --enable-debug-command yes
 fill_source "$set"
 bytes=$(ask source info memory | sed -n 's/^used_memory:\([0-9]*\).*/\1/p')
@@ -117,7 +121,7 @@ for way in $ways; do
         'BEGIN { printf "%-10s %9.2f %12.2f %12.2f %14.2f %14.2f %14.2f %10s\n", w, s, s / b, m, m * 1e6 / k, a, t, (mem > 0 ? mem : "-") }'
 done
 if [ -n "$json" ]; then
-    awk -v set="$set" -v keys="$keys" 'BEGIN { printf "{\"set\": \"%s\", \"keys\": %d, \"measurements\": [", set, keys }
+    awk -v set="$set" -v keys="$keys" -v tls="$tls" 'BEGIN { printf "{\"set\": \"%s\", \"keys\": %d, \"tls\": %s, \"measurements\": [", set, keys, (tls == "" ? "false" : "true") }
         { printf "%s\n  {\"way\": \"%s\", \"seconds\": %s, \"mover_cpu_s\": %s, \"source_cpu_s\": %s, \"target_cpu_s\": %s, \"mover_peak_mib\": %s}", (NR > 1 ? "," : ""), $1, $2, $3, $4, $5, $6 }
         END { print "\n]}" }' "$dir/all" >"$json.new" && mv "$json.new" "$json"
 fi

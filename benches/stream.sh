@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The stream next to a native replica: how far each falls behind a source at full speed, and how late 5,000 writes/s arrive.
 #
-#   benches/stream.sh [SECONDS] [ROUNDS] [LATE]    default: 30 seconds of full speed, 3 rounds of it, 5 of lateness
+#   benches/stream.sh [--tls] [SECONDS] [ROUNDS] [LATE]
+#
+# By default 30 seconds of full speed, 3 rounds of it, 5 of lateness; with --tls both followers have TLS on all their lines.
 #
 # Prints medians. The followers take turns, as two at once would share the cores.
 # Full speed: redis-benchmark -P 16 with SET, INCR and LPUSH, a third of the time each; then one more key is written, and
@@ -11,6 +13,8 @@
 # Needs release builds: cargo build --release --bin keyferry --example traffic.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+tls=
+if [ "${1:-}" = --tls ]; then tls=yes; shift; fi
 seconds=${1:-30} rounds=${2:-3} late=${3:-5}
 
 name=${KEYFERRY_BENCH_SERVER:-redis-7.0}
@@ -19,7 +23,7 @@ for needed in "$benchmark" "$traffic"; do [ -x "$needed" ] || { echo "run tests/
 
 follow() { # the follower's name; returns when it follows
     case $1 in
-        replica) start replica; ask replica replicaof 127.0.0.1 "${port_of[source]}" >/dev/null ;;
+        replica) start replica; ask replica replicaof 127.0.0.1 "$(door source)" >/dev/null ;;
         target) start target; begin_ferry source target standalone standalone ;;
     esac
     ask source set follows yes >/dev/null

@@ -33,7 +33,7 @@ pub use conn::{Conn, LoggedIn, PROGRESS_BYTES, REPLY_BYTES, REPLY_LIMIT, encode,
 pub use control::{Control, control, question, told};
 pub use dial::{connect, enter, exactly};
 pub use refusals::{is_elsewhere, is_on_its_way, leads_to, passes, refusal, said};
-pub use retry::{Backoff, Tries};
+pub use retry::{Backoff, Telling, Tries};
 pub use stream::Stream;
 pub use subscription::{Heard, Subscription};
 

@@ -104,7 +104,7 @@ enum Task {
         probes: u64,
     },
     /// Make servers far away until Ctrl-C: prints the address of each and that of the proxy before it, in the end how
-    /// many round trips went through them all.
+    /// many round trips went through them all. A line "down" on its input cuts them off, until "up".
     Far {
         /// How much later every byte arrives, in each direction.
         #[arg(long)]
@@ -268,6 +268,12 @@ fn make_far(one_way_us: u64, servers: Vec<String>) -> io::Result<ExitCode> {
         println!("{server} {}", far.address());
         fars.push(far);
     }
+    let words = line.clone();
+    std::thread::spawn(move || {
+        for word in io::stdin().lines().map_while(Result::ok) {
+            words.down(word == "down");
+        }
+    });
     wait_for_signal();
     println!("{} round trips", line.round_trips());
     Ok(ExitCode::SUCCESS)

@@ -108,6 +108,7 @@ impl FencedReader {
         let ctx = self.ctx.clone();
         let runtime = &ctx.shared.runtime;
         let (began, mut backoff) = (Instant::now(), net::Backoff::new());
+        let mut telling = net::Telling::default();
         let room = Room {
             bytes: ctx.whole_value(),
             dir: ctx.spool.dir().to_owned(),
@@ -137,7 +138,10 @@ impl FencedReader {
                 let stopped = "stopped while reading keys from the source";
                 return Err(Error::stopped(stopped).cause(e));
             }
-            tracing::warn!("reading keys from the source failed, trying again: {e}");
+            match telling.is_due() {
+                true => tracing::warn!("reading keys from the source failed, trying again: {e}"),
+                false => tracing::debug!("reading keys from the source failed, trying again: {e}"),
+            }
             let _ = runtime.block_on(place.locate());
             std::thread::sleep(backoff.next());
         }

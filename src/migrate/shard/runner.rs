@@ -48,7 +48,7 @@ pub(crate) struct Runner {
 impl Runner {
     pub async fn run(&self, mut shard: ShardState) -> Result<()> {
         let mut first = true;
-        let (mut cuts, mut backoff) = (0, Backoff::new());
+        let (mut cuts, mut backoff) = (0, Backoff::dear());
         loop {
             let limit = self.shared.job.limits.spool_bytes;
             let spool_limit = match limit {

@@ -6,12 +6,12 @@
 use super::side::Side;
 use super::unnotified::{class_of, is_no_write, may_bring_groups};
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Backoff, Heard, OWN_NAME, Subscription};
+use crate::net::{Backoff, Heard, OWN_NAME, Subscription, Telling};
 use crate::task::Shutdown;
 use crate::types::DbIndex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// A key of a database.
@@ -273,18 +273,28 @@ pub fn covers(flags: &str) -> bool {
 /// After so much silence a server is asked whether it is still there.
 const PING_AFTER: Duration = Duration::from_secs(20);
 
+/// After so long the next cut is another one.
+const HEARD: Duration = Duration::from_secs(5);
+
 /// Listens to one master until `stop`, reconnecting after each cut.
 pub async fn listen(side: Arc<Side>, address: String, events: Arc<Events>, stop: Shutdown) {
-    let mut backoff = Backoff::new();
+    let (mut backoff, mut telling) = (Backoff::new(), Telling::default());
     loop {
+        let began = Instant::now();
         let heard = tokio::select! {
             () = stop.wait() => return,
             heard = hear(&side, &address, &events) => heard,
         };
         // Whatever happens meanwhile is told to nobody.
         events.gap();
+        if began.elapsed() > HEARD {
+            (backoff, telling) = (Backoff::new(), Telling::default());
+        }
         if let Err(e) = heard {
-            tracing::warn!("keyspace notifications of {address} were lost: {e}");
+            match telling.is_due() {
+                true => tracing::warn!("keyspace notifications of {address} were lost: {e}"),
+                false => tracing::debug!("keyspace notifications of {address} were lost: {e}"),
+            }
         }
         if !stop.sleep(backoff.next()).await {
             return;
