@@ -108,7 +108,7 @@ fill_source() { # set
              redis.call("hset",k,"user",i,"ip","10.0."..(i%256).."."..(i%200),"agent",string.rep("a",80),"csrf",string.format("%032d",i),"seen",1700000000+i)
              redis.call("expire",k,864000+i%1000) end' ;;
         R) script='local pack=struct.pack for i=ARGV[1],ARGV[2] do local r=math.random
-             redis.call("set","key:"..i,string.sub(pack("=ddddddddddddddd",r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r()),1,100)) end' ;;
+             redis.call("set","key:"..i,string.sub(pack("<ddddddddddddddd",r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r(),r()),1,100)) end' ;;
         P) ask source debug populate "$keys" key 100 >/dev/null; return ;;
         *) echo "no such data set: $set" >&2; exit 2 ;;
     esac
@@ -123,6 +123,7 @@ fill_source() { # set
             ask source eval 'for i=1,ARGV[1] do redis.call(ARGV[2],"large:"..ARGV[2],"element "..i) end' 0 $((keys < 1000000 ? keys : 1000000)) "$kind" >/dev/null
         done
     fi
+    [ "$(ask source dbsize)" -ge "$keys" ] || { echo "the source has $(ask source dbsize) keys of $keys" >&2; exit 3; }
 }
 
 tick=$(getconf CLK_TCK)
