@@ -245,15 +245,34 @@ impl Conn {
 
     /// Logs in, and sees that commands are answered.
     async fn enter(&mut self, endpoint: &Endpoint, held: Option<Held>) -> Result<()> {
-        if let (Some(held), Some(secret)) = (held, &endpoint.password) {
-            self.log_in(Login {
+        let login = match (held, &endpoint.password) {
+            (Some(held), Some(secret)) => Some(Login {
                 username: endpoint.user(),
                 secret: secret.clone(),
                 held,
-            })
-            .await?;
+            }),
+            _ => None,
+        };
+        if let Some(login) = &login {
+            self.push(&login.command());
         }
-        match self.ask(&[b"PING"]).await? {
+        let (ping, refused): ([&[u8]; 1], _) = ([b"PING"], self.refuses(&[b"PING"]));
+        if !refused {
+            self.push(&ping);
+        }
+        // What it says of AUTH may be its last word, whatever else was sent.
+        let sent = self.flush().await;
+        if let Some(login) = login {
+            let reply = self.reply().await?;
+            self.logged_in(login, reply)?;
+        }
+        sent?;
+        let reply = match refused {
+            true => refused_before(),
+            false => self.reply().await?,
+        };
+        self.learn(&ping, &reply);
+        match reply {
             Reply::Error(text) => Err(refusal("PING", &text)),
             _ => Ok(()),
         }
@@ -267,7 +286,13 @@ impl Conn {
         self.write = queued;
         sent?;
         self.due = self.due.saturating_add(1);
-        match self.reply().await? {
+        let reply = self.reply().await?;
+        self.logged_in(login, reply)
+    }
+
+    /// Takes the answer to AUTH.
+    fn logged_in(&mut self, login: Login, reply: Reply) -> Result<()> {
+        match reply {
             Reply::Error(text) if !is_without_password(&text) => Err(Error::new(
                 ErrorKind::Auth,
                 format!("the server refused AUTH: {}", said(&text)),
@@ -406,11 +431,46 @@ impl Conn {
         if self.refuses(args) {
             return Ok(refused_before());
         }
+        let name = args.first().copied().unwrap_or_default();
+        tracing::trace!("{}: {}", self.address, String::from_utf8_lossy(name));
         self.push(args);
         self.flush().await?;
         let reply = self.reply().await?;
         self.learn(args, &reply);
         Ok(reply)
+    }
+
+    /// Sends several commands, one after the other without waiting, and hands their replies to `take` as they come: an
+    /// error of it counts, though the server should have closed the connection behind what it is of.
+    pub async fn ask_each(
+        &mut self,
+        commands: &[&[&[u8]]],
+        mut take: impl FnMut(usize, Reply) -> Result<()>,
+    ) -> Result<()> {
+        let refused: Vec<bool> = commands.iter().map(|args| self.refuses(args)).collect();
+        for (args, _) in commands
+            .iter()
+            .zip(&refused)
+            .filter(|(_, refused)| !**refused)
+        {
+            self.push(args);
+        }
+        let sent = self.flush().await;
+        for (i, (args, refused)) in commands.iter().zip(refused).enumerate() {
+            if refused {
+                take(i, refused_before())?;
+                continue;
+            }
+            match self.reply().await {
+                Ok(reply) => {
+                    self.learn(args, &reply);
+                    take(i, reply)?;
+                }
+                // Where it could not even be sent, that says more.
+                Err(e) => return sent.and(Err(e)),
+            }
+        }
+        sent
     }
 
     /// The server has refused this command for good.

@@ -8,11 +8,12 @@ use super::dial::{connect, enter, exactly};
 use super::meter::{Ended, Metered, Watched};
 use super::refusals;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::Endpoint;
+use crate::plan::{Endpoint, Learnt};
 use crate::resp::Reply;
 use crate::types::DbIndex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError, Value};
+use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -115,14 +116,35 @@ impl Control {
         Ok(replies)
     }
 
+    /// The same, with no refusal brought about twice: of commands that go by one name, and of which none was answered
+    /// before, the first is answered before the others are sent. They run in this order.
+    pub async fn ask_new(&mut self, commands: &[&[&[u8]]]) -> Result<Vec<Reply>> {
+        let learnt = self.login.learnt().clone();
+        let (mut replies, mut met) = (Vec::with_capacity(commands.len()), BTreeSet::new());
+        while replies.len() < commands.len() {
+            let rest = commands.get(replies.len()..).unwrap_or_default();
+            let mut sent = BTreeSet::new();
+            let repeats = |args: &&[&[u8]]| {
+                let name = Learnt::name(args);
+                !met.contains(&name) && !learnt.allows(&name) && !sent.insert(name)
+            };
+            let n = rest.iter().position(repeats).unwrap_or(rest.len());
+            replies.extend(self.ask_all(rest.get(..n).unwrap_or_default()).await?);
+            met.extend(sent);
+        }
+        Ok(replies)
+    }
+
     /// Sends a command; an error reply becomes an error that names the command.
     pub async fn call(&mut self, args: &[&[u8]]) -> Result<Reply> {
         let reply = self.ask(args).await?;
-        accepted(
-            &self.address,
-            args.first().unwrap_or(&b"".as_slice()),
-            reply,
-        )
+        self.accepted(args, reply)
+    }
+
+    /// The reply to a command; an error reply becomes an error that names it.
+    pub fn accepted(&self, args: &[&[u8]], reply: Reply) -> Result<Reply> {
+        let name = args.first().copied().unwrap_or_default();
+        accepted(&self.address, name, reply)
     }
 
     /// Selects a database, unless it already is.
@@ -172,6 +194,8 @@ impl Control {
         if pipeline.is_empty() {
             return Ok(Vec::new());
         }
+        let names = commands.iter().map(|args| shown_name(args));
+        tracing::trace!("{}: {}", self.address, names.collect::<Vec<_>>().join(", "));
         let (requests, driver) = (&mut self.requests, &mut self.driver);
         let answered = async {
             let request = requests.send_packed_commands(&pipeline, 0, commands.len());
@@ -232,6 +256,11 @@ pub(super) fn error_text(e: &RedisError) -> Option<String> {
         Some(detail) => format!("{code} {detail}"),
         None => code.to_owned(),
     })
+}
+
+/// What a command is called, without anything that could be a secret.
+fn shown_name(args: &[&[u8]]) -> String {
+    String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned()
 }
 
 /// Whether the reply to a command may be a long one.

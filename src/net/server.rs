@@ -32,9 +32,12 @@ pub struct Server {
     pub fork: Option<Fork>,
 }
 
+const INFO: &[&[u8]] = &[b"INFO", b"everything"];
+const CLUSTER_SLOTS: &[&[u8]] = &[b"CLUSTER", b"SLOTS"];
+
 impl Server {
     pub async fn ask(conn: &mut Control) -> Result<Server> {
-        let reply = conn.call(&[b"INFO", b"everything"]).await?;
+        let reply = conn.call(INFO).await?;
         Ok(Server::parse(&reply.text().unwrap_or_default()))
     }
 
@@ -236,11 +239,21 @@ pub async fn masters_of<T>(
 pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
     let address = endpoint.address();
     let mut conn = question(endpoint).await?;
-    let mut server = Server::ask(&mut conn).await?;
+    // Where it is known to be a cluster, both are asked at once.
+    let (mut server, mut slots) = match endpoint.topology {
+        Topology::Standalone | Topology::Proxy => (Server::ask(&mut conn).await?, None),
+        Topology::Auto if !endpoint.learnt.is_cluster() => (Server::ask(&mut conn).await?, None),
+        Topology::Auto | Topology::Cluster => {
+            let mut told = conn.ask_all(&[INFO, CLUSTER_SLOTS]).await?.into_iter();
+            let info = conn.accepted(INFO, told.next().unwrap_or(Reply::Nil))?;
+            let server = Server::parse(&info.text().unwrap_or_default());
+            (server, told.next())
+        }
+    };
     // Its master may have been away when this one was taken in its place.
     if server.replica && !server.cluster && endpoint.learnt.look_around() {
         conn = question(endpoint).await?;
-        server = Server::ask(&mut conn).await?;
+        (server, slots) = (Server::ask(&mut conn).await?, None);
     }
     let cluster = match endpoint.topology {
         Topology::Cluster => true,
@@ -262,7 +275,10 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
         ));
     }
     let known = endpoint.learnt.nodes();
-    let mut masters = self::masters(&mut conn, endpoint).await?;
+    let mut masters = match slots {
+        Some(told) => masters_told(&conn, endpoint, told)?,
+        None => self::masters(&mut conn, endpoint).await?,
+    };
     // One that was taken out of its cluster knows of nobody.
     if masters.is_empty()
         && let Some(conn) = by_known(endpoint, &known).await
@@ -281,7 +297,11 @@ pub async fn layout(endpoint: &Endpoint) -> Result<(Layout, Server)> {
 
 /// How far a server's clock is ahead of ours, in ms; `None` where TIME is refused.
 pub async fn clock_ahead_ms(endpoint: &Endpoint) -> Result<Option<i64>> {
-    let mut conn = question(endpoint).await?;
+    clock_of(&mut question(endpoint).await?).await
+}
+
+/// The same over a connection.
+pub async fn clock_of(conn: &mut Control) -> Result<Option<i64>> {
     let before = unix_ms();
     let reply = conn.ask(&[b"TIME"]).await?;
     let after = unix_ms();
@@ -337,7 +357,13 @@ fn loaded(module: &Reply) -> Option<Loaded> {
 
 /// The cluster's masters as `conn`'s node sees them.
 pub async fn masters(conn: &mut Control, endpoint: &Endpoint) -> Result<Vec<Master>> {
-    let reply = conn.call(&[b"CLUSTER", b"SLOTS"]).await?;
+    let reply = conn.ask(CLUSTER_SLOTS).await?;
+    masters_told(conn, endpoint, reply)
+}
+
+/// The same from the answer of CLUSTER SLOTS.
+fn masters_told(conn: &Control, endpoint: &Endpoint, reply: Reply) -> Result<Vec<Master>> {
+    let reply = conn.accepted(CLUSTER_SLOTS, reply)?;
     // The one that was asked.
     let host = match conn.address() == endpoint.address() {
         true => endpoint.hosts().into_iter().next().unwrap_or_default(),

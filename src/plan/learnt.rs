@@ -139,6 +139,16 @@ impl Learnt {
         }
     }
 
+    /// What the answer to this command says is said of all that go by this name.
+    pub fn name(args: &[&[u8]]) -> String {
+        name(args)
+    }
+
+    /// Whether a command of this name was answered without an error.
+    pub fn allows(&self, name: &str) -> bool {
+        self.allowed().contains(name)
+    }
+
     /// Takes a reply that was no error.
     pub fn works(&self, args: &[&[u8]]) {
         let (mut allowed, name) = (self.allowed(), name(args));

@@ -65,6 +65,11 @@ pub fn answer(line: &[u8]) -> Result<Start> {
     }
 }
 
+/// Whether an answer to REPLCONF says that it is not for us, and not of an option alone.
+pub fn refuses(text: &str) -> bool {
+    text.contains("unknown command") || text.contains("isallowed") || text.starts_with("NO")
+}
+
 /// Reads the answer to `REPLCONF capa`: behind OK may stand what the source is.
 ///
 /// Errors: `Refused` for an active replica of KeyDB.

@@ -84,23 +84,18 @@ async fn begin(
         ));
     }
     let mut conn = net::connect(endpoint, address).await?;
-    for options in [
-        [b"REPLCONF".as_slice(), b"listening-port", b"0"].as_slice(),
+    let options: [&[&[u8]]; 3] = [
+        &[b"REPLCONF", b"listening-port", b"0"],
         &[b"REPLCONF", b"capa", b"eof", b"capa", b"psync2"],
         &[b"REPLCONF", b"version", ANNOUNCED_VERSION],
-    ] {
+    ];
+    // PSYNC waits for the answers: for one that is not to be, the source would begin a snapshot.
+    conn.ask_each(&options, |_, reply| match reply {
         // An option that the server does not know is no obstacle; a command that it refuses is.
-        match conn.ask(options).await? {
-            Reply::Error(text)
-                if text.contains("unknown command")
-                    || text.contains("isallowed")
-                    || text.starts_with("NO") =>
-            {
-                return Err(not_allowed("REPLCONF", &text));
-            }
-            reply => handshake::capable(&reply.text().unwrap_or_default())?,
-        }
-    }
+        Reply::Error(text) if handshake::refuses(&text) => Err(not_allowed("REPLCONF", &text)),
+        reply => handshake::capable(&reply.text().unwrap_or_default()),
+    })
+    .await?;
     let (id, offset) = match from {
         Some((id, at)) => (id.to_string(), at.plus(1).to_string()),
         None => ("?".into(), "-1".into()),
@@ -123,36 +118,46 @@ pub async fn allowed(endpoint: &Endpoint) -> Result<bool> {
         return Ok(false);
     }
     let mut conn = net::enter(endpoint).await?;
-    let refused = |text: &str| {
-        text.contains("unknown command") || text.contains("isallowed") || text.starts_with("NO")
-    };
-    if let Reply::Error(text) = conn.ask(&[b"REPLCONF", b"listening-port", b"0"]).await?
-        && refused(&text)
-    {
-        return Ok(false);
+    let first: [&[&[u8]]; 3] = [
+        &[b"REPLCONF", b"listening-port", b"0"],
+        &[b"INFO", b"server"],
+        &[b"ACL", b"WHOAMI"],
+    ];
+    let (mut no, mut user) = (false, None);
+    let asked = conn.ask_each(&first, |i, reply| {
+        match (i, reply) {
+            (0, Reply::Error(text)) => no = handshake::refuses(&text),
+            // A product of its own may know the word and nothing of what we mean by it.
+            (1, info) => no |= Fork::parse(&info.text().unwrap_or_default()).is_some(),
+            (2, who) => user = who.bytes().map(<[u8]>::to_vec),
+            _ => {}
+        }
+        Ok(())
+    });
+    match asked.await {
+        _ if no => return Ok(false),
+        asked => asked?,
     }
-    // Without its arguments it does nothing; where it is allowed, that is what the answer complains of.
-    if let Reply::Error(text) = conn.ask(&[b"PSYNC"]).await?
-        && !text.contains("wrong number of arguments")
-    {
-        return Ok(false);
-    }
-    // A product of its own may know the word and nothing of what we mean by it.
-    let info = conn.ask(&[b"INFO", b"server"]).await?;
-    let fork = Fork::parse(&info.text().unwrap_or_default());
-    let capa = conn.ask(&[b"REPLCONF", b"capa", b"psync2"]).await?;
-    if fork.is_some() || handshake::capable(&capa.text().unwrap_or_default()).is_err() {
-        return Ok(false);
-    }
-    let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;
-    let Some(user) = user.bytes() else {
-        return Ok(true);
-    };
-    let dry = conn
-        .ask(&[b"ACL", b"DRYRUN", user, b"PSYNC", b"?", b"-1"])
-        .await?;
+    let mut second: Vec<&[&[u8]]> = vec![&[b"PSYNC"], &[b"REPLCONF", b"capa", b"psync2"]];
+    let user = user.unwrap_or_default();
+    let dry: [&[u8]; 6] = [b"ACL", b"DRYRUN", &user, b"PSYNC", b"?", b"-1"];
     // Before 7.0 there is no DRYRUN, and where ACL is refused nothing is known.
-    Ok(!dry.text().is_some_and(|t| t.contains("no permissions")))
+    if !user.is_empty() {
+        second.push(&dry);
+    }
+    let asked = conn.ask_each(&second, |i, reply| {
+        no |= match (i, reply) {
+            // Without its arguments it does nothing; where it is allowed, that is what the answer complains of.
+            (0, Reply::Error(text)) => !text.contains("wrong number of arguments"),
+            (1, capa) => handshake::capable(&capa.text().unwrap_or_default()).is_err(),
+            (_, dry) => dry.text().is_some_and(|t| t.contains("no permissions")),
+        };
+        Ok(())
+    });
+    match asked.await {
+        _ if no => Ok(false),
+        asked => asked.map(|()| true),
+    }
 }
 
 /// A link that fills one shard's spool.
