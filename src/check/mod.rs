@@ -83,31 +83,26 @@ const RDB: &str = "the target holds what the snapshot holds";
 /// `known` is the mode that an earlier run has found: then PSYNC is not asked about again.
 pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> {
     let mut findings = Vec::new();
-    let source = match &job.source {
-        Source::Server { endpoint, .. } => {
-            let facts = probe::facts(endpoint, false).await;
-            rules::reached("source", facts, &mut findings)
-        }
-        Source::Rdb { path } => {
-            files::findings(path, &mut findings);
-            None
+    let source = async {
+        match job.source.endpoint() {
+            Some(endpoint) => Some(probe::facts(endpoint, false).await),
+            None => None,
         }
     };
-    let target = probe::facts(&job.target, write).await;
+    let (source, target) = futures::join!(source, probe::facts(&job.target, write));
+    if let Source::Rdb { path } = &job.source {
+        files::findings(path, &mut findings);
+    }
+    let source = source.and_then(|facts| rules::reached("source", facts, &mut findings));
     let mut target = rules::reached("target", target, &mut findings);
+    let told = Told::by(job, source.as_ref(), target.as_ref(), known).await;
     if let Some(facts) = &mut target {
-        let refused = restoring::refused_at(&job.target).await;
-        facts.commands.insert("RESTORE", !refused);
+        facts.commands.insert("RESTORE", !told.restore_refused);
     }
     let mode = match &job.source {
         Source::Rdb { .. } => Some("rdb"),
         Source::Server { endpoint, mode } if source.is_some() => {
-            let allowed = match (mode, known) {
-                (Mode::Scan, _) => false,
-                (_, Some(known)) => known == "replica",
-                // A connection that fails says nothing of rights: the migration will tell.
-                _ => (psync::allowed(endpoint).await).unwrap_or(*mode == Mode::Replica),
-            };
+            let allowed = told.psync_allowed;
             rules::mode(*mode, allowed, &endpoint.commands, &mut findings);
             Some(match mode {
                 Mode::Scan => "scan",
@@ -141,8 +136,8 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         }
         let replica = mode == Some("replica");
         rules::source(job, facts, replica, &mut findings);
-        if replica && facts.commands.get("COMMAND") == Some(&true) {
-            let unknown = probe::unknown_to_us(endpoint, &facts.called).await?;
+        let unknown = told.unknown_to_us?;
+        if replica && tells_commands(facts) {
             rules::unknown_in_stream(job, &unknown, &mut findings);
         }
         differences::source(job, facts, replica, &mut findings);
@@ -173,10 +168,9 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         {
             differences::beyond(highest, target, &mut findings);
         }
+        let unknown = told.unknown_there?;
         // Where the target does not let us ask, nothing is known of it.
-        let told = target.commands.get("COMMAND") == Some(&true);
-        if told && !source.called.is_empty() {
-            let unknown = probe::unknown(&job.target, &source.called).await?;
+        if tells_commands(target) && !source.called.is_empty() {
             rules::unknown(&unknown, target, &mut findings);
         }
     }
@@ -194,4 +188,79 @@ pub async fn run(job: &Job, write: bool, known: Option<&str>) -> Result<Report> 
         target,
         findings,
     })
+}
+
+/// What is asked of both sides at once when it is known what they are.
+struct Told {
+    restore_refused: bool,
+    psync_allowed: bool,
+    /// Commands that clients of the source call, which write there, and which keyferry does not know.
+    unknown_to_us: Result<Vec<String>>,
+    /// Commands that clients of the source call, and the target does not know.
+    unknown_there: Result<Vec<String>>,
+}
+
+impl Told {
+    async fn by(
+        job: &Job,
+        source: Option<&Facts>,
+        target: Option<&Facts>,
+        known: Option<&str>,
+    ) -> Told {
+        let restore_refused = async {
+            match target {
+                Some(facts) => restoring::refused(&job.target, &facts.nodes).await,
+                None => false,
+            }
+        };
+        let psync_allowed = async {
+            match (&job.source, known) {
+                (Source::Rdb { .. }, _) => false,
+                (
+                    Source::Server {
+                        mode: Mode::Scan, ..
+                    },
+                    _,
+                ) => false,
+                (_, Some(known)) => known == "replica",
+                // A connection that fails says nothing of rights: the migration will tell.
+                (Source::Server { endpoint, mode }, None) if source.is_some() => {
+                    (psync::allowed(endpoint).await).unwrap_or(*mode == Mode::Replica)
+                }
+                (Source::Server { .. }, None) => false,
+            }
+        };
+        let unknown_to_us = async {
+            match (&job.source, source) {
+                (Source::Server { endpoint, mode }, Some(facts))
+                    if *mode != Mode::Scan && tells_commands(facts) =>
+                {
+                    probe::unknown_to_us(endpoint, &facts.called).await
+                }
+                _ => Ok(Vec::new()),
+            }
+        };
+        let unknown_there = async {
+            match (source, target) {
+                (Some(source), Some(facts))
+                    if tells_commands(facts) && !source.called.is_empty() =>
+                {
+                    probe::unknown(&job.target, &source.called).await
+                }
+                _ => Ok(Vec::new()),
+            }
+        };
+        let (restore_refused, psync_allowed, unknown_to_us, unknown_there) =
+            futures::join!(restore_refused, psync_allowed, unknown_to_us, unknown_there);
+        Told {
+            restore_refused,
+            psync_allowed,
+            unknown_to_us,
+            unknown_there,
+        }
+    }
+}
+
+fn tells_commands(facts: &Facts) -> bool {
+    facts.commands.get("COMMAND") == Some(&true)
 }

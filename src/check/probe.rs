@@ -3,21 +3,27 @@
 use super::surroundings::{self, Surroundings};
 use crate::command;
 use crate::error::Result;
-use crate::net::server::{self, Product, Server};
+use crate::net::server::{self, Layout, Product, Server};
 use crate::net::{Control, connect, control, enter, is_elsewhere, question};
 use crate::plan::{self, Endpoint, Topology};
 use crate::rdb::modules::ways::Loaded;
 use crate::rdb::payload;
 use crate::resp::{Reply, info};
 use crate::target::restoring;
-use crate::types::{Slot, unix_ms};
+use crate::types::{DbIndex, Slot, unix_ms};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often the round trip is measured; the middle one counts.
 const PINGS: usize = 7;
+/// After this time it is measured no more.
+const PINGS_TAKE: Duration = Duration::from_millis(50);
+/// What asks the server who we are, among what it lets us do.
+const WHO: &str = "ACL WHOAMI";
+/// Of so many names of ours, one leads to any master.
+const NAMES: usize = 1_000_000;
 /// The footers of DUMP payloads tried on a target, the newest first.
 const FOOTERS: [u16; 9] = [81, 80, 14, 13, 12, 11, 10, 9, 6];
 
@@ -25,6 +31,9 @@ const FOOTERS: [u16; 9] = [81, 80, 14, 13, 12, 11, 10, 9, 6];
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Facts {
     pub url: String,
+    /// The addresses of its masters.
+    #[serde(skip)]
+    pub nodes: Vec<String>,
     /// "redis 7.0.15".
     pub server: String,
     pub topology: &'static str,
@@ -107,7 +116,11 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
     // Rights may have been given since they were asked about.
     endpoint.learnt.forget_refusals();
     let (layout, server) = server::layout(endpoint).await?;
-    let loaded = server::modules(endpoint).await?;
+    let ((told, mut conn), loaded, (clock_ahead_ms, rtt_us)) = futures::try_join!(
+        masters(endpoint, &layout, &server, write),
+        server::modules(endpoint),
+        clock(endpoint),
+    )?;
     let mut facts = Facts {
         url: endpoint.redacted_url(),
         server: server.to_string(),
@@ -119,47 +132,80 @@ pub async fn facts(endpoint: &Endpoint, write: bool) -> Result<Facts> {
         masters: layout.masters.len(),
         tls: endpoint.tls.is_some(),
         takes_field_expiry: server.has_field_expiry(),
-        clock_ahead_ms: server::clock_ahead_ms(endpoint).await?,
+        clock_ahead_ms,
+        rtt_us,
         modules: (loaded.iter().flatten()).map(|m| m.name.clone()).collect(),
         loaded,
         format: Some(server.payload_target()),
-        ..Facts::default()
+        ..told
     };
-    for master in &layout.masters {
-        let mut conn = control(endpoint, &master.address).await?;
-        let info = sums(&mut conn, &mut facts).await?;
-        facts.surroundings.add(&mut conn, &info).await?;
-        if !layout.cluster {
-            facts.surroundings.master = surroundings::master_of(endpoint, &info).await;
-        }
-    }
-    let conn = match layout.masters.first() {
-        Some(first) => connect(endpoint, &first.address).await?,
-        None => enter(endpoint).await?,
-    };
-    facts.certificate_ends_ms = conn.certificate_ends_ms();
-    let mut conn = Control::over(conn).await?;
-    let mut times = Vec::with_capacity(PINGS);
-    for _ in 0..PINGS {
+    (facts.surroundings.count_indexes(&mut conn, &facts.modules)).await?;
+    facts.nodes = layout.masters.into_iter().map(|m| m.address).collect();
+    Ok(facts)
+}
+
+/// How far the clock is ahead, and the middle one of some round trips.
+async fn clock(endpoint: &Endpoint) -> Result<(Option<i64>, u64)> {
+    let mut conn = question(endpoint).await?;
+    let ahead = server::clock_of(&mut conn).await?;
+    let (mut times, since) = (Vec::with_capacity(PINGS), Instant::now());
+    // Long ones are much the same.
+    while times.len() < PINGS && since.elapsed() < PINGS_TAKE {
         let began = Instant::now();
         conn.ask(&[b"PING"]).await?;
         times.push(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
     }
     times.sort_unstable();
-    facts.rtt_us = times.get(PINGS / 2).copied().unwrap_or(0);
-    commands(&mut conn, &server, layout.cluster, write, &mut facts).await?;
-    facts.surroundings.ask(&mut conn, &facts.modules).await?;
-    if write {
-        let name = random_name();
-        let slot = Slot::of(name.as_bytes());
-        let owner = layout.masters.iter().find(|m| m.slots.has(slot));
-        let mut conn = match owner {
-            Some(owner) => control(endpoint, &owner.address).await?,
-            None => conn,
-        };
-        facts.restore_version = restore(&mut conn, &name, &mut facts).await?;
-    }
-    Ok(facts)
+    Ok((ahead, times.get(times.len() / 2).copied().unwrap_or(0)))
+}
+
+/// Asks the masters what they hold and the first of them what it lets us do, whose connection is returned too. What that
+/// one has refused is known before the others are asked.
+async fn masters(
+    endpoint: &Endpoint,
+    layout: &Layout,
+    server: &Server,
+    write: bool,
+) -> Result<(Facts, Control)> {
+    let mut facts = Facts::default();
+    let Some((first, others)) = layout.masters.split_first() else {
+        let conn = enter(endpoint).await?;
+        facts.certificate_ends_ms = conn.certificate_ends_ms();
+        let mut conn = Control::over(conn).await?;
+        commands(&mut conn, server, layout.cluster, write, &mut facts).await?;
+        return Ok((facts, conn));
+    };
+    let conn = connect(endpoint, &first.address).await?;
+    facts.certificate_ends_ms = conn.certificate_ends_ms();
+    let mut conn = Control::over(conn).await?;
+    let told = Told::by(&mut conn).await?;
+    told.add_to(&mut facts);
+    let others = futures::future::try_join_all(others.iter().map(async |master| {
+        let mut conn = control(endpoint, &master.address).await?;
+        Told::by(&mut conn).await
+    }));
+    let upstream = async {
+        Ok(match layout.cluster {
+            true => None,
+            false => surroundings::master_of(endpoint, &told.info).await,
+        })
+    };
+    let may = async {
+        commands(&mut conn, server, layout.cluster, write, &mut facts).await?;
+        if write {
+            // One of this master's slots, where there are such.
+            let mut names = (0..NAMES).map(|_| random_name());
+            let ours = |name: &String| first.slots.has(Slot::of(name.as_bytes()));
+            if let Some(name) = names.find(ours) {
+                facts.restore_version = restore(&mut conn, &name, &mut facts).await?;
+            }
+        }
+        Ok(())
+    };
+    let (others, upstream, ()) = futures::try_join!(others, upstream, may)?;
+    others.iter().for_each(|told| told.add_to(&mut facts));
+    facts.surroundings.master = upstream;
+    Ok((facts, conn))
 }
 
 /// What servers tell adds up to more than a number holds at worst to the largest one.
@@ -167,72 +213,121 @@ fn add(sum: &mut u64, n: u64) {
     *sum = sum.saturating_add(n);
 }
 
-/// Adds what one master tells of itself; returns its INFO.
-async fn sums(conn: &mut Control, facts: &mut Facts) -> Result<String> {
-    let reply = conn.ask(&[b"INFO", b"everything"]).await?;
-    let text = reply.text().unwrap_or_default().into_owned();
-    let number = |name: &str| info::number(&text, name);
-    for (db, keys) in server::databases(conn).await.unwrap_or_default() {
-        add(facts.databases.entry(db.0).or_default(), keys);
-        add(&mut facts.keys, keys);
-    }
-    for (_, of) in info::databases(&text) {
-        add(&mut facts.expires, of.count("expires").unwrap_or(0));
-        let with_fields = of.count("subexpiry");
-        if let Some(n) = with_fields.or(of.count("keys_with_volatile_items")) {
-            add(facts.field_expiry_keys.get_or_insert(0), n);
+/// What one master has told of itself.
+struct Told {
+    /// All of INFO.
+    info: String,
+    databases: Vec<(DbIndex, u64)>,
+    maxclients: Option<u64>,
+    /// See [`Facts::scripts_verbatim`].
+    verbatim: bool,
+    /// Channels of keyspace notifications that somebody listens to.
+    channels: u64,
+    sentinels: u64,
+}
+
+impl Told {
+    async fn by(conn: &mut Control) -> Result<Told> {
+        let asked: [&[&[u8]]; 3] = [
+            &[b"INFO", b"everything"],
+            &[b"INFO", b"keyspace"],
+            &[b"PUBSUB", b"CHANNELS", b"__key*"],
+        ];
+        let replies = conn.ask_new(&asked).await?;
+        let text = |i: usize| Some(replies.get(i)?.text()?.into_owned());
+        let info = text(0).unwrap_or_default();
+        let databases = replies.get(1).map(server::databases_in);
+        let channels = (replies.get(2)).and_then(|reply| Some(reply.array()?.len() as u64));
+        let mut maxclients = info::number(&info, "maxclients");
+        let verbatim = verbatim(&Server::parse(&info));
+        let mut asked: Vec<&[&[u8]]> = vec![&[b"PUBSUB", b"NUMSUB", b"__sentinel__:hello"]];
+        if maxclients.is_none() {
+            // Redis 6 tells it only where CONFIG is allowed.
+            asked.push(&[b"CONFIG", b"GET", b"maxclients"]);
         }
-    }
-    let dataset = number("used_memory_dataset").or(number("used_memory"));
-    add(&mut facts.used_memory, dataset.unwrap_or(0));
-    if let Some(max) = number("maxmemory") {
-        let sum = facts.maxmemory.get_or_insert(0);
-        // Without a limit on one master there is none.
-        *sum = match (*sum, max) {
-            (_, 0) => 0,
-            (sum, max) => sum.saturating_add(max),
+        if verbatim.is_none() {
+            asked.push(&[b"CONFIG", b"GET", b"lua-replicate-commands"]);
+        }
+        let mut replies = conn.ask_new(&asked).await?.into_iter();
+        let mut value = || replies.next().and_then(|r| r.array()?.get(1).cloned());
+        let sentinels = value().and_then(|n| u64::try_from(n.int()?).ok());
+        if maxclients.is_none() {
+            maxclients = value().and_then(|n| n.text()?.parse().ok());
+        }
+        let verbatim = match verbatim {
+            Some(known) => known,
+            None => value().is_some_and(|told| told.bytes() == Some(b"no")),
         };
+        Ok(Told {
+            info,
+            databases: databases.unwrap_or_default(),
+            maxclients,
+            verbatim,
+            channels: channels.unwrap_or(0),
+            sentinels: sentinels.unwrap_or(0),
+        })
     }
-    facts.eviction = info::field(&text, "maxmemory_policy").map(str::to_owned);
-    let fewest = |known: Option<u64>, now: Option<u64>| match (known, now) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-    facts.clients = facts.clients.max(number("connected_clients"));
-    let mut maxclients = number("maxclients");
-    if maxclients.is_none() {
-        // Redis 6 tells it only where CONFIG is allowed.
-        let told = conn.ask(&[b"CONFIG", b"GET", b"maxclients"]).await?;
-        let value = told.array().and_then(|pair| pair.get(1)?.text());
-        maxclients = value.and_then(|n| n.parse().ok());
-    }
-    facts.maxclients = fewest(facts.maxclients, maxclients);
-    facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
-    let kbps = info::field(&text, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
-    add(
-        &mut facts.input_bytes_per_s,
-        kbps.map_or(0, |k| (k * 1024.0) as u64),
-    );
-    for (name, of) in info::commands(&text) {
-        let calls = of.count("calls");
-        if calls > Some(0) && !OURS.contains(&name.as_str()) {
-            let command = name.split('|').next().unwrap_or_default();
-            facts.called.insert(command.to_ascii_uppercase());
+
+    fn add_to(&self, facts: &mut Facts) {
+        let text = &self.info;
+        let number = |name: &str| info::number(text, name);
+        for (db, keys) in &self.databases {
+            add(facts.databases.entry(db.0).or_default(), *keys);
+            add(&mut facts.keys, *keys);
         }
-        match name.as_str() {
-            "eval" | "evalsha" | "fcall" => add(&mut facts.scripts, calls.unwrap_or(0)),
-            "rename" | "renamenx" | "smove" | "lmove" | "rpoplpush" | "copy" | "sort" | "bitop"
-            | "pfmerge" | "sunionstore" | "sinterstore" | "sdiffstore" | "zunionstore"
-            | "zinterstore" | "zdiffstore" | "zrangestore" | "geosearchstore" => {
-                add(&mut facts.several_keys, calls.unwrap_or(0));
+        for (_, of) in info::databases(text) {
+            add(&mut facts.expires, of.count("expires").unwrap_or(0));
+            let with_fields = of.count("subexpiry");
+            if let Some(n) = with_fields.or(of.count("keys_with_volatile_items")) {
+                add(facts.field_expiry_keys.get_or_insert(0), n);
             }
-            _ => {}
         }
+        let dataset = number("used_memory_dataset").or(number("used_memory"));
+        add(&mut facts.used_memory, dataset.unwrap_or(0));
+        if let Some(max) = number("maxmemory") {
+            let sum = facts.maxmemory.get_or_insert(0);
+            // Without a limit on one master there is none.
+            *sum = match (*sum, max) {
+                (_, 0) => 0,
+                (sum, max) => sum.saturating_add(max),
+            };
+        }
+        facts.eviction = info::field(text, "maxmemory_policy").map(str::to_owned);
+        let fewest = |known: Option<u64>, now: Option<u64>| match (known, now) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        facts.clients = facts.clients.max(number("connected_clients"));
+        facts.maxclients = fewest(facts.maxclients, self.maxclients);
+        facts.backlog_bytes = fewest(facts.backlog_bytes, number("repl_backlog_size"));
+        let kbps =
+            info::field(text, "instantaneous_input_kbps").and_then(|n| n.parse::<f64>().ok());
+        add(
+            &mut facts.input_bytes_per_s,
+            kbps.map_or(0, |k| (k * 1024.0) as u64),
+        );
+        for (name, of) in info::commands(text) {
+            let calls = of.count("calls");
+            if calls > Some(0) && !OURS.contains(&name.as_str()) {
+                let command = name.split('|').next().unwrap_or_default();
+                facts.called.insert(command.to_ascii_uppercase());
+            }
+            match name.as_str() {
+                "eval" | "evalsha" | "fcall" => add(&mut facts.scripts, calls.unwrap_or(0)),
+                "rename" | "renamenx" | "smove" | "lmove" | "rpoplpush" | "copy" | "sort"
+                | "bitop" | "pfmerge" | "sunionstore" | "sinterstore" | "sdiffstore"
+                | "zunionstore" | "zinterstore" | "zdiffstore" | "zrangestore"
+                | "geosearchstore" => {
+                    add(&mut facts.several_keys, calls.unwrap_or(0));
+                }
+                _ => {}
+            }
+        }
+        facts.scripts_verbatim |= self.verbatim;
+        let aof = info::field(text, "aof_enabled") == Some("1");
+        facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
+        (facts.surroundings).add(text, self.channels, self.sentinels);
     }
-    facts.scripts_verbatim |= verbatim(conn, &Server::parse(&text)).await?;
-    let aof = info::field(&text, "aof_enabled") == Some("1");
-    facts.persistence = if aof { "aof" } else { "rdb or none" }.to_owned();
-    Ok(text)
 }
 
 /// What keyferry asks modules, and hardly a client does.
@@ -289,17 +384,12 @@ pub async fn has_database(endpoint: &Endpoint, db: u32) -> Result<bool> {
     Ok(!matches!(reply, Reply::Error(_)))
 }
 
-/// Whether a server replicates scripts as they were called: Redis 4 and older do, 5.0 to 6.2 when they are told to.
-async fn verbatim(conn: &mut Control, server: &Server) -> Result<bool> {
+/// Whether a server replicates scripts as they were called: Redis 4 and older do, 5.0 to 6.2 when they are told to (`None`).
+fn verbatim(server: &Server) -> Option<bool> {
     if server.product != Product::Redis || server.at_least(7, 0) || server.version.0 == 0 {
-        return Ok(false);
+        return Some(false);
     }
-    if !server.at_least(5, 0) {
-        return Ok(true);
-    }
-    let reply = (conn.ask(&[b"CONFIG", b"GET", b"lua-replicate-commands"])).await?;
-    let told = reply.array().and_then(|p| p.get(1)?.bytes());
-    Ok(told == Some(b"no".as_slice()))
+    (!server.at_least(5, 0)).then_some(true)
 }
 
 /// Tries what harms nobody: on a name that does not exist, or without the arguments it needs.
@@ -312,7 +402,7 @@ async fn commands(
 ) -> Result<()> {
     let nobody = random_name();
     let name = nobody.as_bytes();
-    let tries: [(&'static str, Vec<&[u8]>); 13] = [
+    let tries: [(&'static str, Vec<&[u8]>); 14] = [
         ("SCAN", vec![b"SCAN", b"0", b"COUNT", b"1"]),
         ("DUMP", vec![b"DUMP", name]),
         ("TYPE", vec![b"TYPE", name]),
@@ -335,19 +425,26 @@ async fn commands(
         ("FUNCTION", vec![b"FUNCTION", b"LIST"]),
         ("XINFO", vec![b"XINFO", b"GROUPS", name]),
         ("HEXISTS", vec![b"HEXISTS", name, b"f"]),
+        (WHO, vec![b"ACL", b"WHOAMI"]),
     ];
-    for (what, args) in tries {
-        if (what.starts_with("CLUSTER") && !cluster)
-            || (what == "FUNCTION" && !server.has_functions())
-            || (what == "HEXISTS" && !server.has_field_expiry())
-        {
+    let fits = |what: &str| {
+        (cluster || !what.starts_with("CLUSTER"))
+            && (server.has_functions() || what != "FUNCTION")
+            && (server.has_field_expiry() || what != "HEXISTS")
+    };
+    let tries: Vec<_> = tries.iter().filter(|(what, _)| fits(what)).collect();
+    let asked: Vec<&[&[u8]]> = tries.iter().map(|(_, args)| args.as_slice()).collect();
+    let replies = conn.ask_new(&asked).await?;
+    let mut user = None;
+    for ((what, _), reply) in tries.into_iter().zip(&replies) {
+        if *what == WHO {
+            user = reply.bytes().map(<[u8]>::to_vec);
             continue;
         }
-        let reply = conn.ask(&args).await?;
         // Another master's slot: that it may be run is what counts.
         let refused = matches!(&reply, Reply::Error(text) if !is_elsewhere(text) && !text.contains("no such key"));
         facts.commands.insert(what, !refused);
-        match (what, &reply) {
+        match (*what, reply) {
             ("FUNCTION", Reply::Array(list)) => facts.functions = Some(list.len()),
             ("CONFIG GET", Reply::Array(parts)) => {
                 facts.notifications = parts.get(1).and_then(Reply::text).map(|t| t.into_owned());
@@ -355,22 +452,6 @@ async fn commands(
             _ => {}
         }
     }
-    if facts.commands.get("CONFIG GET") == Some(&true) {
-        let reply = conn
-            .ask(&[b"CONFIG", b"GET", b"client-output-buffer-limit"])
-            .await?;
-        facts.replica_buffer = (reply.array())
-            .and_then(|p| p.get(1)?.text().map(|t| t.into_owned()))
-            .and_then(|text| {
-                let words: Vec<&str> = text.split(' ').collect();
-                let at = words
-                    .iter()
-                    .position(|w| *w == "slave" || *w == "replica")?;
-                Some(words.get(at + 1..at + 4)?.join(" "))
-            });
-    }
-    let user = conn.ask(&[b"ACL", b"WHOAMI"]).await?;
-    let user = user.bytes().map(<[u8]>::to_vec);
     let dry: [(&'static str, Vec<&[u8]>); 5] = [
         ("WAIT", vec![b"WAIT", b"0", b"1"]),
         ("ACL SETUSER", vec![b"ACL", b"SETUSER", name, b"x"]),
@@ -378,16 +459,38 @@ async fn commands(
         ("CLIENT PAUSE", vec![b"CLIENT", b"PAUSE", b"x"]),
         ("DEL", vec![b"DEL", name]),
     ];
-    for (what, args) in dry {
+    let selects = !cluster || server.may_have_cluster_databases();
+    let settings = surroundings::ask_for_settings();
+    let mut asked: Vec<Vec<&[u8]>> = vec![settings];
+    if selects {
+        asked.push(vec![b"SELECT", b"1"]);
+    }
+    if let Some(user) = &user {
+        asked.push(vec![b"ACL", b"LIST"]);
+        for (_, args) in &dry {
+            let mut dry: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user];
+            dry.extend(args);
+            asked.push(dry);
+        }
+    }
+    if selects {
+        asked.push(vec![b"SELECT", b"0"]);
+    }
+    let asked: Vec<&[&[u8]]> = asked.iter().map(Vec::as_slice).collect();
+    let mut replies = conn.ask_new(&asked).await?.into_iter();
+    let mut next = || replies.next().unwrap_or(Reply::Nil);
+    let settings = next();
+    if selects {
+        facts.select = !matches!(next(), Reply::Error(_));
+    }
+    let users = user.is_some().then(&mut next);
+    let mut left = Vec::new();
+    for (what, args) in &dry {
         let dry = match &user {
-            Some(user) => {
-                let mut asked: Vec<&[u8]> = vec![b"ACL", b"DRYRUN", user];
-                asked.extend(&args);
-                conn.ask(&asked).await?
-            }
+            Some(_) => next(),
             None => Reply::Nil,
         };
-        let allowed = match (dry, what) {
+        let allowed = match (dry, *what) {
             (Reply::Status(_), _) => true,
             (Reply::Bulk(_), _) => false,
             // A call would be taken for a client's by the next check.
@@ -395,19 +498,28 @@ async fn commands(
             (_, "ACL SETUSER") if user.is_none() => false,
             // Redis 6 counts the arguments before it looks at the rights. There is no such key.
             (_, "DEL") if write => {
-                let reply = conn.ask(&args).await?;
-                !matches!(reply, Reply::Error(text) if plan::is_for_good(&text))
+                left.push((*what, args.as_slice()));
+                continue;
             }
             // No DRYRUN here: what is allowed complains of its arguments, or that there are none.
             _ => {
                 let bare = args.get(..if what.contains(' ') { args.len() } else { 1 });
-                match conn.ask(bare.unwrap_or_default()).await? {
-                    Reply::Error(text) => ["wrong number", "syntax", "not an integer"]
-                        .iter()
-                        .any(|words| text.to_ascii_lowercase().contains(words)),
-                    _ => false,
-                }
+                left.push((*what, bare.unwrap_or_default()));
+                continue;
             }
+        };
+        facts.commands.insert(what, allowed);
+    }
+    let asked: Vec<&[&[u8]]> = left.iter().map(|(_, args)| *args).collect();
+    for ((what, _), reply) in left.iter().zip(conn.ask_new(&asked).await?) {
+        let allowed = match (*what, reply) {
+            ("DEL", reply) if write => {
+                !matches!(reply, Reply::Error(text) if plan::is_for_good(&text))
+            }
+            (_, Reply::Error(text)) => ["wrong number", "syntax", "not an integer"]
+                .iter()
+                .any(|words| text.to_ascii_lowercase().contains(words)),
+            _ => false,
         };
         facts.commands.insert(what, allowed);
     }
@@ -416,10 +528,8 @@ async fn commands(
         pause: may("CLIENT PAUSE") && surroundings::pauses_writes(server),
         users: may("ACL SETUSER"),
     };
-    if !cluster || server.may_have_cluster_databases() {
-        facts.select = !matches!(conn.ask(&[b"SELECT", b"1"]).await?, Reply::Error(_));
-        conn.ask(&[b"SELECT", b"0"]).await?;
-    }
+    (facts.surroundings.take(conn, settings, users)).await?;
+    facts.replica_buffer = facts.surroundings.replica_buffer();
     Ok(())
 }
 
@@ -427,37 +537,44 @@ async fn commands(
 async fn restore(conn: &mut Control, name: &str, facts: &mut Facts) -> Result<Option<u16>> {
     let key = name.as_bytes();
     let ends = unix_ms().saturating_add(10_000).to_string();
-    let mut taken = None;
-    for footer in FOOTERS {
+    let bodies = FOOTERS.map(|footer| {
         let mut body = Vec::new();
         // A string of one letter (type 0).
         payload::seal(&mut body, &[], 0, b"\x01a", footer);
-        let reply = conn
-            .ask(&[
-                b"RESTORE",
-                key,
-                ends.as_bytes(),
-                &body,
-                b"REPLACE",
-                b"ABSTTL",
-            ])
-            .await?;
-        match reply {
-            Reply::Error(text) if restoring::is_refused(&text) => {
-                facts.commands.insert("RESTORE", false);
-                break;
-            }
-            Reply::Error(_) => {}
-            _ => {
-                taken = Some(footer);
-                break;
+        body
+    });
+    let bodies: Vec<(u16, Vec<u8>)> = FOOTERS.into_iter().zip(bodies).collect();
+    // The first by itself, as all may be refused.
+    let (first, others) = bodies.split_at(1);
+    for bodies in [first, others] {
+        let commands: Vec<[&[u8]; 6]> = (bodies.iter())
+            .map(|(_, body)| -> [&[u8]; 6] {
+                [
+                    b"RESTORE",
+                    key,
+                    ends.as_bytes(),
+                    body,
+                    b"REPLACE",
+                    b"ABSTTL",
+                ]
+            })
+            .collect();
+        let mut asked: Vec<&[&[u8]]> = commands.iter().map(<[_; 6]>::as_slice).collect();
+        let remove: [&[u8]; 2] = [b"DEL", key];
+        asked.push(&remove);
+        let replies = conn.ask_all(&asked).await?;
+        for ((footer, _), reply) in bodies.iter().zip(replies) {
+            match reply {
+                Reply::Error(text) if restoring::is_refused(&text) => {
+                    facts.commands.insert("RESTORE", false);
+                    return Ok(None);
+                }
+                Reply::Error(_) => {}
+                _ => return Ok(Some(*footer)),
             }
         }
     }
-    if taken.is_some() {
-        conn.ask(&[b"DEL", key]).await?;
-    }
-    Ok(taken)
+    Ok(None)
 }
 
 /// The name of a key of our own.

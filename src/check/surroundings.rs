@@ -97,8 +97,8 @@ pub struct Closes {
 }
 
 impl Surroundings {
-    /// Adds what one master tells; `info` is its whole INFO.
-    pub async fn add(&mut self, conn: &mut Control, info: &str) -> Result<()> {
+    /// Adds what one master has told: its whole INFO, channels of notifications that are listened to, and sentinels.
+    pub fn add(&mut self, info: &str, channels: u64, sentinels: u64) {
         for (name, of) in info::commands(info) {
             let calls = of.count("calls").unwrap_or(0);
             let sum = match name.as_str() {
@@ -123,23 +123,35 @@ impl Surroundings {
         if info::number(info, "min_slaves_good_slaves").is_some() {
             self.replicas.wanted.get_or_insert(1);
         }
-        let reply = conn.ask(&[b"PUBSUB", b"CHANNELS", b"__key*"]).await?;
-        let channels = reply.array().map_or(0, |list| list.len() as u64);
         self.listeners.channels = self.listeners.channels.saturating_add(channels);
-        let hello: &[&[u8]] = &[b"PUBSUB", b"NUMSUB", b"__sentinel__:hello"];
-        let reply = conn.ask(hello).await?;
-        let told = reply.array().and_then(|pair| pair.get(1)?.int());
-        let sentinels = told.and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
         self.sentinels = self.sentinels.max(sentinels);
+    }
+
+    /// Takes what the first master has answered to [`ask_for_settings`] and, where we have a name there, to ACL LIST.
+    pub async fn take(
+        &mut self,
+        conn: &mut Control,
+        settings: Reply,
+        users: Option<Reply>,
+    ) -> Result<()> {
+        self.settings = self::settings(conn, settings).await?;
+        let wanted = self.number("min-replicas-to-write").filter(|n| *n > 0);
+        self.replicas.wanted = wanted.or(self.replicas.wanted);
+        self.users = users.and_then(|list| users::told(&list));
         Ok(())
     }
 
-    /// Asks the first master what is alike on all of them.
-    pub async fn ask(&mut self, conn: &mut Control, modules: &[String]) -> Result<()> {
-        self.settings = settings(conn).await?;
-        let wanted = self.number("min-replicas-to-write").filter(|n| *n > 0);
-        self.replicas.wanted = wanted.or(self.replicas.wanted);
-        self.users = users::of(conn).await?;
+    /// What a replica may be behind before it is cut off, in the server's own numbers.
+    pub fn replica_buffer(&self) -> Option<String> {
+        let text = self.settings.get("client-output-buffer-limit")?;
+        let words: Vec<&str> = text.split(' ').collect();
+        let at = words
+            .iter()
+            .position(|w| *w == "slave" || *w == "replica")?;
+        Some(words.get(at + 1..at + 4)?.join(" "))
+    }
+
+    pub async fn count_indexes(&mut self, conn: &mut Control, modules: &[String]) -> Result<()> {
         if modules.iter().any(|m| m.starts_with("search")) {
             let reply = conn.ask(&[b"FT._LIST"]).await?;
             self.indexes = reply.array().map(|list| list.len() as u64);
@@ -153,17 +165,25 @@ impl Surroundings {
     }
 }
 
-/// The settings that a server tells; none where CONFIG is refused.
-async fn settings(conn: &mut Control) -> Result<BTreeMap<&'static str, String>> {
+/// The question for all settings.
+pub fn ask_for_settings() -> Vec<&'static [u8]> {
     let mut ask: Vec<&[u8]> = vec![b"CONFIG", b"GET"];
     ask.extend(SETTINGS.iter().map(|name| name.as_bytes()));
-    let told = match conn.ask(&ask).await? {
+    ask
+}
+
+/// The settings of the answer; none where CONFIG is refused.
+async fn settings(conn: &mut Control, told: Reply) -> Result<BTreeMap<&'static str, String>> {
+    let told = match told {
         Reply::Array(told) => told,
         // Redis 6 takes one name at a time.
         Reply::Error(text) if text.contains("wrong number") => {
             let mut all = Vec::new();
-            for name in SETTINGS {
-                let reply = conn.ask(&[b"CONFIG", b"GET", name.as_bytes()]).await?;
+            let asked = SETTINGS.map(|name| -> [&[u8]; 3] { [b"CONFIG", b"GET", name.as_bytes()] });
+            for reply in conn
+                .ask_new(&asked.each_ref().map(|a| a.as_slice()))
+                .await?
+            {
                 let Reply::Array(pair) = reply else { break };
                 all.extend(pair);
             }

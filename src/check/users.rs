@@ -2,8 +2,7 @@
 //!
 //! Invariant: no password and no hash of one leaves this file, except as a checksum that is compared in memory.
 
-use crate::error::Result;
-use crate::net::Control;
+use crate::resp::Reply;
 use crate::types::{DbIndex, key_hash};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,18 +33,10 @@ pub struct Lacking {
     pub other_passwords: Vec<String>,
 }
 
-/// The users of a server; `None` where it does not let us ask.
-pub async fn of(conn: &mut Control) -> Result<Option<Users>> {
-    // Where this is refused, the others would be as well.
-    if conn.ask(&[b"ACL", b"WHOAMI"]).await?.bytes().is_none() {
-        return Ok(None);
-    }
-    let reply = conn.ask(&[b"ACL", b"LIST"]).await?;
-    let Some(list) = reply.array() else {
-        return Ok(None);
-    };
-    let lines = list.iter().filter_map(|line| line.text());
-    Ok(Some(lines.filter_map(|line| User::parse(&line)).collect()))
+/// The users of a server, from the answer of ACL LIST; `None` where it does not let us ask.
+pub fn told(list: &Reply) -> Option<Users> {
+    let lines = list.array()?.iter().filter_map(|line| line.text());
+    Some(lines.filter_map(|line| User::parse(&line)).collect())
 }
 
 /// Compares the users that may log in at the source; `own` are those that keyferry itself logs in as.

@@ -4,7 +4,6 @@ use crate::error::Result;
 use crate::net;
 use crate::plan::{self, Endpoint};
 use crate::resp::Reply;
-use crate::target::topology::Topology;
 
 /// A name that nobody uses; the payload is refused before anything is written to it.
 const PROBE_KEY: &[u8] = b"keyferry-probe:restore";
@@ -48,28 +47,19 @@ async fn refused_by(conn: &mut net::Control) -> Result<bool> {
 
 /// Whether any of these nodes refuses RESTORE: then none of them gets one. A node that cannot be asked has no say.
 pub async fn refused(endpoint: &Endpoint, nodes: &[String]) -> bool {
-    for address in nodes {
-        let asked = async {
-            let mut conn = net::control(endpoint, address).await?;
-            refused_by(&mut conn).await
-        };
-        if matches!(asked.await, Ok(true)) {
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether any master of a target refuses RESTORE, for those who have no picture of it yet.
-pub async fn refused_at(endpoint: &Endpoint) -> bool {
-    let Ok((layout, _)) = net::server::layout(endpoint).await else {
+    let ask = async |address: &String| {
+        let mut conn = net::control(endpoint, address).await?;
+        refused_by(&mut conn).await
+    };
+    let Some((first, others)) = nodes.split_first() else {
         return false;
     };
-    let proxy = endpoint.topology == plan::Topology::Proxy;
-    match Topology::of(&layout, proxy) {
-        Ok(topology) => refused(endpoint, &topology.nodes).await,
-        Err(_) => false,
+    // What that one refuses, the others are not asked.
+    if matches!(ask(first).await, Ok(true)) {
+        return true;
     }
+    let others = futures::future::join_all(others.iter().map(ask)).await;
+    others.iter().any(|told| matches!(told, Ok(true)))
 }
 
 #[cfg(test)]

@@ -76,22 +76,26 @@ fn answer(
     sent: &AtomicU64,
 ) -> std::io::Result<()> {
     let mut buf = [0; 4096];
-    loop {
+    'asked: loop {
         let n = client.read(&mut buf)?;
         if n == 0 {
             return Ok(());
         }
-        let asked = String::from_utf8_lossy(&buf[..n]);
-        let answer = match &asked {
-            asked if asked.contains(says.to) => break,
-            asked if asked.contains("PING") => "+PONG\r\n".to_owned(),
-            asked if asked.contains("INFO") => {
-                let info = "redis_version:7.2.0\r\nrole:master\r\n";
-                format!("${}\r\n{info}\r\n", info.len())
-            }
-            _ => "$-1\r\n".to_owned(),
-        };
-        client.write_all(answer.as_bytes())?;
+        let all = String::from_utf8_lossy(&buf[..n]);
+        // Several may come at once. A pattern has an asterisk too.
+        let is_command = |text: &&str| text.starts_with(|c: char| c.is_ascii_digit());
+        for asked in all.split('*').filter(is_command) {
+            let answer = match asked {
+                asked if asked.contains(says.to) => break 'asked,
+                asked if asked.contains("PING") => "+PONG\r\n".to_owned(),
+                asked if asked.contains("INFO") => {
+                    let info = "redis_version:7.2.0\r\nrole:master\r\n";
+                    format!("${}\r\n{info}\r\n", info.len())
+                }
+                _ => "$-1\r\n".to_owned(),
+            };
+            client.write_all(answer.as_bytes())?;
+        }
     }
     client.write_all(&says.first)?;
     let began = Instant::now();
