@@ -27,8 +27,8 @@ mod write;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::migrate::preflight::{
-    Found, assign, compare_clocks, facts, find_source, fits_databases, load_estimate_ms, mode_name,
-    modules, note_refused_restore, refuse_existing, remove_spool, since_then, source_name,
+    Asked, Asking, Found, assign, compare_clocks, facts, find_source, fits_databases, mode_name,
+    note_refused_restore, remove_spool, since_then, source_name,
 };
 
 use crate::migrate::checkpoint::writer::Saver;
@@ -44,14 +44,14 @@ use crate::migrate::slots::ownership::Ownership;
 use crate::migrate::slots::watch;
 use crate::net::guard;
 use crate::net::server::{Layout, Master};
-use crate::plan::{Endpoint, Job, OnExisting, Share, Source};
+use crate::plan::{Endpoint, Job, Share, Source};
 use crate::source::place::Place;
 use crate::source::pulse::{Pulse, While};
 use crate::store::{
     CHECKED, Claim, Lock, MASTERS, PULSE, Phase, Run, Stage, Store, UnknownCommand, recall_nodes,
     stage_of, worker_dir,
 };
-use crate::target::{health, restoring, topology};
+use crate::target::{health, topology};
 use crate::task::{Shutdown, peak_rss, private_dir};
 use crate::types::ShardId;
 use crate::types::unix_ms;
@@ -283,11 +283,19 @@ async fn migrate(
     port: Option<Port>,
 ) -> Result<bool> {
     let (dir, stop) = (&desk.dir.clone(), &desk.stop.clone());
+    let checked = options.checked.as_ref().and_then(|c| c["mode"].as_str());
+    let target = async {
+        let discovered = topology::discover(&job.target).await;
+        discovered.map_err(|e| e.context("look at the target"))
+    };
+    // The first error ends it, whatever the other side does.
+    let found = futures::try_join!(find_source(job, &mut store, checked), target)?;
+    let (found, (mut topology, target)) = found;
     let Found {
         mut layout,
         server: source,
         scan,
-    } = find_source(job, &mut store).await?;
+    } = found;
     let claim = match &options.share {
         Some(share) => Some(workers::take(
             share,
@@ -301,37 +309,35 @@ async fn migrate(
     let claimed = claim.as_ref().map(Claim::slot_set);
     let ends = Shutdown::default();
     let pulse = feel_pulse(job, options, &layout, &store, &ends)?;
-    let (topology, target) = topology::discover(&job.target)
-        .await
-        .map_err(|e| e.context("look at the target"))?;
     store.keep_nodes(job)?;
     fits_databases(job, &topology)?;
-    let watch = if options.dry_run {
-        None
-    } else {
-        let known = known_masters(&store)?;
-        let watch = health::Watch::begin(&job.target, &topology, known).await?;
-        let view = watch.health().view();
-        if view.losses == 0 {
-            store.put_json(MASTERS, &view.masters_document())?;
-        }
-        Some(watch)
-    };
     let saved = store.shards()?;
     if let Source::Server { .. } = &job.source {
         let stale = since_then(&saved);
         store.save_shards(&stale, &Default::default(), None)?;
     }
-    if saved.is_empty() && !options.dry_run && job.on_existing == OnExisting::Fail {
-        match &claimed {
-            Some(claimed) => existing::refuse_of(job, &topology, claimed).await?,
-            None => refuse_existing(&job.target, &topology).await?,
-        }
+    let begins = saved.is_empty() && !options.dry_run;
+    let known = known_masters(&store)?;
+    let Asked {
+        watch,
+        estimate_ms,
+        modules,
+        ahead_ms,
+        pairs,
+    } = (Asking {
+        job,
+        source: source.as_ref(),
+        topology: &topology,
+        claimed: claimed.as_ref(),
+    })
+    .ask(begins, (!options.dry_run).then_some(known))
+    .await?;
+    topology.pairs = pairs;
+    if let Some(view) = watch.as_ref().map(|w| w.health().view())
+        && view.losses == 0
+    {
+        store.put_json(MASTERS, &view.masters_document())?;
     }
-    let estimate = match (&job.source, &source) {
-        (Source::Server { endpoint, .. }, Some(_)) => load_estimate_ms(endpoint).await,
-        _ => 0,
-    };
     let numbers = claim.as_ref().map_or(Vec::new(), Claim::numbers);
     let used = claim.as_ref().map_or(0, Claim::used);
     let assigned = assign(&layout.masters, &saved, &numbers, used);
@@ -344,7 +350,6 @@ async fn migrate(
             saved.iter().map(|s| (s.shard, s.slots.clone())).collect();
         Arc::new(Ownership::new(&present, &before, claimed.clone()))
     });
-    let no_restore = restoring::refused(&job.target, &topology.nodes).await;
     let shared = Arc::new(Shared {
         job: job.clone(),
         store: Mutex::new(store),
@@ -358,13 +363,9 @@ async fn migrate(
             strict: options.strict,
             scan,
             patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
-            load_estimate_ms: estimate,
+            load_estimate_ms: estimate_ms,
         },
-        facts: facts(
-            source.as_ref(),
-            &target,
-            modules(job, source.as_ref(), no_restore).await?,
-        ),
+        facts: facts(source.as_ref(), &target, modules),
         reached: AtomicBool::new(false),
         health: watch.as_ref().map(health::Watch::health),
         ownership,
@@ -390,7 +391,7 @@ async fn migrate(
         ),
     );
     note_refused_restore(&shared);
-    compare_clocks(job, &shared).await?;
+    compare_clocks(ahead_ms, &shared);
     let phase = if !saved.is_empty() && saved.iter().all(|s| s.snapshot_loaded) {
         Phase::Stream
     } else {

@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::context::{Facts, Shared};
+use crate::migrate::load::existing;
 use crate::migrate::write::losses;
 use crate::net;
 use crate::net::server::{self, Layout, Master, Product, Server};
@@ -9,8 +10,10 @@ use crate::plan::{Endpoint, Job, Mode, OnExisting, RdbPath, Source};
 use crate::rdb::modules::ways::Takes;
 use crate::source::{files, psync};
 use crate::store::{Existing, MODE, ShardState, Store};
-use crate::target::topology::Topology;
+use crate::target::topology::{self, Pairs, Topology};
+use crate::target::{health, restoring};
 use crate::types::{DbIndex, ShardId, SlotSet, unix_ms};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 pub(super) fn mode_name(source: &Source) -> &'static str {
@@ -39,7 +42,13 @@ pub(super) struct Found {
 }
 
 /// Looks at the source; "auto" means PSYNC where that is allowed.
-pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
+///
+/// `checked` is the mode that `check` has found just now.
+pub(super) async fn find_source(
+    job: &Job,
+    store: &mut Store,
+    checked: Option<&str>,
+) -> Result<Found> {
     match &job.source {
         Source::Server { endpoint, mode } => {
             let (mut layout, server) = server::layout(endpoint)
@@ -50,6 +59,7 @@ pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
                 (Mode::Scan, _) => true,
                 (Mode::Replica, _) => false,
                 (Mode::Auto, Some(before)) => before == "scan",
+                (Mode::Auto, None) if checked == Some("replica") => false,
                 (Mode::Auto, None) => !psync::allowed(endpoint).await?,
             };
             store.put_json(MODE, &if scan { "scan" } else { "replica" }.into())?;
@@ -99,17 +109,85 @@ pub(super) async fn find_source(job: &Job, store: &mut Store) -> Result<Found> {
     }
 }
 
+/// What a run asks both sides, all at once, when it knows where they are.
+pub(super) struct Asking<'a> {
+    pub job: &'a Job,
+    pub source: Option<&'a Server>,
+    pub topology: &'a Topology,
+    pub claimed: Option<&'a SlotSet>,
+}
+
+/// What they have answered.
+pub(super) struct Asked {
+    pub watch: Option<health::Watch>,
+    pub estimate_ms: i64,
+    pub modules: Takes,
+    /// By how much the target's clock is ahead.
+    pub ahead_ms: i64,
+    pub pairs: Pairs,
+}
+
+impl Asking<'_> {
+    /// `begins`: nothing of ours is at the target yet; `known` are its masters of the run before, to watch it by.
+    pub(super) async fn ask(&self, begins: bool, known: Option<BTreeSet<String>>) -> Result<Asked> {
+        let (job, topology) = (self.job, self.topology);
+        let watch = async {
+            Ok(match known {
+                Some(known) => Some(health::Watch::begin(&job.target, topology, known).await?),
+                None => None,
+            })
+        };
+        let is_empty = async {
+            match self.claimed {
+                _ if !begins || job.on_existing != OnExisting::Fail => Ok(()),
+                Some(claimed) => existing::refuse_of(job, topology, claimed).await,
+                None => refuse_existing(&job.target, topology).await,
+            }
+        };
+        let estimate_ms = async {
+            Ok(match (&job.source, self.source) {
+                (Source::Server { endpoint, .. }, Some(_)) => load_estimate_ms(endpoint).await,
+                _ => 0,
+            })
+        };
+        let no_restore = async { Ok(restoring::refused(&job.target, &topology.nodes).await) };
+        let pairs = async { Ok(topology::pairs(topology, &job.target).await) };
+        let (watch, (), estimate_ms, modules, no_restore, ahead_ms, pairs) = futures::try_join!(
+            watch,
+            is_empty,
+            estimate_ms,
+            modules(job, self.source),
+            no_restore,
+            target_ahead_ms(job),
+            pairs
+        )?;
+        Ok(Asked {
+            watch,
+            estimate_ms,
+            modules: Takes {
+                no_restore,
+                ..modules
+            },
+            ahead_ms,
+            pairs,
+        })
+    }
+}
+
 /// What is known of the modules of both sides.
-pub(super) async fn modules(job: &Job, source: Option<&Server>, no_restore: bool) -> Result<Takes> {
-    let of_source = match job.source.endpoint() {
-        Some(endpoint) => server::modules(endpoint).await?,
-        None => None,
+async fn modules(job: &Job, source: Option<&Server>) -> Result<Takes> {
+    let of_source = async {
+        match job.source.endpoint() {
+            Some(endpoint) => server::modules(endpoint).await,
+            None => Ok(None),
+        }
     };
+    let (of_source, target) = futures::try_join!(of_source, server::modules(&job.target))?;
     Ok(Takes {
-        target: server::modules(&job.target).await?,
+        target,
         source: of_source.unwrap_or_default(),
         source_valkey: source.is_some_and(|s| s.product == Product::Valkey),
-        no_restore,
+        no_restore: false,
     })
 }
 
@@ -195,10 +273,12 @@ pub(super) fn fits_databases(job: &Job, topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) -> Result<()> {
-    for address in &topology.nodes {
+async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) -> Result<()> {
+    let asked = topology.nodes.iter().map(async |address| {
         let mut conn = net::control(endpoint, address).await?;
-        let reply = conn.call(&[b"INFO", b"keyspace"]).await?;
+        Ok::<_, Error>((address, conn.call(&[b"INFO", b"keyspace"]).await?))
+    });
+    for (address, reply) in futures::future::try_join_all(asked).await? {
         let text = reply.text().unwrap_or_default();
         if let Some(line) = text.lines().find(|l| l.starts_with("db")) {
             return Err(Error::new(
@@ -211,7 +291,7 @@ pub(super) async fn refuse_existing(endpoint: &Endpoint, topology: &Topology) ->
 }
 
 /// A generous guess at how long the load takes, from the source's memory: expiries nearer than that are held.
-pub(super) async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
+async fn load_estimate_ms(endpoint: &Endpoint) -> i64 {
     let ask = async {
         let mut conn = net::question(endpoint).await.ok()?;
         let reply = conn.ask(&[b"INFO", b"memory"]).await.ok()?;
@@ -230,17 +310,21 @@ pub(super) fn note_refused_restore(shared: &Shared) {
     }
 }
 
-/// Expiries are absolute, so a target whose clock is ahead lets keys go early: that is said before it surprises.
-pub(super) async fn compare_clocks(job: &Job, shared: &Shared) -> Result<()> {
+/// By how much the target's clock is ahead of the source's; 0 where they do not tell.
+async fn target_ahead_ms(job: &Job) -> Result<i64> {
     let Source::Server { endpoint, .. } = &job.source else {
-        return Ok(());
+        return Ok(0);
     };
-    let source = server::clock_ahead_ms(endpoint).await?;
-    let target = server::clock_ahead_ms(&job.target).await?;
-    let (Some(source), Some(target)) = (source, target) else {
-        return Ok(());
-    };
-    let ahead = target.saturating_sub(source);
+    let source = server::clock_ahead_ms(endpoint);
+    let told = futures::try_join!(source, server::clock_ahead_ms(&job.target))?;
+    Ok(match told {
+        (Some(source), Some(target)) => target.saturating_sub(source),
+        _ => 0,
+    })
+}
+
+/// Expiries are absolute, so a target whose clock is ahead lets keys go early: that is said before it surprises.
+pub(super) fn compare_clocks(ahead: i64, shared: &Shared) {
     if ahead.saturating_abs() > CLOCK_TOLERANCE_MS {
         shared.event(
             "warning",
@@ -253,7 +337,6 @@ pub(super) async fn compare_clocks(job: &Job, shared: &Shared) -> Result<()> {
             ),
         );
     }
-    Ok(())
 }
 
 /// By how much clocks may differ without a word.

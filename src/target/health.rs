@@ -119,9 +119,17 @@ impl Watch {
 
     async fn look(&mut self) -> Result<()> {
         let now = Instant::now();
+        let endpoint = &self.endpoint;
+        let nodes = self.topology.nodes.iter().map(|address| {
+            let conn = self.conns.remove(address);
+            async move {
+                let (conn, sample) = sample(endpoint, address, conn).await?;
+                Ok::<_, Error>((address.clone(), conn, sample))
+            }
+        });
         let mut samples = BTreeMap::new();
-        for address in self.topology.nodes.clone() {
-            let sample = self.sample(&address).await?;
+        for (address, conn, sample) in futures::future::try_join_all(nodes).await? {
+            self.conns.insert(address.clone(), conn);
             samples.insert(address, sample);
         }
         let masters: BTreeSet<String> = samples.values().map(|s| s.run_id.clone()).collect();
@@ -178,32 +186,35 @@ impl Watch {
         view.stable_until = view.stable_until.max(Some(stable));
         Ok(())
     }
+}
 
-    async fn sample(&mut self, address: &str) -> Result<Sample> {
-        let conn = match self.conns.get_mut(address) {
-            Some(conn) => conn,
-            None => {
-                let conn = net::control(&self.endpoint, address).await?;
-                self.conns.entry(address.to_owned()).or_insert(conn)
-            }
-        };
-        // A target that refuses INFO tells nothing: then only time counts.
-        let reply = conn.ask(&[b"INFO"]).await?;
-        let text = reply.text().unwrap_or_default();
-        if info::is_replica(&text) {
-            return Err(Error::new(
-                ErrorKind::NotReady,
-                format!("{address} is a replica now"),
-            ));
-        }
-        let replicas =
-            info::replicas(&text).filter_map(|replica| replica.get("offset")?.parse::<u64>().ok());
-        let keys = info::databases(&text).filter_map(|(_, of)| of.count("keys"));
-        Ok(Sample {
-            run_id: info::field(&text, "run_id").unwrap_or_default().to_owned(),
-            offset: info::offset(&text).map_or(0, |offset| offset.0),
-            replica: replicas.max(),
-            keys: keys.fold(0u64, u64::saturating_add),
-        })
+/// Asks a master, over a connection that is kept where there is one.
+async fn sample(
+    endpoint: &Endpoint,
+    address: &str,
+    kept: Option<Control>,
+) -> Result<(Control, Sample)> {
+    let mut conn = match kept {
+        Some(conn) => conn,
+        None => net::control(endpoint, address).await?,
+    };
+    // A target that refuses INFO tells nothing: then only time counts.
+    let reply = conn.ask(&[b"INFO"]).await?;
+    let text = reply.text().unwrap_or_default();
+    if info::is_replica(&text) {
+        return Err(Error::new(
+            ErrorKind::NotReady,
+            format!("{address} is a replica now"),
+        ));
     }
+    let replicas =
+        info::replicas(&text).filter_map(|replica| replica.get("offset")?.parse::<u64>().ok());
+    let keys = info::databases(&text).filter_map(|(_, of)| of.count("keys"));
+    let sample = Sample {
+        run_id: info::field(&text, "run_id").unwrap_or_default().to_owned(),
+        offset: info::offset(&text).map_or(0, |offset| offset.0),
+        replica: replicas.max(),
+        keys: keys.fold(0u64, u64::saturating_add),
+    };
+    Ok((conn, sample))
 }

@@ -89,7 +89,7 @@ impl Topology {
     }
 }
 
-/// The target's layout and product at the start of a run.
+/// The target's layout and product at the start of a run; [`pairs`] are still to be asked for.
 pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
     let (layout, server) = net::server::layout(endpoint).await?;
     let proxy = endpoint.topology == crate::plan::Topology::Proxy;
@@ -100,13 +100,16 @@ pub async fn discover(endpoint: &Endpoint) -> Result<(Topology, Server)> {
         let reply = conn.ask(&[b"SELECT", b"1"]).await?;
         topology.one_database = reply.text().is_none_or(|t| t != "OK");
     }
-    if takes_pairs(&topology, endpoint).await.unwrap_or(false) {
-        topology.pairs = match topology.one_slot {
-            true => Pairs::OfOneSlot,
-            false => Pairs::OfAny,
-        };
-    }
     Ok((topology, server))
+}
+
+/// Which keys one MSET may name there: of a target that was just [discovered](discover).
+pub async fn pairs(topology: &Topology, endpoint: &Endpoint) -> Pairs {
+    match takes_pairs(topology, endpoint).await {
+        Ok(true) if topology.one_slot => Pairs::OfOneSlot,
+        Ok(true) => Pairs::OfAny,
+        _ => Pairs::None,
+    }
 }
 
 /// Asks without writing: rights and slots are looked at when a command is queued, and the queue is thrown away.
@@ -131,7 +134,6 @@ async fn takes_pairs(topology: &Topology, endpoint: &Endpoint) -> Result<bool> {
         return Ok(false);
     }
     let pair: [&[u8]; 5] = [b"MSET", first.as_bytes(), b"1", second.as_bytes(), b"1"];
-    let queued = conn.ask(&pair).await?;
-    let ended = conn.ask(&[b"DISCARD"]).await?;
-    Ok(is(&queued, "QUEUED") && is(&ended, "OK"))
+    let told = conn.ask_all(&[&pair, &[b"DISCARD"]]).await?;
+    Ok(matches!(told.as_slice(), [queued, ended] if is(queued, "QUEUED") && is(ended, "OK")))
 }

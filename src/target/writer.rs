@@ -70,6 +70,10 @@ impl Writer {
     /// Serves orders until the channel closes.
     pub async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         let mut passwords = self.endpoint.learnt.versions();
+        // Before there is something to send; should it fail, the first batch tries again and tells.
+        if let Ok(live) = self.open().await {
+            self.live = Some(live);
+        }
         loop {
             let order = tokio::select! {
                 biased;
