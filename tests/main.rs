@@ -43,6 +43,7 @@ mod rdb_hostile;
 mod rdb_properties;
 mod rdb_samples;
 mod rdb_servers;
+mod round_trips;
 mod scan;
 mod scripts;
 mod secrets;

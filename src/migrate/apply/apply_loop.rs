@@ -190,6 +190,9 @@ impl ApplyLoop {
             self.finish_stats()?;
             return Ok(Some(Ended::Finished));
         }
+        if !loads {
+            self.look_for_repairs()?;
+        }
         self.bring_indexes(loads)?;
         self.applier.marks.note_writes(true)?;
         // Before anybody can take the first lag that is seen for none.

@@ -345,6 +345,13 @@ impl ApplyLoop {
         Ok(())
     }
 
+    /// Whether a verification has asked for anything: else a run that goes on need not wait for its first checkpoint.
+    pub(super) fn look_for_repairs(&mut self) -> Result<()> {
+        let ctx = self.ctx.clone();
+        self.repairs_pending = repair::wants_functions(&ctx)? || !repair::asked(&ctx)?.is_empty();
+        Ok(())
+    }
+
     /// Heals what a verification has asked for; called with every checkpoint.
     pub(super) fn repair(&mut self) -> Result<()> {
         let ctx = self.ctx.clone();
