@@ -379,6 +379,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_new_commands_one_goes_first() {
+        let (endpoint, heard) = echo(0, None).await;
+        let mut control = control(&endpoint).await;
+        let no: &[&[u8]] = &[b"NO", b"WAY"];
+        let asked: [&[&[u8]]; 6] = [&[b"A"], no, &[b"B", b"1"], no, &[b"B", b"2"], no];
+        let replies = control.ask_new(&asked).await.unwrap();
+        let refused: Vec<bool> = (replies.iter())
+            .map(|reply| matches!(reply, Reply::Error(_)))
+            .collect();
+        assert_eq!(refused, [false, true, false, true, false, true]);
+        assert_eq!(replies[4], status("B 2"));
+        let heard = heard.lock().unwrap().join(", ");
+        assert_eq!(heard, "PING, A, NO WAY, B 1, B 2");
+    }
+
+    #[tokio::test]
     async fn a_new_password_is_told_between_two_questions() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "one\n").unwrap();

@@ -78,3 +78,24 @@ fn a_reply_is_read_on_after_a_cancelled_read() {
         assert_eq!(reply.array().unwrap()[0].bytes(), Some(b"abcd".as_slice()));
     });
 }
+
+/// A refusal of the first of several commands is heard, though the server closes the connection behind it.
+#[test]
+fn an_error_counts_though_the_connection_ends_behind_it() {
+    wait(async {
+        let said = b"-NOPERM this user has no permissions to run the 'replconf' command\r\n";
+        let mut conn = conn(vec![said.to_vec()], Duration::ZERO).await;
+        let mut heard = Vec::new();
+        let asked: [&[&[u8]]; 2] = [&[b"REPLCONF", b"capa", b"eof"], &[b"INFO"]];
+        let e = conn.ask_each(&asked, |i, reply| match reply {
+            Reply::Error(text) => Err(refusal("REPLCONF", &text)),
+            _ => {
+                heard.push(i);
+                Ok(())
+            }
+        });
+        let e = e.await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Refused, "{e}");
+        assert_eq!(heard, [0usize; 0]);
+    });
+}
