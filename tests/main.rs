@@ -57,5 +57,6 @@ mod unknown_commands;
 mod unlike;
 mod unreplicated;
 mod verify;
+mod verify_far;
 mod verify_ways;
 mod workers;

@@ -311,3 +311,34 @@ fn a_hyperloglog_is_its_registers() {
     assert_eq!(answer["different_count"], 1, "{answer}");
     assert_eq!(answer["different"][0]["key"], "visitors:2", "{answer}");
 }
+
+/// An expiry that a side does not tell is not taken for none, which would make unlike keys equal.
+#[test]
+fn refused_expiries_are_an_error() {
+    let Some([name]) = need(["any"]) else { return };
+    let ends = [Server::start(&name), Server::start(&name)];
+    for (server, expiry) in ends.iter().zip(["90000", "70000"]) {
+        server.run(&format!("SET short a EX {expiry}"));
+        server.run("RPUSH list a");
+        server.run(&format!("EXPIRE list {expiry}"));
+    }
+    let plan = |ends: &[Server; 2]| Plan::new(&ends[0].url(), &ends[1].url());
+    plan(&ends).run("verify --json").exits(1);
+    let command = match ends[0].client().words("PEXPIRETIME short") {
+        Ok(_) => "pexpiretime",
+        Err(_) => "pttl",
+    };
+    for server in &ends {
+        server.run(&format!(
+            "ACL SETUSER reader on >secret ~* +@all -{command}"
+        ));
+    }
+    let mut plan = plan(&ends);
+    for side in ["source", "target"] {
+        plan.set(&format!("/{side}/username"), "reader".into());
+        plan.set(&format!("/{side}/password"), "secret".into());
+    }
+    let refused = plan.run("verify --json");
+    assert!(!(0..=1).contains(&refused.code), "{refused:?}");
+    refused.says(&[&command.to_uppercase()]);
+}

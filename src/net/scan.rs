@@ -188,6 +188,26 @@ pub enum Holder {
     Importing,
 }
 
+/// How many keys each of some slots has, as a cluster node counts them.
+pub async fn slots_sizes(conn: &mut Conn, slots: &[Slot]) -> Result<Vec<u64>> {
+    let mut sizes = Vec::with_capacity(slots.len());
+    for some in slots.chunks(SIZES_AT_ONCE) {
+        for slot in some {
+            let slot = slot.to_string();
+            conn.push(&[b"CLUSTER", b"COUNTKEYSINSLOT", slot.as_bytes()]);
+        }
+        conn.flush().await?;
+        for _ in some {
+            match conn.reply().await? {
+                Reply::Int(n) => sizes.push(u64::try_from(n).unwrap_or(0)),
+                Reply::Error(text) => return Err(refusal("CLUSTER COUNTKEYSINSLOT", &text)),
+                _ => return Err(unforeseen("CLUSTER COUNTKEYSINSLOT", conn)),
+            }
+        }
+    }
+    Ok(sizes)
+}
+
 /// The keys of slots, as a cluster node lists them, but not those of a slot that holds more than `most`.
 ///
 /// A node lists a slot that has left it as empty, and of one that is leaving what is left, without a word. So each is
@@ -280,6 +300,7 @@ pub async fn leaving(conn: &mut Conn, slots: &[Slot]) -> Result<Vec<(Slot, Strin
 
 /// Questions on their way together.
 const AT_ONCE: usize = 1024;
+const SIZES_AT_ONCE: usize = 4096;
 
 /// The answer to EXISTS of a name that nobody has.
 async fn rest_at(conn: &mut Conn) -> Result<Option<String>> {

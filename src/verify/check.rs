@@ -8,6 +8,7 @@ use crate::digest::{Unreplicated, Width};
 use crate::error::{Error, Result};
 use crate::keyset::KeySet;
 use crate::plan::{Endpoint, Job, OnExisting, Source};
+use crate::source::keys::depth;
 use crate::source::keys::fact::{Found, KeyFact};
 use crate::source::keys::side::{Role, Side};
 use crate::store::{Existing, Own, Store};
@@ -19,9 +20,6 @@ use std::time::Duration;
 
 /// How long a side may be away.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// How many read at the same time, at most.
-const WORKERS: usize = 4;
 
 /// Where the keys come from that the target is compared with.
 pub enum Origin {
@@ -106,13 +104,18 @@ impl Check {
                 OnExisting::Fail | OnExisting::Reconcile => {}
             }
         }
-        let origin = match &job.source {
-            Source::Server { endpoint, .. } => {
-                Origin::Server(Arc::new(Side::source(endpoint).await?))
+        let source = async {
+            match &job.source {
+                Source::Server { endpoint, .. } => {
+                    let side = measured(Side::source(endpoint).await?).await;
+                    Ok::<_, Error>(Origin::Server(Arc::new(side)))
+                }
+                Source::Rdb { path } => Ok(Origin::File(Snap::open(path)?)),
             }
-            Source::Rdb { path } => Origin::File(Snap::open(path)?),
         };
-        let target = Arc::new(Side::target(&job).await?);
+        let target = async { Ok::<_, Error>(measured(Side::target(&job).await?).await) };
+        let (origin, target) = tokio::join!(source, target);
+        let (origin, target) = (origin?, Arc::new(target?));
         let check = Check {
             seen: RwLock::new(KeySet::within(job.limits.key_set())),
             patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
@@ -242,7 +245,14 @@ impl Check {
             .connections
             .map_or(usize::MAX, |n| n as usize);
         // Some are needed beside: for lists, the guard and what is confirmed.
-        (limit.saturating_sub(4) / most.unwrap_or(1).max(1)).clamp(1, WORKERS)
+        let wanted = depth::pages(self.round_trip(), &self.job.limits);
+        (limit.saturating_sub(4) / most.unwrap_or(1).max(1)).clamp(1, wanted)
+    }
+
+    /// How long an answer of the farther side takes.
+    pub fn round_trip(&self) -> Duration {
+        let source = (self.origin.server()).map_or(Duration::ZERO, |s| s.round_trip());
+        source.max(self.target.round_trip())
     }
 
     /// The masters of both sides.
@@ -315,4 +325,12 @@ impl Check {
         a.difference(b, self.job.verify.ttl_tolerance_ms, Unreplicated::default())
             .is_none()
     }
+}
+
+/// A side of which is known how far away it is; where that fails, it is taken for near.
+async fn measured(side: Side) -> Side {
+    if let Err(e) = side.measure().await {
+        tracing::debug!("how far a side is was not measured: {e}");
+    }
+    side
 }

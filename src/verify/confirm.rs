@@ -7,12 +7,11 @@
 use super::check::Check;
 use super::migration::{self, Migration};
 use super::progress::{Name, UNPROVABLE};
-use super::reading;
+use super::reading::{self, Readers};
 use crate::digest::{SlotSum, Unreplicated};
 use crate::error::{Error, Result};
 use crate::net::Tries;
 use crate::source::keys::fact::{Found, NOT_REPLICATED};
-use crate::source::keys::reader::Reader;
 use crate::store::Difference;
 use crate::types::Slot;
 use std::collections::HashMap;
@@ -38,8 +37,7 @@ pub async fn run(check: &Check) -> Result<()> {
 
 /// Confirms candidates until no more than `left` are left.
 pub async fn some(check: &Check, left: usize) -> Result<()> {
-    let mut source = (check.origin.server()).map(|s| Reader::new(s.clone(), check.width));
-    let mut target = Reader::new(check.target.clone(), check.width);
+    let mut readers = Readers::new(check);
     loop {
         check.go_on()?;
         let names: Vec<Name> = {
@@ -51,7 +49,7 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
         if names.is_empty() {
             return Ok(());
         }
-        let read = confirm(check, source.as_mut(), &mut target, &names).await?;
+        let read = confirm(check, &mut readers, &names).await?;
         if read
             .iter()
             .any(|(_, _, verdict)| *verdict != Some(Verdict::Equal))
@@ -118,11 +116,10 @@ pub async fn some(check: &Check, left: usize) -> Result<()> {
 /// Why each of some keys differs; `None` for one that does not.
 pub async fn reasons(
     check: &Check,
-    source: &mut Reader,
-    target: &mut Reader,
+    readers: &mut Readers,
     names: &[Name],
 ) -> Result<Vec<Option<&'static str>>> {
-    let read = confirm(check, Some(source), target, names).await?;
+    let read = confirm(check, readers, names).await?;
     check.learn_losses()?;
     let reason = |((db, key), (_, _, verdict)): (&Name, &Read)| match verdict {
         Some(Verdict::Equal) => None,
@@ -135,12 +132,7 @@ pub async fn reasons(
 
 type Read = (Found, Found, Option<Verdict>);
 
-async fn confirm(
-    check: &Check,
-    mut source: Option<&mut Reader>,
-    target: &mut Reader,
-    names: &[Name],
-) -> Result<Vec<Read>> {
+async fn confirm(check: &Check, readers: &mut Readers, names: &[Name]) -> Result<Vec<Read>> {
     let mut read: Vec<Read> = vec![(Found::Gone, Found::Gone, None); names.len()];
     // What a round has proven; a second one must say the same.
     let mut proven: HashMap<usize, (Found, Found)> = HashMap::new();
@@ -156,27 +148,23 @@ async fn confirm(
         let list: Vec<Name> = open.iter().filter_map(|i| names.get(*i)).cloned().collect();
         let round = async {
             if attempt < QUICK {
-                let both = reading::both(check, source.as_deref_mut(), target, &list).await?;
+                let both = readers.both(check, &list).await?;
                 return Ok::<_, Error>((both, None));
             }
-            match source.as_deref_mut() {
-                None => Ok((
-                    reading::both(check, None, target, &list).await?,
-                    Some(Vec::new()),
-                )),
+            match check.origin.server() {
+                None => Ok((readers.both(check, &list).await?, Some(Vec::new()))),
                 Some(source) => {
-                    source.side.meet_replicas().await?;
-                    let before = reading::of_names(check, source, &list).await?;
+                    source.meet_replicas().await?;
+                    let before = reading::of_names(check, &mut readers.source, &list).await?;
                     let caught_up = match check.migrations.iter().any(Migration::runs) {
                         true => {
-                            let side = source.side.clone();
-                            migration::wait_for_stream(&side, &check.migrations, &check.stop, true)
+                            migration::wait_for_stream(source, &check.migrations, &check.stop, true)
                                 .await?
                         }
                         false => true,
                     };
-                    let theirs = reading::of_names(check, target, &list).await?;
-                    let after = reading::of_names(check, source, &list).await?;
+                    let theirs = reading::of_names(check, &mut readers.target, &list).await?;
+                    let after = reading::of_names(check, &mut readers.source, &list).await?;
                     let both = before.into_iter().zip(theirs).collect();
                     Ok((both, caught_up.then_some(after)))
                 }
@@ -186,10 +174,7 @@ async fn confirm(
             Ok(found) => found,
             Err(e) => {
                 tries.again(e, "reading keys again", &check.stop).await?;
-                target.reset();
-                if let Some(source) = source.as_deref_mut() {
-                    source.reset();
-                }
+                readers.reset();
                 check.look_again().await;
                 continue;
             }

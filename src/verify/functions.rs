@@ -18,9 +18,12 @@ pub async fn compare(check: &Check) -> Result<Vec<String>> {
         }
     };
     let mut found = Vec::new();
-    for master in &target.layout().masters {
+    let layout = target.layout();
+    let asked = (layout.masters.iter()).map(|m| functions::libraries(target, &m.address));
+    let told = futures::future::try_join_all(asked).await?;
+    for (master, theirs) in layout.masters.iter().zip(told) {
         // A target without functions was said when it was loaded.
-        let Some(theirs) = functions::libraries(target, &master.address).await? else {
+        let Some(theirs) = theirs else {
             continue;
         };
         for (name, code) in &ours {

@@ -2,9 +2,10 @@
 
 use super::answer::KeyReport;
 use super::check::Check;
+use super::confirm;
 use super::options::Options;
 use super::progress::Name;
-use super::{confirm, reading};
+use super::reading::{self, Readers};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Job;
 use crate::source::keys::fact::{Found, NOT_REPLICATED};
@@ -15,39 +16,45 @@ use crate::types::{DbIndex, Slot};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 
-/// Keys compared at a time by one worker.
-const CHUNK: usize = 2_000;
+/// Keys compared at a time by one worker: so few where there are enough workers, and no more than so many.
+const CHUNK: (usize, usize) = (100, 500);
 
 /// Both sides, open.
 pub struct Live {
     check: Arc<Check>,
     /// Connections that wait for work.
-    readers: Vec<(Reader, Reader)>,
+    readers: Readers,
+    /// How many there are of each side.
+    many: usize,
 }
 
 impl Live {
     pub async fn open(job: Job, options: &Options, stop: Shutdown) -> Result<Live> {
         let store = Store::open(&options.work_dir)?;
         let check = Arc::new(Check::open(job, options, store, stop).await?);
-        let Some(source) = check.origin.server() else {
+        if check.origin.server().is_none() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "a file cannot be compared again and again",
             ));
-        };
-        let reader = || {
-            let source = Reader::new(source.clone(), check.width);
-            (source, Reader::new(check.target.clone(), check.width))
-        };
-        let readers = (0..check.workers()).map(|_| reader()).collect();
-        Ok(Live { check, readers })
+        }
+        let readers = Readers::new(&check);
+        let many = readers.target.len();
+        Ok(Live {
+            check,
+            readers,
+            many,
+        })
     }
 
     /// Opens every connection that will be used, so that nobody waits for that later.
     pub async fn warm(&mut self) -> Result<()> {
-        let opened =
-            (self.readers.iter_mut()).flat_map(|(source, target)| [warm(source), warm(target)]);
-        futures::future::try_join_all(opened).await.map(drop)
+        let all = self
+            .readers
+            .source
+            .iter_mut()
+            .chain(&mut self.readers.target);
+        futures::future::try_join_all(all.map(warm)).await.map(drop)
     }
 
     /// Compares keys, each with the target's database and the name that it has at the source; returns what differs.
@@ -57,43 +64,55 @@ impl Live {
         let names: Vec<Name> = (names.into_iter())
             .filter(|(db, key)| self.check.compared(*db, key))
             .collect();
-        let mut chunks = names.chunks(CHUNK).map(<[Name]>::to_vec);
-        let mut workers: JoinSet<Result<Compared>> = JoinSet::new();
-        let mut unequal = Vec::new();
+        if self.readers.source.len() != self.many || self.readers.target.len() != self.many {
+            // They went with a comparison that was ended.
+            self.readers = Readers::new(&self.check);
+            self.many = self.readers.target.len();
+        }
+        let (least, most) = CHUNK;
+        let chunk = names.len().div_ceil(self.many.max(1)).clamp(least, most);
+        let mut chunks = names.chunks(chunk).map(<[Name]>::to_vec);
+        let mut workers: JoinSet<Compared> = JoinSet::new();
+        let mut idle: Vec<(Reader, Reader)> = (self.readers.source.drain(..))
+            .zip(self.readers.target.drain(..))
+            .collect();
+        let (mut unequal, mut failed) = (Vec::new(), None);
         loop {
-            while let Some((mut source, mut target)) = self.readers.pop() {
+            while failed.is_none()
+                && let Some((source, target)) = idle.pop()
+            {
                 let Some(chunk) = chunks.next() else {
-                    self.readers.push((source, target));
+                    idle.push((source, target));
                     break;
                 };
-                let check = self.check.clone();
-                workers.spawn(async move {
-                    let both =
-                        reading::both(&check, Some(&mut source), &mut target, &chunk).await?;
-                    let apart = chunk.into_iter().zip(both);
-                    let apart = apart.filter(|(_, (a, b))| !same(&check, a, b));
-                    Ok((apart.map(|(name, _)| name).collect(), source, target))
-                });
+                workers.spawn(compare(self.check.clone(), chunk, source, target));
             }
             let Some(done) = workers.join_next().await else {
                 break;
             };
             let (apart, source, target) =
-                done.map_err(|e| Error::new(ErrorKind::Bug, "a comparison panicked").cause(e))??;
-            unequal.extend(apart);
-            self.readers.push((source, target));
+                done.map_err(|e| Error::new(ErrorKind::Bug, "a comparison panicked").cause(e))?;
+            match apart {
+                Ok(apart) => unequal.extend(apart),
+                Err(e) => failed = Some(e),
+            }
+            idle.push((source, target));
+        }
+        (self.readers.source, self.readers.target) = idle.into_iter().unzip();
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        if let Some(chunk) = chunks.next() {
+            let text = format!("{} keys or more were not compared", chunk.len());
+            return Err(Error::new(ErrorKind::Bug, text));
         }
         if unequal.is_empty() {
             return Ok(Vec::new());
         }
-        let Some((mut source, mut target)) = self.readers.pop() else {
-            return Err(Error::new(
-                ErrorKind::Bug,
-                "a comparison without connections",
-            ));
-        };
-        let found = confirm::reasons(&self.check, &mut source, &mut target, &unequal).await;
-        self.readers.push((source, target));
+        let found = confirm::reasons(&self.check, &mut self.readers, &unequal).await;
+        if found.is_err() {
+            self.readers.reset();
+        }
         let report = |((db, key), reason): (&Name, Option<&'static str>)| {
             Some(KeyReport {
                 db: db.0,
@@ -110,7 +129,31 @@ impl Live {
 }
 
 /// What was not equal, and the connections that found it.
-type Compared = (Vec<Name>, Reader, Reader);
+type Compared = (Result<Vec<Name>>, Reader, Reader);
+
+async fn compare(
+    check: Arc<Check>,
+    chunk: Vec<Name>,
+    mut source: Reader,
+    mut target: Reader,
+) -> Compared {
+    let read = async {
+        let (ours, theirs) = tokio::try_join!(
+            reading::of_names(&check, std::slice::from_mut(&mut source), &chunk),
+            reading::of_names(&check, std::slice::from_mut(&mut target), &chunk)
+        )?;
+        let both = chunk.iter().zip(ours.iter().zip(&theirs));
+        let apart = both.filter(|(_, (a, b))| !same(&check, a, b));
+        Ok(apart.map(|(name, _)| name.clone()).collect())
+    };
+    let apart = read.await;
+    if apart.is_err() {
+        // What is on its way on these connections belongs to nobody.
+        source.reset();
+        target.reset();
+    }
+    (apart, source, target)
+}
 
 fn same(check: &Check, a: &Found, b: &Found) -> bool {
     match (a, b) {

@@ -93,9 +93,9 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     check.resume(progress);
     if let Origin::Server(side) = &check.origin {
         let slots = check.slots.as_ref();
-        let (ours, theirs) = (
-            list::estimate(side, slots).await,
-            list::estimate(&check.target, slots).await,
+        let (ours, theirs) = tokio::join!(
+            list::estimate(side, slots),
+            list::estimate(&check.target, slots),
         );
         let total = ours.saturating_add(theirs);
         options.gauge.total.store(total, Relaxed);
@@ -108,8 +108,9 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
         check.throttle(),
         watched.clone(),
     ));
-    let cpu = cpu_s(&check).await;
-    let ran = passes(&check).await;
+    let mut cpu = (None, None);
+    let asked = async { cpu = cpu_s(&check).await };
+    let ran = tokio::join!(asked, passes(&check)).1;
     watched.request();
     if let Err(e) = ran {
         // What was compared is worth keeping, whatever went wrong.
@@ -120,11 +121,16 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
             }
         });
     }
-    let functions = functions::compare(&check).await?;
+    let (functions, cpu_now, dbsize, indexes) = tokio::join!(
+        functions::compare(&check),
+        cpu_s(&check),
+        dbsize(&check),
+        indexes::compare(&check),
+    );
+    let functions = functions?;
     if check.repair && !functions.is_empty() {
         (check.migrations.iter()).try_for_each(Migration::ask_functions)?;
     }
-    let cpu_now = cpu_s(&check).await;
     let seconds = started.elapsed().as_secs_f64().max(0.001);
     let percent = |before: Option<f64>, after: Option<f64>| {
         Some((100.0 * (after? - before?).max(0.0) / seconds).round() as u64)
@@ -134,10 +140,10 @@ pub async fn run(job: Job, options: Options, stop: Shutdown) -> Result<Summary> 
     summary.resumed = resumed;
     summary.cpu_percent_source = percent(cpu.0, cpu_now.0);
     summary.cpu_percent_target = percent(cpu.1, cpu_now.1);
-    summary.dbsize = dbsize(&check).await?;
+    summary.dbsize = dbsize?;
     summary.functions_different = functions;
     summary.equal &= summary.functions_different.is_empty();
-    summary.indexes = indexes::compare(&check).await?;
+    summary.indexes = indexes?;
     summary.equal &= !summary.indexes.iter().any(IndexReport::differs);
     let value = serde_json::to_value(&summary).unwrap_or_default();
     (check.store()).save_verify(&value, started_ms, unix_ms(), summary.equal)?;
@@ -193,9 +199,11 @@ fn about(check: &Check, options: &Options) -> String {
 }
 
 async fn cpu_s(check: &Check) -> (Option<f64>, Option<f64>) {
-    let source = match &check.origin {
-        Origin::Server(side) => side.cpu_s().await,
-        Origin::File(_) => None,
+    let source = async {
+        match &check.origin {
+            Origin::Server(side) => side.cpu_s().await,
+            Origin::File(_) => None,
+        }
     };
-    (source, check.target.cpu_s().await)
+    tokio::join!(source, check.target.cpu_s())
 }

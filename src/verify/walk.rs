@@ -8,6 +8,7 @@ use crate::digest::SlotSum;
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyset::Put;
 use crate::net::Tries;
+use crate::source::keys::depth;
 use crate::source::keys::fact::Found;
 use crate::source::keys::list::{Listing, Page};
 use crate::source::keys::reader::{Reader, pairs};
@@ -19,18 +20,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, mpsc};
 
-/// Pages that wait for a worker.
-const PAGES: usize = 4;
+/// Pages that wait for a worker, however few work.
+const NEAR: usize = 4;
 /// Keys that did not agree are confirmed before the end when there are more than this.
 const CANDIDATES: usize = 100_000;
 
 /// Walks one listing to its end.
 pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Result<()> {
-    let (send, pages) = mpsc::channel(PAGES);
+    let many = check.workers();
+    let (send, pages) = mpsc::channel(many.max(NEAR));
     let pages = Arc::new(Mutex::new(pages));
     check.progress().begin();
     let mut workers = tokio::task::JoinSet::new();
-    for _ in 0..check.workers() {
+    for _ in 0..many {
         let worker = Worker {
             check: check.clone(),
             pass,
@@ -57,6 +59,7 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
             patience: check.patience,
             // The tally knows what it has seen.
             distinct: None,
+            depth: depth::listed(side.round_trip(), &check.job.limits),
         };
         listing.run(send).await
     };

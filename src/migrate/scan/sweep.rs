@@ -14,6 +14,7 @@ use crate::migrate::load::loss_guard::{self, FEW};
 use crate::migrate::scan::told::{Caught, Changes};
 use crate::net::Tries;
 use crate::plan::{Indexes, OnExisting};
+use crate::source::keys::depth;
 use crate::source::keys::fact::Found;
 use crate::source::keys::hearing::Hearing;
 use crate::source::keys::list::{Listing, Page, Position};
@@ -306,6 +307,7 @@ impl Sweeper<'_> {
             stop: self.ctx.shared.stop.clone(),
             patience: self.ctx.shared.run.patience,
             distinct: Some(self.ctx.shared.job.limits.key_set()),
+            depth: depth::listed(side.round_trip(), &self.ctx.shared.job.limits),
         };
         let task = self.ctx.shared.runtime.spawn(listing.run(send));
         (pages, task)

@@ -2,31 +2,22 @@
 //!
 //! By slot where the server can list a slot, else by SCAN, which may repeat a key.
 
+use super::depth::{Depth, PAGE};
 use super::fact::KeyFact;
 use super::side::Side;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::keyset::{KeySet, Put};
-use crate::net::scan::{self, Holder, Scan};
+use crate::net::scan::{self, Scan};
 use crate::net::server::{self, Layout};
 use crate::net::{Conn, Tries};
 use crate::resp::{Reply, info};
 use crate::task::Shutdown;
 use crate::types::{DbIndex, SLOTS, Slot, SlotSet};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// Keys of a page.
-pub const PAGE: usize = 1000;
-/// Slots asked for at a time.
-const SLOTS_AT_ONCE: usize = 64;
-/// Where slots hold many keys, fewer are asked for: what all of these may hold.
-const KEYS_AT_ONCE: usize = 50_000;
-/// A slot with more keys than this is not listed in one answer, nor one whose names take more than this.
-const SLOT_LIMIT: i64 = 500_000;
-const SLOT_ROOM: usize = 24 << 20;
 
 /// Where a listing goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +67,8 @@ pub struct Listing {
     pub patience: Duration,
     /// Leaves repetitions of SCAN out, with so many bytes to know them by; beyond these a key may come twice.
     pub distinct: Option<u64>,
+    /// How much is asked for at a time.
+    pub depth: Depth,
 }
 
 /// Pages on their way to the workers.
@@ -97,6 +90,26 @@ impl Out {
     /// Nobody listens any more.
     pub fn is_closed(&self) -> bool {
         self.pages.is_closed()
+    }
+
+    /// Sends keys by pages, of which the last one has the position; false when nobody listens any more.
+    pub(super) async fn send_all(
+        &mut self,
+        db: DbIndex,
+        mut keys: Vec<Vec<u8>>,
+        next: Option<Position>,
+    ) -> bool {
+        // SCAN brings a few more than it was asked for.
+        while keys.len() > PAGE + PAGE / 4 {
+            let rest = keys.split_off(PAGE);
+            if !self
+                .send(db, std::mem::replace(&mut keys, rest), None, None)
+                .await
+            {
+                return false;
+            }
+        }
+        self.send(db, keys, None, next).await
     }
 
     /// False when nobody listens any more.
@@ -166,150 +179,22 @@ impl Listing {
 
     /// A cluster's own list of a slot is that of one database.
     async fn has_more_databases(&self) -> Result<bool> {
-        let mut more = false;
-        for master in &self.side.layout().masters {
+        let layout = self.side.layout();
+        let more = layout.masters.iter().map(|master| async {
             let mut conn = self.side.control(&master.address).await?;
             let found = server::databases(&mut conn).await?;
-            more |= found.iter().any(|(db, _)| *db != DbIndex::ZERO);
-        }
-        Ok(more)
+            Ok::<_, Error>(found.iter().any(|(db, _)| *db != DbIndex::ZERO))
+        });
+        let more = futures::future::try_join_all(more).await?;
+        Ok(more.contains(&true))
     }
 
-    fn wants(&self, slot: Slot) -> bool {
+    pub(super) fn wants(&self, slot: Slot) -> bool {
         self.slots.as_ref().is_none_or(|s| s.has(slot))
     }
 
-    async fn by_slot(&self, out: &mut Out) -> Result<()> {
-        let first = match self.from {
-            Some(Position::Slot(n)) => usize::from(n),
-            _ => 0,
-        };
-        let wanted: Vec<Slot> = (Slot::all().skip(first))
-            .filter(|s| self.wants(*s))
-            .collect();
-        let mut conns: HashMap<String, Conn> = HashMap::new();
-        let (mut rest, mut at_once) = (wanted.as_slice(), 1);
-        while !rest.is_empty() {
-            let mut tries = Tries::new(self.patience);
-            let (slots, listed) = loop {
-                let slots = rest.get(..at_once.min(rest.len())).unwrap_or_default();
-                match self.slots(&mut conns, slots).await {
-                    Ok(listed) => break (slots, listed),
-                    Err(e) if e.kind() == ErrorKind::Oversized => {
-                        conns.clear();
-                        if slots.len() == 1 {
-                            break (slots, vec![None]);
-                        }
-                        at_once = 1;
-                    }
-                    Err(e) => {
-                        conns.clear();
-                        self.again(e, &mut tries).await?;
-                    }
-                }
-            };
-            rest = rest.get(slots.len()..).unwrap_or_default();
-            let keys: usize = listed.iter().flatten().map(Vec::len).sum();
-            at_once = match keys {
-                n if n > KEYS_AT_ONCE => (at_once / 2).max(1),
-                n if n < KEYS_AT_ONCE / 4 => at_once.saturating_mul(2).min(SLOTS_AT_ONCE),
-                _ => at_once,
-            };
-            // Small slots share a page; a large one has several.
-            let mut page = Vec::new();
-            for (slot, keys) in slots.iter().zip(listed) {
-                let mut keys = match keys {
-                    Some(keys) => keys.into_iter(),
-                    None if self.search(*slot, out).await? => Vec::new().into_iter(),
-                    None => return Ok(()),
-                };
-                loop {
-                    page.extend(keys.by_ref().take(PAGE.saturating_sub(page.len())));
-                    if page.len() < PAGE {
-                        break;
-                    }
-                    if !out
-                        .send(DbIndex::ZERO, std::mem::take(&mut page), None, None)
-                        .await
-                    {
-                        return Ok(());
-                    }
-                }
-                if Some(slot) == slots.last() {
-                    let next = Some(Position::Slot(slot.number().saturating_add(1)));
-                    if !out
-                        .send(DbIndex::ZERO, std::mem::take(&mut page), None, next)
-                        .await
-                    {
-                        return Ok(());
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The keys of each slot, asked of its master; `None` for one that is too large for one answer.
-    async fn slots(
-        &self,
-        conns: &mut HashMap<String, Conn>,
-        slots: &[Slot],
-    ) -> Result<Vec<Option<Vec<Vec<u8>>>>> {
-        let layout = self.side.layout();
-        let mut by_master: BTreeMap<&str, Vec<(usize, Slot)>> = BTreeMap::new();
-        for (i, slot) in slots.iter().enumerate() {
-            if let Some(master) = layout.masters.iter().find(|m| m.slots.has(*slot)) {
-                by_master
-                    .entry(&master.address)
-                    .or_default()
-                    .push((i, *slot));
-            }
-        }
-        let mut listed = vec![Some(Vec::new()); slots.len()];
-        for (address, slots) in by_master {
-            let conn = match conns.get_mut(address) {
-                Some(conn) => conn,
-                None => {
-                    let conn = self.side.connect(address).await?;
-                    conns.entry(address.to_owned()).or_insert(conn)
-                }
-            };
-            let asked: Vec<Slot> = slots.iter().map(|(_, s)| *s).collect();
-            let found =
-                scan::slots_keys(conn, &asked, SLOT_LIMIT, SLOT_ROOM, Holder::Master).await?;
-            for ((i, slot), found) in slots.into_iter().zip(found) {
-                let keys = match (found.keys, found.rest_at) {
-                    (Some(keys), Some(at)) => self.with_rest(keys, slot, &at).await?,
-                    (keys, _) => keys,
-                };
-                if let Some(place) = listed.get_mut(i) {
-                    *place = keys;
-                }
-            }
-        }
-        Ok(listed)
-    }
-
-    /// The keys of a slot that is leaving, with those that are at the other node already; asked after its master, so that
-    /// none is on neither list.
-    async fn with_rest(
-        &self,
-        keys: Vec<Vec<u8>>,
-        slot: Slot,
-        at: &str,
-    ) -> Result<Option<Vec<Vec<u8>>>> {
-        let mut conn = self.side.connect(at).await?;
-        let (slots, holder) = ([slot], Holder::Importing);
-        let listed = scan::slots_keys(&mut conn, &slots, SLOT_LIMIT, SLOT_ROOM, holder).await?;
-        let rest = listed.into_iter().next().and_then(|found| found.keys);
-        Ok(rest.map(|rest| {
-            let all: BTreeSet<Vec<u8>> = keys.into_iter().chain(rest).collect();
-            all.into_iter().collect()
-        }))
-    }
-
     /// Lists a slot that is too large for one answer, anew if it has moved meanwhile; false when nobody listens any more.
-    async fn search(&self, slot: Slot, out: &mut Out) -> Result<bool> {
+    pub(super) async fn search(&self, slot: Slot, out: &mut Out) -> Result<bool> {
         let mut seen = self.distinct.map(KeySet::within);
         let mut tries = Tries::new(self.patience);
         let mut stood = self.stands(slot).await?;
@@ -354,11 +239,11 @@ impl Listing {
     ) -> Result<bool> {
         let (endpoint, mut scan) = (&self.side.endpoint, Scan::new());
         let mut conn = self.open(address, db).await?;
-        while let Some(mut keys) = scan.next(endpoint, &mut conn, PAGE as u32).await? {
+        while let Some(mut keys) = scan.next(endpoint, &mut conn, self.depth.keys).await? {
             *tries = Tries::new(self.patience);
             keys.retain(|key| slots.has(Slot::of(key)));
             let keys = self.wanted(keys, db, seen);
-            if !keys.is_empty() && !out.send(db, keys, None, None).await {
+            if !keys.is_empty() && !out.send_all(db, keys, None).await {
                 return Ok(false);
             }
         }
@@ -442,7 +327,10 @@ impl Listing {
                 }
             };
             loop {
-                let keys = match scan.next(&self.side.endpoint, &mut conn, PAGE as u32).await {
+                let keys = match scan
+                    .next(&self.side.endpoint, &mut conn, self.depth.keys)
+                    .await
+                {
                     Ok(Some(keys)) => keys,
                     Ok(None) => break,
                     Err(e) => {
@@ -459,7 +347,7 @@ impl Listing {
                     Some(cursor) => Some(at(address, *db, cursor)),
                     None => after.clone(),
                 };
-                if !out.send(*db, keys, None, next).await {
+                if !out.send_all(*db, keys, next).await {
                     return Ok(());
                 }
             }
@@ -544,9 +432,13 @@ impl Listing {
     /// Masters and databases in the order in which they are scanned.
     async fn units(&self) -> Result<Vec<(String, DbIndex)>> {
         let mut units = Vec::new();
-        for master in &self.side.layout().masters {
+        let layout = self.side.layout();
+        let found = layout.masters.iter().map(|master| async {
             let mut conn = self.side.control(&master.address).await?;
-            let found = server::databases(&mut conn).await?;
+            server::databases(&mut conn).await
+        });
+        let found = futures::future::try_join_all(found).await?;
+        for (master, found) in layout.masters.iter().zip(found) {
             let mut found: BTreeSet<DbIndex> = found.into_iter().map(|(db, _)| db).collect();
             if self.side.cluster {
                 // Keys may come to a master that has none now.
@@ -565,7 +457,7 @@ impl Listing {
         Ok(conn)
     }
 
-    async fn again(&self, e: Error, tries: &mut Tries) -> Result<()> {
+    pub(super) async fn again(&self, e: Error, tries: &mut Tries) -> Result<()> {
         tries.again(e, "listing keys", &self.stop).await?;
         let _ = self.side.refresh().await;
         Ok(())

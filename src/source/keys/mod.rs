@@ -4,10 +4,12 @@
 
 use crate::error::{Error, ErrorKind};
 
+mod by_slot;
 pub mod calls;
 pub mod depth;
 mod dumped;
 pub mod events;
+mod expiry;
 pub mod fact;
 pub mod functions;
 pub mod hearing;

@@ -1,6 +1,7 @@
 //! Reading keys of one side: their values and expiries, many at a time, of all masters at once.
 
 use super::dumped;
+use super::expiry::Expiry;
 use super::fact::{Found, KeyFact};
 use super::side::Side;
 use super::typed;
@@ -27,7 +28,7 @@ const FOOTER: usize = 10;
 const WINDOW_BYTES: u64 = 2 << 20;
 const WINDOW_KEYS: usize = 500;
 /// Bytes of buffers that a reader's connections keep, all together.
-const KEPT_BYTES: usize = 4 << 20;
+const KEPT_BYTES: usize = 1 << 20;
 /// A value that takes more memory than this is read in parts.
 const LARGE: u64 = 8 << 20;
 /// What short answers may take, of so many keys as a page has.
@@ -77,18 +78,13 @@ impl Reader {
 
     /// A connection with the database selected; `None` when the server has fewer databases, so none of these keys.
     async fn take(&mut self, address: &str, db: DbIndex) -> Result<Option<Conn>> {
-        let mut conn = match self.conns.remove(address) {
-            Some(conn) => conn,
-            None => self.side.connect(address).await?,
-        };
-        match conn.select(db).await {
-            Ok(()) => Ok(Some(conn)),
-            Err(e) if e.kind() == ErrorKind::Refused => {
-                self.keep(address, conn);
-                Ok(None)
-            }
-            Err(e) => Err(e),
+        let conn = self.conns.remove(address);
+        let (conn, has) = opened(&self.side, conn, address, db).await?;
+        if has {
+            return Ok(Some(conn));
         }
+        self.keep(address, conn);
+        Ok(None)
     }
 
     fn keep(&mut self, address: &str, mut conn: Conn) {
@@ -119,19 +115,19 @@ impl Reader {
             }
         }
         let mut found: Vec<T> = keys.iter().map(|_| absent()).collect();
-        let mut asked = Vec::with_capacity(groups.len());
+        let side = self.side.clone();
+        let (side, ask, answer, left) = (&side, &ask, &answer, &AtomicUsize::new(room));
+        let mut answers = Vec::with_capacity(groups.len());
         for (address, places) in groups {
-            if let Some(mut conn) = self.take(address, db).await? {
+            let conn = self.conns.remove(address);
+            answers.push(async move {
+                let (mut conn, has) = opened(side, conn, address, db).await?;
+                if !has {
+                    return Ok((address, places, Vec::new(), conn));
+                }
                 for (_, name) in &places {
                     ask(&mut conn, name);
                 }
-                asked.push((address, places, conn));
-            }
-        }
-        let (answer, left) = (&answer, &AtomicUsize::new(room));
-        let answers = asked
-            .into_iter()
-            .map(|(address, places, mut conn)| async move {
                 conn.flush().await?;
                 let mut replies = Vec::with_capacity(places.len());
                 for _ in &places {
@@ -145,6 +141,7 @@ impl Reader {
                 }
                 Ok::<_, Error>((address, places, replies, conn))
             });
+        }
         for (address, places, replies, mut conn) in futures::future::try_join_all(answers).await? {
             self.side.bytes.fetch_add(conn.take_received(), Relaxed);
             self.keep(address, conn);
@@ -167,14 +164,14 @@ impl Reader {
             conn.push(&[Server::expiry_command(pexpiretime), key]);
         };
         let answer = |[dump, expire]: [Reply; 2]| {
-            let now = if pexpiretime { 0 } else { unix_ms() };
-            let expire = expire.int().filter(|n| *n >= 0);
             Ok(match dump {
                 Reply::Nil => Dumped::Gone,
                 Reply::Bulk(payload) if payload::is_foreign(&payload) => Dumped::Foreign,
-                Reply::Bulk(payload) => {
-                    Dumped::Here(payload, expire.map(|n| ExpireAt(n.saturating_add(now))))
-                }
+                Reply::Bulk(payload) => match Expiry::of(expire, pexpiretime)? {
+                    Expiry::Is(expire) => Dumped::Here(payload, expire),
+                    Expiry::Gone => Dumped::Gone,
+                    Expiry::Elsewhere => Dumped::Elsewhere,
+                },
                 Reply::Error(text) if is_elsewhere(&text) => Dumped::Elsewhere,
                 Reply::Error(text) => return Err(refusal("DUMP", &text)),
                 _ => return Err(unforeseen("DUMP")),
@@ -476,6 +473,24 @@ impl Reader {
         };
         self.keep(&address, conn);
         Ok(found)
+    }
+}
+
+/// A connection to a master with the database selected, and whether the server has that one.
+async fn opened(
+    side: &Side,
+    conn: Option<Conn>,
+    address: &str,
+    db: DbIndex,
+) -> Result<(Conn, bool)> {
+    let mut conn = match conn {
+        Some(conn) => conn,
+        None => side.connect(address).await?,
+    };
+    match conn.select(db).await {
+        Ok(()) => Ok((conn, true)),
+        Err(e) if e.kind() == ErrorKind::Refused => Ok((conn, false)),
+        Err(e) => Err(e),
     }
 }
 

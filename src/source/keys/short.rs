@@ -3,6 +3,7 @@
 //! TYPE goes first, as a GETRANGE of any other type would count as an error at the server; not where there have been
 //! nothing but strings for a while.
 
+use super::expiry::Expiry;
 use super::fact::{Found, KeyFact};
 use super::reader::{Reader, SHORT_ROOM};
 use super::unforeseen;
@@ -11,7 +12,7 @@ use crate::error::{ErrorKind, Result};
 use crate::net::server::Server;
 use crate::net::{is_elsewhere, refusal};
 use crate::resp::Reply;
-use crate::types::{DbIndex, ExpireAt, unix_ms};
+use crate::types::{DbIndex, ExpireAt};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Only strings shorter than this.
@@ -136,12 +137,13 @@ async fn strings_of(
         conn.push(&[Server::expiry_command(pexpiretime), key]);
     };
     let answer = |[value, expire]: [Reply; 2]| {
-        let now = if pexpiretime { 0 } else { unix_ms() };
-        let expire = expire.int().filter(|n| *n >= 0);
         Ok(match value {
             // Nothing there reads like an empty string.
             Reply::Bulk(value) if !value.is_empty() && value.len() < SHORT => {
-                Some((value, expire.map(|n| ExpireAt(n.saturating_add(now)))))
+                match Expiry::of(expire, pexpiretime)? {
+                    Expiry::Is(expire) => Some((value, expire)),
+                    Expiry::Gone | Expiry::Elsewhere => None,
+                }
             }
             Reply::Bulk(_) | Reply::Nil => None,
             Reply::Error(text) if is_elsewhere(&text) || text.starts_with("WRONGTYPE") => None,

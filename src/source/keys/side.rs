@@ -2,7 +2,7 @@
 
 use super::replicas;
 use crate::digest::Unreplicated;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::net::fork::Fork;
 use crate::net::server::{self, Layout};
 use crate::net::{self, Conn, Control};
@@ -131,15 +131,17 @@ impl Side {
         if self.role == Role::Target {
             return Ok(());
         }
-        let mut was_replica = self.endpoint.from_replicas;
-        for master in &self.layout().masters {
+        let layout = self.layout();
+        let asked = layout.masters.iter().map(|master| async {
             let mut conn = net::control(&self.endpoint, &master.address).await?;
             let reply = conn.ask(&[b"INFO", b"replication"]).await?;
             let text = reply.text().unwrap_or_default();
             let second = info::field(&text, "master_replid2");
             // What does not tell may have been anything.
-            was_replica |= second.is_none_or(|id| id.bytes().any(|b| b != b'0'));
-        }
+            Ok::<_, Error>(second.is_none_or(|id| id.bytes().any(|b| b != b'0')))
+        });
+        let were = futures::future::try_join_all(asked).await?;
+        let was_replica = self.endpoint.from_replicas || were.contains(&true);
         self.history.was_replica.fetch_or(was_replica, Relaxed);
         Ok(())
     }
@@ -237,28 +239,31 @@ impl Side {
 
     /// The keys of each database, as the masters count them.
     pub async fn sizes(&self) -> Result<BTreeMap<DbIndex, u64>> {
-        let mut sizes = BTreeMap::new();
-        for master in &self.layout().masters {
+        let layout = self.layout();
+        let asked = layout.masters.iter().map(|master| async {
             let mut conn = self.control(&master.address).await?;
-            for (db, keys) in server::databases(&mut conn).await? {
-                let sum: &mut u64 = sizes.entry(db).or_default();
-                *sum = sum.saturating_add(keys);
-            }
+            server::databases(&mut conn).await
+        });
+        let told = futures::future::try_join_all(asked).await?;
+        let mut sizes = BTreeMap::new();
+        for (db, keys) in told.into_iter().flatten() {
+            let sum: &mut u64 = sizes.entry(db).or_default();
+            *sum = sum.saturating_add(keys);
         }
         Ok(sizes)
     }
 
     /// Seconds of CPU that all masters have used; `None` where they do not tell.
     pub async fn cpu_s(&self) -> Option<f64> {
-        let mut sum = 0.0;
-        for master in &self.layout().masters {
+        let layout = self.layout();
+        let asked = layout.masters.iter().map(|master| async {
             let mut conn = self.control(&master.address).await.ok()?;
             let reply = conn.ask(&[b"INFO", b"cpu"]).await.ok()?;
             let text = reply.text()?;
-            for field in ["used_cpu_sys", "used_cpu_user"] {
-                sum += info::field(&text, field)?.parse::<f64>().ok()?;
-            }
-        }
-        Some(sum)
+            let used = |field| info::field(&text, field)?.parse::<f64>().ok();
+            Some(used("used_cpu_sys")? + used("used_cpu_user")?)
+        });
+        let used = futures::future::join_all(asked).await;
+        used.into_iter().sum()
     }
 }

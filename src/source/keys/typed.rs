@@ -4,6 +4,7 @@
 //! makes two readings differ, and the key is read again.
 
 use super::dumped;
+use super::expiry::Expiry;
 use super::fact::KeyFact;
 use super::side::Side;
 use super::stream::Groups;
@@ -133,11 +134,10 @@ pub(super) async fn expire(
     key: &[u8],
 ) -> Result<Option<Option<ExpireAt>>> {
     let command = Server::expiry_command(side.pexpiretime);
-    let now = if side.pexpiretime { 0 } else { unix_ms() };
-    Ok(match conn.call(&[command, key]).await?.int() {
-        Some(-2) => None,
-        Some(n) if n >= 0 => Some(Some(ExpireAt(n.saturating_add(now)))),
-        _ => Some(None),
+    let reply = conn.call(&[command, key]).await?;
+    Ok(match Expiry::of(reply, side.pexpiretime)? {
+        Expiry::Is(expire) => Some(expire),
+        Expiry::Gone | Expiry::Elsewhere => None,
     })
 }
 
