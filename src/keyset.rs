@@ -97,6 +97,20 @@ impl KeySet {
         (self.parts.get(part(hash))).is_some_and(|p| p.contains(&hash))
     }
 
+    /// Takes a hash out.
+    pub fn take_hash(&mut self, hash: u64) {
+        if let Some(part) = self.parts.get_mut(part(hash))
+            && part.remove(&hash)
+        {
+            self.len -= 1;
+        }
+    }
+
+    /// All that are in it.
+    pub fn hashes(&self) -> impl Iterator<Item = u64> {
+        self.parts.iter().flatten().copied()
+    }
+
     pub fn hash(&self, db: DbIndex, key: &[u8]) -> u64 {
         self.keyed.hash_one((db.0, key))
     }

@@ -1,12 +1,12 @@
 //! A comparison on its way: what every worker of it shares.
 
 use super::file::Snap;
+use super::met::Met;
 use super::migration::{self, Migration};
 use super::options::{Gauge, Options};
 use super::progress::{Done, Name, Progress};
 use crate::digest::{Unreplicated, Width};
 use crate::error::{Error, Result};
-use crate::keyset::KeySet;
 use crate::plan::{Endpoint, Job, OnExisting, Source};
 use crate::source::keys::depth;
 use crate::source::keys::fact::{Found, KeyFact};
@@ -20,6 +20,9 @@ use std::time::Duration;
 
 /// How long a side may be away.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// With fewer connections than this, both sides are not listed at the same time.
+const ENOUGH: u32 = 40;
 
 /// Where the keys come from that the target is compared with.
 pub enum Origin {
@@ -48,9 +51,7 @@ pub struct Check {
     pub job: Job,
     pub origin: Origin,
     pub target: Arc<Side>,
-    /// Keys that the first pass has found on both sides: it counts them once, and the second need not ask the source for
-    /// them again.
-    pub seen: RwLock<KeySet>,
+    pub met: Met,
     /// The migration's states: the plan's own, or those of its workers.
     pub migrations: Vec<Migration>,
     pub slots: Option<SlotSet>,
@@ -117,7 +118,7 @@ impl Check {
         let (origin, target) = tokio::join!(source, target);
         let (origin, target) = (origin?, Arc::new(target?));
         let check = Check {
-            seen: RwLock::new(KeySet::within(job.limits.key_set())),
+            met: Met::within(job.limits.key_set()),
             patience: job.limits.outage_s.map_or(PATIENCE, Duration::from_secs),
             origin,
             target,
@@ -253,6 +254,14 @@ impl Check {
     pub fn round_trip(&self) -> Duration {
         let source = (self.origin.server()).map_or(Duration::ZERO, |s| s.round_trip());
         source.max(self.target.round_trip())
+    }
+
+    /// Whether the target's keys are listed beside the first pass: not where connections are few, nor where names or
+    /// databases are not the same on both sides.
+    pub fn lists_beside(&self) -> bool {
+        self.origin.server().is_some()
+            && self.job.databases.is_identity()
+            && self.job.limits.connections.is_none_or(|n| n >= ENOUGH)
     }
 
     /// The masters of both sides.

@@ -23,6 +23,8 @@ const CHUNK: usize = 20_000;
 const QUICK: u32 = 12;
 /// Readings before a key is called unprovable.
 const TRIES: u32 = 22;
+/// Where servers tell an expiry only as the time that is left, two readings of one may be so much off.
+const TOLD_LATE_MS: u64 = 200;
 /// What was found out about one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
@@ -137,6 +139,11 @@ async fn confirm(check: &Check, readers: &mut Readers, names: &[Name]) -> Result
     // What a round has proven; a second one must say the same.
     let mut proven: HashMap<usize, (Found, Found)> = HashMap::new();
     let (mut tries, mut attempt) = (Tries::new(check.patience), 0);
+    // Beyond the tolerance nothing is called different that was only told late.
+    let off = u64::try_from(check.job.verify.ttl_tolerance_ms).unwrap_or(0);
+    let off = |exact: bool| if exact { 0 } else { off.min(TOLD_LATE_MS) };
+    let ours_off = off((check.origin.server()).is_none_or(|s| s.pexpiretime));
+    let theirs_off = off(check.target.pexpiretime);
     while attempt < TRIES {
         check.go_on()?;
         let open: Vec<usize> = (0..names.len())
@@ -188,7 +195,7 @@ async fn confirm(check: &Check, readers: &mut Readers, names: &[Name]) -> Result
             moved |= a == Found::Elsewhere || b == Found::Elsewhere;
             let stood_still = match &after {
                 // A file stands still.
-                Some(after) => after.get(n).is_none_or(|now| *now == a),
+                Some(after) => after.get(n).is_none_or(|now| a.stands(now, ours_off)),
                 None => false,
             };
             let verdict = match why {
@@ -197,7 +204,10 @@ async fn confirm(check: &Check, readers: &mut Readers, names: &[Name]) -> Result
                 Some(NOT_REPLICATED) => Some(Verdict::Different(NOT_REPLICATED)),
                 Some(reason) if stood_still => {
                     let again = proven.insert(*i, (a.clone(), b.clone()));
-                    (again == Some((a.clone(), b.clone()))).then_some(Verdict::Different(reason))
+                    let same = again.is_some_and(|(was_a, was_b)| {
+                        was_a.stands(&a, ours_off) && was_b.stands(&b, theirs_off)
+                    });
+                    same.then_some(Verdict::Different(reason))
                 }
                 _ => None,
             };

@@ -14,6 +14,7 @@ mod functions;
 mod incremental;
 mod indexes;
 mod live;
+mod met;
 mod migration;
 mod options;
 mod progress;
@@ -159,6 +160,11 @@ async fn passes(check: &Arc<Check>) -> Result<()> {
     if check.progress().at.pass == Pass::Source {
         walk::pass(check, Pass::Source, check.slots.clone()).await?;
         check.progress().enter(Pass::Target);
+        if check.met.all() {
+            let mut progress = check.progress();
+            progress.enter(Pass::Confirm);
+            check.save(&mut progress)?;
+        }
     }
     if check.progress().at.pass == Pass::Target {
         match &check.origin {

@@ -6,7 +6,6 @@ use super::reading::accepted;
 use super::{confirm, file_keys};
 use crate::digest::SlotSum;
 use crate::error::{Error, ErrorKind, Result};
-use crate::keyset::Put;
 use crate::net::Tries;
 use crate::source::keys::depth;
 use crate::source::keys::fact::Found;
@@ -16,8 +15,8 @@ use crate::source::keys::short::ShortStrings;
 use crate::types::{DbIndex, Slot, SlotSet};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 use tokio::sync::{Mutex, mpsc};
 
 /// Pages that wait for a worker, however few work.
@@ -31,6 +30,7 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
     let (send, pages) = mpsc::channel(many.max(NEAR));
     let pages = Arc::new(Mutex::new(pages));
     check.progress().begin();
+    let (from, beside_slots) = (check.progress().at.position.clone(), slots.clone());
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..many {
         let worker = Worker {
@@ -52,7 +52,7 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
         };
         let listing = Listing {
             side: side.clone(),
-            from: check.progress().at.position.clone(),
+            from: from.clone(),
             slots,
             dbs: check.dbs(side.role),
             stop: check.stop.clone(),
@@ -71,7 +71,57 @@ pub async fn pass(check: &Arc<Check>, pass: Pass, slots: Option<SlotSet>) -> Res
         }
         Ok(())
     };
-    tokio::try_join!(listing, working).map(drop)
+    let mut beside = tokio::task::JoinSet::new();
+    if pass == Pass::Source && from.is_none() && check.lists_beside() {
+        check.met.begin(check.job.limits.key_set() / 3);
+        beside.spawn(list_beside(check.clone(), beside_slots));
+    }
+    let beside = async {
+        while let Some(ended) = beside.join_next().await {
+            match ended.map_err(|e| Error::new(ErrorKind::Bug, "a listing panicked").cause(e))? {
+                Ok(()) => {}
+                // The second pass lists them.
+                Err(e) => tracing::debug!("the target's keys were not listed beside: {e}"),
+            }
+        }
+        Ok(())
+    };
+    tokio::try_join!(listing, working, beside).map(drop)
+}
+
+/// Lists the target's keys while the first pass reads the source's.
+async fn list_beside(check: Arc<Check>, slots: Option<SlotSet>) -> Result<()> {
+    let (send, mut pages) = mpsc::channel::<Page>(NEAR);
+    let side = &check.target;
+    let listing = Listing {
+        side: side.clone(),
+        from: None,
+        slots,
+        dbs: check.dbs(side.role),
+        stop: check.stop.clone(),
+        patience: check.patience,
+        distinct: None,
+        depth: depth::listed(side.round_trip(), &check.job.limits),
+    };
+    let taking = async {
+        while let Some(page) = pages.recv().await {
+            let keys: Vec<&[u8]> = (page.keys.iter().map(Vec::as_slice))
+                .filter(|k| check.compared(page.db, k))
+                .collect();
+            if !check.met.list(page.db, &keys) {
+                // Nobody listens any more: that ends the listing.
+                pages.close();
+                return Ok(false);
+            }
+            check.pace(keys.len()).await?;
+        }
+        Ok(true)
+    };
+    let ((), whole) = tokio::try_join!(listing.run(send), taking)?;
+    if whole {
+        check.met.listed();
+    }
+    Ok(())
 }
 
 struct Worker {
@@ -202,7 +252,8 @@ impl Worker {
         let gone = match (&check.origin, &mut self.source) {
             (Origin::File(file), _) => file.lacks(page.db, keys),
             (_, Some(source)) => {
-                let keys = unseen(&check, page.db, keys);
+                let sources = check.job.databases.sources_of(page.db);
+                let keys = sources.fold(keys, |keys, from| check.met.unmet(from, keys));
                 source.lacks(&check.job, page.db, keys).await?
             }
             _ => Vec::new(),
@@ -213,18 +264,6 @@ impl Worker {
         check.pace(read).await?;
         Ok(done)
     }
-}
-
-/// Those of some keys that the first pass has not found on both sides.
-fn unseen<'k>(check: &Check, db: DbIndex, mut keys: Vec<&'k [u8]>) -> Vec<&'k [u8]> {
-    let seen = check.seen.read().unwrap_or_else(PoisonError::into_inner);
-    for from in check.job.databases.sources_of(db) {
-        let hashes: Vec<u64> = keys.iter().map(|k| seen.hash(from, k)).collect();
-        let known: Vec<bool> = hashes.iter().map(|h| seen.has_hash(*h)).collect();
-        let mut known = known.into_iter();
-        keys.retain(|_| known.next() != Some(true));
-    }
-    keys
 }
 
 /// Takes what was found of a page's keys.
@@ -241,23 +280,16 @@ impl Tally<'_> {
     /// Takes a page, without what SCAN has told before.
     fn page(&mut self, from: DbIndex, read: Vec<(&[u8], Found, Found)>) {
         let check = self.check;
-        let mut known = vec![false; read.len()];
-        if check.origin.server().is_some() {
-            let seen = check.seen.read().unwrap_or_else(PoisonError::into_inner);
-            let hashes: Vec<Option<u64>> = (read.iter())
-                .map(|(key, a, b)| match (a, b) {
-                    (Found::Here(a), Found::Here(_)) => {
-                        accepted(check, a).then(|| seen.hash(from, key))
-                    }
+        let known = match check.origin.server() {
+            None => vec![false; read.len()],
+            Some(_) => {
+                let met = read.iter().map(|(key, a, b)| match (a, b) {
+                    (Found::Here(a), Found::Here(_)) => accepted(check, a).then_some(*key),
                     _ => None,
-                })
-                .collect();
-            drop(seen);
-            let mut seen = check.seen.write().unwrap_or_else(PoisonError::into_inner);
-            for (known, hash) in known.iter_mut().zip(hashes) {
-                *known = hash.is_some_and(|h| seen.put_hash(h) == Put::Known);
+                });
+                check.met.meet(from, met)
             }
-        }
+        };
         for ((key, a, b), _) in read.into_iter().zip(known).filter(|(_, known)| !known) {
             self.take(key, a, b);
         }

@@ -71,4 +71,44 @@ impl Found {
             _ => None,
         }
     }
+
+    /// Whether a later reading says the same. An expiry that was told as the time that is left may be so much off, as
+    /// the answers took unlike long.
+    pub fn stands(&self, later: &Found, off_ms: u64) -> bool {
+        match (self, later) {
+            (Found::Here(a), Found::Here(b)) => {
+                let expires = match (a.expire, b.expire) {
+                    (Some(x), Some(y)) => x.0.abs_diff(y.0) <= off_ms,
+                    (x, y) => x == y,
+                };
+                a.digest == b.digest && expires
+            }
+            _ => self == later,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::{self, Width};
+
+    #[test]
+    fn what_stands_still_may_be_told_late() {
+        let here = |value: &[u8], expire: Option<i64>| {
+            Found::Here(KeyFact {
+                digest: digest::of_bytes(value, Width::Bits64).expect("a digest"),
+                expire: expire.map(ExpireAt),
+            })
+        };
+        let one = here(b"a", Some(10_000));
+        assert!(one.stands(&one, 0));
+        assert!(!one.stands(&here(b"a", Some(10_003)), 0));
+        assert!(one.stands(&here(b"a", Some(10_003)), 100));
+        assert!(!one.stands(&here(b"a", Some(10_103)), 100));
+        assert!(!one.stands(&here(b"a", None), 100));
+        assert!(!one.stands(&here(b"b", Some(10_000)), 100));
+        assert!(!one.stands(&Found::Gone, 100));
+        assert!(Found::Gone.stands(&Found::Gone, 0));
+    }
 }
