@@ -463,11 +463,8 @@ async fn commands(
             continue;
         }
         facts.commands.insert(what, !is_refusal(reply));
-        match (*what, reply) {
-            ("CONFIG GET", Reply::Array(parts)) => {
-                facts.notifications = parts.get(1).and_then(Reply::text).map(|t| t.into_owned());
-            }
-            _ => {}
+        if let ("CONFIG GET", Reply::Array(parts)) = (*what, reply) {
+            facts.notifications = parts.get(1).and_then(Reply::text).map(|t| t.into_owned());
         }
     }
     let dry: [(&'static str, Vec<&[u8]>); 5] = [
@@ -563,8 +560,7 @@ async fn restore(conn: &mut Control, name: &str, facts: &mut Facts) -> Result<Op
     });
     let bodies: Vec<(u16, Vec<u8>)> = FOOTERS.into_iter().zip(bodies).collect();
     // The first by itself, as all may be refused.
-    let (first, others) = bodies.split_at(1);
-    for bodies in [first, others] {
+    for bodies in <[_; 2]>::from(bodies.split_at(1)) {
         let commands: Vec<[&[u8]; 6]> = (bodies.iter())
             .map(|(_, body)| -> [&[u8]; 6] {
                 [
