@@ -163,9 +163,15 @@ fn stub(answer: &'static [u8]) -> String {
             std::thread::spawn(move || {
                 let mut client = client;
                 let mut asked = [0; 4096];
-                while client.read(&mut asked).is_ok_and(|n| n > 0)
-                    && client.write_all(answer).is_ok()
-                {}
+                // Several commands may come at once; a pattern has an asterisk too.
+                let is_command = |text: &&[u8]| text.first().is_some_and(u8::is_ascii_digit);
+                while let Ok(n @ 1..) = client.read(&mut asked) {
+                    let commands = asked[..n].split(|b| *b == b'*').filter(is_command);
+                    let answers = answer.repeat(commands.count());
+                    if client.write_all(&answers).is_err() {
+                        return;
+                    }
+                }
             });
         }
     });
