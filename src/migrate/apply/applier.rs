@@ -247,6 +247,8 @@ impl<W: Wire, S: ReadStates> Applier<W, S> {
             self.heal_all()?;
             spec.keys(cmd, keys)?;
             scripts::check(cmd, spec, keys, end, &self.view())?;
+            // Keys that it does not name as well.
+            self.marks.touch_all();
         }
         self.ctx.progress.commands.fetch_add(1, Relaxed);
         let expired = command::removes_expired(cmd, |key| self.expiry.may(key));

@@ -17,7 +17,7 @@ use crate::rdb::payload::Target;
 use crate::store::{Existing, Own, ShardState};
 use crate::target::health::{Health, View};
 use crate::target::{Batch, Database};
-use crate::types::{DbIndex, Mark, ReplOffset, unix_ms};
+use crate::types::{DbIndex, Mark, ReplOffset, Slot, unix_ms};
 use servers::{DATABASES, FakeReader, FakeWire, Model, Random, Rules, Source, Strings};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
@@ -474,4 +474,19 @@ fn a_command_is_decided_after_what_is_due_is_healed() {
         .take(&stream[at..], &mut Vec::new(), 1 << 20)
         .unwrap();
     run.end();
+}
+
+/// A script that is run as it was called may write keys that it does not name: a verification of what has changed must
+/// read every slot.
+#[test]
+fn a_script_writes_to_any_slot() {
+    let mut run = Run::plain();
+    run.shard().expiry.drained();
+    run.shard().marks.note_writes(false).unwrap();
+    let stream = testing::encoded("EVAL redis.call('incr','unnamed') 1 keep:n");
+    run.shard().take(&stream, &mut Vec::new(), 1 << 20).unwrap();
+    run.save();
+    let written = (run.shard().ctx.shared.store(|s| s.written())).unwrap();
+    let last = written[0].last_ms(Slot::of(b"unnamed"));
+    assert!(last.is_some());
 }

@@ -11,6 +11,8 @@ pub(crate) struct WrittenSlots {
     /// Seconds after `since_ms`, plus one; 0 is never.
     last: Vec<u32>,
     changed: bool,
+    /// The second in which all were noted last.
+    all: u32,
 }
 
 impl WrittenSlots {
@@ -20,6 +22,7 @@ impl WrittenSlots {
             since_ms: unix_ms(),
             last: vec![0; SLOTS],
             changed: true,
+            all: 0,
         }
     }
 
@@ -29,6 +32,7 @@ impl WrittenSlots {
             since_ms: saved.since_ms,
             last: saved.last.clone(),
             changed: false,
+            all: 0,
         }
     }
 
@@ -48,8 +52,11 @@ impl WrittenSlots {
 
     pub fn note_all(&mut self) {
         let now = self.now();
-        self.last.fill(now);
-        self.changed = true;
+        // A script does so each time that it is called.
+        if std::mem::replace(&mut self.all, now) != now {
+            self.last.fill(now);
+            self.changed = true;
+        }
     }
 
     /// What is to be saved, if anything has changed since this was asked.
