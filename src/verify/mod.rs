@@ -164,6 +164,10 @@ async fn passes(check: &Arc<Check>) -> Result<()> {
             let mut progress = check.progress();
             progress.enter(Pass::Confirm);
             check.save(&mut progress)?;
+        } else {
+            // What was listed beside is listed again.
+            let compared = check.progress().at.compared;
+            check.gauge.done.store(compared, Relaxed);
         }
     }
     if check.progress().at.pass == Pass::Target {

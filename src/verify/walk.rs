@@ -113,6 +113,7 @@ async fn list_beside(check: Arc<Check>, slots: Option<SlotSet>) -> Result<()> {
                 pages.close();
                 return Ok(false);
             }
+            check.gauge.done.fetch_add(page.keys.len() as u64, Relaxed);
             check.pace(keys.len()).await?;
         }
         Ok(true)
