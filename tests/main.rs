@@ -45,6 +45,7 @@ mod rdb_samples;
 mod rdb_servers;
 mod round_trips;
 mod scan;
+mod scan_far;
 mod scripts;
 mod secrets;
 mod selection;

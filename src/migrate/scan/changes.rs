@@ -4,8 +4,10 @@
 //! Invariant: whatever raises a doubt takes the ground away, and only a whole sweep gives another.
 
 use crate::error::Result;
+use crate::migrate::scan::ahead::Reading;
 use crate::migrate::scan::copy::by_database;
-use crate::migrate::scan::sweep::{CHUNK, Sweeper};
+use crate::migrate::scan::pool::Compared;
+use crate::migrate::scan::sweep::Sweeper;
 use crate::migrate::scan::told::{Begun, Caught, Drained, has_groups};
 use crate::source::keys::events::Name;
 use crate::source::keys::fact::Found;
@@ -30,6 +32,7 @@ impl Sweeper<'_> {
             let _ = runtime.block_on(self.source.side.refresh());
             // Another server may have taken the source's place.
             self.source.reset();
+            self.ahead.reset();
         }
         self.changes.why = why.to_owned();
     }
@@ -203,28 +206,53 @@ impl Sweeper<'_> {
     /// What both sides hold of some keys, of those that are to be brought over.
     pub(super) fn read_both(&mut self, names: &[Name]) -> Result<Vec<(Name, Found, Found)>> {
         let mut read = Vec::with_capacity(names.len());
-        for (db, keys) in by_database(names) {
-            let Some(to) = self.ctx.shared.job.databases.map(db) else {
-                continue;
-            };
-            for keys in keys.chunks(CHUNK) {
-                let found = self.again(|me| {
-                    let runtime = me.ctx.shared.runtime.clone();
-                    let wanted = me.wanted(db, keys)?;
-                    let mut found = Vec::with_capacity(wanted.len());
-                    for window in runtime.block_on(me.source.windows(db, &wanted))? {
-                        me.pace(window.keys.len())?;
-                        let both = pairs(&mut me.source, db, &mut me.target, to, &window);
-                        let both = runtime.block_on(both)?;
-                        let named = window.keys.iter().zip(both);
-                        found.extend(named.map(|(key, (a, b))| ((db, key.to_vec()), a, b)));
+        self.in_chunks(
+            by_database(names).into_iter().collect(),
+            |me, db, keys| me.read_compared(db, keys),
+            |me, db, keys, found| {
+                let found = match found {
+                    Ok(found) => found,
+                    Err(e) => {
+                        me.failed_ahead(e)?;
+                        me.again(|me| me.compare(db, keys))?
                     }
-                    Ok(found)
-                })?;
-                read.extend(found);
-            }
-        }
+                };
+                read.extend(found.into_iter().map(|(key, a, b)| ((db, key), a, b)));
+                Ok(())
+            },
+        )?;
         Ok(read)
+    }
+
+    /// Begins to read what both sides hold of some keys.
+    pub(super) fn read_compared(
+        &mut self,
+        db: DbIndex,
+        keys: &[Vec<u8>],
+    ) -> Result<Reading<Compared>> {
+        let wanted = self.wanted_ahead(db, keys)?;
+        Ok(match self.ctx.shared.job.databases.map(db) {
+            Some(to) => Box::pin(self.ahead.clone().compared((db, to), wanted)),
+            None => Box::pin(std::future::ready(Ok(Vec::new()))),
+        })
+    }
+
+    /// The same in the plain way.
+    pub(super) fn compare(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<Compared> {
+        let Some(to) = self.ctx.shared.job.databases.map(db) else {
+            return Ok(Vec::new());
+        };
+        let runtime = self.ctx.shared.runtime.clone();
+        let wanted = self.wanted(db, keys)?;
+        let mut found = Vec::with_capacity(wanted.len());
+        for window in runtime.block_on(self.source.windows(db, &wanted))? {
+            self.pace(window.keys.len())?;
+            let both = pairs(&mut self.source, db, &mut self.target, to, &window);
+            let both = runtime.block_on(both)?;
+            let named = window.keys.iter().zip(both);
+            found.extend(named.map(|(key, (a, b))| (key.to_vec(), a, b)));
+        }
+        Ok(found)
     }
 
     /// Streams whose groups differ.

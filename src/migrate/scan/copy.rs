@@ -3,12 +3,14 @@
 use crate::error::{Context, ErrorKind, Result};
 use crate::fence::Dump;
 use crate::migrate::heal::fenced_reader::unfenced;
-use crate::migrate::scan::sweep::{CHUNK, MARK, Sweeper};
+use crate::migrate::scan::ahead::Reading;
+use crate::migrate::scan::pool::States;
+use crate::migrate::scan::sweep::{MARK, Sweeper};
 use crate::migrate::write::door::Admission;
 use crate::migrate::write::losses::{self, NAME_TAKEN};
 use crate::rdb::payload;
 use crate::source::keys::events::Name;
-use crate::source::keys::list::{Page, Position};
+use crate::source::keys::list::Position;
 use crate::source::keys::reader::Dumped;
 use crate::source::keys::window;
 use crate::types::DbIndex;
@@ -29,23 +31,25 @@ impl Sweeper<'_> {
         let from: Option<Position> = saved.and_then(|v| serde_json::from_value(v).ok());
         // The target has nothing of us that could be lost.
         self.unproven &= from.is_some();
-        let (mut pages, task) = self.pages(&side, from);
         let mut saved = Instant::now();
-        while let Some(page) = pages.blocking_recv() {
-            self.go_on()?;
-            self.again(|me| me.copy_page(&page))?;
-            (self.core.marks()).count_read(page.keys.len() as u64);
-            self.core.tick_scan()?;
-            if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
-                self.settle()?;
-                // Before the place, so that a kill in between counts keys twice, not never.
-                self.core.save(false)?;
-                let next = serde_json::to_value(next).unwrap_or_default();
-                self.ctx.shared.store(|s| s.put_json(COPIED, &next))?;
-                saved = Instant::now();
-            }
-        }
-        self.end(task)?;
+        self.walk(
+            &side,
+            from,
+            |me, page| me.read_states(page.db, &page.keys),
+            |me, page, read| {
+                me.take_states(page.db, &page.keys, read)?;
+                (me.core.marks()).count_read(page.keys.len() as u64);
+                if let (Some(next), true) = (&page.next, saved.elapsed() > Duration::from_secs(1)) {
+                    me.settle()?;
+                    // Before the place, so that a kill in between counts keys twice, not never.
+                    me.core.save(false)?;
+                    let next = serde_json::to_value(next).unwrap_or_default();
+                    me.ctx.shared.store(|s| s.put_json(COPIED, &next))?;
+                    saved = Instant::now();
+                }
+                Ok(true)
+            },
+        )?;
         self.settle()?;
         let end = serde_json::to_value(Position::End).unwrap_or_default();
         self.ctx.shared.store(|s| s.put_json(COPIED, &end))
@@ -77,9 +81,45 @@ impl Sweeper<'_> {
         name.is_some_and(|name| self.ctx.shared.own.has(db, &name))
     }
 
-    fn copy_page(&mut self, page: &Page) -> Result<()> {
-        let keys = self.wanted(page.db, &page.keys)?;
-        self.write(page.db, &keys)
+    /// The same for a reading ahead, at the plan's pace.
+    pub(super) fn wanted_ahead(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<Vec<Vec<u8>>> {
+        let owned = |keys: Vec<&[u8]>| keys.into_iter().map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let wanted = self.again(|me| me.wanted(db, keys).map(owned))?;
+        self.pace(wanted.len())?;
+        Ok(wanted)
+    }
+
+    /// Begins to read what the source holds of some keys.
+    pub(super) fn read_states(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<Reading<States>> {
+        let wanted = self.wanted_ahead(db, keys)?;
+        Ok(Box::pin(self.ahead.clone().states(db, wanted)))
+    }
+
+    /// Writes what was read ahead.
+    pub(super) fn take_states(
+        &mut self,
+        db: DbIndex,
+        keys: &[Vec<u8>],
+        read: Result<States>,
+    ) -> Result<()> {
+        let written = read.and_then(|states| {
+            let States { read, rest, .. } = states;
+            let moved = self.write_dumps(db, read.into_iter())?;
+            self.resolve()?;
+            self.wait_for_move(moved);
+            let rest: Vec<&[u8]> = rest.iter().map(Vec::as_slice).collect();
+            self.write(db, &rest)
+        });
+        match written {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                self.failed_ahead(e)?;
+                self.again(|me| {
+                    let keys = me.wanted(db, keys)?;
+                    me.write(db, &keys)
+                })
+            }
+        }
     }
 
     /// Reads keys of the source and writes what they hold.
@@ -107,42 +147,60 @@ impl Sweeper<'_> {
                 }
                 dumps => dumps?,
             };
-            for (key, dump) in window.keys.iter().zip(dumps) {
-                let (payload, expire) = match dump {
-                    Dumped::Gone if self.unproven => continue,
-                    Dumped::Gone => (None, None),
-                    Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
-                    Dumped::Foreign => {
-                        self.write_large(db, key)?;
-                        continue;
-                    }
-                    // Its slot is moving: it is read again.
-                    Dumped::Elsewhere => {
-                        self.hearing.events.put([(db, key.to_vec())]);
-                        moved = true;
-                        continue;
-                    }
-                };
-                let state = unfenced(payload, expire);
-                let renames = &self.ctx.shared.job.renames;
-                let Some(name) = renames.to_target(key) else {
-                    if state.payload.is_some() {
-                        let to = self.ctx.shared.job.databases.map(db).unwrap_or(db);
-                        self.ctx
-                            .lose_source_key(to, key, losses::NAME, NAME_TAKEN)?;
-                    }
-                    continue;
-                };
-                let written = self.core.write_state(db, &name, &state, MARK)?;
-                self.count(written);
-            }
+            let dumps = window.keys.iter().copied().zip(dumps);
+            moved |= self.write_dumps(db, dumps)?;
             self.resolve()?;
         }
+        self.wait_for_move(moved);
+        Ok(())
+    }
+
+    /// Writes what was read of some keys; true where a slot is on its way to another master.
+    fn write_dumps(
+        &mut self,
+        db: DbIndex,
+        dumps: impl Iterator<Item = (impl AsRef<[u8]>, Dumped)>,
+    ) -> Result<bool> {
+        let mut moved = false;
+        for (key, dump) in dumps {
+            let key = key.as_ref();
+            let (payload, expire) = match dump {
+                Dumped::Gone if self.unproven => continue,
+                Dumped::Gone => (None, None),
+                Dumped::Here(payload, expire) => (Some(Dump::Whole(payload)), expire),
+                Dumped::Foreign => {
+                    self.write_large(db, key)?;
+                    continue;
+                }
+                // Its slot is moving: it is read again.
+                Dumped::Elsewhere => {
+                    self.hearing.events.put([(db, key.to_vec())]);
+                    moved = true;
+                    continue;
+                }
+            };
+            let state = unfenced(payload, expire);
+            let renames = &self.ctx.shared.job.renames;
+            let Some(name) = renames.to_target(key) else {
+                if state.payload.is_some() {
+                    let to = self.ctx.shared.job.databases.map(db).unwrap_or(db);
+                    self.ctx
+                        .lose_source_key(to, key, losses::NAME, NAME_TAKEN)?;
+                }
+                continue;
+            };
+            let written = self.core.write_state(db, &name, &state, MARK)?;
+            self.count(written);
+        }
+        Ok(moved)
+    }
+
+    fn wait_for_move(&mut self, moved: bool) {
         if moved {
+            let runtime = self.ctx.shared.runtime.clone();
             let _ = runtime.block_on(self.source.side.refresh());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
     }
 
     /// A key of the first copy, or a change after it.
@@ -244,28 +302,22 @@ impl Sweeper<'_> {
         // What has only expired is no write.
         let written = taken.iter().filter(|(_, written)| *written).count();
         self.ctx.progress.writes.fetch_add(written as u64, Relaxed);
-        let mut some: Vec<Name> = taken.into_iter().map(|(name, _)| name).collect();
-        let all = some.len();
-        while !some.is_empty() {
-            let chunk = some.split_off(some.len().saturating_sub(CHUNK));
-            self.changes.note(&chunk);
-            if let Err(e) = self.write_names(&chunk) {
-                self.hearing.events.put(some.into_iter().chain(chunk));
-                return Err(e);
-            }
+        let some: Vec<Name> = taken.into_iter().map(|(name, _)| name).collect();
+        self.changes.note(&some);
+        if let Err(e) = self.write_names(&some) {
+            self.hearing.events.put(some);
+            return Err(e);
         }
-        Ok(all)
+        Ok(some.len())
     }
 
     /// Reads keys of the source, of several databases, and writes what they hold.
     pub(super) fn write_names(&mut self, names: &[Name]) -> Result<()> {
-        for (db, keys) in by_database(names) {
-            self.again(|me| {
-                let keys = me.wanted(db, &keys)?;
-                me.write(db, &keys)
-            })?;
-        }
-        Ok(())
+        self.in_chunks(
+            by_database(names).into_iter().collect(),
+            |me, db, keys| me.read_states(db, keys),
+            |me, db, keys, read| me.take_states(db, keys, read),
+        )
     }
 }
 

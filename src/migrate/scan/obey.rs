@@ -17,6 +17,7 @@ impl Sweeper<'_> {
                 // Whoever has taken the source's place is to be asked and read.
                 self.hearing.ask_anew();
                 self.source.reset();
+                self.ahead.reset();
                 self.drain = Some(Drain {
                     number,
                     since: Instant::now(),

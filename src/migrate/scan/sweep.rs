@@ -10,15 +10,16 @@ use crate::migrate::apply::apply_loop::{ApplyLoop, Ended};
 use crate::migrate::context::ShardContext;
 use crate::migrate::control::drain::ATTENDED_POLL;
 use crate::migrate::control::orders::Order;
-use crate::migrate::load::loss_guard::{self, FEW};
+use crate::migrate::scan::pool::Pool;
 use crate::migrate::scan::told::{Caught, Changes};
 use crate::net::Tries;
 use crate::plan::{Indexes, OnExisting};
 use crate::source::keys::depth;
+use crate::source::keys::events::Name;
 use crate::source::keys::fact::Found;
 use crate::source::keys::hearing::Hearing;
 use crate::source::keys::list::{Listing, Page, Position};
-use crate::source::keys::reader::{Reader, pairs};
+use crate::source::keys::reader::Reader;
 use crate::source::keys::side::Side;
 use crate::store::SWEEPS;
 use crate::task::Shutdown;
@@ -45,15 +46,13 @@ const INDEXES_EVERY: Duration = Duration::from_secs(5);
 /// How often a verification's wishes are looked for.
 const REPAIR_EVERY: Duration = Duration::from_millis(500);
 
-/// Keys of one database that only the target holds.
-type Extra = (DbIndex, Vec<Vec<u8>>);
-
 /// The driver of a scan, with what it reads from.
 pub(super) struct Sweeper<'p> {
     pub(super) ctx: Rc<ShardContext>,
     pub(super) core: &'p mut ApplyLoop,
     pub(super) source: Reader,
     pub(super) target: Reader,
+    pub(super) ahead: Pool,
     pub(super) hearing: Hearing,
     /// What was written since a moment from which on every change was told.
     pub(super) changes: Changes,
@@ -66,9 +65,9 @@ pub(super) struct Sweeper<'p> {
     /// lost its data, so nothing is removed before that is counted.
     pub(super) unproven: bool,
     /// `--accept-loss` holds for the first sweep of a run.
-    accept_loss: bool,
+    pub(super) accept_loss: bool,
     /// What the target holds is what we have brought: with on_existing "reconcile" not before the first sweep.
-    guarded: bool,
+    pub(super) guarded: bool,
     /// What a cutover wants drained.
     pub(super) drain: Option<Drain>,
 }
@@ -82,10 +81,11 @@ impl<'p> Sweeper<'p> {
             return Err(Error::new(ErrorKind::Bug, "a scan without a server"));
         };
         let (source, target) = runtime.block_on(async {
-            let source = Side::source(endpoint).await?;
-            Ok::<_, Error>((source, Side::target(job).await?))
+            let (source, target) = tokio::try_join!(Side::source(endpoint), Side::target(job))?;
+            tokio::try_join!(source.measure(), target.measure())?;
+            Ok::<_, Error>((Arc::new(source), Arc::new(target)))
         })?;
-        let (source, target) = (Arc::new(source), Arc::new(target));
+        let ahead = Pool::new(&source, &target, &job.limits);
         let told = job.limits.told();
         let hearing = Hearing::begin(source.clone(), told / 2, runtime, stop.clone())?;
         ctx.shared.event(
@@ -102,6 +102,7 @@ impl<'p> Sweeper<'p> {
         Ok(Sweeper {
             source: Reader::new(source, Default::default()),
             target: Reader::new(target, Default::default()),
+            ahead,
             core,
             hearing,
             changes: Changes::within(told / 4),
@@ -144,7 +145,7 @@ impl Sweeper<'_> {
             Ok(()) => {}
         }
         if !matches!(self.ctx.shared.control.order(), Order::Fence(_)) {
-            self.write_told(CHUNK)?;
+            self.write_told(self.at_once())?;
         }
         self.settle()?;
         self.core.save(true)?;
@@ -251,7 +252,7 @@ impl Sweeper<'_> {
                     last = began;
                 }
             }
-            let written = self.write_told(CHUNK)? + self.repair()?;
+            let written = self.write_told(self.at_once())? + self.repair()?;
             // Everything up to the beginning of the last sweep is over there; what came later is known to be nothing only
             // where it would have been told.
             let lag = (!(alike && self.hears_all())).then_some(last);
@@ -298,7 +299,7 @@ impl Sweeper<'_> {
         side: &Arc<Side>,
         from: Option<Position>,
     ) -> (mpsc::Receiver<Page>, tokio::task::JoinHandle<Result<()>>) {
-        let (send, pages) = mpsc::channel(2);
+        let (send, pages) = mpsc::channel(self.ahead.depth());
         let listing = Listing {
             side: side.clone(),
             from,
@@ -325,14 +326,16 @@ impl Sweeper<'_> {
         }
         self.repaired = Instant::now();
         let asked = self.ctx.shared.store(|s| s.repairs(CHUNK as u32))?;
+        let mut names: Vec<Name> = Vec::with_capacity(asked.len());
         for (db, key) in &asked {
-            self.again(|me| {
+            let from = self.again(|me| {
                 let job = me.ctx.shared.job.clone();
                 let runtime = me.ctx.shared.runtime.clone();
-                let from = runtime.block_on(me.source.source_of(&job, *db, key))?;
-                me.write(from, &[key])
+                runtime.block_on(me.source.source_of(&job, *db, key))
             })?;
+            names.push((from, key.clone()));
         }
+        self.write_names(&names)?;
         if !asked.is_empty() {
             self.settle()?;
             self.ctx.shared.store(|s| s.repaired(&asked))?;
@@ -363,17 +366,39 @@ impl Sweeper<'_> {
             // Before anything is added: later a share of the whole would say less.
             self.find_extra()?;
         }
-        let (mut pages, task) = self.pages(&self.source.side.clone(), None);
-        while let Some(page) = pages.blocking_recv() {
-            self.go_on()?;
-            if self.is_needless() {
-                return Ok(None);
-            }
-            found += self.again(|me| me.sweep_page(&page))?;
-            self.write_told(CHUNK)?;
-            self.core.tick_scan()?;
+        let mut apart: Vec<Name> = Vec::new();
+        let whole = self.walk(
+            &self.source.side.clone(),
+            None,
+            |me, page| me.read_compared(page.db, &page.keys),
+            |me, page, read| {
+                if me.is_needless() {
+                    return Ok(false);
+                }
+                let compared = match read {
+                    Ok(compared) => compared,
+                    Err(e) => {
+                        me.failed_ahead(e)?;
+                        me.again(|me| me.compare(page.db, &page.keys))?
+                    }
+                };
+                for (key, a, b) in compared {
+                    me.changes.meet(page.db, &key, &a);
+                    if !me.agree(&a, &b) {
+                        apart.push((page.db, key));
+                    }
+                }
+                if apart.len() >= me.at_once() {
+                    found += me.write_apart(std::mem::take(&mut apart))?;
+                }
+                me.write_told(me.at_once())?;
+                Ok(true)
+            },
+        )?;
+        if !whole {
+            return Ok(None);
         }
-        self.end(task)?;
+        found += self.write_apart(apart)?;
         self.settle()?;
         let Some(extra) = self.sweep_extra()? else {
             return Ok(None);
@@ -384,80 +409,18 @@ impl Sweeper<'_> {
         Ok(Some(found))
     }
 
-    /// Removes what only the target holds; returns how many keys, or `None` when a cutover is served sooner without it.
-    fn sweep_extra(&mut self) -> Result<Option<u64>> {
-        let mut found = 0;
-        let Some((many, extra)) = self.find_extra()? else {
-            return Ok(None);
-        };
-        if !many {
-            for (db, keys) in extra {
-                found += self.again(|me| me.remove_extra(db, &keys))?;
-            }
-            return Ok(Some(found));
-        }
-        let (mut pages, task) = self.pages(&self.target.side.clone(), None);
-        while let Some(page) = pages.blocking_recv() {
-            self.go_on()?;
-            found += self.again(|me| me.remove_extra(page.db, &page.keys))?;
-            self.write_told(CHUNK)?;
-            self.core.tick_scan()?;
-        }
-        self.end(task)?;
-        Ok(Some(found))
+    /// Reads keys again that differ, and writes them; returns how many.
+    fn write_apart(&mut self, apart: Vec<Name>) -> Result<u64> {
+        let found = apart.len() as u64;
+        self.write_names(&apart)?;
+        self.core.marks().count_healed(found);
+        (self.ctx.progress.writes).fetch_add(found, Relaxed);
+        Ok(found)
     }
 
-    /// Counts what only the target holds, and names it unless it is many; stops the run when it is too much to be true.
-    /// `None` when a cutover is served sooner without it.
-    fn find_extra(&mut self) -> Result<Option<(bool, Vec<Extra>)>> {
-        let (mut extra, mut lost, mut of) = (Vec::new(), 0, 0);
-        let (mut pages, task) = self.pages(&self.target.side.clone(), None);
-        while let Some(page) = pages.blocking_recv() {
-            self.go_on()?;
-            if self.is_needless() {
-                return Ok(None);
-            }
-            let (ours, gone) = self.again(|me| me.extra(page.db, &page.keys))?;
-            lost += gone.len() as u64;
-            of += ours;
-            if lost < FEW && !gone.is_empty() {
-                extra.push((page.db, gone));
-            }
-            self.core.tick_scan()?;
-        }
-        self.end(task)?;
-        let percent = self.ctx.shared.job.max_loss_percent;
-        let guarded = self.guarded && !self.accept_loss;
-        if guarded && loss_guard::is_loss(lost, of, percent) {
-            return Err(loss_guard::refused(&format!(
-                "the source {} has lost data or is another one: of {of} keys that the target got from it, it does not hold {lost} any more",
-                self.source.side.endpoint.redacted_url(),
-            )));
-        }
-        Ok(Some((lost >= FEW, extra)))
-    }
-
-    fn sweep_page(&mut self, page: &Page) -> Result<u64> {
-        let Some(to) = self.ctx.shared.job.databases.map(page.db) else {
-            return Ok(0);
-        };
-        let runtime = self.ctx.shared.runtime.clone();
-        let keys = self.wanted(page.db, &page.keys)?;
-        let mut apart: Vec<&[u8]> = Vec::new();
-        for window in runtime.block_on(self.source.windows(page.db, &keys))? {
-            self.pace(window.keys.len())?;
-            let read = pairs(&mut self.source, page.db, &mut self.target, to, &window);
-            for (key, (a, b)) in window.keys.iter().zip(runtime.block_on(read)?) {
-                self.changes.meet(page.db, key, &a);
-                if !self.agree(&a, &b) {
-                    apart.push(key);
-                }
-            }
-        }
-        self.write(page.db, &apart)?;
-        self.core.marks().count_healed(apart.len() as u64);
-        (self.ctx.progress.writes).fetch_add(apart.len() as u64, Relaxed);
-        Ok(apart.len() as u64)
+    /// How many keys are read again at a time.
+    pub(super) fn at_once(&self) -> usize {
+        CHUNK.saturating_mul(self.ahead.depth())
     }
 
     pub(super) fn agree(&self, a: &Found, b: &Found) -> bool {
@@ -479,39 +442,6 @@ impl Sweeper<'_> {
             (Found::Gone, Found::Gone) => true,
             _ => false,
         }
-    }
-
-    /// Of some keys of the target, how many are ours, and which of those the source does not have (any more).
-    fn extra(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<(u64, Vec<Vec<u8>>)> {
-        let runtime = self.ctx.shared.runtime.clone();
-        let job = self.ctx.shared.job.clone();
-        let keys: Vec<&[u8]> = (keys.iter().map(Vec::as_slice))
-            .filter(|k| job.filter.accepts(k) && !self.is_own(db, k))
-            .collect();
-        self.pace(keys.len())?;
-        let ours = keys.len() as u64;
-        let gone = runtime.block_on(self.source.lacks(&job, db, keys))?;
-        Ok((ours, gone.into_iter().map(<[u8]>::to_vec).collect()))
-    }
-
-    /// Removes those of some keys that the source does not have.
-    fn remove_extra(&mut self, db: DbIndex, keys: &[Vec<u8>]) -> Result<u64> {
-        let (_, gone) = self.extra(db, keys)?;
-        if self.unproven {
-            // Another may have answered than the one that was counted: the next sweep counts again.
-            return Ok(0);
-        }
-        let ctx = self.ctx.clone();
-        for name in gone
-            .iter()
-            .filter_map(|key| ctx.job().renames.to_target(key))
-        {
-            if let Some(pass) = self.core.door().admit_removal(db, &name)? {
-                self.core.writer().remove(pass, &name, MARK)?;
-            }
-        }
-        self.resolve()?;
-        Ok(gone.len() as u64)
     }
 
     pub(super) fn pace(&mut self, keys: usize) -> Result<()> {
@@ -538,6 +468,7 @@ impl Sweeper<'_> {
             let runtime = self.ctx.shared.runtime.clone();
             runtime.block_on(tries.again(e, "reading keys", &self.ctx.shared.stop))?;
             self.unproven = true;
+            self.ahead.reset();
             self.source.reset();
             self.target.reset();
             let _ = runtime.block_on(self.source.side.refresh());

@@ -27,6 +27,11 @@ impl<'k> Window<'k> {
         }
     }
 
+    /// One whose value is more than a window should be.
+    pub fn is_wide(&self) -> bool {
+        self.wide
+    }
+
     /// Whether what has failed may be done in smaller windows.
     pub fn shrinks(&self, e: &Error) -> bool {
         e.kind() == ErrorKind::Oversized && !self.large

@@ -1,0 +1,165 @@
+//! Mode "scan": readers of both sides, a pair for each reading.
+
+use crate::error::{ErrorKind, Result};
+use crate::plan::{Job, Limits};
+use crate::source::keys::depth;
+use crate::source::keys::fact::Found;
+use crate::source::keys::reader::{Dumped, Reader, pairs};
+use crate::source::keys::side::Side;
+use crate::source::keys::window;
+use crate::types::DbIndex;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What a window's values are counted as.
+const WINDOW_MIB: u32 = 2;
+
+/// Readers of both sides, so many at a time.
+#[derive(Clone)]
+pub(super) struct Pool {
+    sides: (Arc<Side>, Arc<Side>),
+    idle: Arc<Mutex<Vec<(Reader, Reader)>>>,
+    /// Readings at a time.
+    turns: Arc<Semaphore>,
+    /// MiB of values, beside the first window of each reading.
+    room: Arc<Semaphore>,
+    depth: usize,
+}
+
+/// What was read of some keys.
+pub(super) struct States {
+    pub read: Vec<(Vec<u8>, Dumped)>,
+    /// Keys that are not read ahead: too large, or more than there is room for.
+    pub rest: Vec<Vec<u8>>,
+    _room: Vec<OwnedSemaphorePermit>,
+}
+
+/// What both sides hold of some keys.
+pub(super) type Compared = Vec<(Vec<u8>, Found, Found)>;
+
+impl Pool {
+    pub fn new(source: &Arc<Side>, target: &Arc<Side>, limits: &Limits) -> Pool {
+        let masters = |side: &Arc<Side>| side.layout().masters.len().max(1);
+        let most = limits.connections.map_or(usize::MAX, |n| n as usize);
+        // Some are needed beside: for lists, notifications, and whoever reads the plain way.
+        let most = most.saturating_sub(8) / masters(source).max(masters(target));
+        let far = source.round_trip().max(target.round_trip());
+        let depth = depth::pages(far, limits).min(most).max(1);
+        let room = usize::try_from(limits.memory() >> 23).unwrap_or(32);
+        Pool {
+            sides: (source.clone(), target.clone()),
+            idle: Arc::default(),
+            turns: Arc::new(Semaphore::new(depth)),
+            room: Arc::new(Semaphore::new(room)),
+            depth,
+        }
+    }
+
+    /// How many readings are under way at most.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Another server may have taken a side's place: all connections are opened anew.
+    pub fn reset(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<(Reader, Reader)>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads with a pair of readers; after an error its connections are not used any more.
+    async fn with<T>(
+        self,
+        work: impl AsyncFnOnce(&mut Reader, &mut Reader, &Pool) -> Result<T>,
+    ) -> Result<T> {
+        let turn = self.turns.clone().acquire_owned().await;
+        let idle = self.lock().pop();
+        let (mut source, mut target) = idle.unwrap_or_else(|| {
+            let (source, target) = self.sides.clone();
+            let new = |side| Reader::new(side, Default::default());
+            (new(source), new(target))
+        });
+        let done = work(&mut source, &mut target, &self).await?;
+        self.lock().push((source, target));
+        drop(turn);
+        Ok(done)
+    }
+
+    /// What the source holds of some keys, as far as that is quickly read.
+    pub async fn states(self, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<States> {
+        self.with(
+            async move |source: &mut Reader, _: &mut Reader, pool: &Pool| {
+                let mut states = States {
+                    read: Vec::with_capacity(keys.len()),
+                    rest: Vec::new(),
+                    _room: Vec::new(),
+                };
+                let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+                let mut windows = VecDeque::from(source.windows(db, &names).await?);
+                let owned = |keys: &[&[u8]]| keys.iter().map(|k| k.to_vec()).collect::<Vec<_>>();
+                let mut first = true;
+                while let Some(window) = windows.pop_front() {
+                    let room = pool.room.clone().try_acquire_many_owned(WINDOW_MIB);
+                    let fits = first || room.is_ok();
+                    if !fits || window.is_wide() || !source.reads_whole(&window) {
+                        states.rest.extend(owned(&window.keys));
+                        continue;
+                    }
+                    match source.dumps(db, &window).await {
+                        Ok(dumps) => {
+                            let keys = owned(&window.keys).into_iter();
+                            states.read.extend(keys.zip(dumps));
+                            states._room.extend(room);
+                            first = false;
+                        }
+                        Err(e) if window.shrinks(&e) => {
+                            window::first(&mut windows, window.smaller());
+                        }
+                        // Whoever takes it finds out what to do about that.
+                        Err(e) if e.kind() == ErrorKind::Refused => {
+                            source.reset();
+                            states.rest.extend(owned(&window.keys));
+                        }
+                        Err(e) => return Err(e),
+                    }
+                }
+                Ok(states)
+            },
+        )
+        .await
+    }
+
+    /// What both sides hold of some keys.
+    pub async fn compared(
+        self,
+        (from, to): (DbIndex, DbIndex),
+        keys: Vec<Vec<u8>>,
+    ) -> Result<Compared> {
+        self.with(
+            async move |source: &mut Reader, target: &mut Reader, _: &Pool| {
+                let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+                let mut compared = Vec::with_capacity(keys.len());
+                for window in source.windows(from, &names).await? {
+                    let both = pairs(source, from, target, to, &window).await?;
+                    let both = window.keys.iter().zip(both);
+                    compared.extend(both.map(|(key, (a, b))| (key.to_vec(), a, b)));
+                }
+                Ok(compared)
+            },
+        )
+        .await
+    }
+
+    /// Those of some keys of the target that the source does not hold (any more).
+    pub async fn gone(self, job: Job, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
+        self.with(async move |source: &mut Reader, _: &mut Reader, _: &Pool| {
+            let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            let gone = source.lacks(&job, db, names).await?;
+            Ok(gone.into_iter().map(<[u8]>::to_vec).collect())
+        })
+        .await
+    }
+}
