@@ -196,6 +196,8 @@ impl Control {
         }
         let names = commands.iter().map(|args| shown_name(args));
         tracing::trace!("{}: {}", self.address, names.collect::<Vec<_>>().join(", "));
+        let watched = self.watched.clone();
+        let _asking = watched.ask();
         let (requests, driver) = (&mut self.requests, &mut self.driver);
         let answered = async {
             let request = requests.send_packed_commands(&pipeline, 0, commands.len());

@@ -1,6 +1,7 @@
 //! A stream whose replies another library parses: it refuses what no server sends, before that takes memory.
 //!
-//! Invariant: no more bytes and elements of one reply are handed on than its limits allow; only RESP 2 is.
+//! Invariant: no more bytes and elements of one reply are handed on than its limits allow, nor of all replies to what was
+//! asked at once; of long ones one at a time is read in the whole program; only RESP 2 is.
 
 use super::conn::Conn;
 use super::stream::Stream;
@@ -9,10 +10,11 @@ use crate::resp;
 use futures::task::AtomicWaker;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Elements of one reply. CLUSTER SLOTS has the most: 393,216 where 16384 slots alternate between masters of two replicas
 /// and each node's hostname is told.
@@ -23,6 +25,14 @@ const MAX_DEPTH: usize = 16;
 const MAX_LINE: usize = 64 * 1024;
 /// The digits of a length or a count, with their sigil.
 const MAX_HEAD: usize = 32;
+
+/// Answers that are longer than this are read one after the other, however many servers are asked at once: made of small
+/// elements they take many times their bytes.
+const LONG: u64 = 64 << 10;
+static LONG_TURN: Semaphore = Semaphore::const_new(1);
+
+/// Held while long answers are read.
+type Turn = SemaphorePermit<'static>;
 
 /// What whoever asks and the stream know of each other.
 pub struct Watched {
@@ -35,6 +45,20 @@ pub struct Watched {
     /// Bytes that were read, of which one whole reply is there at least, since all replies were taken.
     ahead: AtomicU64,
     reader: AtomicWaker,
+    /// Whoever asks says when something is asked: until then all that comes is one answer.
+    asks: AtomicBool,
+    /// Something was asked since the stream has read last.
+    asked: AtomicBool,
+    turn: Mutex<Option<Turn>>,
+}
+
+/// Something is asked; when this goes, its answers have been taken.
+pub struct Asking<'a>(&'a Watched);
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.turn().take();
+    }
 }
 
 /// How a stream has ended.
@@ -50,6 +74,17 @@ impl Watched {
     /// Allows replies of so many bytes from now on, unless longer ones are allowed already.
     pub fn allow(&self, bytes: u64) {
         self.max_bytes.fetch_max(bytes, Relaxed);
+    }
+
+    /// Something is asked now: its answers together may have as many bytes and elements as one.
+    pub fn ask(&self) -> Asking<'_> {
+        self.asks.store(true, Relaxed);
+        self.asked.store(true, Relaxed);
+        Asking(self)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Option<Turn>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whoever takes the replies has taken all that are there.
@@ -86,7 +121,18 @@ impl Watched {
 pub struct Metered {
     stream: Stream,
     frames: Frames,
+    answer: Answer,
+    /// For the turn to read a long answer.
+    waits: Option<Pin<Box<dyn Future<Output = Option<Turn>> + Send + Sync>>>,
     watched: Arc<Watched>,
+}
+
+/// What has come of the replies to what was asked at once.
+#[derive(Default)]
+struct Answer {
+    bytes: u64,
+    /// All elements that had come before.
+    elements_before: u64,
 }
 
 impl Metered {
@@ -104,13 +150,32 @@ impl Metered {
             room,
             ahead: AtomicU64::new(0),
             reader: AtomicWaker::new(),
+            asks: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            turn: Mutex::default(),
         });
         let metered = Metered {
             stream,
             frames: Frames::default(),
+            answer: Answer::default(),
+            waits: None,
             watched: watched.clone(),
         };
         Ok((metered, watched))
+    }
+}
+
+impl Answer {
+    fn within(&self, max_bytes: u64, all_elements: u64) -> Followed {
+        if self.bytes > max_bytes {
+            return Err(format!("replies of more than {max_bytes} bytes together"));
+        }
+        match all_elements.saturating_sub(self.elements_before) > MAX_ELEMENTS {
+            true => Err(format!(
+                "replies of more than {MAX_ELEMENTS} elements together"
+            )),
+            false => Ok(()),
+        }
     }
 }
 
@@ -124,6 +189,19 @@ impl AsyncRead for Metered {
         if this.watched.is_full(cx) {
             return Poll::Pending;
         }
+        if this.watched.asked.swap(false, Relaxed) {
+            this.answer = Answer {
+                bytes: 0,
+                elements_before: this.frames.all_elements,
+            };
+        }
+        let asks = this.watched.asks.load(Relaxed);
+        if asks && this.answer.bytes > LONG && this.watched.turn().is_none() {
+            let wait = || Box::pin(async { LONG_TURN.acquire().await.ok() }) as Pin<Box<_>>;
+            let turn = std::task::ready!(this.waits.get_or_insert_with(wait).as_mut().poll(cx));
+            this.waits = None;
+            *this.watched.turn() = turn;
+        }
         let before = buf.filled().len();
         let read = std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, buf));
         if let Err(e) = read {
@@ -134,9 +212,20 @@ impl AsyncRead for Metered {
         let new = buf.filled().get(before..).unwrap_or_default();
         if new.is_empty() {
             this.watched.end(Ended::Closed);
-        } else if let Err(why) = (this.frames).follow(new, this.watched.max_bytes.load(Relaxed)) {
-            this.watched.end(Ended::Refused(why));
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        } else {
+            let most = this.watched.max_bytes.load(Relaxed);
+            let followed = (this.frames).follow(new, most).and_then(|()| {
+                let came = u64::try_from(new.len()).unwrap_or(u64::MAX);
+                this.answer.bytes = this.answer.bytes.saturating_add(came);
+                match asks {
+                    true => (this.answer).within(most, this.frames.all_elements),
+                    false => Ok(()),
+                }
+            });
+            if let Err(why) = followed {
+                this.watched.end(Ended::Refused(why));
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            }
         }
         if std::mem::take(&mut this.frames.whole) || this.watched.ahead.load(Relaxed) > 0 {
             let n = u64::try_from(new.len()).unwrap_or(u64::MAX);
@@ -178,6 +267,8 @@ struct Frames {
     /// Bytes and elements of the reply so far.
     bytes: u64,
     elements: u64,
+    /// Of all replies.
+    all_elements: u64,
     /// A reply has come to its end.
     whole: bool,
 }
@@ -300,6 +391,7 @@ impl Frames {
 
     fn count(&mut self) -> Followed {
         self.elements = self.elements.saturating_add(1);
+        self.all_elements = self.all_elements.saturating_add(1);
         match self.elements > MAX_ELEMENTS {
             true => Err(format!("a reply of more than {MAX_ELEMENTS} elements")),
             false => Ok(()),
@@ -345,6 +437,31 @@ mod tests {
         // A reply of many elements that is allowed.
         let slots = "*3\r\n:1\r\n:2\r\n$4\r\nnode\r\n".repeat(1000);
         assert!(follow(format!("*1000\r\n{slots}").as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn answers_to_what_was_asked_at_once_count_together() {
+        let mut frames = Frames::default();
+        let reply = "*2\r\n:1\r\n:2\r\n".repeat(1000);
+        frames.follow(reply.as_bytes(), MOST).unwrap();
+        let within = |bytes, elements_before| {
+            let answer = Answer {
+                bytes,
+                elements_before,
+            };
+            answer.within(MOST, frames.all_elements + MAX_ELEMENTS - 3000)
+        };
+        assert_eq!(within(MOST, 0), Ok(()));
+        assert!(within(MOST + 1, 0).unwrap_err().contains("bytes together"));
+        frames.follow(b":1\r\n", MOST).unwrap();
+        let all = frames.all_elements + MAX_ELEMENTS - 3000;
+        let answer = |elements_before| Answer {
+            bytes: 0,
+            elements_before,
+        };
+        let refused = answer(0).within(MOST, all).unwrap_err();
+        assert!(refused.contains("elements together"), "{refused}");
+        assert_eq!(answer(1).within(MOST, all), Ok(()), "the next question");
     }
 
     #[test]
