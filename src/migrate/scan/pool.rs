@@ -12,6 +12,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// A reading of values whose sizes are not told counts as so many.
+const UNTOLD: u32 = 4;
 /// What a window's values are counted as.
 const WINDOW_MIB: u32 = 2;
 
@@ -34,6 +36,9 @@ pub(super) struct States {
     pub rest: Vec<Vec<u8>>,
     _room: Vec<OwnedSemaphorePermit>,
 }
+
+/// Held while something is read.
+type Turn = Option<OwnedSemaphorePermit>;
 
 /// What both sides hold of some keys.
 pub(super) type Compared = Vec<(Vec<u8>, Found, Found)>;
@@ -70,19 +75,31 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Where sizes are not told, a window may turn out to be several times what it should be: fewer are read at a time.
+    async fn make_room(&self, turn: &mut Turn) {
+        let (source, target) = &self.sides;
+        if source.tells_sizes() && target.tells_sizes() {
+            return;
+        }
+        // Given back first, as others wait for theirs.
+        drop(turn.take());
+        let many = u32::try_from(self.depth).map_or(UNTOLD, |depth| depth.min(UNTOLD));
+        *turn = self.turns.clone().acquire_many_owned(many).await.ok();
+    }
+
     /// Reads with a pair of readers; after an error its connections are not used any more.
     async fn with<T>(
         self,
-        work: impl AsyncFnOnce(&mut Reader, &mut Reader, &Pool) -> Result<T>,
+        work: impl AsyncFnOnce(&mut Reader, &mut Reader, &Pool, &mut Turn) -> Result<T>,
     ) -> Result<T> {
-        let turn = self.turns.clone().acquire_owned().await;
+        let mut turn = self.turns.clone().acquire_owned().await.ok();
         let idle = self.lock().pop();
         let (mut source, mut target) = idle.unwrap_or_else(|| {
             let (source, target) = self.sides.clone();
             let new = |side| Reader::new(side, Default::default());
             (new(source), new(target))
         });
-        let done = work(&mut source, &mut target, &self).await?;
+        let done = work(&mut source, &mut target, &self, &mut turn).await?;
         self.lock().push((source, target));
         drop(turn);
         Ok(done)
@@ -91,7 +108,7 @@ impl Pool {
     /// What the source holds of some keys, as far as that is quickly read.
     pub async fn states(self, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<States> {
         self.with(
-            async move |source: &mut Reader, _: &mut Reader, pool: &Pool| {
+            async move |source: &mut Reader, _: &mut Reader, pool: &Pool, turn: &mut Turn| {
                 let mut states = States {
                     read: Vec::with_capacity(keys.len()),
                     rest: Vec::new(),
@@ -99,6 +116,7 @@ impl Pool {
                 };
                 let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                 let mut windows = VecDeque::from(source.windows(db, &names).await?);
+                pool.make_room(turn).await;
                 let owned = |keys: &[&[u8]]| keys.iter().map(|k| k.to_vec()).collect::<Vec<_>>();
                 let mut first = true;
                 while let Some(window) = windows.pop_front() {
@@ -139,10 +157,12 @@ impl Pool {
         keys: Vec<Vec<u8>>,
     ) -> Result<Compared> {
         self.with(
-            async move |source: &mut Reader, target: &mut Reader, _: &Pool| {
+            async move |source: &mut Reader, target: &mut Reader, pool: &Pool, turn: &mut Turn| {
                 let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                 let mut compared = Vec::with_capacity(keys.len());
-                for window in source.windows(from, &names).await? {
+                let windows = source.windows(from, &names).await?;
+                pool.make_room(turn).await;
+                for window in windows {
                     let both = pairs(source, from, target, to, &window).await?;
                     let both = window.keys.iter().zip(both);
                     compared.extend(both.map(|(key, (a, b))| (key.to_vec(), a, b)));
@@ -155,11 +175,13 @@ impl Pool {
 
     /// Those of some keys of the target that the source does not hold (any more).
     pub async fn gone(self, job: Job, db: DbIndex, keys: Vec<Vec<u8>>) -> Result<Vec<Vec<u8>>> {
-        self.with(async move |source: &mut Reader, _: &mut Reader, _: &Pool| {
-            let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-            let gone = source.lacks(&job, db, names).await?;
-            Ok(gone.into_iter().map(<[u8]>::to_vec).collect())
-        })
+        self.with(
+            async move |source: &mut Reader, _: &mut Reader, _: &Pool, _: &mut Turn| {
+                let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+                let gone = source.lacks(&job, db, names).await?;
+                Ok(gone.into_iter().map(<[u8]>::to_vec).collect())
+            },
+        )
         .await
     }
 }

@@ -279,8 +279,7 @@ impl Reader {
     /// About how much memory each value takes; 0 where that is not told.
     async fn memory(&mut self, db: DbIndex, keys: &[&[u8]]) -> Result<Vec<u64>> {
         let side = self.side.clone();
-        let refused = side.endpoint.learnt.refuses(&[b"MEMORY", b"USAGE"]);
-        if refused || !side.memory.load(Relaxed) {
+        if !side.tells_sizes() {
             return Ok(vec![0; keys.len()]);
         }
         let ask = |conn: &mut Conn, key: &[u8]| {

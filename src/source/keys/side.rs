@@ -215,6 +215,12 @@ impl Side {
         Control::over(self.connect(address).await?).await
     }
 
+    /// Whether it tells how much memory a value takes.
+    pub fn tells_sizes(&self) -> bool {
+        let refused = self.endpoint.learnt.refuses(&[b"MEMORY", b"USAGE"]);
+        !refused && self.memory.load(Relaxed)
+    }
+
     /// Measures how far away this side is, which decides how much is asked of it at a time.
     pub async fn measure(&self) -> Result<()> {
         let Some(master) = self.layout().masters.first().cloned() else {
