@@ -493,6 +493,11 @@ impl ApplyLoop {
         self.sweep_lag = since;
     }
 
+    /// Where the target's connections are driven while the caller waits.
+    pub fn events(&self) -> EventLoop {
+        self.events.clone()
+    }
+
     /// Now and then: numbers to the display, a checkpoint.
     pub fn tick_scan(&mut self) -> Result<()> {
         if self.last_tick.elapsed() >= TICK {

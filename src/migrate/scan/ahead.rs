@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result, Retry};
 use crate::migrate::scan::sweep::{CHUNK, Sweeper};
 use crate::source::keys::list::{Page, Position};
 use crate::source::keys::side::Side;
+use crate::task::event_loop::EventLoop;
 use crate::types::DbIndex;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -54,9 +55,9 @@ impl<P, T: Send + 'static> Queue<P, T> {
         self.under_way.push_back((asked, runtime.spawn(reading)));
     }
 
-    /// Waits a little for the first reading, and for a page where more are wanted.
-    fn wait(&mut self, runtime: &Handle, more: Option<&mut mpsc::Receiver<Page>>) -> Came<T> {
-        runtime.block_on(async {
+    /// Waits a little, while what is written goes on, for the first reading, and for a page where more are wanted.
+    fn wait(&mut self, events: &EventLoop, more: Option<&mut mpsc::Receiver<Page>>) -> Came<T> {
+        events.drive(async {
             let reading = async {
                 match self.under_way.front_mut() {
                     Some((_, task)) => task.await.unwrap_or_else(|e| {
@@ -93,13 +94,13 @@ impl Sweeper<'_> {
         mut read: impl FnMut(&mut Self, &Page) -> Result<Reading<T>>,
         mut take: impl FnMut(&mut Self, &Page, Result<T>) -> Result<bool>,
     ) -> Result<bool> {
-        let runtime = self.ctx.shared.runtime.clone();
+        let (runtime, events) = (self.ctx.shared.runtime.clone(), self.core.events());
         let (mut pages, listing) = self.pages(side, from);
         let (mut queue, mut ended) = (Queue::new(), false);
         while !(ended && queue.under_way.is_empty()) {
             self.go_on()?;
             let more = (!ended && queue.under_way.len() < self.ahead.depth()).then_some(&mut pages);
-            match queue.wait(&runtime, more) {
+            match queue.wait(&events, more) {
                 Came::Page(Some(page)) => {
                     let reading = read(self, &page)?;
                     queue.begin(&runtime, page, reading);
@@ -128,7 +129,7 @@ impl Sweeper<'_> {
         mut read: impl FnMut(&mut Self, DbIndex, &[Vec<u8>]) -> Result<Reading<T>>,
         mut take: impl FnMut(&mut Self, DbIndex, &[Vec<u8>], Result<T>) -> Result<()>,
     ) -> Result<()> {
-        let runtime = self.ctx.shared.runtime.clone();
+        let (runtime, events) = (self.ctx.shared.runtime.clone(), self.core.events());
         let mut chunks = names.iter().flat_map(|(db, keys)| {
             let chunks = keys.chunks(CHUNK);
             chunks.map(move |keys| (*db, keys))
@@ -147,7 +148,7 @@ impl Sweeper<'_> {
             if queue.under_way.is_empty() {
                 break;
             }
-            if let Came::Read(read) = queue.wait(&runtime, None)
+            if let Came::Read(read) = queue.wait(&events, None)
                 && let Some(((db, keys), _)) = queue.under_way.pop_front()
             {
                 take(self, db, keys, read)?;

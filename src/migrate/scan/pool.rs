@@ -14,8 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// A reading of values whose sizes are not told counts as so many.
 const UNTOLD: u32 = 4;
-/// What a window's values are counted as.
-const WINDOW_MIB: u32 = 2;
+/// What a window's values are counted as until they have come.
+const WINDOW_KIB: u32 = 2 << 10;
 
 /// Readers of both sides, so many at a time.
 #[derive(Clone)]
@@ -24,7 +24,7 @@ pub(super) struct Pool {
     idle: Arc<Mutex<Vec<(Reader, Reader)>>>,
     /// Readings at a time.
     turns: Arc<Semaphore>,
-    /// MiB of values, beside the first window of each reading.
+    /// KiB of values, beside the first window of each reading.
     room: Arc<Semaphore>,
     depth: usize,
 }
@@ -51,7 +51,7 @@ impl Pool {
         let most = most.saturating_sub(8) / masters(source).max(masters(target));
         let far = source.round_trip().max(target.round_trip());
         let depth = depth::pages(far, limits).min(most).max(1);
-        let room = usize::try_from(limits.memory() >> 23).unwrap_or(32);
+        let room = usize::try_from(limits.memory() >> 12).unwrap_or(1 << 16);
         Pool {
             sides: (source.clone(), target.clone()),
             idle: Arc::default(),
@@ -120,14 +120,26 @@ impl Pool {
                 let owned = |keys: &[&[u8]]| keys.iter().map(|k| k.to_vec()).collect::<Vec<_>>();
                 let mut first = true;
                 while let Some(window) = windows.pop_front() {
-                    let room = pool.room.clone().try_acquire_many_owned(WINDOW_MIB);
-                    let fits = first || room.is_ok();
+                    let mut room = match first {
+                        true => None,
+                        false => (pool.room.clone().try_acquire_many_owned(WINDOW_KIB)).ok(),
+                    };
+                    let fits = first || room.is_some();
                     if !fits || window.is_wide() || !source.reads_whole(&window) {
                         states.rest.extend(owned(&window.keys));
                         continue;
                     }
                     match source.dumps(db, &window).await {
                         Ok(dumps) => {
+                            let bytes = |dump: &Dumped| match dump {
+                                Dumped::Here(payload, _) => payload.len(),
+                                _ => 0,
+                            };
+                            let kib = dumps.iter().map(bytes).sum::<usize>() >> 10;
+                            if let Some(room) = &mut room {
+                                // What they have not taken is given back.
+                                drop(room.split(room.num_permits().saturating_sub(kib + 1)));
+                            }
                             let keys = owned(&window.keys).into_iter();
                             states.read.extend(keys.zip(dumps));
                             states._room.extend(room);
